@@ -1,0 +1,1 @@
+"""What lies on disk: datasets, depth stores, and the vocabulary every stage shares."""

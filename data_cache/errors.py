@@ -1,0 +1,25 @@
+"""The one exception a person is meant to read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the person can mend: shown as one message without a traceback, exit status 2.
+
+    The message says what was found, where, what is possible, and what to do.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the closest known name, or "" when none is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
+    """Build the error for a name that is not in a table of names."""
+    names = sorted(known)
+    return UserError(f"unknown {what} {name!r}{nearest(name, names)}; known: {', '.join(names)}")

@@ -1,0 +1,1 @@
+"""One folder per stage of the pipeline, in the order they run."""

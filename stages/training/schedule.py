@@ -1,0 +1,157 @@
+"""A schedule is data: an immutable tuple of steps, each a phase of optimisation or a copy of weights. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from stages.networks.parts import DEPTH_BRANCH, ENCODER, EVERYTHING, SEG_BRANCH, Part
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of optimisation that trains certain parts with certain loss weights.
+
+    Args:
+        name: shown in logs and tables; unique within its schedule.
+        trains: parts that receive gradient; every other part stays bit-identical, batch-norm statistics included.
+        focal: weight of the segmentation loss.
+        mse: weight of the depth loss.
+        epochs: passes over the training split; None means the recipe's number.
+        lr: learning rate; None means the recipe's.
+        budget_factor: multiplies the recipe's epochs (for controls with the budget of several phases).
+    """
+
+    name: str
+    trains: Part
+    focal: float = 0.0
+    mse: float = 0.0
+    epochs: int | None = None
+    lr: float | None = None
+    budget_factor: int = 1
+
+    def __post_init__(self) -> None:
+        for weight, value, branch, what in (
+            ("focal", self.focal, SEG_BRANCH, "segmentation"),
+            ("mse", self.mse, DEPTH_BRANCH, "depth"),
+        ):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"phase {self.name!r}: {weight} weight {value} must be finite and at least 0")
+            if self.trains & branch and value == 0:
+                raise ValueError(
+                    f"phase {self.name!r} trains the {what} branch but {weight} has weight 0, so it would get no gradient; "
+                    f"give {weight} a weight or drop the part"
+                )
+        if not self.trains:
+            raise ValueError(f"phase {self.name!r} trains no part; name at least one of {', '.join(EVERYTHING.names())}")
+        if self.focal == 0 and self.mse == 0:
+            raise ValueError(f"phase {self.name!r} has no loss: focal and mse are both 0; give one of them a weight")
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"phase {self.name!r}: epochs {self.epochs} must be at least 1")
+        if self.lr is not None and not self.lr > 0:
+            raise ValueError(f"phase {self.name!r}: lr {self.lr} must be positive")
+
+    @property
+    def needs_seg(self) -> bool:
+        """Whether the segmentation branch is run at all."""
+        return self.focal > 0
+
+    @property
+    def needs_depth(self) -> bool:
+        """Whether the depth branch is run, and depth targets are read, at all."""
+        return self.mse > 0
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class CopyWeights:
+    """Copy the state of one decoder, batch-norm buffers included, onto the other; heads are never copied."""
+
+    source: Part
+    target: Part
+
+    def __post_init__(self) -> None:
+        if {self.source, self.target} != {Part.SEG_DECODER, Part.DEPTH_DECODER}:
+            raise ValueError(
+                f"cannot copy {'+'.join(self.source.names())} to {'+'.join(self.target.names())}; "
+                "a copy goes between seg-decoder and depth-decoder"
+            )
+
+    def __str__(self) -> str:
+        return f"copy {self.source.names()[0]} -> {self.target.names()[0]}"
+
+
+Step = Phase | CopyWeights
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A named tuple of steps; read it left to right as time."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        names = [phase.name for phase in self.phases]
+        if not names:
+            raise ValueError(f"schedule {self.name!r} has no phase; add at least one")
+        if len(set(names)) < len(names):
+            raise ValueError(f"schedule {self.name!r} has two phases of one name ({', '.join(names)}); rename one")
+        if isinstance(self.steps[-1], CopyWeights):
+            raise ValueError(f"schedule {self.name!r} ends with a copy, which nothing would use; drop it or add a phase")
+        self._check_copies_have_a_trained_source()
+
+    def _check_copies_have_a_trained_source(self) -> None:
+        trained = Part(0)
+        for step in self.steps:
+            if isinstance(step, CopyWeights) and not step.source & trained:
+                raise ValueError(
+                    f"schedule {self.name!r}: {step} has nothing to copy, because no phase before it trains "
+                    f"{step.source.names()[0]}; put the copy after such a phase or drop it"
+                )
+            trained |= step.trains if isinstance(step, Phase) else step.target
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases alone, in order."""
+        return tuple(step for step in self.steps if isinstance(step, Phase))
+
+    @property
+    def needs_depth(self) -> bool:
+        """Whether any phase reads depth targets."""
+        return any(phase.needs_depth for phase in self.phases)
+
+    def with_copy(self) -> Schedule:
+        """Return this schedule with a copy of the first trained decoder onto the other after the first phase, named ``…+copy``.
+
+        Raises:
+            ValueError: when the first phase trains both decoders or no phase follows it, so there is nothing to copy.
+        """
+        first = self.phases[0]
+        trained = first.trains & (Part.SEG_DECODER | Part.DEPTH_DECODER)
+        other = (Part.SEG_DECODER | Part.DEPTH_DECODER) & ~trained
+        later = Part(0)
+        for phase in self.phases[1:]:
+            later |= phase.trains
+        if len(trained.names()) != 1 or not later & other:
+            raise ValueError(
+                f"schedule {self.name!r} has nothing to copy: a copy needs a first phase that trains one decoder "
+                "and a later one that trains the other (seg-first, seg-first-direct, depth-first, depth-first-direct)"
+            )
+        if any(isinstance(step, CopyWeights) for step in self.steps):
+            raise ValueError(f"schedule {self.name!r} copies already; drop --copy-weights")
+        return Schedule(f"{self.name}+copy", (self.steps[0], CopyWeights(trained, other), *self.steps[1:]))
+
+    def with_loss_weights(self, focal: float, mse: float) -> Schedule:
+        """Return this schedule with other weights in its phases that use both losses."""
+        return replace(
+            self,
+            steps=tuple(
+                replace(step, focal=focal, mse=mse) if isinstance(step, Phase) and step.needs_seg and step.needs_depth else step
+                for step in self.steps
+            ),
+        )
+
+
+__all__ = ["DEPTH_BRANCH", "ENCODER", "EVERYTHING", "SEG_BRANCH", "CopyWeights", "Part", "Phase", "Schedule", "Step"]
