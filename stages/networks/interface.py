@@ -17,7 +17,7 @@ class Outputs(NamedTuple):
     depth: Tensor | None
     """(B, H, W), linear output in the units of the depth target, at the input's size."""
     aux_seg_logits: tuple[Tensor, ...] = ()
-    """Auxiliary (B, C, H, W) logits of networks that have them, filled only in training mode; weighted by ``aux_weight``."""
+    """Auxiliary (B, C, H, W) logits, filled only in training mode; the loss weighs them by ``aux_weight``."""
 
 
 class Normalisation(NamedTuple):
@@ -31,9 +31,10 @@ class Normalisation(NamedTuple):
 class Network(Protocol):
     """A shared encoder with a segmentation branch and, unless built with ``with_depth=False``, a depth branch.
 
-    Implementations are ``nn.Module``s. ``parts()`` covers all parameters and buffers and overlaps nowhere; every part is
-    a direct attribute, so that the state dict of the network built ``with_depth=False`` is exactly the state dict of the
-    full one without the keys of the depth parts. Any input of at least 64 px a side works; padding and cropping happen inside.
+    Implementations are ``nn.Module``s. ``parts()`` covers all parameters and buffers and overlaps nowhere; every part
+    is a direct attribute, so that the state dict of the network built ``with_depth=False`` is exactly the state dict
+    of the full one without the keys of the depth parts. Any input of at least 64 px a side works; padding and cropping
+    happen inside.
     """
 
     num_classes: int

@@ -1,4 +1,4 @@
-"""A schedule is data: an immutable tuple of steps, each a phase of optimisation or a copy of weights. Imports no torch."""
+"""A schedule is data: an immutable tuple of steps, each a phase or a copy of weights. Imports no torch."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ class Phase:
                 raise ValueError(f"phase {self.name!r}: {weight} weight {value} must be finite and at least 0")
             if self.trains & branch and value == 0:
                 raise ValueError(
-                    f"phase {self.name!r} trains the {what} branch but {weight} has weight 0, so it would get no gradient; "
-                    f"give {weight} a weight or drop the part"
+                    f"phase {self.name!r} trains the {what} branch but {weight} has weight 0, so it would get no "
+                    f"gradient; give {weight} a weight or drop the part"
                 )
         if not self.trains:
-            raise ValueError(f"phase {self.name!r} trains no part; name at least one of {', '.join(EVERYTHING.names())}")
+            possible = ", ".join(EVERYTHING.names())
+            raise ValueError(f"phase {self.name!r} trains no part; name at least one of {possible}")
         if self.focal == 0 and self.mse == 0:
             raise ValueError(f"phase {self.name!r} has no loss: focal and mse are both 0; give one of them a weight")
         if self.epochs is not None and self.epochs < 1:
@@ -99,7 +100,7 @@ class Schedule:
         if len(set(names)) < len(names):
             raise ValueError(f"schedule {self.name!r} has two phases of one name ({', '.join(names)}); rename one")
         if isinstance(self.steps[-1], CopyWeights):
-            raise ValueError(f"schedule {self.name!r} ends with a copy, which nothing would use; drop it or add a phase")
+            raise ValueError(f"schedule {self.name!r} ends with a copy, which nothing uses; drop it or add a phase")
         self._check_copies_have_a_trained_source()
 
     def _check_copies_have_a_trained_source(self) -> None:
@@ -123,7 +124,7 @@ class Schedule:
         return any(phase.needs_depth for phase in self.phases)
 
     def with_copy(self) -> Schedule:
-        """Return this schedule with a copy of the first trained decoder onto the other after the first phase, named ``…+copy``.
+        """Return this schedule, named ``…+copy``, with the first trained decoder copied onto the other.
 
         Raises:
             ValueError: when the first phase trains both decoders or no phase follows it, so there is nothing to copy.
@@ -145,13 +146,12 @@ class Schedule:
 
     def with_loss_weights(self, focal: float, mse: float) -> Schedule:
         """Return this schedule with other weights in its phases that use both losses."""
-        return replace(
-            self,
-            steps=tuple(
-                replace(step, focal=focal, mse=mse) if isinstance(step, Phase) and step.needs_seg and step.needs_depth else step
-                for step in self.steps
-            ),
-        )
+
+        def reweighted(step: Step) -> Step:
+            joint = isinstance(step, Phase) and step.needs_seg and step.needs_depth
+            return replace(step, focal=focal, mse=mse) if joint else step
+
+        return replace(self, steps=tuple(reweighted(step) for step in self.steps))
 
 
 __all__ = ["DEPTH_BRANCH", "ENCODER", "EVERYTHING", "SEG_BRANCH", "CopyWeights", "Part", "Phase", "Schedule", "Step"]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from stages.training.schedule import DEPTH_BRANCH, ENCODER, EVERYTHING, SEG_BRANCH, Phase, Schedule
 
+# fmt: off
 DEPTH = Phase("depth", trains=ENCODER | DEPTH_BRANCH,              mse=1.00)
 SEG   = Phase("seg",   trains=ENCODER | SEG_BRANCH,   focal=1.00)
 JOINT = Phase("joint", trains=EVERYTHING,             focal=0.85,  mse=0.15)
@@ -24,6 +25,7 @@ SCHEDULES = {schedule.name: schedule for schedule in (
     Schedule("seg-only-long",      (LONG,)),
     Schedule("depth-then-seg",     (DEPTH, SEG)),
 )}
+# fmt: on
 
 CONTROLS = ("seg-only-long", "depth-then-seg")
 """Ours, not the paper's: the budget of the three-phase rows without depth, and depth as mere pre-training."""
@@ -37,6 +39,7 @@ class PaperRow(NamedTuple):
     acc: float
 
 
+# fmt: off
 PAPER_ROWS = {
     "seg-only":                PaperRow(0.7703, 0.48,   0.986),
     "joint":                   PaperRow(0.6412, 0.15,   0.977),
@@ -49,6 +52,7 @@ PAPER_ROWS = {
     "depth-first":             PaperRow(0.7737, 0.5012, 0.9870),
     "depth-first-direct":      PaperRow(0.0085, 0.0103, 0.9094),
 }
+# fmt: on
 """Row name → printed scores, in the order of tables 2 and 3."""
 
 TABLE_ROWS = (*PAPER_ROWS, *CONTROLS)

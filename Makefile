@@ -1,0 +1,55 @@
+# Every target first makes .venv and installs what it needs; a fresh machine needs Python >= 3.11, make and git.
+# Variables: RECIPE= (default demo)  DATA_ROOT= (where a real dataset lies)  ARGS= (passed on)  PYTHON= (default python3)
+
+PYTHON    ?= python3
+RECIPE    ?= demo
+BIN       := .venv/bin
+INSTALLED := .venv/.installed
+RECIPE_ARGS = --recipe $(RECIPE) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo pseudo-depth train table export report test check bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; found " + sys.version.split()[0] + " (choose another with PYTHON=python3.12)")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+install: $(INSTALLED)  ## make .venv and install
+
+demo: $(INSTALLED)  ## everything offline on drawn scenes: label, train two schedules, compare, export, report
+	$(BIN)/pipeline demo $(ARGS)
+
+pseudo-depth: $(INSTALLED)  ## label the images of RECIPE with pseudo depth
+	$(BIN)/pipeline pseudo-depth $(RECIPE_ARGS)
+
+train: $(INSTALLED)  ## train the schedule of RECIPE
+	$(BIN)/pipeline run $(RECIPE_ARGS)
+
+table: $(INSTALLED)  ## train every schedule of the schedule table
+	$(BIN)/pipeline table schedules $(RECIPE_ARGS)
+
+export: $(INSTALLED)  ## strip the depth decoder off the newest run and write it out
+	$(BIN)/pipeline export $(ARGS)
+
+report: $(INSTALLED)  ## one self-contained page about all runs
+	$(BIN)/pipeline report $(ARGS)
+
+test: $(INSTALLED)  ## all tests (no GPU, no network)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED)  ## lint, types, fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+bench: $(INSTALLED)  ## print the speed ratios of tests/benchmarks
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+clean:  ## remove .venv and caches (never artifacts/)
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build dist *.egg-info
