@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:  # datasets and stores are readable without torch
+    from torch import Tensor
 
 IGNORE_INDEX = 255
 """Label of void pixels: never trained on, never scored."""

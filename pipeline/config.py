@@ -1,0 +1,337 @@
+"""What a recipe can say: strict, frozen sections; unknown keys are refused with the nearest name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_cache.errors import UserError, nearest, unknown_name
+from stages.training.schedule import CopyWeights, Part, Phase, Schedule
+from stages.training.schedules import SCHEDULES, resolve_schedule
+
+Size = tuple[int, int]
+Fraction = Field(ge=0.0, le=1.0)
+
+
+class Section(BaseModel):
+    """Common strictness: no coercion, no unknown keys, no mutation."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Card(Section):
+    """What stands on top of a recipe, so that its cost and its promise are known before it runs."""
+
+    paper: str = ""
+    """Row or table of a paper this reproduces; empty for our own."""
+    data: str = ""
+    hardware: str = ""
+    time: str = ""
+    expected: str = ""
+    """Measured score with its unit, or a plain statement that it was not measured."""
+    command: str = ""
+
+
+class DataConfig(Section):
+    dataset: str = "scenes"
+    """Name in the datasets table."""
+    root: str | None = None
+    """Folder of the dataset; drawn scenes need none."""
+    options: dict[str, Any] = {}
+    """Further arguments of the dataset (for scenes: size, counts, seed)."""
+    crop: Size = (96, 128)
+    """Height and width of training crops, px."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Random scale range before cropping."""
+    flip: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Probability of a horizontal flip."""
+    jitter: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Strength of brightness, contrast and saturation jitter; 0 is off."""
+    workers: int = Field(default=0, ge=0)
+    """Loader processes; 0 loads in the training process. Results do not depend on it."""
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> DataConfig:
+        if min(self.crop) < 32:
+            raise ValueError(f"crop {list(self.crop)} must be at least 32 px a side")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale {list(self.scale)} must be two positive numbers, the smaller first")
+        return self
+
+
+class DepthConfig(Section):
+    estimator: str = "bundled"
+    """Alias (see `pipeline estimators`), Hub id, local folder, or "dataset" for the dataset's own depth."""
+    kind: Literal["relative", "metric"] | None = None
+    """What the numbers of an estimator without an alias mean; an alias knows."""
+    input_size: int | None = Field(default=None, ge=28)
+    """Short side at which the estimator sees the image, px; None is the estimator's recommendation."""
+    target: Literal["robust", "minmax", "zscore", "log", "metric"] = "robust"
+    """Scaling of inverse depth at load time."""
+    batch_size: int = Field(default=16, ge=1)
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    codec: Literal["lzf", "gzip", "none"] = "lzf"
+    accept_noncommercial: bool = False
+    """Set to use weights whose licence forbids commercial use; the export's card will name them."""
+
+
+class NetworkConfig(BaseModel):
+    """A name in the networks table; every further key is an argument of that network's constructor."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    name: str = "unet"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return dict(self.model_extra or {})
+
+    @property
+    def label(self) -> str:
+        """Short name for folders, for example ``unet-resnet18``."""
+        words = [self.options.get("architecture", self.name), self.options.get("encoder", "")]
+        return "-".join(str(word) for word in words if word)
+
+
+class TrainingConfig(Section):
+    epochs: int = Field(default=20, ge=1)
+    """Passes over the training split per phase (with budget "total": for the whole schedule)."""
+    iterations: int | None = Field(default=None, ge=1)
+    """Steps per phase instead of epochs."""
+    budget: Literal["phase", "total"] = "phase"
+    """Whether each phase gets the epochs, as in the paper, or all phases of a schedule share them."""
+    batch_size: int = Field(default=8, ge=1)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(default=1e-4, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    lr_schedule: Literal["constant", "poly", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    lr_factors: dict[str, float] = {}
+    """Part or branch name to factor on the learning rate, for example {"seg-head" = 10.0}."""
+    encoder_policy: Literal["train", "freeze", "low-lr"] = "train"
+    """What the encoder does in phases with one decoder."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    compile: bool = False
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints."""
+    log_every: int = Field(default=10, ge=1)
+    tensorboard: bool = False
+    """Also write TensorBoard files (needs the extra of that name)."""
+
+
+class LossConfig(Section):
+    seg: Literal["focal", "cross-entropy", "ohem"] = "focal"
+    gamma: float = Field(default=2.0, ge=0)
+    alpha: float = Field(default=1.0, gt=0)
+    class_weights: tuple[float, ...] | None = None
+    depth: Literal["mse", "l1", "ssi"] = "mse"
+    joint_focal: float = Field(default=0.85, ge=0)
+    joint_mse: float = Field(default=0.15, ge=0)
+    balance: Literal["fixed", "uncertainty", "dwa"] = "fixed"
+
+
+class StepConfig(Section):
+    """One step of an own schedule: either a phase or a copy."""
+
+    phase: str | None = None
+    trains: tuple[str, ...] = ()
+    """Part or branch names: encoder, seg-branch, depth-branch, everything, seg-decoder, …"""
+    focal: float = 0.0
+    mse: float = 0.0
+    epochs: int | None = None
+    lr: float | None = None
+    copy_from: str | None = None
+    copy_to: str | None = None
+
+    def to_step(self) -> Phase | CopyWeights:
+        """Return the step; ValueError when it is neither a phase nor a copy, or nonsense."""
+        if self.copy_from and self.copy_to and not self.phase:
+            return CopyWeights(Part.parse(self.copy_from), Part.parse(self.copy_to))
+        if not self.phase or self.copy_from or self.copy_to:
+            raise ValueError("a step needs either `phase` (with `trains` and losses) or `copy_from` and `copy_to`")
+        trains = Part(0)
+        for name in self.trains:
+            trains |= Part.parse(name)
+        return Phase(self.phase, trains, self.focal, self.mse, self.epochs, self.lr)
+
+
+class ScheduleConfig(Section):
+    name: str = "depth-first"
+    """A row of `pipeline schedules`, or the name of the own steps below."""
+    copy_weights: bool = False
+    """Copy the first trained decoder onto the other after the first phase."""
+    steps: tuple[StepConfig, ...] = ()
+    """Own steps; empty for a named schedule."""
+
+
+class EvaluationConfig(Section):
+    split: str = "val"
+    """Reported split; nothing is selected on it."""
+    size: Literal["original", "recipe"] = "original"
+    """Whether images enter at their own size or at the crop's size; labels keep their own either way."""
+    batch_size: int = Field(default=8, ge=1)
+    panels: int = Field(default=4, ge=0)
+    """Qualitative panels written per run."""
+
+
+class RunConfig(Section):
+    """Everything that decides what a run is."""
+
+    card: Card = Card()
+    seed: int = Field(default=0, ge=0)
+    data: DataConfig = DataConfig()
+    depth: DepthConfig = DepthConfig()
+    network: NetworkConfig = NetworkConfig()
+    training: TrainingConfig = TrainingConfig()
+    loss: LossConfig = LossConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def build_schedule(self) -> Schedule:
+        """Return the schedule with the recipe's joint weights.
+
+        Raises:
+            UserError: unknown name, nonsensical steps, or a copy that has nothing to copy.
+        """
+        wanted = self.schedule
+        try:
+            if wanted.steps:
+                schedule = Schedule(wanted.name, tuple(step.to_step() for step in wanted.steps))
+            else:
+                schedule = named_schedule(wanted.name)
+            if wanted.copy_weights:
+                schedule = schedule.with_copy()
+            return schedule if wanted.steps else schedule.with_loss_weights(self.loss.joint_focal, self.loss.joint_mse)
+        except ValueError as problem:
+            raise UserError(str(problem)) from problem
+
+    def with_schedule(self, name: str) -> RunConfig:
+        """Return this configuration with another named row of the schedule table."""
+        base, _, copy = name.partition("+")
+        return self.model_copy(update={"schedule": ScheduleConfig(name=base, copy_weights=bool(copy))})
+
+    def with_seed(self, seed: int) -> RunConfig:
+        """Return this configuration with another seed."""
+        return self.model_copy(update={"seed": seed})
+
+    def resolved(self) -> dict[str, Any]:
+        """Return everything as JSON-able data, the card excepted."""
+        return self.model_dump(mode="json", exclude={"card"})
+
+
+def named_schedule(name: str) -> Schedule:
+    """Return a row of the schedule table; UserError names the nearest one."""
+    try:
+        return resolve_schedule(name)
+    except KeyError:
+        raise unknown_name("schedule", name, SCHEDULES) from None
+
+
+def content_hash(value: Any, length: int) -> str:
+    """Return the first hex digits of the SHA-256 of canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the bundled recipes."""
+    folder = resources.files("pipeline") / "recipes"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_config(recipe: str, overrides: Mapping[str, Any] | None = None, assignments: Iterable[str] = ()) -> RunConfig:
+    """Read a recipe and apply overrides.
+
+    Args:
+        recipe: bundled name or path of a TOML file.
+        overrides: dotted key to value; None values are skipped, so unset flags can be passed as they are.
+        assignments: ``key=value`` texts, the value in TOML notation (a bare word is a string); they win.
+
+    Raises:
+        UserError: listing every problem found, with the nearest known key for unknown ones.
+    """
+    tree = _read_recipe(recipe)
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _assign(tree, key, value)
+    for text in assignments:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise UserError(f"--set {text!r} has no '='; write for example --set data.crop=[256,256]")
+        _assign(tree, key.strip(), _parse_value(value.strip()))
+    try:
+        return RunConfig.model_validate(_freeze(tree))
+    except ValidationError as problem:
+        raise UserError(f"recipe {recipe!r}:\n" + "\n".join(_explain(problem))) from problem
+
+
+def _read_recipe(recipe: str) -> dict[str, Any]:
+    path = Path(recipe)
+    if path.suffix != ".toml":
+        if recipe not in recipe_names():
+            raise UserError(f"{unknown_name('recipe', recipe, recipe_names())}; or give the path of a .toml file")
+        path = Path(str(resources.files("pipeline") / "recipes" / f"{recipe}.toml"))
+    try:
+        return tomllib.loads(path.read_text(encoding="utf8"))
+    except OSError as problem:
+        raise UserError(f"cannot read recipe {path}: {problem.strerror}") from problem
+    except tomllib.TOMLDecodeError as problem:
+        raise UserError(f"recipe {path} is not valid TOML: {problem}") from problem
+
+
+def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, last = dotted.split(".")
+    for depth, name in enumerate(sections, 1):
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"cannot set {dotted!r}: {'.'.join(sections[:depth])!r} is a value, not a section")
+    tree[last] = value
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _freeze(value: Any) -> Any:
+    """Turn TOML's arrays into tuples, which strict validation asks for."""
+    if isinstance(value, dict):
+        return {key: _freeze(item) for key, item in value.items()}
+    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
+
+
+def _explain(problem: ValidationError) -> list[str]:
+    lines = []
+    for error in problem.errors():
+        *sections, name = (str(part) for part in error["loc"]) if error["loc"] else ("recipe",)
+        where = ".".join((*sections, name))
+        if error["type"] == "extra_forbidden":
+            known = _known_keys(sections)
+            lines.append(f"  unknown key {where!r}{nearest(name, known)}; known here: {', '.join(known)}")
+        else:
+            lines.append(f"  {where}: {error['msg']}, found {error['input']!r}")
+    return lines
+
+
+def _known_keys(sections: list[str]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for section in sections:
+        if section.isdigit():  # position in a list of steps
+            model = StepConfig
+            continue
+        field = model.model_fields.get(section)
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,91 @@
+"""How the command line speaks: results to stdout, progress and everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+Advance = Callable[[int, str], None]
+"""Called with (items done so far, short note such as "12.3 images/s")."""
+
+
+@dataclass(frozen=True)
+class Console:
+    """One per process; knows whether a person or a program is listening."""
+
+    json_mode: bool = False
+    quiet: bool = False
+
+    @property
+    def _stderr(self) -> RichConsole:
+        return RichConsole(stderr=True, quiet=self.quiet, highlight=False)
+
+    def say(self, text: str) -> None:
+        """Tell a person what is going on."""
+        self._stderr.print(text, markup=False, soft_wrap=True)
+
+    def fail(self, text: str) -> None:
+        """Show an error; not even ``--quiet`` hides it. With ``--json`` stdout gets it as an object, too."""
+        RichConsole(stderr=True, highlight=False).print(f"error: {text}", markup=False, soft_wrap=True)
+        if self.json_mode:
+            print(json.dumps({"error": text}, ensure_ascii=False), file=sys.stdout)  # noqa: T201
+
+    def result(self, value: dict[str, Any], text: str | Table) -> None:
+        """Print the command's result: one JSON object with ``--json``, else the text or table."""
+        if self.json_mode:
+            print(json.dumps(value, ensure_ascii=False), file=sys.stdout)  # noqa: T201
+        elif isinstance(text, Table):
+            width = None if sys.stdout.isatty() else 160
+            RichConsole(file=sys.stdout, highlight=False, width=width).print(text)
+        else:
+            print(text, file=sys.stdout)  # noqa: T201
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Advance]:
+        """Show a progress bar on a terminal, a line now and then in a log file."""
+        stderr = self._stderr
+        if not stderr.is_terminal:
+            yield self._log_lines(what, total)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=stderr) as bar:
+            task = bar.add_task(what, total=total, note="")
+            yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+    def _log_lines(self, what: str, total: int) -> Advance:
+        shown = -1
+
+        def advance(done: int, note: str = "") -> None:
+            nonlocal shown
+            tenth = 10 * done // max(total, 1)
+            if tenth > shown or done == total:
+                shown = tenth if done < total else 10 * total
+                self.say(f"{what}: {done}/{total} {note}".rstrip())
+
+        return advance
+
+
+def plain_table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
+    """Build a borderless table of texts; numbers to the right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
+    for name, right in zip(columns, numeric, strict=True):
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+    return table

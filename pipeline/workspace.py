@@ -1,0 +1,173 @@
+"""Where artifacts live, and how they come to be there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_cache.errors import UserError, nearest
+
+ENVIRONMENT_VARIABLE = "PIPELINE_WORKDIR"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The work directory: depth stores, trained nodes, runs, exports, drawn scenes."""
+
+    root: Path
+
+    @classmethod
+    def choose(cls, option: str | None) -> Workspace:
+        """Return the work directory of ``--workdir``, else of the environment, else ``./artifacts``."""
+        return cls(Path(option or os.environ.get(ENVIRONMENT_VARIABLE) or "artifacts"))
+
+    @property
+    def depth(self) -> Path:
+        """Depth stores, one folder per dataset."""
+        return self.root / "depth"
+
+    @property
+    def scenes(self) -> Path:
+        """Rendered scenes, shared by all runs."""
+        return self.root / "scenes"
+
+    @property
+    def runs(self) -> Path:
+        """One folder per run."""
+        return self.root / "runs"
+
+    @property
+    def exports(self) -> Path:
+        """Where ``export`` writes when no folder is named."""
+        return self.root / "exports"
+
+    @property
+    def estimators(self) -> Path:
+        """Where ``fetch`` puts estimators and encoder weights."""
+        return self.root / "estimators"
+
+    def node(self, key: str) -> NodeFolder:
+        """Return the folder of one trained node."""
+        return NodeFolder(self.root / "nodes" / key)
+
+    def finished_runs(self) -> list[Path]:
+        """Return the folders of finished runs, oldest first."""
+        found = sorted(self.runs.glob("*/run.json"), key=lambda path: (path.stat().st_mtime_ns, path.parent.name))
+        return [path.parent for path in found]
+
+    def find_run(self, reference: str | None) -> Path:
+        """Return the folder of a run.
+
+        Args:
+            reference: a run's folder, its name, or the beginning of its name; None is the newest run.
+
+        Raises:
+            UserError: no such run, or several whose names begin so.
+        """
+        runs = self.finished_runs()
+        if reference is None:
+            if not runs:
+                raise UserError(f"no finished run in {self.runs}; train one with: pipeline run")
+            return runs[-1]
+        if (Path(reference) / "run.json").is_file():
+            return Path(reference)
+        matches = [run for run in runs if run.name.startswith(reference)]
+        exact = [run for run in matches if run.name == reference]
+        if len(exact or matches) == 1:
+            return (exact or matches)[0]
+        names = [run.name for run in (matches or runs)]
+        listing = "\n  ".join(names) or "none"
+        problem = "matches several runs" if matches else f"is no run{nearest(reference, names)}"
+        raise UserError(f"{reference!r} {problem}; runs in {self.runs}:\n  {listing}")
+
+
+@dataclass(frozen=True)
+class NodeFolder:
+    """One training node on disk: finished exactly when ``node.json`` exists."""
+
+    path: Path
+
+    @property
+    def weights(self) -> Path:
+        """The network's whole state after the phase, all parts and buffers."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def record(self) -> Path:
+        """Facts of the finished phase."""
+        return self.path / "node.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """State in the middle of the phase; gone once it is finished."""
+        return self.path / "checkpoint"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the phase ran to its end."""
+        return self.record.is_file()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; UserError when the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except OSError as problem:
+        raise UserError(f"cannot read {path}: {problem.strerror}") from problem
+    except json.JSONDecodeError as problem:
+        raise UserError(f"{path} is damaged ({problem}); remove it and run the command again") from problem
+
+
+@contextmanager
+def exclusive(folder: Path, doing: str) -> Iterator[None]:
+    """Hold a folder for one process; a second one gets a UserError instead of a race.
+
+    The kernel drops the lock with the process, so a killed one leaves nothing to clean up.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is {doing} in {folder}; wait for it, or stop it and repeat") from None
+        yield
+
+
+@contextmanager
+def explaining_full_disk(folder: Path) -> Iterator[None]:
+    """Turn a full disk into one clear message; what was published before stays."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(folder if folder.exists() else folder.anchor or ".").free
+        raise UserError(
+            f"no space left below {folder} ({free / 1e6:.0f} MB free); what was finished is kept. "
+            "Free some space, or choose another place with --workdir, and repeat the command"
+        ) from problem
