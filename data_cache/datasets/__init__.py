@@ -1,0 +1,51 @@
+"""The datasets by name. Adding one is a file beside this one and a line in ``DATASETS``."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from data_cache.datasets.interface import SegmentationDataset
+from data_cache.datasets.scenes import Scenes
+from data_cache.errors import UserError, nearest, unknown_name
+
+DATASETS: dict[str, type[Any]] = {
+    "scenes": Scenes,
+}
+
+
+def open_dataset(name: str, root: Path | None, split: str, **options: Any) -> SegmentationDataset:
+    """Open a split of a dataset.
+
+    Args:
+        name: key of ``DATASETS``.
+        root: folder of the dataset; for scenes the cache folder.
+        split: train, val, …; what exists depends on the dataset.
+        options: keyword arguments of the dataset's class.
+
+    Raises:
+        UserError: for an unknown name, split or option, a missing folder or an empty split.
+    """
+    if name not in DATASETS:
+        raise unknown_name("dataset", name, DATASETS)
+    dataset_class = DATASETS[name]
+    known = [
+        parameter.name
+        for parameter in inspect.signature(dataset_class).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    for option in options:
+        if option not in known:
+            raise UserError(
+                f"dataset {name!r} has no option {option!r}{nearest(option, known)}; "
+                f"it has: {', '.join(known) or 'none'}"
+            )
+    if root is None and dataset_class.needs_root:
+        raise UserError(f"dataset {name!r} is read from a folder; name it with: --data-root DIR")
+    if root is not None and dataset_class.needs_root and not Path(root).is_dir():
+        raise UserError(f"dataset {name!r}: there is no folder {root}; name the right one with: --data-root DIR")
+    return dataset_class(root, split, **options)
+
+
+__all__ = ["DATASETS", "SegmentationDataset", "open_dataset"]

@@ -1,0 +1,81 @@
+"""What every dataset promises: arrays by index, ids that name images for ever, and words for messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.sample import DepthKind
+
+RGB = tuple[int, int, int]
+
+
+@runtime_checkable
+class SegmentationDataset(Protocol):
+    """One split of one dataset.
+
+    Instances are small and can be pickled: workers get a copy and open files themselves. Reading raises ``UserError``
+    for what is wrong with a file; an index outside the split is an ``IndexError``.
+    """
+
+    @property
+    def name(self) -> str:
+        """Key in ``DATASETS``."""
+        ...
+
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; the position is the train id."""
+        ...
+
+    @property
+    def palette(self) -> tuple[RGB, ...]:
+        """One display colour per class."""
+        ...
+
+    @property
+    def image_ids(self) -> Sequence[str]:
+        """Unique names in a fixed order; they are also the keys of depth stores."""
+        ...
+
+    @property
+    def raw_ids(self) -> Mapping[int, int]:
+        """Id in the mask file -> train id or IGNORE_INDEX; any other id in a file is an error."""
+        ...
+
+    @property
+    def own_depth_kind(self) -> DepthKind | None:
+        """What the dataset's own depth means; None when it brings none."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read_image(self, index: int) -> NDArray[np.uint8]:
+        """Return (H, W, 3) RGB."""
+        ...
+
+    def read_labels(self, index: int) -> NDArray[np.uint8]:
+        """Return (H, W) train ids, IGNORE_INDEX where void; always of the image's size."""
+        ...
+
+    def read_own_depth(self, index: int) -> NDArray[np.float32]:
+        """Return (h, w) depth in ``own_depth_kind``'s unit; nan = unknown, inf = infinitely far (metric only)."""
+        ...
+
+    def checksum(self, index: int) -> str:
+        """Return 32 hex digits (blake2b) of the source image's bytes."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """Return the image's path, or what else tells a person which image is meant."""
+        ...
+
+    def iterate_facts(self) -> Iterator[str]:
+        """Yield cheap facts about what would be read: file sizes and options, no contents, no dates, no folders."""
+        ...

@@ -1,0 +1,230 @@
+"""The drawn dataset: ray-cast scenes with exact labels, depth and instances; no download.
+
+Pictures of balls and boxes, painted flat on the ground or a wall, carry the class ``picture``: by colour and outline
+they are what they show, by depth they are the surface they lie on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.datasets import scene_layout
+from data_cache.datasets.interface import RGB
+from data_cache.datasets.scene_layout import Scene, draw_scene
+from data_cache.datasets.scene_rendering import Rendering, render_scene
+from data_cache.errors import UserError, unknown_name
+from data_cache.sample import IGNORE_INDEX, DepthKind
+
+DRAWING_VERSION = 1
+"""Raised by hand when the same (seed, split, index) draws another picture, so that old caches are not read."""
+
+_SPLIT_STREAMS = {"train": 0, "val": 1, "test": 2}
+_FIELDS: dict[str, np.dtype[Any]] = {
+    "image": np.dtype(np.uint8),
+    "labels": np.dtype(np.uint8),
+    "depth": np.dtype("<f4"),
+    "instances": np.dtype(np.uint8),
+}
+
+
+class Scenes:
+    """A split of drawn scenes, rendered once into memory-mapped arrays.
+
+    A scene depends on (seed, split, index) alone: neither how many there are nor their size moves what stands where.
+    """
+
+    name: ClassVar[str] = "scenes"
+    summary: ClassVar[str] = "drawn by ray casting: boxes, balls, pillars, cones and flat pictures of them; exact depth"
+    splits: ClassVar[tuple[str, ...]] = tuple(_SPLIT_STREAMS)
+    needs_root: ClassVar[bool] = False
+    classes: ClassVar[tuple[str, ...]] = scene_layout.CLASSES
+    palette: ClassVar[tuple[RGB, ...]] = scene_layout.PALETTE
+    raw_ids: ClassVar[Mapping[int, int]] = MappingProxyType(
+        {**{index: index for index in range(len(scene_layout.CLASSES))}, IGNORE_INDEX: IGNORE_INDEX}
+    )
+    own_depth_kind: ClassVar[DepthKind | None] = DepthKind.METRIC
+
+    def __init__(
+        self,
+        root: Path | None,
+        split: str,
+        *,
+        size: Sequence[int] = (96, 128),
+        counts: Mapping[str, int] = MappingProxyType({"train": 400, "val": 100, "test": 200}),
+        seed: int = 0,
+    ) -> None:
+        """Open a split, rendering it first if ``root`` does not hold it yet.
+
+        Args:
+            root: cache folder, made when missing; None renders each scene anew when it is read.
+            split: train, val or test; the splits draw from different random streams.
+            size: (height, width) in px, at least 8 each.
+            counts: scenes per split.
+            seed: at least 0.
+
+        Raises:
+            UserError: for options that make no sense, or a cache folder that cannot be written.
+        """
+        if split not in _SPLIT_STREAMS:
+            raise unknown_name("split of scenes", split, _SPLIT_STREAMS)
+        self.split = split
+        self.size = _check_size(size)
+        self.seed = _check_seed(seed)
+        self._count = _check_counts(counts, split)
+        self.image_ids: Sequence[str] = tuple(f"{split}-{index:05d}" for index in range(self._count))
+        self._folder = None if root is None else Path(root) / self._folder_name()
+        self._arrays: dict[str, NDArray[Any]] = {}
+        if self._folder is not None and not self._folder.is_dir():
+            self._render_into(self._folder)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the memory maps behind: pickled, they would travel as whole arrays."""
+        return {**self.__dict__, "_arrays": {}}
+
+    def read_image(self, index: int) -> NDArray[np.uint8]:
+        """Return (H, W, 3) RGB."""
+        return self._read("image", index)
+
+    def read_labels(self, index: int) -> NDArray[np.uint8]:
+        """Return (H, W) train ids; nothing in a drawing is void."""
+        return self._read("labels", index)
+
+    def read_own_depth(self, index: int) -> NDArray[np.float32]:
+        """Return (H, W) metres along the optical axis through each pixel's centre; the sky is inf."""
+        return self._read("depth", index)
+
+    def read_instances(self, index: int) -> NDArray[np.int32]:
+        """Return (H, W): 0 for sky, ground and walls, then 1, 2, … for things and after them pictures."""
+        return self._read("instances", index).astype(np.int32)
+
+    def checksum(self, index: int) -> str:
+        """Return 32 hex digits of the rendered pixels."""
+        return hashlib.blake2b(self.read_image(index).tobytes(), digest_size=16).hexdigest()
+
+    def describe(self, index: int) -> str:
+        """Return words like "scenes test #12"."""
+        return f"scenes {self.split} #{index}"
+
+    def draw(self, index: int) -> Scene:
+        """Return the layout behind an image."""
+        return draw_scene(self._stream(index, 0))
+
+    def iterate_facts(self) -> Iterator[str]:
+        """Yield what the drawings depend on."""
+        yield f"drawing {DRAWING_VERSION}"
+        yield f"size {self.size[0]}x{self.size[1]}"
+        yield f"seed {self.seed}"
+
+    def _read(self, field: str, index: int) -> NDArray[Any]:
+        if not -self._count <= index < self._count:
+            raise IndexError(f"scenes {self.split} has {self._count} images, none at {index}")
+        if self._folder is None:
+            return getattr(self._render(index % self._count), field)
+        if field not in self._arrays:
+            self._arrays[field] = self._open(self._folder / f"{field}.npy", field)
+        return np.array(self._arrays[field][index])
+
+    def _open(self, path: Path, field: str) -> NDArray[Any]:
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"cannot read the drawn scenes in {path}: {error}; "
+                f"delete the folder {path.parent} and they are drawn anew"
+            ) from error
+        if array.shape[:3] != (self._count, *self.size) or array.dtype != _FIELDS[field]:
+            raise UserError(
+                f"{path} holds {array.dtype} {array.shape} where {self._count} scenes of "
+                f"{self.size[0]} x {self.size[1]} px belong; delete the folder {path.parent} and they are drawn anew"
+            )
+        return array
+
+    def _stream(self, index: int, purpose: int) -> np.random.Generator:
+        """Return the random stream for a scene's layout (0) or its sensor noise (1)."""
+        return np.random.default_rng([self.seed, _SPLIT_STREAMS[self.split], index, purpose])
+
+    def _render(self, index: int) -> Rendering:
+        return render_scene(self.draw(index), self.size, self._stream(index, 1))
+
+    def _folder_name(self) -> str:
+        return f"scenes-v{DRAWING_VERSION}-{self.size[0]}x{self.size[1]}-seed{self.seed}-{self.split}-{self._count}"
+
+    def _render_into(self, folder: Path) -> None:
+        """Render all scenes beside ``folder`` and rename: it is absent or complete, whoever else renders too."""
+        scratch: Path | None = None
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            self._write_arrays(scratch)
+            try:
+                scratch.rename(folder)
+            except OSError:
+                # Another process may have published the same scenes meanwhile; theirs are as good as ours.
+                if not folder.is_dir():
+                    raise
+        except OSError as error:
+            raise UserError(
+                f"cannot write the drawn scenes to {folder}: {error}; free space or use another folder"
+            ) from error
+        finally:
+            if scratch is not None:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    def _write_arrays(self, folder: Path) -> None:
+        """Write the four arrays image by image: bounded memory, and a full disk is an error instead of a bus fault."""
+        paths = {field: folder / f"{field}.npy" for field in _FIELDS}
+        files = {field: path.open("wb") for field, path in paths.items()}
+        try:
+            for field, file in files.items():
+                shape = (self._count, *self.size, 3) if field == "image" else (self._count, *self.size)
+                header = {"descr": np.lib.format.dtype_to_descr(_FIELDS[field]), "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            for index in range(self._count):
+                rendering = self._render(index)
+                for field, file in files.items():
+                    file.write(np.ascontiguousarray(getattr(rendering, field), dtype=_FIELDS[field]).tobytes())
+            for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            for file in files.values():
+                file.close()
+
+
+def _check_size(size: Sequence[int]) -> tuple[int, int]:
+    values = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else ()
+    if len(values) != 2 or not all(isinstance(side, int) and 8 <= side <= 8192 for side in values):
+        raise UserError(
+            f"scenes: size must be (height, width) in px, 8 to 8192 each, got {size!r}; the default is (96, 128)"
+        )
+    return values
+
+
+def _check_seed(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UserError(f"scenes: seed must be a whole number of at least 0, got {seed!r}")
+    return seed
+
+
+def _check_counts(counts: Mapping[str, int], split: str) -> int:
+    for name, count in counts.items():
+        if name not in _SPLIT_STREAMS:
+            raise unknown_name("split in scenes' counts", name, _SPLIT_STREAMS)
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise UserError(f"scenes: the count of {name} must be a whole number of at least 0, got {count!r}")
+    if counts.get(split, 0) == 0:
+        raise UserError(f"scenes: the {split} split is empty; give it a count, as in counts = {{ {split} = 100 }}")
+    return counts[split]
