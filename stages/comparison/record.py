@@ -1,0 +1,159 @@
+"""What comparison knows of a run: the typed reading of run.json. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_cache.errors import UserError
+
+
+@dataclass(frozen=True)
+class PhaseRecord:
+    """One phase of a run."""
+
+    name: str
+    steps: int
+    elapsed_s: float
+    """Seconds the training took when it was done, whether by this run or by the one it is shared with."""
+    reused: bool
+    """Whether this run found the phase trained already."""
+
+
+@dataclass(frozen=True)
+class ClassRecord:
+    """One class of a run."""
+
+    name: str
+    iou: float | None
+    """In [0, 1]; None when the class is in neither truth nor prediction."""
+    acc: float | None
+    """Recall; None when the truth has no such pixel."""
+    pixels: int
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run: one schedule, one seed, and what it scored."""
+
+    name: str
+    """Row name, e.g. ``depth-first+copy``."""
+    seed: int
+    network: str
+    dataset: str
+    recipe: str
+    metrics: Mapping[str, float]
+    """By the names of design.md 5; finite."""
+    phases: tuple[PhaseRecord, ...] = ()
+    total_steps: int = 0
+    """Optimiser steps of all phases, reused ones included."""
+    per_class: tuple[ClassRecord, ...] = ()
+    parameters: int | None = None
+    """Of the network as trained, depth branch included."""
+    folder: Path | None = None
+    """The run's folder, with ``metrics.jsonl`` and ``panels/``; None when it is not on disk."""
+    started_at: str = ""
+    """ISO 8601 instant."""
+    settings: str = ""
+    """Hash of everything that distinguishes this run from others of its recipe, seed and schedule left out."""
+    split: str = "val"
+    """The split the metrics are of."""
+    selection: str = "last"
+    """Which weights were measured: ``last`` or ``best``."""
+    selection_split: str | None = None
+    """The split ``best`` was chosen on."""
+    metrics_paper: Mapping[str, float] = field(default_factory=dict)
+    """The metrics with void as false positive (the ``paper-002`` preset)."""
+    command: str | None = None
+    """The command line that repeats the run."""
+
+    @classmethod
+    def from_json(cls, path: Path) -> RunRecord:
+        """Read a run's ``run.json``, or the one in a run's folder.
+
+        Raises:
+            UserError: the file is missing, damaged, or lacks what a comparison needs.
+        """
+        path = path / "run.json" if path.is_dir() else path
+        try:
+            facts = json.loads(path.read_text(encoding="utf8"))
+        except OSError as problem:
+            raise UserError(f"cannot read {path}: {problem.strerror}; name a run's folder or its run.json") from problem
+        except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+            raise UserError(f"{path} is damaged ({problem}); remove it and repeat the run") from problem
+        return cls.from_dict(facts, folder=path.parent, source=str(path))
+
+    @classmethod
+    def from_dict(cls, facts: Any, *, folder: Path | None = None, source: str = "run") -> RunRecord:
+        """Build a record from the values of run.json.
+
+        Needs ``name`` (or ``schedule``), ``seed``, ``network``, ``dataset``, ``recipe`` (a name, or an object with one)
+        and ``metrics``; the other fields of the class are optional keys of the same name. Unknown keys are other
+        readers' business. A phase is {``name``, ``steps``, ``seconds``, ``reused``}; ``total_steps`` defaults to their sum.
+
+        Raises:
+            UserError: something needed is missing or of the wrong kind; the message names ``source``.
+        """
+        if not isinstance(facts, Mapping):
+            raise UserError(f"{source} holds no object but {type(facts).__name__}; is it a run.json?")
+        named = {"name": _name_of(facts.get("schedule"))} | dict(facts)
+        needed = ("name", "seed", "network", "dataset", "recipe", "metrics")
+        missing = [key for key in needed if named.get(key) is None]
+        if missing:
+            raise UserError(f"{source} lacks {', '.join(missing)}, so the run cannot be compared; repeat the run")
+        try:
+            phases = tuple(_phase(phase) for phase in named.get("phases", ()))
+            return cls(
+                name=str(named["name"]),
+                seed=int(named["seed"]),
+                network=_name_of(named["network"]) or "",
+                dataset=_name_of(named["dataset"]) or "",
+                recipe=_name_of(named["recipe"]) or "",
+                metrics=_numbers(named["metrics"]),
+                phases=phases,
+                total_steps=int(named.get("total_steps", sum(phase.steps for phase in phases))),
+                per_class=tuple(_class(row) for row in named.get("per_class", ())),
+                parameters=named.get("parameters"),
+                folder=folder,
+                started_at=str(named.get("started_at", "")),
+                settings=str(named.get("settings", "")),
+                split=str(named.get("split", "val")),
+                selection=str(named.get("selection", "last")),
+                selection_split=named.get("selection_split"),
+                metrics_paper=_numbers(named.get("metrics_paper", {})),
+                command=named.get("command"),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            raise UserError(
+                f"{source} is not understood ({type(problem).__name__}: {problem}); repeat the run"
+            ) from problem
+
+
+def _name_of(value: Any) -> str | None:
+    """Return a name that is given as such, or as ``name`` of an object."""
+    if isinstance(value, Mapping):
+        value = value.get("name")
+    return None if value is None else str(value)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the finite numbers among the values; a confusion matrix beside them is not a metric."""
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def _phase(facts: Mapping[str, Any]) -> PhaseRecord:
+    return PhaseRecord(
+        str(facts["name"]), int(facts["steps"]), float(facts.get("seconds", 0.0)), bool(facts.get("reused", False))
+    )
+
+
+def _class(facts: Mapping[str, Any]) -> ClassRecord:
+    return ClassRecord(str(facts["name"]), facts.get("iou"), facts.get("acc"), int(facts.get("pixels", 0)))

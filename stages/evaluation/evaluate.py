@@ -1,0 +1,224 @@
+"""Measure a network on a split: stream batches, argmax at label size, count, compute."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_cache.errors import UserError
+from data_cache.sample import Batch
+from stages.evaluation.boundary import BoundaryScores
+from stages.evaluation.depth_errors import DepthErrors
+from stages.evaluation.metrics import ClassScore, SegCounts, find_background
+from stages.networks.interface import Network, Outputs
+
+Precision = Literal["float32", "bfloat16"]
+
+OnPredictions = Callable[[Batch, Tensor, Tensor | None], None]
+"""Called per batch with the batch, (B, H, W) uint8 predictions and (B, H, W) float32 depth or None, all on the CPU."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass over a split measured."""
+
+    metrics: dict[str, float]
+    """By the names of ``metrics.SEG_METRICS`` and, with depth, ``metrics.DEPTH_METRICS``; finite."""
+    metrics_paper: dict[str, float]
+    """The segmentation metrics once more with void counted as false positive, as the ``paper-002`` preset has it."""
+    per_class: list[ClassScore]
+    confusion: list[list[int]]
+    """[truth][prediction] pixel counts over labelled pixels."""
+    images: int
+    elapsed_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as JSON values; per-class rows become objects."""
+        return asdict(self) | {"per_class": [score._asdict() for score in self.per_class]}
+
+
+def evaluate(
+    network: Callable[..., Any],
+    batches: Iterable[Batch],
+    *,
+    num_classes: int,
+    class_names: Sequence[str],
+    device: torch.device | str = "cpu",
+    precision: Precision = "float32",
+    with_depth: bool = False,
+    background: int | None = None,
+    align_median: bool = True,
+    on_predictions: OnPredictions | None = None,
+) -> Evaluation:
+    """Measure a network over all batches, in memory that does not grow with the split.
+
+    Logits are resized to the label size (bilinear) before the argmax, so a network fed at recipe size is scored at the
+    size of its labels. Each module's train or eval mode is as before when this returns or raises.
+
+    Args:
+        network: a ``Network``, or anything that maps (B, 3, H, W) images to (B, C, h, w) logits, such as an exported
+            segmentation-only module. An ``nn.Module`` must already be on ``device``.
+        batches: may differ in batch size and resolution; void pixels are not scored.
+        class_names: one per class.
+        with_depth: also run the depth branch and score it against the batches' targets.
+        background: class left out of the iIoU metrics; None means the one named "background", if any.
+        align_median: see ``DepthErrors``.
+
+    Raises:
+        UserError: no image, no labelled pixel, a network with another number of classes or without a depth branch,
+            batches without depth, or a non-finite output.
+    """
+    if len(class_names) != num_classes:
+        raise ValueError(f"{len(class_names)} class names for {num_classes} classes")
+    scores = _Scores(
+        SegCounts(num_classes, background=find_background(class_names) if background is None else background),
+        BoundaryScores(num_classes),
+        DepthErrors(align_median=align_median) if with_depth else None,
+    )
+    started = time.perf_counter()
+    with evaluation_mode(network), torch.inference_mode():
+        for batch in batches:
+            outputs = run_network(network, batch.images.to(device), precision=precision, depth=with_depth)
+            predictions, depth = scores.update(batch, outputs)
+            if on_predictions is not None:
+                on_predictions(batch, predictions.cpu(), depth)
+    _check_counts(scores.counts)
+    return Evaluation(
+        metrics=scores.compute(),
+        metrics_paper=scores.counts.compute("fp"),
+        per_class=scores.counts.per_class(class_names),
+        confusion=scores.counts.confusion.tolist(),
+        images=scores.counts.num_images,
+        elapsed_s=time.perf_counter() - started,
+    )
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """The running scores of one pass."""
+
+    counts: SegCounts
+    boundary: BoundaryScores
+    depth_errors: DepthErrors | None
+
+    def update(self, batch: Batch, outputs: Outputs) -> tuple[Tensor, Tensor | None]:
+        """Score one batch; return (B, H, W) predictions on the network's device and depth on the CPU, at label size."""
+        logits = _check_logits(outputs, batch.image_ids, self.counts.num_classes)
+        predictions = predict_labels(logits, batch.seg_labels.shape[-2:])
+        labels = batch.seg_labels.to(predictions.device)
+        self.counts.update(predictions, labels)
+        self.boundary.update(predictions, labels)
+        if self.depth_errors is None:
+            return predictions, None
+        if batch.inverse_depth is None or batch.depth_valid is None:
+            raise UserError(
+                f"no depth for image {batch.image_ids[0]!r}, so the depth branch cannot be scored; "
+                "give the evaluation a depth store (pipeline pseudo-depth) or evaluate without depth"
+            )
+        depth = resize_depth(_check_depth(outputs, batch.image_ids), batch.inverse_depth.shape[-2:]).cpu()
+        self.depth_errors.update(depth, batch.inverse_depth, batch.depth_valid)
+        return predictions, depth
+
+    def compute(self) -> dict[str, float]:
+        metrics = self.counts.compute() | {"boundary_f1": self.boundary.compute()}
+        return metrics if self.depth_errors is None else metrics | self.depth_errors.compute()
+
+
+@contextmanager
+def evaluation_mode(network: object) -> Iterator[None]:
+    """Put a network into eval mode; afterwards each module is in the mode it was in, frozen parts included."""
+    modes = [(module, module.training) for module in network.modules()] if isinstance(network, nn.Module) else []
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def run_network(
+    network: Callable[..., Any], images: Tensor, *, precision: Precision = "float32", depth: bool = False
+) -> Outputs:
+    """Return one forward pass of a ``Network`` or of a segmentation-only module, in the given precision."""
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        outputs = network(images, seg=True, depth=depth) if takes_branches(network) else network(images)
+    return outputs if isinstance(outputs, Outputs) else Outputs(outputs, None)
+
+
+def takes_branches(network: Callable[..., Any]) -> bool:
+    """Return whether calls take ``seg=`` and ``depth=`` as a ``Network``'s do; exported modules take images only."""
+    if isinstance(network, Network):  # a compiled network hides its signature but not its attributes
+        return True
+    call = network.forward if isinstance(network, nn.Module) else network
+    return {"seg", "depth"} <= set(inspect.signature(call).parameters)
+
+
+def predict_labels(seg_logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Return (B, H, W) uint8 argmax labels at ``size``.
+
+    Resized logits are the largest tensor of an evaluation (C times the label map in float32), so they are made for one
+    image at a time.
+    """
+    if tuple(seg_logits.shape[-2:]) == tuple(size):
+        return seg_logits.argmax(dim=1).to(torch.uint8)
+    resized = (F.interpolate(one.unsqueeze(0).float(), tuple(size), mode="bilinear") for one in seg_logits)
+    return torch.cat([one.argmax(dim=1).to(torch.uint8) for one in resized])
+
+
+def resize_depth(depth: Tensor, size: Sequence[int]) -> Tensor:
+    """Return (B, H, W) float32 depth at ``size``."""
+    depth = depth.float()
+    if tuple(depth.shape[-2:]) == tuple(size):
+        return depth
+    return F.interpolate(depth.unsqueeze(1), tuple(size), mode="bilinear").squeeze(1)
+
+
+def _check_logits(outputs: Outputs, image_ids: Sequence[str], num_classes: int) -> Tensor:
+    """Return the logits, or say why they cannot be scored."""
+    logits = outputs.seg_logits
+    if logits is None or logits.ndim != 4 or logits.shape[1] != num_classes:
+        found = "no logits" if logits is None else f"outputs of shape {tuple(logits.shape)}"
+        raise UserError(
+            f"the network gives {found}, but the data has {num_classes} classes and needs (B, {num_classes}, H, W); "
+            "evaluate it on the data set it was trained for"
+        )
+    _check_finite("segmentation logits", logits, image_ids)
+    return logits
+
+
+def _check_depth(outputs: Outputs, image_ids: Sequence[str]) -> Tensor:
+    if outputs.depth is None:
+        raise UserError("the network has no depth branch (a stripped export?); evaluate it without depth")
+    _check_finite("depth", outputs.depth, image_ids)
+    return outputs.depth
+
+
+def _check_finite(what: str, values: Tensor, image_ids: Sequence[str]) -> None:
+    """Refuse NaN and infinity, which an argmax would silently turn into a class."""
+    if bool(torch.isfinite(values).all()):
+        return
+    finite = torch.isfinite(values.flatten(1)).all(dim=1).tolist()
+    bad = [image_id for image_id, fine in zip(image_ids, finite, strict=True) if not fine]
+    raise UserError(
+        f"the network's {what} are not finite for {', '.join(bad)}; the weights are broken or the precision overflows;"
+        " try --precision float32, and train again if it persists"
+    )
+
+
+def _check_counts(counts: SegCounts) -> None:
+    if not counts.num_images:
+        raise UserError("nothing to evaluate: the split has no image; choose another split")
+    if not counts.labelled_pixels:
+        raise UserError(
+            f"nothing to evaluate: none of the {counts.num_images} images has a labelled pixel (all void); "
+            "choose a split with labels or check the masks with: pipeline datasets NAME --data-root DIR"
+        )
