@@ -1,0 +1,118 @@
+"""The networks by name. Nothing heavy is imported before a network is built, so listing them is instant."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from data_cache.errors import UserError, nearest, unknown_name
+from stages.networks.spec import NetworkSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stages.networks.interface import Network
+
+
+class NetworkEntry(NamedTuple):
+    """A constructor that is imported when it is first called."""
+
+    module: str
+    class_name: str
+    summary: str
+
+    def load(self) -> type[nn.Module]:
+        """Import the class."""
+        return getattr(importlib.import_module(self.module), self.class_name)
+
+    def __call__(self, num_classes: int, *, with_depth: bool = True, **options: Any) -> nn.Module:
+        return self.load()(num_classes, with_depth=with_depth, **options)
+
+
+# fmt: off
+NETWORKS = {
+    "unet": NetworkEntry("stages.networks.smp_network", "SmpNetwork", "shared smp encoder, two smp decoders"),
+}
+# fmt: on
+"""Name → constructor; the constructor's keyword arguments are the keys of the recipe's ``[network]`` table."""
+
+
+def build_network(name: str, num_classes: int, *, with_depth: bool = True, **options: Any) -> Network:
+    """Build a network of ``NETWORKS``; its random weights depend only on the torch seed at the call.
+
+    Args:
+        name: key of ``NETWORKS``.
+        num_classes: number of segmentation classes, at least 1.
+        with_depth: whether to build the depth branch.
+        options: keyword arguments of that network; see ``network_options``.
+
+    Returns:
+        The network in training mode; ``network.spec`` remembers how it was built.
+
+    Raises:
+        UserError: for an unknown name or option, or a value that the network cannot take.
+    """
+    defaults = network_options(name)
+    if unknown := [option for option in options if option not in defaults]:
+        hints = ", ".join(f"{option!r}{nearest(option, defaults)}" for option in unknown)
+        raise UserError(f"network {name!r} has no option {hints}; it has: {', '.join(defaults)}")
+    if num_classes < 1:
+        raise UserError(f"network {name!r} cannot have {num_classes} classes; give at least 1")
+    resolved = {**defaults, **options}
+    network = NETWORKS[name](num_classes, with_depth=with_depth, **resolved)
+    network.spec = NetworkSpec(name, num_classes, with_depth, resolved)  # type: ignore[assignment]
+    return network  # type: ignore[return-value]
+
+
+def rebuild_network(spec: NetworkSpec) -> Network:
+    """Build the network of a spec."""
+    return build_network(spec.name, spec.num_classes, with_depth=spec.with_depth, **spec.options)
+
+
+def network_options(name: str) -> dict[str, Any]:
+    """Return the options of a network with their defaults.
+
+    Raises:
+        UserError: when there is no network of that name.
+    """
+    if name not in NETWORKS:
+        raise unknown_name("network", name, NETWORKS)
+    parameters = inspect.signature(NETWORKS[name].load()).parameters.values()
+    return {
+        parameter.name: parameter.default
+        for parameter in parameters
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name != "with_depth"
+    }
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of trainable and frozen weights; buffers such as batch-norm statistics do not count."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def strip_depth(network: Network) -> Network:
+    """Return a copy of the network that was built without the depth branch and carries the same other weights."""
+    from stages.networks.stripping import build_stripped
+
+    return build_stripped(network)
+
+
+def segmentation_only(network: Network) -> nn.Module:
+    """Return the network as a module from images to segmentation logits, which is what exporters understand."""
+    from stages.networks.stripping import SegmentationOnly
+
+    return SegmentationOnly(network)
+
+
+__all__ = [
+    "NETWORKS",
+    "NetworkEntry",
+    "NetworkSpec",
+    "build_network",
+    "count_parameters",
+    "network_options",
+    "rebuild_network",
+    "segmentation_only",
+    "strip_depth",
+]

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from stages.networks.parts import Part
+from stages.networks.spec import NetworkSpec
 
 
 class Outputs(NamedTuple):
@@ -38,6 +39,8 @@ class Network(Protocol):
     """
 
     num_classes: int
+    spec: NetworkSpec
+    """How to build it again; set by ``build_network``."""
     normalisation: Normalisation
     aux_weight: float
     """Weight of each auxiliary segmentation loss; 0 for networks without auxiliary heads."""

@@ -1,0 +1,182 @@
+"""Pretrained encoder weights: from the Hub when there is a connection, from a local safetensors file always."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from segmentation_models_pytorch.encoders import encoders as smp_encoders
+from segmentation_models_pytorch.encoders import get_encoder
+from torch import Tensor, nn
+
+from data_cache.errors import UserError, nearest
+from stages.networks.encoders import check_encoder_name
+
+CLASSIFIER_PREFIXES = ("fc.", "_fc.", "classifier.", "head.", "last_linear.")
+"""Weights of a classifier, which a file may carry and an encoder does not want."""
+
+REACH_TIMEOUT_S = 10.0
+"""How long to wait for the Hub before saying that there is no connection; the Hub's own client retries for 23 s and more."""
+
+
+def is_weights_file(encoder_weights: str) -> bool:
+    """Whether the option names a file rather than a set of published weights."""
+    return "/" in encoder_weights or os.sep in encoder_weights or Path(encoder_weights).suffix != ""
+
+
+def resolve_smp_weights(encoder: str, encoder_weights: str) -> str | bool | None:
+    """Translate ``imagenet`` and its like to smp's argument and make sure that they can be had; None for ``none`` and files.
+
+    Raises:
+        UserError: for weights that the encoder is not published with, or without a connection.
+    """
+    if encoder_weights == "none" or is_weights_file(encoder_weights):
+        return None
+    if encoder.startswith("tu-"):
+        possible = ["imagenet"] if timm.is_model_pretrained(encoder.removeprefix("tu-")) else []
+    else:
+        possible = list(smp_encoders[encoder]["pretrained_settings"])
+    if encoder_weights not in possible:
+        names = [*possible, "none"]
+        raise UserError(
+            f"encoder {encoder!r} has no weights {encoder_weights!r}{nearest(encoder_weights, names)}; "
+            f"possible: {', '.join(names)}, or the path of a safetensors file"
+        )
+    _check_available(encoder, encoder_weights)
+    return True if encoder.startswith("tu-") else encoder_weights
+
+
+def build_no_connection_error(encoder: str, reason: object) -> UserError:
+    """Build the one error for pretrained weights that cannot be downloaded."""
+    return UserError(
+        f"cannot download the pretrained weights of encoder {encoder!r}: no connection to {constants.ENDPOINT} ({reason}). "
+        "On a machine with a connection run 'pipeline fetch' and copy the file here, then set encoder_weights to its path "
+        'here; or set encoder_weights = "none" to start from random weights'
+    )
+
+
+def _check_available(encoder: str, encoder_weights: str) -> None:
+    if encoder.startswith("tu-"):
+        repository, revision = timm.get_pretrained_cfg(encoder.removeprefix("tu-")).hf_hub_id, None
+    else:
+        settings = smp_encoders[encoder]["pretrained_settings"][encoder_weights]
+        repository, revision = settings["repo_id"], settings["revision"]
+    if repository and isinstance(try_to_load_from_cache(repository, "model.safetensors", revision=revision), str):
+        return
+    if constants.HF_HUB_OFFLINE:
+        raise build_no_connection_error(encoder, "HF_HUB_OFFLINE is set")
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=REACH_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return  # it answered, so it can be reached
+    except OSError as error:
+        raise build_no_connection_error(encoder, getattr(error, "reason", error)) from error
+
+
+def load_encoder_file(encoder: nn.Module, name: str, file: Path) -> None:
+    """Load a safetensors file into an encoder as smp or timm builds it.
+
+    The file may hold an encoder (as ``fetch_encoder_weights`` writes it) or a whole network with ``encoder.`` in front, as an
+    export folder does; classifier weights and stages beyond the chosen depth are left out.
+
+    Raises:
+        UserError: when the file is missing, no safetensors file, or of another architecture.
+    """
+    weights = _read_weights(file)
+    if any(key.startswith("encoder.") for key in weights):
+        weights = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
+    weights = {key: value for key, value in weights.items() if not key.startswith(CLASSIFIER_PREFIXES)}
+    wanted = encoder.state_dict()
+    # Counters of batch norm came with torch 0.4.1; older files lack them and lose nothing by it.
+    missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
+    extra = sorted(weights.keys() - _all_stage_names(encoder, name, wanted))
+    other_shape = [key for key in wanted if key in weights and weights[key].shape != wanted[key].shape]
+    if missing or extra or other_shape:
+        raise UserError(_describe_mismatch(name, file, wanted, weights, missing, extra, other_shape))
+    encoder.load_state_dict({**wanted, **{key: weights[key] for key in wanted if key in weights}})
+
+
+def fetch_encoder_weights(encoder: str, out_file: Path) -> Path:
+    """Download an encoder's ImageNet weights and write them as one safetensors file for offline machines.
+
+    Args:
+        encoder: name as in ``encoder``: smp's, or ``tu-`` and timm's.
+        out_file: file to write, published by rename; its folder is made.
+
+    Returns:
+        ``out_file``.
+
+    Raises:
+        UserError: for an unknown encoder, one without published weights, or without a connection.
+    """
+    check_encoder_name(encoder)
+    smp_weights = resolve_smp_weights(encoder, "imagenet")
+    try:
+        module = get_encoder(encoder, weights=smp_weights)
+    except OSError as error:
+        raise build_no_connection_error(encoder, error) from error
+    out_file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out_file.with_name(f".{out_file.name}.{os.getpid()}.tmp")
+    weights = {key: value.contiguous() for key, value in module.state_dict().items()}
+    save_file(weights, unfinished, metadata={"format": "pt", "encoder": encoder, "encoder_weights": "imagenet"})
+    unfinished.replace(out_file)
+    return out_file
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    if file.suffix != ".safetensors":
+        raise UserError(
+            f"encoder_weights {str(file)!r} is not a .safetensors file; other formats are pickles, which can run code when "
+            "opened, and are never read here. Convert it once with safetensors.torch.save_file, or run 'pipeline fetch'"
+        )
+    if not file.is_file():
+        raise UserError(
+            f'encoder_weights {str(file)!r} does not exist; give the path of a safetensors file, "imagenet" or "none"'
+        )
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"cannot read {file} as safetensors ({error}); fetch it again with: pipeline fetch") from error
+
+
+def _all_stage_names(encoder: nn.Module, name: str, wanted: Mapping[str, Any]) -> set[str]:
+    """Names of the encoder at full depth: timm builds only the stages asked for, a file has them all."""
+    if not name.startswith("tu-"):
+        return set(wanted)
+    with torch.device("meta"):
+        return set(wanted) | set(get_encoder(name, weights=None).state_dict())
+
+
+def _describe_mismatch(
+    name: str,
+    file: Path,
+    wanted: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    missing: list[str],
+    extra: list[str],
+    other_shape: list[str],
+) -> str:
+    shapes = [f"{key} {tuple(weights[key].shape)} instead of {tuple(wanted[key].shape)}" for key in other_shape]
+    lines = [
+        f"{file} ({len(weights)} tensors) are not the weights of encoder {name!r} ({len(wanted)} tensors):",
+        f"  the encoder has, the file lacks ({len(missing)}): {_shorten(missing)}",
+        f"  the file has, the encoder lacks ({len(extra)}): {_shorten(extra)}",
+        f"  of another shape ({len(shapes)}): {_shorten(shapes)}",
+        f"give the file of {name!r}, or set encoder to the one that the file belongs to",
+    ]
+    return "\n".join(lines)
+
+
+def _shorten(names: Iterable[str], limit: int = 6) -> str:
+    names = list(names)
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "") if names else "none"
