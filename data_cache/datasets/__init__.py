@@ -6,12 +6,20 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from data_cache.datasets.camvid import CamVid
+from data_cache.datasets.cityscapes import Cityscapes
+from data_cache.datasets.folder import Folder
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.datasets.scenes import Scenes
+from data_cache.datasets.voc import Voc
 from data_cache.errors import UserError, nearest, unknown_name
 
 DATASETS: dict[str, type[Any]] = {
     "scenes": Scenes,
+    "camvid": CamVid,
+    "voc": Voc,
+    "cityscapes": Cityscapes,
+    "folder": Folder,
 }
 
 

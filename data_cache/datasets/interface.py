@@ -76,6 +76,9 @@ class SegmentationDataset(Protocol):
         """Return the image's path, or what else tells a person which image is meant."""
         ...
 
-    def iterate_facts(self) -> Iterator[str]:
-        """Yield cheap facts about what would be read: file sizes and options, no contents, no dates, no folders."""
+    def iterate_facts(self, *, labels: bool = True) -> Iterator[str]:
+        """Yield cheap facts about what would be read: file sizes and options, no contents, no dates, no folders.
+
+        Without ``labels`` the facts are about the images alone.
+        """
         ...

@@ -29,6 +29,10 @@ PALETTE = (
 SKY, GROUND, WALL, BOX, BALL, PILLAR, CONE, PICTURE = range(len(CLASSES))
 
 
+_HUES = {BOX: 0.02, BALL: 0.14, PILLAR: 0.62, CONE: 0.36}
+"""Typical hue of each thing in [0, 1): colour tells a ball from a box, but neither from its picture."""
+
+
 class Shape(StrEnum):
     """The primitives a ray can meet."""
 
@@ -95,6 +99,8 @@ class Picture:
     wall: int | None
     """Index of the wall it is painted on; None: on the ground."""
     light: Vector
+    fading: float
+    """How much of the painted shading the weather has taken, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -156,18 +162,20 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         focal=rng.uniform(0.8, 1.0),
     )
     weather = _draw_weather(rng)
-    ground = _draw_paint(rng, (Pattern.CHECKS, Pattern.STRIPES, Pattern.MARBLE), muted=True, per_metre=(0.4, 1.5))
+    ground = _draw_paint(rng, (Pattern.CHECKS, Pattern.STRIPES, Pattern.MARBLE), per_metre=(0.4, 1.5))
     walls = _draw_walls(rng)
     placed: list[Solid] = []
     pictures: list[Picture] = []
-    for _ in range(int(rng.integers(2, 4))):
+    for _ in range(int(rng.integers(1, 4))):
         picture = _draw_picture(rng, camera, walls, placed)
         if picture is not None:
             pictures.append(picture)
             placed.append(picture.subject)
     things: list[Solid] = []
     for _ in range(int(rng.integers(5, 9))):
-        thing = _place(rng, _draw_thing(rng, int(rng.choice((BOX, BALL, PILLAR, CONE)))), camera, walls, placed)
+        # Those that also exist as pictures come more often, so that most of what looks like a ball is one.
+        label = int(rng.choice((BOX, BALL, PILLAR, CONE), p=(0.29, 0.33, 0.16, 0.22)))
+        thing = _place(rng, _draw_thing(rng, label), camera, walls, placed)
         if thing is not None:
             things.append(thing)
             placed.append(thing)
@@ -190,7 +198,7 @@ def _draw_weather(rng: np.random.Generator) -> Weather:
         visibility=rng.uniform(40.0, 150.0),
         clouds=rng.uniform(0.0, 0.25),
         exposure=rng.uniform(0.9, 1.25),
-        noise=rng.uniform(0.004, 0.025),
+        noise=rng.uniform(0.004, 0.018),
     )
 
 
@@ -202,15 +210,16 @@ def _draw_light(rng: np.random.Generator) -> Vector:
 
 
 def _draw_paint(
-    rng: np.random.Generator, patterns: tuple[Pattern, ...], *, muted: bool, per_metre: tuple[float, float]
+    rng: np.random.Generator, patterns: tuple[Pattern, ...], *, per_metre: tuple[float, float], hue: float | None = None
 ) -> Paint:
-    """Draw colours that do not depend on the class: things and the subjects of pictures share one distribution."""
-    hue = rng.random()
+    """Draw two colours and a pattern: muted ones of any hue, or strong ones near a given hue."""
+    muted = hue is None
+    hue = rng.random() if hue is None else (hue + rng.normal(0.0, 0.05)) % 1.0
     saturation = rng.uniform(0.05, 0.35) if muted else rng.uniform(0.45, 0.9)
     value = rng.uniform(0.3, 0.6) if muted else rng.uniform(0.4, 0.95)
     spread = rng.uniform(0.05, 0.2) if muted else rng.uniform(0.2, 0.45)
     second_value = value - spread if value > 0.5 else value + spread
-    second_hue = hue + (rng.uniform(-0.03, 0.03) if muted else rng.uniform(-0.2, 0.2))
+    second_hue = hue + (rng.uniform(-0.03, 0.03) if muted else rng.uniform(-0.06, 0.06))
     return Paint(
         pattern=patterns[int(rng.integers(len(patterns)))],
         first=colorsys.hsv_to_rgb(hue, saturation, value),
@@ -230,7 +239,7 @@ def _draw_walls(rng: np.random.Generator) -> tuple[Solid, ...]:
     ):
         side = 1.0 if rng.random() < 0.5 else -1.0
         half = (rng.uniform(2.0, 4.5), rng.uniform(0.9, 1.8), 0.1)
-        paint = _draw_paint(rng, (Pattern.BRICKS, Pattern.PLAIN, Pattern.MARBLE), muted=True, per_metre=(1.0, 2.5))
+        paint = _draw_paint(rng, (Pattern.BRICKS, Pattern.PLAIN, Pattern.MARBLE), per_metre=(1.0, 2.5))
         wall = Solid(
             Shape.BOX,
             WALL,
@@ -249,20 +258,20 @@ def _draw_thing(rng: np.random.Generator, label: int) -> Solid:
     paint = _draw_paint(
         rng,
         (Pattern.PLAIN, Pattern.PLAIN, Pattern.CHECKS, Pattern.STRIPES, Pattern.MARBLE),
-        muted=False,
         per_metre=(1.5, 4.0),
+        hue=_HUES[label],
     )
     yaw = rng.uniform(-math.pi, math.pi)
     if label == BALL:
-        radius = rng.uniform(0.3, 0.6)
+        radius = rng.uniform(0.35, 0.65)
         return Solid(Shape.BALL, label, (0.0, radius, 0.0), (radius, radius, radius), yaw, paint)
     if label == BOX:
-        half = (rng.uniform(0.28, 0.6), rng.uniform(0.25, 0.55), rng.uniform(0.28, 0.6))
+        half = (rng.uniform(0.3, 0.6), rng.uniform(0.28, 0.6), rng.uniform(0.3, 0.6))
         return Solid(Shape.BOX, label, (0.0, half[1], 0.0), half, yaw, paint)
     radius, height = (
         (rng.uniform(0.18, 0.35), rng.uniform(1.4, 2.8))
         if label == PILLAR
-        else (rng.uniform(0.35, 0.6), rng.uniform(0.7, 1.5))
+        else (rng.uniform(0.4, 0.65), rng.uniform(0.9, 1.6))
     )
     shape = Shape.CYLINDER if label == PILLAR else Shape.CONE
     return Solid(shape, label, (0.0, height / 2.0, 0.0), (radius, height / 2.0, radius), yaw, paint)
@@ -274,7 +283,7 @@ def _place(
     camera: Camera,
     walls: tuple[Solid, ...],
     placed: list[Solid],
-    reach: tuple[float, float] = (2.8, 9.0),
+    reach: tuple[float, float] = (2.6, 7.5),
 ) -> Solid | None:
     """Move a solid to a free spot in front of the camera and not behind a wall; None when 20 tries found no room."""
     for _ in range(20):
@@ -295,8 +304,8 @@ def _draw_picture(
 ) -> Picture | None:
     """Draw a painting of a ball or a box, on the ground or standing at the foot of a wall."""
     subject = _draw_thing(rng, int(rng.choice((BOX, BALL))))
-    viewpoint = (rng.uniform(-0.4, 0.4), camera.height * rng.uniform(0.9, 1.15), rng.uniform(-0.4, 0.2))
-    light = _draw_light(rng)
+    viewpoint = (rng.uniform(-0.7, 0.7), camera.height * rng.uniform(0.9, 1.2), rng.uniform(-0.5, 0.3))
+    light, fading = _draw_light(rng), rng.uniform(0.1, 0.6)
     on_wall = rng.random() < 0.5
     if on_wall and walls:
         index = int(rng.integers(len(walls)))
@@ -304,10 +313,10 @@ def _draw_picture(
         along = rng.uniform(-0.8, 0.8) * wall.half[0]
         subject = _scaled(subject, rng.uniform(1.2, 1.7), limit=2.0 * wall.half[1] - 0.2)
         centre = _wall_point(wall, along, subject.centre[1] + 0.12 + rng.uniform(0.0, 0.15))
-        return Picture(_moved(subject, centre), viewpoint, index, light)
+        return Picture(_moved(subject, centre), viewpoint, index, light, fading)
     subject = _scaled(subject, rng.uniform(0.8, 1.1), limit=0.6 * camera.height)
     moved = _place(rng, subject, camera, walls, placed, reach=(2.6, 5.5))
-    return None if moved is None else Picture(moved, viewpoint, None, light)
+    return None if moved is None else Picture(moved, viewpoint, None, light, fading)
 
 
 def _moved(solid: Solid, centre: Vector) -> Solid:

@@ -12,6 +12,7 @@ from data_cache.datasets.scene_layout import (
     GROUND,
     PICTURE,
     SKY,
+    WALL,
     Camera,
     Paint,
     Pattern,
@@ -208,11 +209,24 @@ def _compute_light(
         for solid in solids:
             lit[asked[np.isfinite(intersect(solid, starts, sun))]] = 0.0
     tint = np.asarray(weather.tint)[:, None]
-    diffuse = weather.ambient * (0.7 + 0.3 * normals[1]) + weather.sun_strength * facing * lit * tint
+    open_sky = _compute_open_sky(solids, hits)
+    diffuse = open_sky * weather.ambient * (0.7 + 0.3 * normals[1]) + weather.sun_strength * facing * lit * tint
     half_way = sun - rays / np.linalg.norm(rays, axis=0)
     half_way /= np.linalg.norm(half_way, axis=0)
     shine = weather.sun_strength * gloss * lit * np.maximum((normals * half_way).sum(axis=0), 0.0) ** 40
     return _Light(diffuse, shine, lit)
+
+
+def _compute_open_sky(solids: tuple[Solid, ...], hits: _Hits) -> Array:
+    """Return (N,) the share of ambient light that reaches a point; things darken the ground they stand on."""
+    share = np.ones(hits.depth.size)
+    ground = np.flatnonzero(hits.surface == 0)
+    x, z = hits.points[0, ground], hits.points[2, ground]
+    for solid in solids:
+        if solid.label != WALL:
+            gap = np.hypot(x - solid.centre[0], z - solid.centre[2]) / solid.footprint_radius
+            share[ground] *= 1.0 - 0.6 * np.exp(-(gap**4))
+    return share
 
 
 def _paint_pictures(
@@ -236,6 +250,7 @@ def _shade_subject(picture: Picture, weather: Weather, points: Array, contrast: 
     normals = compute_normals(subject, points)
     sun = np.asarray(picture.light)[:, None]
     facing = np.maximum((normals * sun).sum(axis=0), 0.0)
+    facing += picture.fading * (facing.mean() - facing)
     albedo = _compute_pattern(subject.paint, to_local(subject, points), contrast)
     return albedo * (
         weather.ambient * (0.7 + 0.3 * normals[1]) + weather.sun_strength * facing * np.asarray(weather.tint)[:, None]

@@ -25,7 +25,7 @@ from data_cache.datasets.scene_rendering import Rendering, render_scene
 from data_cache.errors import UserError, unknown_name
 from data_cache.sample import IGNORE_INDEX, DepthKind
 
-DRAWING_VERSION = 1
+DRAWING_VERSION = 2
 """Raised by hand when the same (seed, split, index) draws another picture, so that old caches are not read."""
 
 _SPLIT_STREAMS = {"train": 0, "val": 1, "test": 2}
@@ -122,7 +122,7 @@ class Scenes:
         """Return the layout behind an image."""
         return draw_scene(self._stream(index, 0))
 
-    def iterate_facts(self) -> Iterator[str]:
+    def iterate_facts(self, *, labels: bool = True) -> Iterator[str]:  # noqa: ARG002 — one drawing makes both
         """Yield what the drawings depend on."""
         yield f"drawing {DRAWING_VERSION}"
         yield f"size {self.size[0]}x{self.size[1]}"

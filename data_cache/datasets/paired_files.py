@@ -1,0 +1,211 @@
+"""Datasets made of image files with a mask file each: what camvid, voc, cityscapes and folder share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.datasets.interface import RGB
+from data_cache.datasets.mask_files import (
+    IMAGE_SUFFIXES,
+    compute_checksum,
+    describe_colours,
+    format_id_table,
+    list_files,
+    map_ids,
+    read_image_size,
+    read_mask_ids,
+    read_rgb,
+)
+from data_cache.errors import UserError
+from data_cache.sample import DepthKind
+
+
+class Entry(NamedTuple):
+    """The files of one image; mask and depth are where they belong, whether or not they are there."""
+
+    image_id: str
+    image: Path
+    mask: Path
+    depth: Path | None = None
+
+
+class PairedFiles:
+    """A split of images with masks, read from files.
+
+    A mask that is missing is no error until it is asked for: an unlabelled image can still get depth.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    needs_root: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        split: str,
+        entries: Iterable[Entry],
+        *,
+        classes: tuple[str, ...],
+        palette: tuple[RGB, ...],
+        raw_ids: Mapping[int, int],
+        own_depth_kind: DepthKind | None = None,
+        orphans: Sequence[Path] = (),
+    ) -> None:
+        """Hold what a dataset's own constructor found.
+
+        Args:
+            split: its name.
+            entries: the images in a fixed order.
+            classes: names by train id.
+            palette: colours by train id.
+            raw_ids: id in the mask file -> train id or void.
+            own_depth_kind: what ``read_own_depth`` returns, if the dataset has depth.
+            orphans: masks without an image, for the doctor to tell about.
+        """
+        self.split = split
+        self.entries = tuple(entries)
+        self.classes = classes
+        self.palette = palette
+        self.raw_ids = dict(raw_ids)
+        self.own_depth_kind = own_depth_kind
+        self.orphans = tuple(orphans)
+        self.image_ids: Sequence[str] = tuple(entry.image_id for entry in self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def read_image(self, index: int) -> NDArray[np.uint8]:
+        """Return (H, W, 3) RGB."""
+        return read_rgb(self.entries[index].image)
+
+    def read_raw_mask(self, index: int) -> NDArray[Any]:
+        """Return the mask file's ids (H, W), or its colours (H, W, 3) when it is a colour image."""
+        return read_mask_ids(self.entries[index].mask)
+
+    def read_labels(self, index: int) -> NDArray[np.uint8]:
+        """Return (H, W) train ids, IGNORE_INDEX where void.
+
+        Raises:
+            UserError: when the mask is missing, unreadable, a colour image, of another size than the image, or has ids
+                outside the table.
+        """
+        entry = self.entries[index]
+        ids = self.read_raw_mask(index)
+        if ids.ndim == 3:
+            raise UserError(
+                f"mask {entry.mask} is an RGB image ({describe_colours(ids)}); a mask stores one id per pixel: "
+                f"{format_id_table(self.raw_ids, self.classes)}; convert it to a palette or grey PNG"
+            )
+        size = read_image_size(entry.image)
+        if ids.shape != size:
+            raise UserError(
+                f"mask {entry.mask} has {ids.shape[1]} x {ids.shape[0]} px, its image {entry.image} has "
+                f"{size[1]} x {size[0]}; make the mask anew at the image's size"
+            )
+        labels, strangers = map_ids(ids, self.raw_ids)
+        if strangers:
+            raise UserError(
+                f"mask {entry.mask} has ids outside the table: {', '.join(map(str, strangers[:10]))}"
+                f"{', …' if len(strangers) > 10 else ''}; known: {format_id_table(self.raw_ids, self.classes)}"
+            )
+        return labels
+
+    def read_own_depth(self, index: int) -> NDArray[np.float32]:
+        """Return (h, w) depth; datasets that bring some override this.
+
+        Raises:
+            UserError: for datasets that bring none.
+        """
+        raise UserError(
+            f"{self.name} brings no depth of its own ({self.describe(index)}); label it with an estimator, "
+            "see: pipeline estimators"
+        )
+
+    def checksum(self, index: int) -> str:
+        """Return 32 hex digits of the image file's bytes."""
+        return compute_checksum(self.entries[index].image)
+
+    def describe(self, index: int) -> str:
+        """Return the image's path."""
+        return str(self.entries[index].image)
+
+    def iterate_facts(self, *, labels: bool = True) -> Iterator[str]:
+        """Yield the sizes of the files in bytes; a missing file counts as -1."""
+        for entry in self.entries:
+            paths = [entry.image, entry.mask] if labels else [entry.image]
+            if entry.depth is not None:
+                paths.append(entry.depth)
+            yield " ".join(str(_file_size(path)) for path in paths)
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def index_by_stem(paths: Iterable[Path], stem_of: Callable[[Path], str] = lambda path: path.stem) -> dict[str, Path]:
+    """Return the files by the part of their name that pairs them.
+
+    Raises:
+        UserError: when two files claim the same stem.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        stem = stem_of(path)
+        if stem in found:
+            raise UserError(
+                f"{found[stem]} and {path} share the name {stem!r}, which pairs images and masks; remove one"
+            )
+        found[stem] = path
+    return found
+
+
+def pair_folders(image_folder: Path, mask_folder: Path) -> tuple[list[Entry], list[Path]]:
+    """Pair images and masks of two folders by stem.
+
+    Returns:
+        The images in order of their stems, each with its mask or with the path where a PNG would belong; and the masks
+        that have no image.
+
+    Raises:
+        UserError: when two files of a folder share a stem.
+    """
+    images = index_by_stem(list_files(image_folder, IMAGE_SUFFIXES))
+    masks = index_by_stem(list_files(mask_folder, IMAGE_SUFFIXES))
+    entries = [Entry(stem, path, masks.get(stem, mask_folder / f"{stem}.png")) for stem, path in sorted(images.items())]
+    return entries, [path for stem, path in sorted(masks.items()) if stem not in images]
+
+
+def check_not_empty(dataset: str, split: str, entries: Sequence[Entry], looked_in: Path) -> None:
+    """Raise when a split has no image.
+
+    Raises:
+        UserError: naming the folder that was searched and what lies beside it.
+    """
+    if entries:
+        return
+    if looked_in.is_dir():
+        raise UserError(f"the {split} split of {dataset} is empty: there is no image in {looked_in}")
+    parent = looked_in.parent
+    beside = sorted(path.name for path in parent.iterdir() if path.is_dir())[:12] if parent.is_dir() else []
+    there = f"{parent} holds: {', '.join(beside) or 'no folders'}" if parent.is_dir() else f"nor {parent}"
+    raise UserError(f"the {split} split of {dataset} is empty: there is no folder {looked_in} ({there})")
+
+
+def build_colour_map(num_colours: int) -> tuple[RGB, ...]:
+    """Return the colours of the Pascal VOC palette: bits of the index spread over the channels."""
+    colours = []
+    for index in range(num_colours):
+        channels = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                channels[channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+        colours.append((channels[0], channels[1], channels[2]))
+    return tuple(colours)

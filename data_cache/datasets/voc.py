@@ -1,0 +1,121 @@
+"""Pascal VOC segmentation from a VOCdevkit, with the SBD extension as an optional list.
+
+Layout: ``VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}``; the root is the VOCdevkit or ``VOC2012``.
+Source: Everingham et al. 2015; Hariharan et al. 2011 (SBD, the "trainaug" list of 10,582 images).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from data_cache.datasets.paired_files import Entry, PairedFiles, build_colour_map
+from data_cache.errors import UserError, unknown_name
+from data_cache.sample import IGNORE_INDEX
+
+_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+
+class Voc(PairedFiles):
+    """Objects of 20 classes on background; 255 is void. Masks are palette PNGs, read as indices."""
+
+    name: ClassVar[str] = "voc"
+    summary: ClassVar[str] = "Pascal VOC 2012, VOCdevkit layout, optional SBD list; 21 classes"
+    splits: ClassVar[tuple[str, ...]] = ("train", "val", "trainval", "trainaug", "test")
+
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        *,
+        year: str = "VOC2012",
+        sbd_list: str | Path | None = None,
+        sbd_masks: str | Path | None = None,
+    ) -> None:
+        """Open the images a split's list names.
+
+        Args:
+            root: VOCdevkit, or the folder of the year itself.
+            split: a list in ``ImageSets/Segmentation``; ``trainaug`` is ``train`` with the SBD list.
+            year: folder inside the VOCdevkit.
+            sbd_list: text file of further training images, an id or path per line; joins the split ``train`` or
+                ``trainaug`` without the images of ``val``, which SBD contains too. Default for ``trainaug``:
+                ``trainaug.txt`` beside the other lists.
+            sbd_masks: folder with the masks (PNG) of those images; default ``SegmentationClassAug``.
+
+        Raises:
+            UserError: for a missing folder or list, an unknown or empty split, or SBD masks still in MATLAB form.
+        """
+        if split not in self.splits:
+            raise unknown_name("split of voc", split, self.splits)
+        base = _find_base(Path(root), year)
+        lists = base / "ImageSets" / "Segmentation"
+        extra = split == "trainaug" or (split == "train" and sbd_list is not None)
+        if sbd_list is not None and not extra:
+            sbd_list = None  # One recipe names the list for all its splits; it speaks of training images only.
+        own_ids = read_id_list(lists / f"{'train' if split == 'trainaug' else split}.txt")
+        entries = {image_id: _entry(base, base / "SegmentationClass", image_id) for image_id in own_ids}
+        if extra:
+            masks = Path(sbd_masks) if sbd_masks is not None else base / "SegmentationClassAug"
+            _check_sbd_masks(masks)
+            held_out = set(read_id_list(lists / "val.txt"))
+            for image_id in read_id_list(Path(sbd_list) if sbd_list is not None else lists / "trainaug.txt"):
+                if image_id not in held_out and image_id not in entries:
+                    entries[image_id] = _entry(base, masks, image_id)
+        if not entries:
+            raise UserError(f"the {split} split of voc is empty: {lists / f'{split}.txt'} names no image")
+        super().__init__(
+            split,
+            entries.values(),
+            classes=_CLASSES,
+            palette=build_colour_map(len(_CLASSES)),
+            raw_ids={**{index: index for index in range(len(_CLASSES))}, IGNORE_INDEX: IGNORE_INDEX},
+        )
+
+
+def read_id_list(path: Path) -> list[str]:
+    """Return the image ids of a list: the stem of each line's first word.
+
+    Raises:
+        UserError: when the file is missing or not text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        beside = sorted(other.stem for other in path.parent.glob("*.txt"))[:12]
+        raise UserError(f"there is no list {path}; lists there: {', '.join(beside) or 'none'}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the list {path}: {error}") from error
+    ids = [Path(line.split()[0]).stem for line in lines if line.strip()]
+    return list(dict.fromkeys(ids))
+
+
+def _find_base(root: Path, year: str) -> Path:
+    for base in (root / year, root, root / "VOCdevkit" / year):
+        if (base / "JPEGImages").is_dir():
+            return base
+    raise UserError(
+        f"{root} is no VOCdevkit: there is neither {root / year / 'JPEGImages'} nor {root / 'JPEGImages'}; "
+        "name the folder that holds them with: --data-root DIR"
+    )
+
+
+def _entry(base: Path, masks: Path, image_id: str) -> Entry:
+    return Entry(image_id, base / "JPEGImages" / f"{image_id}.jpg", masks / f"{image_id}.png")
+
+
+def _check_sbd_masks(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {folder} with the SBD masks; unpack SegmentationClassAug there or name it with: "
+            "--set data.options.sbd_masks=DIR"
+        )
+    if not any(folder.glob("*.png")):
+        matlab = ", MATLAB files do" if any(folder.glob("*.mat")) else ""
+        raise UserError(
+            f"{folder} holds no PNG masks{matlab}; SBD is read as palette or grey PNGs of class ids "
+            "(the widespread SegmentationClassAug)"
+        )
