@@ -1,0 +1,51 @@
+"""Stop a training between two steps when the person or the machine asks for it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopFlag:
+    """Set once somebody wants the work to end at the next safe point."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        """Ask for the end."""
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """Whether the end was asked for."""
+        return self._event.is_set()
+
+
+class Interrupted(KeyboardInterrupt):
+    """Work stopped at a safe point and what was done is kept; not an ``Exception``, so that nothing swallows it."""
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopFlag]:
+    """Turn the first SIGTERM or SIGINT inside the block into a set flag; the second raises KeyboardInterrupt at once.
+
+    Must be entered in the main thread. The former handlers come back on leaving.
+    """
+    flag = StopFlag()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    former = {number: signal.signal(number, handle) for number in _SIGNALS}
+    try:
+        yield flag
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

@@ -1,0 +1,257 @@
+"""Losses of the two tasks: each a float32 mean over the pixels with a target, and 0 with gradient when none has one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_cache.errors import UserError, unknown_name
+from data_cache.sample import IGNORE_INDEX, Batch
+from stages.networks.interface import Outputs
+from stages.training.schedule import Phase
+
+OHEM_THRESHOLD = 0.7  # probability of the true class below which a pixel counts as hard; BiSeNet reference code
+OHEM_MIN_KEPT = 1 / 16  # share of the labelled pixels kept at least; BiSeNet reference code
+_SMALLEST_SPREAD = 1e-3  # keeps the gradient of `depth_ssi` tame while the prediction is still flat
+
+
+def focal_loss(
+    seg_logits: Tensor,
+    seg_labels: Tensor,
+    *,
+    gamma: float = 2.0,
+    alpha: float = 1.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Mean softmax focal loss α·(1−p_t)^γ·CE over labelled pixels; equals cross-entropy at gamma 0 and alpha 1.
+
+    Args:
+        seg_logits: (B, C, H, W), unnormalised, any float type.
+        seg_labels: (B, H, W), class index in [0, C) or IGNORE_INDEX.
+        gamma: focusing strength, at least 0.
+        alpha: factor on the whole loss.
+        class_weights: (C,), at least 0; the mean is then weighted by them, as in ``F.cross_entropy``.
+
+    Returns:
+        Scalar float32, nats per pixel; 0 with gradient when no pixel is labelled.
+
+    Source: Lin et al. 2017, eq. 4, with softmax in place of the sigmoid; the pseudo-depth paper, eq. 1, per pixel.
+    """
+    per_pixel = _cross_entropy_per_pixel(seg_logits, seg_labels)
+    if gamma > 0:
+        # 1 − p_t without cancellation; the floor keeps its gamma-th power differentiable where p_t is exactly 1
+        per_pixel = (-torch.expm1(-per_pixel)).clamp_min(1e-12).pow(gamma) * per_pixel
+    return alpha * _mean_over_labelled(per_pixel, seg_labels, class_weights)
+
+
+def cross_entropy(seg_logits: Tensor, seg_labels: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy over labelled pixels; arguments and result as in ``focal_loss``."""
+    return _mean_over_labelled(_cross_entropy_per_pixel(seg_logits, seg_labels), seg_labels, class_weights)
+
+
+def ohem_cross_entropy(
+    seg_logits: Tensor,
+    seg_labels: Tensor,
+    *,
+    threshold: float = OHEM_THRESHOLD,
+    min_kept: float = OHEM_MIN_KEPT,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Mean cross-entropy over the hard pixels of the batch: those whose true class has probability below the threshold.
+
+    Args:
+        seg_logits: (B, C, H, W), unnormalised.
+        seg_labels: (B, H, W), class index in [0, C) or IGNORE_INDEX.
+        threshold: probability, in (0, 1).
+        min_kept: when fewer than this share of the labelled pixels are hard, that share of hardest ones is taken.
+        class_weights: (C,), at least 0; weights the mean over the hard pixels.
+
+    Returns:
+        Scalar float32, nats per pixel; 0 with gradient when no pixel is labelled.
+
+    Source: Shrivastava et al. 2016 as used by BiSeNet, Yu et al. 2018.
+    """
+    per_pixel = _cross_entropy_per_pixel(seg_logits, seg_labels)
+    with torch.no_grad():
+        labelled = seg_labels != IGNORE_INDEX
+        least = math.ceil(int(labelled.sum()) * min_kept)
+        hard = labelled & (per_pixel > -math.log(threshold))
+        if int(hard.sum()) < least:
+            candidates = torch.where(labelled, per_pixel, -1.0).flatten()
+            hard = torch.zeros_like(labelled).flatten()
+            hard[candidates.topk(least, sorted=False).indices] = True
+            hard = hard.view_as(labelled)
+        kept_labels = torch.where(hard, seg_labels, IGNORE_INDEX)
+    return _mean_over_labelled(torch.where(hard, per_pixel, 0.0), kept_labels, class_weights)
+
+
+def depth_mse(depth: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared error over valid pixels.
+
+    Args:
+        depth: (B, H, W), in the units of the target.
+        target: (B, H, W); anything, even nan, where invalid.
+        valid: (B, H, W) bool.
+
+    Returns:
+        Scalar float32, squared units of the target; 0 with gradient when no pixel is valid.
+
+    Source: the pseudo-depth paper, eq. 2.
+    """
+    return _mean_over_valid(_difference(depth, target, valid).square(), valid)
+
+
+def depth_l1(depth: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Mean absolute error over valid pixels; arguments as in ``depth_mse``, result in units of the target."""
+    return _mean_over_valid(_difference(depth, target, valid).abs(), valid)
+
+
+def depth_ssi(depth: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Mean absolute error after both maps of each image are shifted to median 0 and scaled to mean deviation 1.
+
+    Unchanged when an image's prediction is multiplied by a positive number or shifted. Unlike a least-squares fit it
+    does not reward a prediction that is upside down. Arguments as in ``depth_mse``.
+
+    Returns:
+        Scalar float32, without unit; 0 with gradient when no pixel is valid.
+
+    Source: Ranftl et al. 2020 (MiDaS), eq. 5 to 7.
+    """
+    difference = _standardise(depth.float(), valid) - _standardise(target.float(), valid)
+    return _mean_over_valid(torch.where(valid, difference.abs(), 0.0), valid)
+
+
+def _cross_entropy_per_pixel(seg_logits: Tensor, seg_labels: Tensor) -> Tensor:
+    return F.cross_entropy(seg_logits.float(), seg_labels, ignore_index=IGNORE_INDEX, reduction="none")
+
+
+def _mean_over_labelled(per_pixel: Tensor, seg_labels: Tensor, class_weights: Tensor | None) -> Tensor:
+    """Return the (weighted) mean of a (B, H, W) loss that is already 0 where nothing is labelled."""
+    labelled = seg_labels != IGNORE_INDEX
+    if class_weights is None:
+        return per_pixel.sum() / labelled.sum().clamp_min(1)
+    weights = class_weights.to(per_pixel)[torch.where(labelled, seg_labels, 0)] * labelled
+    return (per_pixel * weights).sum() / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _difference(depth: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    return torch.where(valid, depth.float() - target.float(), 0.0)
+
+
+def _mean_over_valid(per_pixel: Tensor, valid: Tensor) -> Tensor:
+    return per_pixel.sum() / valid.sum().clamp_min(1)
+
+
+def _standardise(maps: Tensor, valid: Tensor) -> Tensor:
+    """Shift each (H, W) map to median 0 and scale it to mean absolute deviation 1 over its valid pixels."""
+    flat = torch.where(valid, maps, torch.nan).flatten(1)
+    median = flat.nanmedian(dim=1).values.nan_to_num()[:, None, None]
+    shifted = torch.where(valid, maps - median, 0.0)
+    spread = shifted.abs().sum((1, 2)) / valid.sum((1, 2)).clamp_min(1)
+    return shifted / spread.clamp_min(_SMALLEST_SPREAD)[:, None, None]
+
+
+DEPTH_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "mse": depth_mse,
+    "l1": depth_l1,
+    "ssi": depth_ssi,
+}
+SEG_LOSSES = ("focal", "cross-entropy", "ohem")
+BALANCES = ("fixed", "uncertainty", "dwa")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Which losses a training uses and how two of them are weighed against each other."""
+
+    seg: Literal["focal", "cross-entropy", "ohem"] = "focal"
+    gamma: float = 2.0
+    """Focusing strength of the focal loss, at least 0."""
+    alpha: float = 1.0
+    """Factor on the focal loss; with Adam it matters only beside another loss."""
+    class_weights: tuple[float, ...] | None = None
+    """One weight per class, at least 0; None weighs all pixels alike."""
+    depth: Literal["mse", "l1", "ssi"] = "mse"
+    balance: Literal["fixed", "uncertainty", "dwa"] = "fixed"
+    """How phases with both losses weigh them; see ``balance.py``."""
+    dwa_window: int = 100
+    """Steps whose mean losses DWA compares; the paper compares epochs."""
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("segmentation loss", self.seg, SEG_LOSSES),
+            ("depth loss", self.depth, DEPTH_LOSSES),
+            ("loss balance", self.balance, BALANCES),
+        ):
+            if value not in known:
+                raise unknown_name(what, value, known)
+        if not 0 <= self.gamma < math.inf:
+            raise UserError(f"gamma {self.gamma} of the focal loss must be finite and at least 0")
+        if not 0 < self.alpha < math.inf:
+            raise UserError(f"alpha {self.alpha} of the focal loss must be finite and positive")
+        weights = self.class_weights
+        if weights is not None and not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
+            raise UserError(f"class weights {list(weights)} must be finite, at least 0, and not all 0")
+        if self.dwa_window < 1:
+            raise UserError(f"dwa_window {self.dwa_window} must be at least 1 step")
+
+
+class Terms(NamedTuple):
+    """Unweighted losses of one batch; a term whose branch did not run is None."""
+
+    seg: Tensor | None
+    aux: Tensor | None
+    """Sum over the auxiliary logits of networks that have them."""
+    depth: Tensor | None
+
+    def present(self) -> dict[str, Tensor]:
+        """Return the terms that exist, by name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+def compute_terms(outputs: Outputs, batch: Batch, phase: Phase, settings: LossSettings) -> Terms:
+    """Return the losses a phase asks for; call it outside autocast.
+
+    Raises:
+        UserError: the phase reads depth but the batch has none, or there is not one class weight per class.
+    """
+    seg = aux = depth = None
+    if phase.needs_seg:
+        assert outputs.seg_logits is not None
+        seg = _seg_loss(outputs.seg_logits, batch.seg_labels, settings)
+        if outputs.aux_seg_logits:
+            aux = torch.stack(
+                [_seg_loss(logits, batch.seg_labels, settings) for logits in outputs.aux_seg_logits]
+            ).sum()
+    if phase.needs_depth:
+        assert outputs.depth is not None
+        if batch.inverse_depth is None or batch.depth_valid is None:
+            raise UserError(
+                f"phase {phase.name!r} trains on depth, but image {batch.image_ids[0]!r} was loaded without any; "
+                "label the training split first with: pipeline pseudo-depth"
+            )
+        depth = DEPTH_LOSSES[settings.depth](outputs.depth, batch.inverse_depth, batch.depth_valid)
+    return Terms(seg, aux, depth)
+
+
+def _seg_loss(seg_logits: Tensor, seg_labels: Tensor, settings: LossSettings) -> Tensor:
+    weights = None
+    if settings.class_weights is not None:
+        if len(settings.class_weights) != seg_logits.shape[1]:
+            raise UserError(
+                f"{len(settings.class_weights)} class weights for {seg_logits.shape[1]} classes; give one per class"
+            )
+        weights = torch.tensor(settings.class_weights, device=seg_logits.device)
+    match settings.seg:
+        case "focal":
+            return focal_loss(seg_logits, seg_labels, gamma=settings.gamma, alpha=settings.alpha, class_weights=weights)
+        case "cross-entropy":
+            return cross_entropy(seg_logits, seg_labels, class_weights=weights)
+        case "ohem":
+            return ohem_cross_entropy(seg_logits, seg_labels, class_weights=weights)

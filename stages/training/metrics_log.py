@@ -1,0 +1,125 @@
+"""metrics.jsonl: one line per logged step of a phase, the same bytes whether the training was interrupted or not."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from data_cache.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class StepReport(NamedTuple):
+    """What one finished optimiser step did. Losses by term: seg, aux (networks with auxiliary heads), depth."""
+
+    phase: str
+    step: int
+    """Steps finished, counted from 1."""
+    total_steps: int
+    total: float
+    """The sum that was descended."""
+    raw: dict[str, float]
+    """Unweighted losses."""
+    weighted: dict[str, float]
+    """Losses times their factors."""
+    share: dict[str, float]
+    """Weighted losses as fractions of their sum."""
+    lr: float
+    """Learning rate of factor 1."""
+    grad_norm: float
+    """Norm of all gradients before clipping."""
+    images: int
+    """Images in the batch."""
+
+
+class MetricsLog:
+    """Appends step reports to a JSON-lines file. Holds no clock times, so equal trainings write equal files.
+
+    Args:
+        path: file to append to; its folder is made.
+        log_every: steps between lines; the last step of a phase is always logged.
+        tensorboard: folder for TensorBoard files as well, or None.
+
+    Raises:
+        UserError: TensorBoard was asked for and is not installed.
+    """
+
+    def __init__(self, path: Path, *, log_every: int = 10, tensorboard: Path | None = None) -> None:
+        if log_every < 1:
+            raise UserError(f"log_every {log_every} must be at least 1 step")
+        self.path = path
+        self._log_every = log_every
+        self._board = _open_board(tensorboard) if tensorboard else None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf8")
+
+    def write(self, report: StepReport) -> None:
+        """Log a step if its turn has come."""
+        if report.step % self._log_every and report.step != report.total_steps:
+            return
+        line = report._asdict()
+        del line["total_steps"], line["images"]
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._board:
+            for kind in ("raw", "weighted", "share"):
+                for term, value in line[kind].items():
+                    self._board.add_scalar(f"{report.phase}/{kind}/{term}", value, report.step)
+            for name in ("total", "lr", "grad_norm"):
+                self._board.add_scalar(f"{report.phase}/{name}", line[name], report.step)
+
+    def rewind(self, phase: str, step: int) -> None:
+        """Drop what was logged of a phase after that step, and any broken last line a kill left behind."""
+        self._file.close()
+        kept = [line for line, entry in read_lines(self.path) if entry["phase"] != phase or entry["step"] <= step]
+        shorter = self.path.with_name(f"{self.path.name}.tmp")
+        shorter.write_text("".join(kept), encoding="utf8")
+        shorter.replace(self.path)
+        self._file = self.path.open("a", encoding="utf8")
+
+    def sync(self) -> None:
+        """Return only when all lines are on the disk; called before a checkpoint that presumes them."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file and the board."""
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_lines(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Yield each complete line of a metrics file with its parsed content; a broken last line is left out."""
+    for line in path.read_text(encoding="utf8").splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            return
+        if line.endswith("\n"):
+            yield line, entry
+
+
+def _open_board(folder: Path) -> SummaryWriter:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as problem:
+        raise UserError(
+            "TensorBoard files were asked for, but tensorboard is not installed; "
+            "install it with: pip install 'pseudo-depth-pipeline[tensorboard]', or switch training.tensorboard off"
+        ) from problem
+    return SummaryWriter(log_dir=str(folder))

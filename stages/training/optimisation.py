@@ -1,0 +1,309 @@
+"""Optimiser, learning rate over time, and moving average of the weights: all that lies between gradient and weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from data_cache.errors import UserError, nearest, unknown_name
+from stages.networks.interface import Network
+from stages.networks.parts import ENCODER, NAMED_PARTS, Part
+from stages.training.schedule import Phase
+
+LOW_LR_FACTOR = 0.1  # the pseudo-depth paper's open question "does the encoder train?", third answer: gently
+OPTIMIZERS = ("adam", "adamw", "sgd")
+LR_SCHEDULES = ("constant", "poly", "cosine")
+ENCODER_POLICIES = ("train", "freeze", "low-lr")
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """How gradients become weights. Every phase starts a fresh optimiser with these."""
+
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """Adam couples weight decay into the gradient (L2), as torch's does; AdamW does not."""
+    lr: float = 1e-4  # the pseudo-depth paper, table 1
+    """Initial learning rate; a phase's own ``lr`` goes before it."""
+    weight_decay: float = 0.0
+    decay_norm_and_bias: bool = True
+    """Whether weight decay also touches tensors with fewer than two axes, as in torch; BiSeNet's recipe says no."""
+    momentum: float = 0.9
+    """Of SGD alone."""
+    lr_schedule: Literal["constant", "poly", "cosine"] = "constant"
+    poly_power: float = 0.9  # the feature-fusion paper
+    warmup_steps: int = 0
+    """Steps of linear rise before the schedule; its time axis is the rest."""
+    clip_norm: float | None = None
+    """Largest allowed gradient norm over everything trained; None does not clip."""
+    ema_decay: float | None = None
+    """Decay of the moving average of the weights; None keeps none. With it, a phase ends with the average."""
+    part_lr_factors: Mapping[str, float] = field(default_factory=dict)
+    """Part or branch name to factor on the learning rate; of two that fit a part, the narrower one holds."""
+    encoder_policy: Literal["train", "freeze", "low-lr"] = "train"
+    """What the encoder does in phases with a single loss; "low-lr" trains it at a tenth of the rate."""
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("lr schedule", self.lr_schedule, LR_SCHEDULES),
+            ("encoder policy", self.encoder_policy, ENCODER_POLICIES),
+        ):
+            if value not in known:
+                raise unknown_name(what, value, known)
+        problems = [
+            f"{name} {value} must be {rule}"
+            for name, value, good, rule in (
+                ("lr", self.lr, 0 < self.lr < math.inf, "finite and positive"),
+                ("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "finite and at least 0"),
+                ("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)"),
+                ("poly_power", self.poly_power, 0 < self.poly_power < math.inf, "finite and positive"),
+                ("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "at least 0"),
+                ("clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "positive, or left out"),
+                (
+                    "ema_decay",
+                    self.ema_decay,
+                    self.ema_decay is None or 0 < self.ema_decay < 1,
+                    "in (0, 1), or left out",
+                ),
+            )
+            if not good
+        ]
+        for name, factor in self.part_lr_factors.items():
+            if name not in NAMED_PARTS:
+                problems.append(
+                    f"part_lr_factors has no part {name!r}{nearest(name, NAMED_PARTS)}; known: {', '.join(NAMED_PARTS)}"
+                )
+            if not 0 < factor < math.inf:
+                problems.append(
+                    f"lr factor {factor} of {name} must be finite and positive; to freeze, do not train the part"
+                )
+        if problems:
+            raise UserError("; ".join(problems))
+
+
+def parts_to_train(phase: Phase, settings: OptimSettings) -> Part:
+    """Return the parts a phase really trains under the encoder policy.
+
+    Raises:
+        UserError: the policy leaves nothing to train.
+    """
+    if settings.encoder_policy != "freeze" or _has_both_losses(phase):
+        return phase.trains
+    if not phase.trains & ~ENCODER:
+        raise UserError(
+            f"phase {phase.name!r} trains only the encoder, which encoder policy 'freeze' forbids; "
+            "use encoder policy 'train' or 'low-lr', or drop the phase"
+        )
+    return phase.trains & ~ENCODER
+
+
+def compute_lr_factors(phase: Phase, settings: OptimSettings) -> dict[Part, float]:
+    """Return the factor on the learning rate of each single part."""
+    factors = dict.fromkeys(Part, 1.0)
+    named = [(NAMED_PARTS[name], factor) for name, factor in settings.part_lr_factors.items()]
+    for parts, factor in sorted(named, key=lambda item: -len(item[0].names())):  # narrower ones later, so they hold
+        factors |= dict.fromkeys((part for part in Part if part in parts), factor)
+    if settings.encoder_policy == "low-lr" and not _has_both_losses(phase):
+        factors[ENCODER] *= LOW_LR_FACTOR
+    return factors
+
+
+def compute_lr(settings: OptimSettings, initial_lr: float, step: int, total_steps: int) -> float:
+    """Return the learning rate of one step, always from the initial rate and never from the last one.
+
+    Args:
+        settings: ``lr_schedule``, ``poly_power``, ``warmup_steps``.
+        initial_lr: rate at the end of the warm-up.
+        step: steps done so far, in [0, total_steps).
+        total_steps: length of the phase.
+
+    Returns:
+        constant: lr0; poly: lr0·(1 − t/T)^power; cosine: lr0·(1 + cos(π·t/T))/2; t and T counted after the warm-up.
+    """
+    warmup = settings.warmup_steps
+    if step < warmup:
+        return initial_lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    match settings.lr_schedule:
+        case "constant":
+            return initial_lr
+        case "poly":
+            return initial_lr * (1 - progress) ** settings.poly_power
+        case "cosine":
+            return initial_lr * (1 + math.cos(math.pi * progress)) / 2
+
+
+class PhaseOptimiser:
+    """A fresh optimiser over the trained parts of a network, with the learning rate as a pure function of the step.
+
+    Args:
+        network: source of the parameters.
+        phase: its ``trains`` and ``lr``.
+        settings: the rest.
+        total_steps: length of the phase.
+        balance: learned loss weights; they get the plain learning rate and no weight decay.
+    """
+
+    def __init__(
+        self, network: Network, phase: Phase, settings: OptimSettings, total_steps: int, balance: nn.Module
+    ) -> None:
+        self._settings = settings
+        self._total_steps = total_steps
+        self._initial_lr = settings.lr if phase.lr is None else phase.lr
+        if settings.warmup_steps >= total_steps:
+            raise UserError(
+                f"phase {phase.name!r} has {total_steps} steps, not more than the {settings.warmup_steps} of warm-up; "
+                "train longer or set warmup_steps lower"
+            )
+        named: dict[str, nn.Parameter] = {}
+        groups = [
+            *_group_parts(network, phase, settings, named),
+            *_group_balance(balance, named),
+        ]
+        self.named_parameters = named
+        self._factors = [group.pop("lr_factor") for group in groups]
+        self._optimizer = _build(settings, groups, self._initial_lr)
+
+    def prepare(self, step: int) -> float:
+        """Set the learning rates for the step that follows ``step`` finished ones; returns the rate of factor 1."""
+        lr = compute_lr(self._settings, self._initial_lr, step, self._total_steps)
+        for group, factor in zip(self._optimizer.param_groups, self._factors, strict=True):
+            group["lr"] = lr * factor
+        return lr
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Return the gradients that exist, by parameter name."""
+        return {name: value.grad for name, value in self.named_parameters.items() if value.grad is not None}
+
+    def update(self, grad_norm: float) -> None:
+        """Clip by the already known norm of all gradients, then change the weights."""
+        clip = self._settings.clip_norm
+        if clip is not None and grad_norm > clip:
+            torch.nn.utils.clip_grads_with_norm_(
+                self.named_parameters.values(), clip, torch.tensor(grad_norm, dtype=torch.float32)
+            )
+        self._optimizer.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return momenta and step counters as ``<parameter name>/<kind>``."""
+        return {
+            f"{name}/{kind}": value
+            for name, parameter in self.named_parameters.items()
+            for kind, value in self._optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what ``state`` returned, in the memory layout the optimiser would have made itself."""
+        for key, value in state.items():
+            name, _, kind = key.rpartition("/")
+            parameter = self.named_parameters[name]
+            if value.shape == parameter.shape and kind != "step":
+                # same strides as the parameter: another layout would round differently in the vectorised update
+                placed = torch.empty_like(parameter, requires_grad=False).copy_(value)
+            else:
+                placed = value.to(parameter.device) if _fuses(parameter.device) else value.clone()
+            self._optimizer.state[parameter][kind] = placed
+
+
+class MovingAverage:
+    """Exponential moving average of the trained parts, parameters and float buffers alike.
+
+    The decay rises as min(decay, (1 + t)/(10 + t)), so that a short phase is not averaged with its starting weights.
+    Integer buffers (batch-norm counters) are taken as they are.
+    """
+
+    def __init__(self, network: Network, parts: Part, decay: float) -> None:
+        self._decay = decay
+        self._live = dict(_named_tensors(network, parts))
+        self._average = {name: value.detach().clone() for name, value in self._live.items()}
+        floats = [name for name, value in self._live.items() if value.is_floating_point()]
+        self._floats = ([self._average[name] for name in floats], [self._live[name] for name in floats])
+        self._others = [name for name in self._live if name not in set(floats)]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move towards the live weights after the step-th update, counted from 1."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        averages, live = self._floats
+        torch._foreach_lerp_(averages, live, 1 - decay)
+        for name in self._others:
+            self._average[name].copy_(self._live[name])
+
+    @torch.no_grad()
+    def hand_over(self) -> None:
+        """Put the average into the network, for good."""
+        for name, value in self._live.items():
+            value.copy_(self._average[name])
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the averages by name."""
+        return dict(self._average)
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what ``state`` returned."""
+        for name, value in self._average.items():
+            value.copy_(state[name])
+
+
+def _has_both_losses(phase: Phase) -> bool:
+    return phase.needs_seg and phase.needs_depth
+
+
+def _group_parts(
+    network: Network, phase: Phase, settings: OptimSettings, named: dict[str, nn.Parameter]
+) -> Iterator[dict]:
+    """Yield one parameter group per trained part and weight decay; fills ``named`` with what it grouped."""
+    trains = parts_to_train(phase, settings)
+    factors = compute_lr_factors(phase, settings)
+    for part, module in network.parts().items():
+        if part not in trains:
+            continue
+        inside = {f"{part.names()[0]}.{name}": value for name, value in module.named_parameters()}
+        named |= inside
+        undecayed = [] if settings.decay_norm_and_bias else [value for value in inside.values() if value.ndim < 2]
+        decayed = [value for value in inside.values() if settings.decay_norm_and_bias or value.ndim >= 2]
+        for parameters, decay in ((decayed, settings.weight_decay), (undecayed, 0.0)):
+            if parameters:
+                yield {"params": parameters, "weight_decay": decay, "lr_factor": factors[part]}
+
+
+def _group_balance(balance: nn.Module, named: dict[str, nn.Parameter]) -> Iterator[dict]:
+    parameters = {f"balance.{name}": value for name, value in balance.named_parameters()}
+    named |= parameters
+    if parameters:
+        yield {"params": list(parameters.values()), "weight_decay": 0.0, "lr_factor": 1.0}
+
+
+def _build(settings: OptimSettings, groups: list[dict], lr: float) -> torch.optim.Optimizer:
+    if not groups:
+        raise UserError("the parts to train hold no parameters; name others in the phase's `trains`")
+    fused = _fuses(groups[0]["params"][0].device)
+    match settings.optimizer:
+        case "adam":
+            return torch.optim.Adam(groups, lr=lr, fused=fused)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=lr, fused=fused)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, fused=fused)
+
+
+def _fuses(device: torch.device) -> bool:
+    return device.type in ("cpu", "cuda", "mps")
+
+
+def _named_tensors(network: Network, parts: Part) -> Iterable[tuple[str, Tensor]]:
+    for part, module in network.parts().items():
+        if part in parts:
+            for name, value in module.state_dict(keep_vars=True).items():
+                yield f"{part.names()[0]}.{name}", value.detach()

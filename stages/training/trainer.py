@@ -1,0 +1,194 @@
+"""What one optimiser step changes, and therefore what a checkpoint holds."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from math import isfinite
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from data_cache.errors import UserError
+from data_cache.sample import IGNORE_INDEX, Batch
+from stages.networks.interface import Network
+from stages.training.balance import LossBalance
+from stages.training.checkpoint import load_tensors
+from stages.training.freezing import as_module
+from stages.training.losses import LossSettings, compute_terms
+from stages.training.metrics_log import StepReport
+from stages.training.optimisation import MovingAverage, OptimSettings, PhaseOptimiser, parts_to_train
+from stages.training.schedule import Phase
+
+
+class Engine(NamedTuple):
+    """Where and how the arithmetic runs; it changes speed and rounding, not meaning."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """Of the forward pass; losses are always float32."""
+    channels_last: bool
+    compile: bool
+
+
+class PhaseTrainer:
+    """Network, fresh optimiser, loss balance and moving average of one phase.
+
+    Args:
+        network: already on the engine's device and inside ``training_parts``.
+        phase: what is trained, by which losses.
+        total_steps: length of the phase.
+        seed: of dropout and the like; step t is seeded from (seed, t).
+        optim: how gradients become weights.
+        losses: which losses, and how two are balanced.
+        engine: where and how to compute.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        phase: Phase,
+        *,
+        total_steps: int,
+        seed: int,
+        optim: OptimSettings,
+        losses: LossSettings,
+        engine: Engine,
+    ) -> None:
+        self._network, self._phase, self._total_steps, self._seed = network, phase, total_steps, seed
+        self._losses, self._engine = losses, engine
+        self._forward = _compiled(network, engine.device) if engine.compile else network
+        self._balance = LossBalance(phase, losses, network.aux_weight, engine.device)
+        self._optimiser = PhaseOptimiser(network, phase, optim, total_steps, self._balance)
+        trained = parts_to_train(phase, optim)
+        self._average = None if optim.ema_decay is None else MovingAverage(network, trained, optim.ema_decay)
+
+    def train_step(self, step: int, batch: Batch) -> StepReport:
+        """Do the step that follows ``step`` finished ones.
+
+        Raises:
+            UserError: a loss or gradient is not finite; no weight was changed by this step.
+        """
+        phase, engine = self._phase, self._engine
+        lr = self._optimiser.prepare(step)
+        self._optimiser.zero_grad()
+        # A function of the step alone: neither a resumed run nor an evaluation in between can shift the stream.
+        torch.manual_seed(_seed_of_step(self._seed, step))
+        batch = self._place(batch)
+        with torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.dtype is torch.bfloat16):
+            outputs = self._forward(batch.images, seg=phase.needs_seg, depth=phase.needs_depth)
+        terms = compute_terms(outputs, batch, phase, self._losses)
+        weighed = self._balance(terms)
+        weighed.total.backward()
+        gradients = self._optimiser.gradients()
+        norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+        # One transfer for everything the host must know before it may update.
+        scalars = [*terms.present().values(), *weighed.weighted.values(), weighed.total, norm.to(engine.device)]
+        report = self._describe(step + 1, tuple(weighed.weighted), torch.stack(scalars).tolist(), lr, batch)
+        self._check_finite(report, batch, gradients)
+        self._optimiser.update(report.grad_norm)
+        self._balance.observe(report.raw)
+        if self._average:
+            self._average.update(step + 1)
+        return report
+
+    def finish(self) -> None:
+        """Leave the network with what the phase hands on: the last weights, or their moving average if one is kept."""
+        if self._average:
+            self._average.hand_over()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all of it as ``<group>/<name>``."""
+        groups = {
+            "network": as_module(self._network).state_dict(),
+            "optimiser": self._optimiser.state(),
+            "balance": self._balance.state_dict(),
+            "average": self._average.state() if self._average else {},
+        }
+        return {f"{group}/{name}": value for group, state in groups.items() for name, value in state.items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what ``state`` returned.
+
+        Raises:
+            UserError: it belongs to a network of other names or shapes.
+        """
+        groups: dict[str, dict[str, Tensor]] = {"network": {}, "optimiser": {}, "balance": {}, "average": {}}
+        for key, value in tensors.items():
+            group, _, name = key.partition("/")
+            groups[group][name] = value
+        load_tensors(as_module(self._network).state_dict(), groups["network"], "the checkpoint")
+        load_tensors(self._balance.state_dict(), groups["balance"], "the checkpoint's loss balance")
+        self._optimiser.load_state(groups["optimiser"])
+        if self._average:
+            self._average.load_state(groups["average"])
+
+    def check_labels(self, batch: Batch) -> None:
+        """Raise a UserError when a batch holds a class that the network has no output for."""
+        labels = batch.seg_labels[batch.seg_labels != IGNORE_INDEX]
+        if not self._phase.needs_seg or not len(labels):
+            return
+        lowest, highest = int(labels.min()), int(labels.max())
+        if lowest < 0 or highest >= self._network.num_classes:
+            raise UserError(
+                f"a batch with image {batch.image_ids[0]!r} has labels from {lowest} to {highest}, but the network has "
+                f"classes 0 to {self._network.num_classes - 1} (void is {IGNORE_INDEX}); "
+                "check the dataset with: pipeline datasets NAME --data-root DIR"
+            )
+
+    def _place(self, batch: Batch) -> Batch:
+        device = self._engine.device
+        layout = torch.channels_last if self._engine.channels_last else torch.contiguous_format
+        depth, valid = batch.inverse_depth, batch.depth_valid
+        needs_depth = self._phase.needs_depth
+        return batch._replace(
+            images=batch.images.to(device, memory_format=layout, non_blocking=True),
+            seg_labels=batch.seg_labels.to(device, non_blocking=True),
+            inverse_depth=None if depth is None or not needs_depth else depth.to(device, non_blocking=True),
+            depth_valid=None if valid is None or not needs_depth else valid.to(device, non_blocking=True),
+        )
+
+    def _describe(self, step: int, names: tuple[str, ...], values: list[float], lr: float, batch: Batch) -> StepReport:
+        weighted = dict(zip(names, values[len(names) :], strict=False))
+        whole = sum(weighted.values())
+        return StepReport(
+            phase=self._phase.name,
+            step=step,
+            total_steps=self._total_steps,
+            total=values[-2],
+            raw=dict(zip(names, values, strict=False)),
+            weighted=weighted,
+            share={name: value / whole if whole else 0.0 for name, value in weighted.items()},
+            lr=lr,
+            grad_norm=values[-1],
+            images=len(batch.image_ids),
+        )
+
+    def _check_finite(self, report: StepReport, batch: Batch, gradients: dict[str, Tensor]) -> None:
+        if isfinite(report.total) and isfinite(report.grad_norm):
+            return
+        bad = [f"loss term {name!r} is {value}" for name, value in report.raw.items() if not isfinite(value)]
+        if not bad:
+            names = [name for name, value in gradients.items() if not bool(torch.isfinite(value).all())]
+            bad = [
+                f"the gradient is {report.grad_norm} (in {', '.join(names[:3]) or 'its norm'}; {len(names)} tensors)"
+            ]
+        self._optimiser.zero_grad()
+        raise UserError(
+            f"{'; '.join(bad)} in phase {report.phase!r}, step {report.step} of {report.total_steps}, "
+            f"images {', '.join(batch.image_ids)}. No weight was changed by this step. "
+            "Lower training.lr, set training.clip_norm, or try --precision float32; if it is always these images, "
+            "look at them and at their depth maps"
+        )
+
+
+def _seed_of_step(seed: int, step: int) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{step}".encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _compiled(network: Network, device: torch.device) -> Network:
+    if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++")):
+        raise UserError("--compile on a CPU needs a C++ compiler, and neither g++ nor clang++ was found; leave it out")
+    return cast(Network, torch.compile(as_module(network)))
