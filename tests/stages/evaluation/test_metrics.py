@@ -140,7 +140,7 @@ def loop_metrics(predictions: Tensor, labels: Tensor, classes: int, background: 
     return {
         "miou_macro": mean(list(iou.values())),
         "miou_micro": sum(tp for tp, *_ in pooled) / sum(union for _, union, _ in pooled),
-        "miou_micro_imagewise": mean([sum(tp for tp, *_ in rows) / sum(union for _, union, _ in rows) for rows in per_image]),
+        "miou_micro_imagewise": mean([sum(r[0] for r in rows) / sum(r[1] for r in rows) for rows in per_image]),
         "miou_imagewise_macro": mean([mean([tp / union for tp, union, _ in rows if union]) for rows in per_image]),
         "pixel_acc": sum(tp for tp, *_ in pooled) / total,
         "iiou_macro_fg": mean([value for c, value in iou.items() if c != background]),

@@ -1,0 +1,63 @@
+"""Colours of labels and of depth, and text, for the pictures people look at. Not for anything that is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageFont
+
+RGB = tuple[int, int, int]
+
+INK: RGB = (34, 38, 46)
+MUTED: RGB = (112, 118, 128)
+PAPER: RGB = (255, 255, 255)
+VOID: RGB = (200, 202, 206)
+"""Void labels and invalid depth: a grey that is in neither palette nor depth colours."""
+
+_INFERNO = (
+    (0, 0, 4), (22, 11, 57), (66, 10, 104), (106, 23, 110), (147, 38, 103), (188, 55, 84),
+    (221, 81, 58), (243, 120, 25), (252, 165, 10), (246, 215, 70), (252, 255, 164),
+)  # fmt: skip
+"""Eleven even stops of the perceptually uniform map "inferno" (Smith and van der Walt, CC0); bright = near."""
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def build_depth_table(size: int = 256) -> NDArray[np.uint8]:
+    """Return (size, 3) RGB from dark (0 = far) to bright (1 = near), linear between the stops."""
+    at = np.linspace(0, len(_INFERNO) - 1, size)
+    stops = np.array(_INFERNO, dtype=np.float64)
+    channels = [np.interp(at, np.arange(len(stops)), stops[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=1).round().astype(np.uint8)
+
+
+def colour_depth(
+    depth: NDArray[np.floating], low: float, high: float, valid: NDArray[np.bool_] | None = None
+) -> NDArray[np.uint8]:
+    """Return (H, W, 3) RGB of a depth map between two fixed ends, so that several maps can share a scale.
+
+    Args:
+        depth: (H, W); large = near.
+        low: value drawn darkest.
+        high: value drawn brightest.
+        valid: (H, W); invalid and non-finite pixels are drawn in VOID.
+    """
+    known = np.isfinite(depth) if valid is None else np.isfinite(depth) & valid
+    unit = np.clip((np.where(known, depth, low) - low) / max(high - low, 1e-12), 0, 1)
+    coloured = build_depth_table()[np.rint(unit * 255).astype(np.intp)]
+    coloured[~known] = VOID
+    return coloured
+
+
+def colour_labels(labels: NDArray[np.uint8], palette: Sequence[RGB]) -> NDArray[np.uint8]:
+    """Return (H, W, 3) RGB of a label map; ids without a colour (void) are drawn in VOID."""
+    table = np.full((256, 3), VOID, dtype=np.uint8)
+    table[: len(palette)] = np.array(palette, dtype=np.uint8).reshape(-1, 3)
+    return table[labels]
+
+
+def load_font(size_px: int) -> Font:
+    """Return Pillow's own font, so that pictures look alike on every machine."""
+    return ImageFont.load_default(size=size_px)

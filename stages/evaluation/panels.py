@@ -1,0 +1,236 @@
+"""Pictures that show what numbers cannot: image, truth, prediction and depth side by side; contact sheets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from data_cache.sample import IGNORE_INDEX, Batch
+from stages.evaluation.colour import INK, MUTED, PAPER, RGB, VOID, colour_depth, colour_labels, load_font
+from stages.networks.interface import Normalisation
+
+_TILE_WIDTH_PX = 256
+_GAP_PX = 10
+_CAPTION_PX = 20
+_TEXT_PX = 13
+
+
+class PanelItem(NamedTuple):
+    """One image with everything that can be shown of it; maps may differ in size, the drawing brings them together."""
+
+    image_id: str
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    truth: NDArray[np.uint8]
+    """(H, W) train ids, void included."""
+    prediction: NDArray[np.uint8]
+    """(H, W) train ids."""
+    inverse_depth: NDArray[np.float32] | None = None
+    """(H, W) target; large = near."""
+    depth_valid: NDArray[np.bool_] | None = None
+    predicted_depth: NDArray[np.float32] | None = None
+    """(H, W), in the target's units."""
+
+
+class PanelCollector:
+    """Keeps a few images of an evaluation for drawing; pass it as ``on_predictions``.
+
+    Args:
+        normalisation: of the network, to turn its input back into a picture.
+        limit: images kept at most, so that memory stays bounded.
+        image_ids: keep these; None keeps the first ones.
+    """
+
+    def __init__(
+        self, normalisation: Normalisation, *, limit: int = 8, image_ids: Collection[str] | None = None
+    ) -> None:
+        self.items: list[PanelItem] = []
+        self._normalisation = normalisation
+        self._limit = limit
+        self._image_ids = image_ids
+
+    def __call__(self, batch: Batch, predictions: Tensor, depth: Tensor | None) -> None:
+        """Keep what is wanted of one batch."""
+        for index, image_id in enumerate(batch.image_ids):
+            if len(self.items) >= self._limit:
+                return
+            if self._image_ids is None or image_id in self._image_ids:
+                self.items.append(self._pick(batch, index, predictions, depth))
+
+    def _pick(self, batch: Batch, index: int, predictions: Tensor, depth: Tensor | None) -> PanelItem:
+        target, valid = batch.inverse_depth, batch.depth_valid
+        return PanelItem(
+            batch.image_ids[index],
+            unnormalise(batch.images[index], self._normalisation),
+            batch.seg_labels[index].cpu().numpy().astype(np.uint8),
+            predictions[index].cpu().numpy().astype(np.uint8),
+            None if target is None else target[index].cpu().float().numpy(),
+            None if valid is None else valid[index].cpu().numpy(),
+            None if depth is None else depth[index].cpu().float().numpy(),
+        )
+
+
+def unnormalise(image: Tensor, normalisation: Normalisation) -> NDArray[np.uint8]:
+    """Return (H, W, 3) RGB of a network input (3, H, W)."""
+    mean, std = (np.array(values).reshape(3, 1, 1) for values in normalisation)
+    pixels = image.detach().cpu().float().numpy() * std + mean
+    return np.ascontiguousarray((pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
+
+
+def write_panels(
+    items: Iterable[PanelItem], folder: Path, *, class_names: Sequence[str], palette: Sequence[RGB]
+) -> list[Path]:
+    """Write one PNG per item, named by position and image id; return the files in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for index, item in enumerate(items):
+        stem = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in item.image_id)
+        files.append(folder / f"{index:02d}-{stem}.png")
+        write_png(draw_panel(item, class_names=class_names, palette=palette), files[-1])
+    return files
+
+
+def draw_panel(item: PanelItem, *, class_names: Sequence[str], palette: Sequence[RGB]) -> Image.Image:
+    """Return the picture of one item: its maps in a row under captions, the colours of its classes below.
+
+    Target and predicted depth share one scale, the range of the target, so equal colours mean equal values.
+    """
+    tiles: list[tuple[str, NDArray[np.uint8]]] = [
+        (item.image_id, item.image),
+        ("truth", colour_labels(item.truth, palette)),
+        ("prediction", colour_labels(item.prediction, palette)),
+        *_depth_tiles(item),
+    ]
+    height, width = item.truth.shape
+    tile_size = (_TILE_WIDTH_PX, max(1, round(height * _TILE_WIDTH_PX / width)))
+    ids = np.union1d(np.unique(item.truth), np.unique(item.prediction))
+    entries = [(class_names[index], palette[index]) for index in ids.tolist() if index < len(class_names)]
+    if IGNORE_INDEX in ids:
+        entries.append(("void", VOID))
+    total_width = _GAP_PX + len(tiles) * (_TILE_WIDTH_PX + _GAP_PX)
+    legend = _draw_legend(entries, total_width - 2 * _GAP_PX)
+    top = _GAP_PX + _CAPTION_PX
+    panel = Image.new("RGB", (total_width, top + tile_size[1] + _GAP_PX + legend.height + _GAP_PX // 2), PAPER)
+    draw = ImageDraw.Draw(panel)
+    for column, (caption, pixels) in enumerate(tiles):
+        left = _GAP_PX + column * (_TILE_WIDTH_PX + _GAP_PX)
+        draw.text((left, _GAP_PX - 2), _shorten(caption, _TILE_WIDTH_PX), INK, font=load_font(_TEXT_PX))
+        panel.paste(_resize(pixels, tile_size, smooth=column not in (1, 2)), (left, top))
+    panel.paste(legend, (_GAP_PX, top + tile_size[1] + _GAP_PX))
+    return panel
+
+
+def _depth_tiles(item: PanelItem) -> list[tuple[str, NDArray[np.uint8]]]:
+    tiles = []
+    low, high = 0.0, 1.0
+    scale = item.inverse_depth if item.inverse_depth is not None else item.predicted_depth
+    if scale is not None:
+        known = np.isfinite(scale)
+        if item.depth_valid is not None and item.inverse_depth is not None:
+            known &= item.depth_valid
+        if known.any():
+            low, high = float(scale[known].min()), float(scale[known].max())
+    if item.inverse_depth is not None:
+        tiles.append(("pseudo depth", colour_depth(item.inverse_depth, low, high, item.depth_valid)))
+    if item.predicted_depth is not None:
+        caption = "predicted depth" if item.inverse_depth is None else "predicted depth (same scale)"
+        tiles.append((caption, colour_depth(item.predicted_depth, low, high)))
+    return tiles
+
+
+class SheetItem(NamedTuple):
+    """One image and its raw depth map, for a contact sheet."""
+
+    caption: str
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    depth: NDArray[np.floating]
+    """(h, w) as stored."""
+    large_is_near: bool = True
+    """False for metres: they are drawn as 1 / d, so bright is near everywhere."""
+
+
+def contact_sheet(items: Iterable[SheetItem], out: Path, *, columns: int = 3) -> Path:
+    """Write a PNG with image and depth side by side for each item; each map is scaled by its own 2nd…98th percentile.
+
+    Raises:
+        ValueError: there is no item.
+    """
+    cells = [_draw_cell(item) for item in items]
+    if not cells:
+        raise ValueError("a contact sheet needs at least one item")
+    columns = min(columns, len(cells))
+    cell_width = cells[0].width
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in row) + _GAP_PX for row in rows]
+    sheet = Image.new("RGB", (_GAP_PX + columns * (cell_width + _GAP_PX), _GAP_PX + sum(heights)), PAPER)
+    top = _GAP_PX
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            sheet.paste(cell, (_GAP_PX + column * (cell_width + _GAP_PX), top))
+        top += height
+    write_png(sheet, out)
+    return out
+
+
+def _draw_cell(item: SheetItem) -> Image.Image:
+    width = 192
+    height = max(1, round(item.image.shape[0] * width / item.image.shape[1]))
+    inverse = np.asarray(item.depth, dtype=np.float32)
+    if not item.large_is_near:
+        inverse = np.where(inverse > 0, 1 / np.maximum(inverse, 1e-6), np.nan)
+    known = np.isfinite(inverse)
+    low, high = np.percentile(inverse[known], (2, 98)) if known.any() else (0.0, 1.0)
+    cell = Image.new("RGB", (2 * width + 2, _CAPTION_PX + height), PAPER)
+    ImageDraw.Draw(cell).text((0, 0), _shorten(item.caption, 2 * width), MUTED, font=load_font(_TEXT_PX - 1))
+    cell.paste(_resize(item.image, (width, height)), (0, _CAPTION_PX))
+    cell.paste(_resize(colour_depth(inverse, float(low), float(high)), (width, height)), (width + 2, _CAPTION_PX))
+    return cell
+
+
+def _draw_legend(entries: Sequence[tuple[str, RGB]], width_px: int) -> Image.Image:
+    """Return a strip of colour chips and names, wrapped to a width."""
+    font, line_px, chip_px = load_font(_TEXT_PX), 20, 12
+    places, left, top = [], 0, 0
+    for name, colour in entries:
+        entry_px = chip_px + 6 + round(font.getlength(name)) + 16
+        if left and left + entry_px > width_px:
+            left, top = 0, top + line_px
+        places.append((left, top, name, colour))
+        left += entry_px
+    strip = Image.new("RGB", (width_px, top + line_px), PAPER)
+    draw = ImageDraw.Draw(strip)
+    for left, top, name, colour in places:
+        draw.rectangle((left, top + 2, left + chip_px, top + 2 + chip_px), fill=colour, outline=VOID)
+        draw.text((left + chip_px + 6, top), name, INK, font=font)
+    return strip
+
+
+def _resize(pixels: NDArray[np.uint8], size: tuple[int, int], *, smooth: bool = True) -> Image.Image:
+    """Return a picture of (width, height); label colours are never blended."""
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST)
+
+
+def _shorten(text: str, width_px: int) -> str:
+    """Return the text, its beginning cut off where it is wider than the width: the end tells images apart."""
+    font = load_font(_TEXT_PX)
+    if font.getlength(text) <= width_px:
+        return text
+    while text and font.getlength("…" + text) > width_px:
+        text = text[1:]
+    return "…" + text
+
+
+def write_png(picture: Image.Image, out: Path) -> None:
+    """Write a PNG under its name at once, so that nobody reads half a file."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    picture.save(partial, format="PNG")
+    partial.replace(out)

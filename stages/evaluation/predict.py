@@ -1,0 +1,261 @@
+"""Label maps and overlays of picture files, and label-id predictions of a split."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from data_cache.errors import UserError
+from data_cache.sample import IGNORE_INDEX, Batch
+from stages.evaluation.colour import PAPER, RGB, colour_labels
+from stages.evaluation.evaluate import Precision, evaluation_mode, predict_labels, run_network
+from stages.evaluation.panels import write_png
+from stages.evaluation.tiling import check_tiling, segment_tiled
+from stages.networks.interface import Normalisation
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"})
+MIN_SIDE_PX = 64
+"""Networks accept this and more; smaller pictures are enlarged for them."""
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A network with everything needed to label one picture."""
+
+    network: Callable[..., Any]
+    normalisation: Normalisation
+    device: torch.device | str = "cpu"
+    precision: Precision = "float32"
+    size: tuple[int, int] | None = None
+    """(height, width) every picture is resized to for the network; None keeps its own."""
+    tile: int | None = None
+    """Side of the tiles a larger picture is cut into; None labels it whole."""
+    margin: int = 64
+    """Pixels around each tile that the network sees too."""
+
+    def __post_init__(self) -> None:
+        if self.tile is not None:
+            check_tiling(self.tile, self.margin)
+            if self.size is not None:
+                raise UserError(
+                    "--tile and --size exclude each other: tiles are cut at the picture's own size; drop one"
+                )
+
+    def label(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return (H, W) class indices of an (H, W, 3) picture, at its size."""
+        if self.tile is not None and max(image.shape[:2]) > self.tile:
+            return segment_tiled(self._label_whole, image, tile=self.tile, margin=self.margin)
+        return self._label_whole(image)
+
+    def _label_whole(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        height, width = image.shape[:2]
+        enlarge = max(1.0, MIN_SIDE_PX / min(height, width))
+        size = self.size or (round(height * enlarge), round(width * enlarge))
+        picture = Image.fromarray(image)
+        if size != (height, width):
+            picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in self.normalisation)
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        with torch.inference_mode():
+            images = ((pixels - mean) / std).unsqueeze(0).to(self.device)
+            logits = run_network(self.network, images, precision=self.precision).seg_logits
+            assert logits is not None
+            return predict_labels(logits, (height, width))[0].cpu().numpy()
+
+
+def predict_files(
+    segmenter: Segmenter, files: Sequence[Path], out: Path, *, class_names: Sequence[str], palette: Sequence[RGB]
+) -> list[Path]:
+    """Write ``labels/NAME.png`` (class ids with a palette) and ``overlays/NAME.png`` for each picture.
+
+    ``classes.csv`` beside them says what the ids mean. Pictures of one name in several folders get names with their
+    folders in front, so none overwrites another.
+
+    Args:
+        files: pictures, or folders of pictures.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: there is no picture; or some could not be read, after all others were written.
+    """
+    names = name_outputs(list_images(files))
+    written = [_write_classes(out, class_names, palette)]
+    failed = []
+    with evaluation_mode(segmenter.network):
+        for file, name in names.items():
+            try:
+                image = read_picture(file)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
+                failed.append(f"{file}: {_reason(problem)}")
+                continue
+            written += _predict_one(segmenter, image, file, name, out, palette)
+    if failed:
+        listing = "\n  ".join(failed)
+        raise UserError(
+            f"{len(failed)} of {len(names)} pictures could not be read; the others are in {out}. "
+            f"Mend or leave out:\n  {listing}"
+        )
+    return written
+
+
+def _predict_one(
+    segmenter: Segmenter, image: NDArray[np.uint8], file: Path, name: str, out: Path, palette: Sequence[RGB]
+) -> list[Path]:
+    try:
+        labels = segmenter.label(image)
+    except torch.OutOfMemoryError as problem:
+        height, width = image.shape[:2]
+        raise UserError(f"{file} ({width} x {height}) does not fit into memory whole; use --tile 512") from problem
+    written = [out / "labels" / f"{name}.png", out / "overlays" / f"{name}.png"]
+    write_labels(labels, written[0], palette)
+    write_png(Image.fromarray(draw_overlay(image, labels, palette)), written[1])
+    return written
+
+
+def read_picture(file: Path) -> NDArray[np.uint8]:
+    """Return (H, W, 3) RGB, turned upright where the camera says so; transparency is put on white.
+
+    Raises:
+        OSError: missing or unreadable (Pillow says SyntaxError for some damaged PNGs).
+        ValueError: more than 8 bits a channel, which Pillow would clip silently.
+    """
+    with Image.open(file) as opened:
+        if opened.mode.startswith(("I", "F")):
+            raise ValueError(f"{opened.mode} pixels have more than 8 bits; convert the picture to 8 bits first")
+        picture = ImageOps.exif_transpose(opened)
+        if picture.has_transparency_data:
+            backdrop = Image.new("RGBA", picture.size, PAPER)
+            picture = Image.alpha_composite(backdrop, picture.convert("RGBA"))
+        return np.array(picture.convert("RGB"))
+
+
+def list_images(files: Iterable[Path]) -> list[Path]:
+    """Return pictures in order, folders replaced by the pictures in them, each once.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    found: dict[Path, Path] = {}
+    for file in files:
+        inside = (
+            sorted(path for path in file.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            if file.is_dir()
+            else [file]
+        )
+        for path in inside:
+            found.setdefault(path.resolve(), path)
+    if not found:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"no picture to predict; name picture files, or folders with files ending in {suffixes}")
+    return list(found.values())
+
+
+def name_outputs(files: Sequence[Path]) -> dict[Path, str]:
+    """Return a name without suffix for each file; unlike files get unlike names, the shortest that tell them apart."""
+    parts = {file: (*file.resolve().parent.parts[1:], file.stem) for file in files}
+    depth = dict.fromkeys(files, 1)
+    while True:
+        names = {file: "__".join(parts[file][-depth[file] :]) for file in files}
+        seen: dict[str, list[Path]] = {}
+        for file, name in names.items():
+            seen.setdefault(name.lower(), []).append(file)  # some file systems do not tell A from a
+        alike = [file for group in seen.values() if len(group) > 1 for file in group]
+        deeper = [file for file in alike if depth[file] < len(parts[file])]
+        if not deeper:
+            break
+        for file in deeper:
+            depth[file] += 1
+    # What is alike with all its folders differs in its suffix (a.jpg, a.png) or in case only.
+    for number, file in enumerate(alike, start=1):
+        names[file] = f"{file.stem}-{file.suffix.lstrip('.').lower()}-{number}"
+    return names
+
+
+def draw_overlay(image: NDArray[np.uint8], labels: NDArray[np.uint8], palette: Sequence[RGB]) -> NDArray[np.uint8]:
+    """Return the (H, W, 3) picture tinted by class, with lines where classes meet."""
+    tinted = image * 0.5 + colour_labels(labels, palette) * 0.5
+    edges = np.zeros(labels.shape, dtype=bool)
+    edges[1:] |= labels[1:] != labels[:-1]
+    edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    tinted[edges] = PAPER
+    return tinted.round().astype(np.uint8)
+
+
+def write_labels(labels: NDArray[np.uint8], out: Path, palette: Sequence[RGB] | None) -> None:
+    """Write an (H, W) label map as PNG: ids as they are, shown in the palette's colours where there is one."""
+    picture = Image.fromarray(labels)
+    if palette is not None:
+        picture.putpalette([channel for colour in palette for channel in colour])
+    write_png(picture, out)
+
+
+class PredictionWriter:
+    """Writes each prediction of an evaluation as a label-id PNG; pass it as ``on_predictions``.
+
+    Args:
+        folder: an image id with slashes becomes folders below it.
+        palette: colours of the class ids; unused with official ids.
+        official_ids: class index → id to write, where a benchmark wants its own (Cityscapes); see ``invert_raw_ids``.
+    """
+
+    def __init__(
+        self, folder: Path, *, palette: Sequence[RGB] | None = None, official_ids: Mapping[int, int] | None = None
+    ) -> None:
+        self.files: list[Path] = []
+        self._folder = folder
+        self._palette = palette if official_ids is None else None
+        self._table = np.arange(256, dtype=np.uint8)
+        for index, official in (official_ids or {}).items():
+            self._table[index] = official
+
+    def __call__(self, batch: Batch, predictions: Tensor, depth: Tensor | None) -> None:  # noqa: ARG002
+        """Write one batch."""
+        for image_id, labels in zip(batch.image_ids, predictions, strict=True):
+            relative = PurePosixPath(image_id)
+            if relative.is_absolute() or ".." in relative.parts:
+                raise UserError(f"image id {image_id!r} would be written outside {self._folder}; rename the image")
+            out = self._folder / relative.parent / f"{relative.name}.png"
+            write_labels(self._table[labels.cpu().numpy()], out, self._palette)
+            self.files.append(out)
+
+
+def invert_raw_ids(raw_ids: Mapping[int, int]) -> dict[int, int]:
+    """Return class index → id in the mask files; of several ids of one class, the smallest.
+
+    Args:
+        raw_ids: id in the mask file → class index or IGNORE_INDEX, as datasets have it.
+    """
+    official: dict[int, int] = {}
+    for raw, index in sorted(raw_ids.items()):
+        if index != IGNORE_INDEX:
+            official.setdefault(index, raw)
+    return official
+
+
+def _write_classes(out: Path, class_names: Sequence[str], palette: Sequence[RGB]) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "classes.csv"
+    with file.open("w", encoding="utf8", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(("id", "name", "red", "green", "blue"))
+        rows.writerows((index, name, *palette[index]) for index, name in enumerate(class_names))
+    return file
+
+
+def _reason(problem: Exception) -> str:
+    if isinstance(problem, FileNotFoundError):
+        return "no such file"
+    if isinstance(problem, UnidentifiedImageError):
+        return "not a picture that can be read"
+    return str(problem) or type(problem).__name__

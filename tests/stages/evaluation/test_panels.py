@@ -1,0 +1,109 @@
+"""Pictures: written where asked, depth on one scale, labels never blended."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_cache.sample import IGNORE_INDEX, Batch
+from stages.evaluation.colour import VOID, build_depth_table, colour_depth, colour_labels
+from stages.evaluation.panels import (
+    PanelCollector,
+    PanelItem,
+    SheetItem,
+    contact_sheet,
+    draw_panel,
+    unnormalise,
+    write_panels,
+)
+from stages.networks.interface import Normalisation
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+NAMES, PALETTE = ("sky", "road"), ((70, 130, 180), (128, 64, 128))
+
+
+def make_item(image_id: str = "seq/0001", *, with_depth: bool = True) -> PanelItem:
+    labels = np.tile(np.array([0, 1], dtype=np.uint8), (24, 16))
+    depth = np.linspace(0, 1, 24 * 32, dtype=np.float32).reshape(24, 32) if with_depth else None
+    image = np.full((24, 32, 3), 127, dtype=np.uint8)
+    return PanelItem(image_id, image, labels, labels, depth, None, depth)
+
+
+def test_depth_colours_brighten_towards_near():
+    brightness = build_depth_table().astype(float) @ (0.2126, 0.7152, 0.0722)
+    assert (np.diff(brightness) >= -0.5).all() and brightness[-1] > brightness[0] + 200
+
+
+def test_equal_depths_get_equal_colours_and_invalid_ones_grey():
+    depth = np.array([[0.2, 0.5, np.nan, 9.0]])
+    valid = np.array([[True, True, True, False]])
+    colours = colour_depth(depth, 0, 1, valid)
+    assert np.array_equal(colours[0, 1], colour_depth(np.array([[0.5]]), 0, 1)[0, 0])
+    assert [tuple(colour) for colour in colours[0, 2:]] == [VOID, VOID]
+
+
+def test_void_labels_are_grey():
+    assert tuple(colour_labels(np.array([[IGNORE_INDEX]], dtype=np.uint8), PALETTE)[0, 0]) == VOID
+
+
+def test_a_panel_shows_only_colours_of_the_palette_in_its_label_tiles():
+    panel = np.array(draw_panel(make_item(), class_names=NAMES, palette=PALETTE))
+    truth = panel[30 : 30 + 190, 10 + 266 : 10 + 266 + 256].reshape(-1, 3)
+    assert {tuple(colour) for colour in truth.tolist()} == set(PALETTE)
+
+
+@pytest.mark.parametrize(("with_depth", "tiles"), [(True, 5), (False, 3)])
+def test_panel_has_one_tile_per_map(with_depth, tiles):
+    assert draw_panel(make_item(with_depth=with_depth), class_names=NAMES, palette=PALETTE).width == 10 + tiles * 266
+
+
+def test_panels_are_written_under_safe_names(tmp_path):
+    files = write_panels([make_item(), make_item("b c")], tmp_path / "panels", class_names=NAMES, palette=PALETTE)
+    assert [file.name for file in files] == ["00-seq_0001.png", "01-b_c.png"]
+    assert sorted(files) == sorted((tmp_path / "panels").iterdir())
+
+
+def make_batch(count: int) -> Batch:
+    depth = torch.rand(count, 8, 8)
+    labels = torch.zeros(count, 8, 8, dtype=torch.int64)
+    return Batch(tuple(f"i{n}" for n in range(count)), torch.zeros(count, 3, 8, 8), labels, depth, depth > 0.5)
+
+
+def test_collector_keeps_the_first_or_the_named_images():
+    first, named = PanelCollector(IMAGENET, limit=3), PanelCollector(IMAGENET, image_ids=("i1", "i7"))
+    for collector in (first, named):
+        for _ in range(2):
+            collector(make_batch(2), torch.ones(2, 8, 8, dtype=torch.uint8), None)
+    assert [item.image_id for item in first.items] == ["i0", "i1", "i0"]
+    assert [item.image_id for item in named.items] == ["i1", "i1"]
+    assert first.items[0].predicted_depth is None and first.items[0].prediction.max() == 1
+
+
+def test_unnormalise_inverts_the_normalisation():
+    pixels = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
+    assert np.array_equal(unnormalise((pixels / 255 - mean) / std, IMAGENET), pixels.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_contact_sheet_shows_every_item(tmp_path, count):
+    image = np.zeros((30, 40, 3), dtype=np.uint8)
+    near_left = np.tile(np.linspace(1, 80, 20), (10, 1))
+    items = [SheetItem(f"image {n}", image, near_left, large_is_near=False) for n in range(count)]
+    out = contact_sheet(items, tmp_path / "sheet.png", columns=2)
+    with Image.open(out) as sheet:
+        assert sheet.width == 10 + min(2, count) * 396
+        pixels = np.array(sheet).astype(int)
+    row = pixels[100, 10 + 194 : 10 + 386].sum(axis=1)
+    assert row[5] > row[-5]  # metres: near is left, and bright
+
+
+def test_contact_sheet_survives_a_map_without_a_finite_value(tmp_path):
+    contact_sheet([SheetItem("x", np.zeros((8, 8, 3), dtype=np.uint8), np.full((4, 4), np.nan))], tmp_path / "s.png")
+
+
+def test_empty_contact_sheet_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least one"):
+        contact_sheet([], tmp_path / "s.png")

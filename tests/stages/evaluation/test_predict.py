@@ -1,0 +1,168 @@
+"""predict_files(): every readable picture gets its own label map and overlay, whatever else is wrong."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_cache.errors import UserError
+from data_cache.sample import Batch
+from stages.evaluation.predict import (
+    PredictionWriter,
+    Segmenter,
+    invert_raw_ids,
+    list_images,
+    name_outputs,
+    predict_files,
+    read_picture,
+)
+from stages.networks.interface import Normalisation, Outputs
+
+NAMES, PALETTE = ("dark", "light"), ((10, 20, 30), (250, 240, 230))
+PLAIN = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def brightness(images, *, seg=True, depth=True):
+    """A network that calls bright pixels class 1."""
+    assert min(images.shape[-2:]) >= 64
+    light = images.mean(1)
+    return Outputs(torch.stack([0.5 - light, light - 0.5], dim=1), None)
+
+
+def half_light(height: int = 80, width: int = 100) -> np.ndarray:
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    image[:, width // 2 :] = 255
+    return image
+
+
+def save(path: Path, image: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(half_light() if image is None else image).save(path)
+    return path
+
+
+def predict(files, out, **options) -> list[Path]:
+    return predict_files(Segmenter(brightness, PLAIN, **options), files, out, class_names=NAMES, palette=PALETTE)
+
+
+@pytest.mark.parametrize("options", [{}, {"size": (64, 96)}, {"tile": 64, "margin": 32}])
+@pytest.mark.parametrize("size", [(80, 100), (30, 200), (7, 9)])
+def test_label_map_has_the_pictures_size_and_ids(tmp_path, options, size):
+    predict([save(tmp_path / "a.png", half_light(*size))], tmp_path / "out", **options)
+    with Image.open(tmp_path / "out/labels/a.png") as labels:
+        assert labels.mode == "P" and labels.getpalette()[:6] == [10, 20, 30, 250, 240, 230]
+        ids = np.array(labels)
+    expected = (half_light(*size)[..., 0] > 0).astype(np.uint8)
+    assert ids.shape == size
+    assert (ids == expected).mean() > 0.85  # resizing blurs the one edge
+    assert np.array(Image.open(tmp_path / "out/overlays/a.png")).shape == (*size, 3)
+
+
+def test_written_files_are_returned_and_the_ids_explained(tmp_path):
+    files = predict([save(tmp_path / "a.jpg")], tmp_path / "out")
+    assert sorted(files) == sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    rows = list(csv.DictReader((tmp_path / "out/classes.csv").open()))
+    assert [(row["id"], row["name"], row["blue"]) for row in rows] == [("0", "dark", "30"), ("1", "light", "230")]
+
+
+def test_unreadable_pictures_are_named_after_the_others_are_done(tmp_path):
+    broken, cut = tmp_path / "broken.png", tmp_path / "cut.png"
+    broken.write_text("no picture")
+    cut.write_bytes(save(tmp_path / "whole.png").read_bytes()[:90])
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(deep)
+    files = [broken, tmp_path / "gone.png", cut, deep, save(tmp_path / "fine.png")]
+    with pytest.raises(
+        UserError, match=r"(?s)4 of 5 .*broken.png: not a picture.*gone.png: no such file.*cut.*deep.*8 bits"
+    ):
+        predict(files, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out/labels").iterdir()] == ["fine.png"]
+
+
+def test_same_names_in_several_folders_do_not_overwrite(tmp_path):
+    files = [save(tmp_path / name) for name in ("x/a/1.png", "y/a/1.png", "x/b/1.jpg", "x/b/2.png")]
+    predict(files, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out/labels").iterdir()}
+    assert names == {"x__a__1.png", "y__a__1.png", "b__1.png", "2.png"}
+
+
+def test_names_are_unlike_even_when_only_suffix_or_case_differs(tmp_path):
+    files = [tmp_path / name for name in ("a.png", "a.jpg", "A.png", "b.png")]
+    names = name_outputs(files)
+    assert len({name.lower() for name in names.values()}) == 4
+    assert names[files[3]] == "b"
+
+
+def test_a_folder_stands_for_its_pictures_and_a_repeated_file_counts_once(tmp_path):
+    files = [save(tmp_path / name) for name in ("b.png", "a.JPG")]
+    (tmp_path / "notes.txt").write_text("not a picture")
+    assert list_images([tmp_path, files[0]]) == [tmp_path / "a.JPG", tmp_path / "b.png"]
+
+
+def test_no_picture_at_all_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no picture to predict"):
+        predict([tmp_path], tmp_path / "out")
+
+
+def test_tile_and_size_exclude_each_other():
+    with pytest.raises(UserError, match="exclude each other"):
+        Segmenter(brightness, PLAIN, size=(64, 64), tile=64)
+
+
+def test_camera_rotation_and_transparency_are_resolved(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.fromarray(half_light(40, 60)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_picture(tmp_path / "turned.jpg").shape == (60, 40, 3)
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert read_picture(tmp_path / "clear.png").min() == 255
+
+
+def test_network_is_left_in_its_mode(tmp_path):
+    class Bright(torch.nn.Module):
+        def forward(self, images):
+            assert not self.training
+            return brightness(images).seg_logits
+
+    network = Bright().train()
+    predict_files(
+        Segmenter(network, PLAIN), [save(tmp_path / "a.png")], tmp_path / "out", class_names=NAMES, palette=PALETTE
+    )
+    assert network.training
+
+
+def batch_of(*image_ids: str) -> tuple[Batch, torch.Tensor]:
+    size = (len(image_ids), 4, 4)
+    predictions = torch.arange(16).reshape(1, 4, 4).expand(size).remainder(2).to(torch.uint8)
+    return Batch(
+        image_ids, torch.zeros(len(image_ids), 3, 4, 4), torch.zeros(size, dtype=torch.int64), None, None
+    ), predictions
+
+
+def test_saved_predictions_carry_official_ids(tmp_path):
+    batch, predictions = batch_of("aachen/aachen_000000_000019", "plain")
+    official = invert_raw_ids({-1: 255, 0: 255, 7: 0, 8: 1, 33: 1})
+    assert official == {0: 7, 1: 8}
+    writer = PredictionWriter(tmp_path, palette=PALETTE, official_ids=official)
+    writer(batch, predictions, None)
+    assert writer.files[0] == tmp_path / "aachen/aachen_000000_000019.png"
+    for file in writer.files:
+        with Image.open(file) as saved:
+            assert saved.mode == "L" and set(np.unique(np.array(saved))) == {7, 8}
+
+
+def test_saved_predictions_keep_class_ids_under_a_palette(tmp_path):
+    batch, predictions = batch_of("plain")
+    PredictionWriter(tmp_path, palette=PALETTE)(batch, predictions, None)
+    with Image.open(tmp_path / "plain.png") as saved:
+        assert saved.mode == "P" and np.array_equal(np.array(saved), predictions[0].numpy())
+
+
+def test_image_ids_cannot_leave_the_folder(tmp_path):
+    with pytest.raises(UserError, match="outside"):
+        PredictionWriter(tmp_path / "in")(*batch_of("../escape"), None)
