@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,16 @@ def open_dataset(name: str, root: Path | None, split: str, **options: Any) -> Se
     Raises:
         UserError: for an unknown name, split or option, a missing folder or an empty split.
     """
+    check_dataset_arguments(name, root, options)
+    return DATASETS[name](root, split, **options)
+
+
+def check_dataset_arguments(name: str, root: Path | None, options: Iterable[str]) -> None:
+    """Refuse what no split of a dataset could be opened with.
+
+    Raises:
+        UserError: for an unknown name or option, or a missing folder.
+    """
     if name not in DATASETS:
         raise unknown_name("dataset", name, DATASETS)
     dataset_class = DATASETS[name]
@@ -53,7 +64,6 @@ def open_dataset(name: str, root: Path | None, split: str, **options: Any) -> Se
         raise UserError(f"dataset {name!r} is read from a folder; name it with: --data-root DIR")
     if root is not None and dataset_class.needs_root and not Path(root).is_dir():
         raise UserError(f"dataset {name!r}: there is no folder {root}; name the right one with: --data-root DIR")
-    return dataset_class(root, split, **options)
 
 
-__all__ = ["DATASETS", "SegmentationDataset", "open_dataset"]
+__all__ = ["DATASETS", "SegmentationDataset", "check_dataset_arguments", "open_dataset"]

@@ -30,7 +30,6 @@ class Folder(PairedFiles):
 
     name: ClassVar[str] = "folder"
     summary: ClassVar[str] = "own files: images/<split>, masks/<split>, classes.txt, optional depth/<split>"
-    splits: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
