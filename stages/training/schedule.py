@@ -41,6 +41,11 @@ class Phase:
                     f"phase {self.name!r} trains the {what} branch but {weight} has weight 0, so it would get no "
                     f"gradient; give {weight} a weight or drop the part"
                 )
+            if value > 0 and self.trains and not self.trains & (ENCODER | branch):
+                raise ValueError(
+                    f"phase {self.name!r} has {weight} weight {value}, but that loss reaches no part that is trained; "
+                    f"train the encoder or the {what} branch, or drop the weight"
+                )
         if not self.trains:
             possible = ", ".join(EVERYTHING.names())
             raise ValueError(f"phase {self.name!r} trains no part; name at least one of {possible}")
@@ -48,8 +53,10 @@ class Phase:
             raise ValueError(f"phase {self.name!r} has no loss: focal and mse are both 0; give one of them a weight")
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"phase {self.name!r}: epochs {self.epochs} must be at least 1")
-        if self.lr is not None and not self.lr > 0:
-            raise ValueError(f"phase {self.name!r}: lr {self.lr} must be positive")
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise ValueError(f"phase {self.name!r}: lr {self.lr} must be finite and positive")
+        if self.budget_factor < 1:
+            raise ValueError(f"phase {self.name!r}: budget_factor {self.budget_factor} must be at least 1")
 
     @property
     def needs_seg(self) -> bool:
@@ -102,6 +109,7 @@ class Schedule:
         if isinstance(self.steps[-1], CopyWeights):
             raise ValueError(f"schedule {self.name!r} ends with a copy, which nothing uses; drop it or add a phase")
         self._check_copies_have_a_trained_source()
+        self._check_copies_are_used()
 
     def _check_copies_have_a_trained_source(self) -> None:
         trained = Part(0)
@@ -112,6 +120,17 @@ class Schedule:
                     f"{step.source.names()[0]}; put the copy after such a phase or drop it"
                 )
             trained |= step.trains if isinstance(step, Phase) else step.target
+
+    def _check_copies_are_used(self) -> None:
+        used = Part(0)
+        for step in reversed(self.steps):
+            if isinstance(step, CopyWeights) and not step.target & used:
+                raise ValueError(
+                    f"schedule {self.name!r}: no phase after it uses what {step} wrote; "
+                    "put the copy before a phase with that branch's loss or drop it"
+                )
+            if isinstance(step, Phase):
+                used |= (SEG_BRANCH if step.needs_seg else Part(0)) | (DEPTH_BRANCH if step.needs_depth else Part(0))
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -148,8 +167,9 @@ class Schedule:
         """Return this schedule with other weights in its phases that use both losses."""
 
         def reweighted(step: Step) -> Step:
-            joint = isinstance(step, Phase) and step.needs_seg and step.needs_depth
-            return replace(step, focal=focal, mse=mse) if joint else step
+            if isinstance(step, Phase) and step.needs_seg and step.needs_depth:
+                return replace(step, focal=focal, mse=mse)
+            return step
 
         return replace(self, steps=tuple(reweighted(step) for step in self.steps))
 

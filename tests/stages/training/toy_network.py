@@ -1,4 +1,4 @@
-"""The smallest network with everything that can go wrong in training: batch-norm, dropout, 1×1 heads, auxiliary logits."""
+"""The smallest network with all that can go wrong in training: batch-norm, dropout, 1×1 heads, auxiliary logits."""
 
 from __future__ import annotations
 
