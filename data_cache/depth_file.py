@@ -1,0 +1,229 @@
+"""One HDF5 file of a depth store: the layout of shards, batches and the index, and the only place that imports h5py.
+
+``index.h5`` holds an external link per image, so ``h5py.File("index.h5")["depth/0001TP_006690"]`` is that image's map
+for any HDF5 program. File attributes carry the provenance, those of a map its statistics, source size and checksums.
+HDF5 never writes to the disk itself: files are built in memory and published whole (``store_folder.publish``), because
+an HDF5 file killed before a flush does not open again and a full disk leaves the library in an undefined state.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.depth_map import STAT_NAMES, DepthMap, DepthStats, Provenance
+from data_cache.errors import UserError
+from data_cache.sample import DepthKind
+from data_cache.store_folder import INDEX, list_store_files, publish
+
+SCHEMA_VERSION = 1
+CODECS: dict[str, dict[str, Any]] = {
+    "lzf": {"compression": "lzf", "shuffle": True},
+    "gzip": {"compression": "gzip", "compression_opts": 1, "shuffle": True},
+    "none": {},
+}
+_WHOLE_CHUNK_BYTES = 1 << 20
+"""Larger maps get (256, 256) chunks, so that a crop need not unpack all of it."""
+_TEXT_FIELDS = {field.name for field in fields(Provenance) if field.type == "str"} | {"kind"}
+
+
+MapFile: TypeAlias = h5py.File
+"""An open file of a store."""
+
+
+class StoredMap(NamedTuple):
+    """A map ready to be written."""
+
+    image_id: str
+    values: NDArray[np.float16]
+    attributes: dict[str, Any]
+
+
+def open_file(path: Path) -> MapFile:
+    """Open one file of a store for reading; without lock, so that it works on network disks and beside a writer."""
+    return h5py.File(path, "r", locking=False, rdcc_nbytes=0)
+
+
+def build_map_file(
+    provenance: Provenance, maps: Iterable[StoredMap], sources: Iterable[tuple[Path, Sequence[str]]] = ()
+) -> memoryview:
+    """Return the bytes of a file holding the given maps.
+
+    Args:
+        provenance: written to the file's attributes.
+        maps: new maps, compressed by the provenance's codec.
+        sources: (file, image ids) pairs whose maps are copied as they are, without unpacking.
+    """
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        group = _start_file(file, provenance)
+        for path, image_ids in sources:
+            with open_file(path) as source:
+                for image_id in image_ids:
+                    source.copy(source["depth"][image_id], group, name=image_id)
+        for image_id, values, attributes in maps:
+            height, width = values.shape
+            small = values.nbytes <= _WHOLE_CHUNK_BYTES
+            chunks = (height, width) if small else (min(height, 256), min(width, 256))
+            dataset = group.create_dataset(image_id, data=values, chunks=chunks, **CODECS[provenance.codec])
+            dataset.attrs.update(attributes)
+    return image.getbuffer()
+
+
+def read_image_ids(file: MapFile) -> list[str]:
+    """List the images of an open file, slashes and all."""
+    image_ids: list[str] = []
+    group = file["depth"].id
+
+    def visit(name: bytes, link: Any) -> None:
+        if link.type == h5py.h5l.TYPE_EXTERNAL or h5py.h5o.get_info(group, name).type == h5py.h5o.TYPE_DATASET:
+            image_ids.append(name.decode())
+
+    group.links.visit(visit, info=True)
+    return image_ids
+
+
+def find_link(index: MapFile, image_id: str) -> str | None:
+    """Return the shard that an open index names for an image, or None."""
+    try:
+        link = index["depth"].get(image_id, getlink=True) if image_id else None
+    except RuntimeError:  # what h5py raises for "/" and for "a/b" where "a" is an image
+        return None
+    return str(link.filename) if isinstance(link, h5py.ExternalLink) else None
+
+
+def read_indexed_shards(index: MapFile) -> list[str]:
+    """Return the names of the shards an open index covers."""
+    return list(json.loads(index.attrs["shards"]))
+
+
+def read_num_images(index: MapFile) -> int:
+    """Return how many images an open index covers."""
+    return int(index.attrs["images"])
+
+
+def read_provenance(file: MapFile) -> Provenance:
+    """Read the provenance of an open file; KeyError, TypeError or ValueError when it is no file of a store."""
+    values: dict[str, Any] = {}
+    for field in fields(Provenance):
+        text = file.attrs[field.name]
+        value = text if field.name in _TEXT_FIELDS else json.loads(text)
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return Provenance(**values | {"kind": DepthKind(values["kind"])})
+
+
+def read_map(file: MapFile, image_id: str) -> DepthMap:
+    """Read one map with its attributes; low-level calls, which take a third of the time of the high-level ones."""
+    dataset, values = _read_values(file, image_id)
+    number = np.empty((), np.float64)
+    stats = []
+    for name in STAT_NAMES:
+        h5py.h5a.open(dataset, name.encode()).read(number)
+        stats.append(float(number))
+    size = np.empty(2, np.int64)
+    h5py.h5a.open(dataset, b"source_size").read(size)
+    checksum = h5py.h5a.open(dataset, b"checksum")
+    text = np.empty((), checksum.dtype)
+    checksum.read(text)
+    return DepthMap(widen(values), DepthStats(*stats), (int(size[0]), int(size[1])), text.item().decode())
+
+
+def is_intact(file: MapFile, image_id: str) -> bool:
+    """Return whether a map still has the numbers it was stored with."""
+    dataset, values = _read_values(file, image_id)
+    recorded = np.empty((), np.uint32)
+    h5py.h5a.open(dataset, b"crc32").read(recorded)
+    return int(recorded) == zlib.crc32(values.tobytes())
+
+
+def publish_index(
+    folder: Path, provenance: Provenance, shards: Sequence[str], links: dict[str, str], *, extend: bool
+) -> None:
+    """Write ``index.h5``.
+
+    Args:
+        shards: names of all shards the new index covers.
+        links: image id -> shard.
+        extend: add the links to the present index, in time that hardly grows with its size; else start afresh.
+    """
+    image = io.BytesIO((folder / INDEX).read_bytes() if extend else b"")
+    with h5py.File(image, "r+" if extend else "w") as file:
+        group = file["depth"] if extend else _start_file(file, provenance)
+        images = int(file.attrs.get("images", 0)) + len(links)
+        for image_id, shard in links.items():
+            if extend and group.get(image_id, getlink=True) is not None:
+                del group[image_id]
+                images -= 1
+            group[image_id] = h5py.ExternalLink(shard, f"depth/{image_id}")
+        file.attrs["images"] = images
+        file.attrs["shards"] = json.dumps(list(shards))
+    publish(folder / INDEX, image.getbuffer())
+
+
+def rebuild_index(folder: Path) -> None:
+    """Make the index anew from the shards; where two hold an image, the later one counts.
+
+    Raises:
+        UserError: a shard cannot be read.
+    """
+    shards = list_store_files(folder).shards
+    links: dict[str, str] = {}
+    provenance: Provenance | None = None
+    for shard in shards:
+        with explaining_damage(folder / shard), open_file(folder / shard) as file:
+            provenance = read_provenance(file)
+            links.update(dict.fromkeys(read_image_ids(file), shard))
+    if provenance is None:
+        (folder / INDEX).unlink(missing_ok=True)
+    else:
+        publish_index(folder, provenance, shards, links, extend=False)
+
+
+@contextmanager
+def explaining_damage(path: Path) -> Iterator[None]:
+    """Turn what HDF5 raises on a damaged or foreign file into an error that names the repair."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        raise UserError(
+            f"{path} cannot be read ({str(error) or type(error).__name__}); it is damaged or no file of a depth store. "
+            "Drop what is damaged with: pipeline cache repair, then label again"
+        ) from error
+
+
+def _start_file(file: MapFile, provenance: Provenance) -> h5py.Group:
+    file.attrs["schema_version"] = SCHEMA_VERSION
+    for field in fields(Provenance):
+        value = getattr(provenance, field.name)
+        file.attrs[field.name] = str(value) if field.name in _TEXT_FIELDS else json.dumps(value)
+    return file.create_group("depth")
+
+
+def _read_values(file: MapFile, image_id: str) -> tuple[Any, NDArray[np.float16]]:
+    dataset = h5py.h5d.open(file.id, f"depth/{image_id}".encode())
+    values = np.empty(dataset.shape, np.float16)
+    dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    return dataset, values
+
+
+def widen(values: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Convert float16 to float32 exactly, six times as fast as ``astype``: shift the bits, then mend the exponent."""
+    bits = values.view(np.int16).astype(np.int32)
+    bits <<= 13
+    bits &= np.int32(-0x70000001)  # 0x8fffffff: drops the copies of the sign that the widening made
+    wide = bits.view(np.float32)
+    wide *= np.float32(2.0**112)
+    # infinity and nan do not survive that: they come out as 2**16 and above
+    return wide if np.abs(wide).max() < 2.0**16 else values.astype(np.float32)

@@ -1,0 +1,181 @@
+"""One pseudo-depth map and what is known about it: provenance, statistics, and the float16 it is stored as."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.errors import UserError
+from data_cache.sample import DepthKind
+
+FLOAT16_LIMIT = 6e4
+"""Largest finite value a store accepts; float16 ends at 65504."""
+FLOAT16_NORMAL = 2.0**-14
+"""Smallest float16 of full precision. Below it the absolute error stays 3e-8 while the relative error grows."""
+INVERSE_FLOOR = 1e-3
+"""Distances are floored at this fraction of the median before inversion, so one bad pixel cannot dominate a map."""
+SATURATION = 0.995
+"""A metric estimator gives sky its largest distance: from this fraction of ``max_depth_m`` on, pixels are invalid."""
+
+DESCRIPTIVE = ("codec", "licence", "tool_versions", "created_at")
+"""Fields of a provenance that do not change the numbers."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a store was made from; written to the attributes of every file of the store."""
+
+    dataset: str
+    dataset_fingerprint: str
+    split: str
+    estimator: str
+    """Alias, Hub id or folder name, as the user asked for it."""
+    revision: str
+    weights_sha256: str
+    kind: DepthKind
+    unit: str
+    """Unit of the raw numbers, such as "m" or "1" (relative)."""
+    max_depth_m: float | None
+    """Distance at which a metric estimator saturates; None when it does not."""
+    resize_rule: str
+    """How an image was brought to the network's input size, in words."""
+    input_size: int | tuple[int, int] | None
+    """Side or (height, width) the resize rule aims at, px; None when nothing is resized."""
+    dtype: str
+    """Precision the estimator ran in; maps are always stored as float16."""
+    codec: str
+    licence: str
+    """Licence of the estimator's weights."""
+    tool_versions: dict[str, str]
+    created_at: str
+    """ISO 8601, UTC."""
+
+    def fingerprint(self) -> str:
+        """Return 64 hex digits over the fields that define the numbers; codec, licence, versions and time do not."""
+        fields = {name: value for name, value in asdict(self).items() if name not in DESCRIPTIVE}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    def key(self) -> str:
+        """Return the first 8 hex digits of the fingerprint, the tail of the store's folder name."""
+        return self.fingerprint()[:8]
+
+    def label_command(self) -> str:
+        """Return the command that makes or completes this store."""
+        return label_command(self.dataset, self.split, self.estimator)
+
+
+def label_command(dataset: str, split: str, estimator: str) -> str:
+    """Return the command line that labels a split, for error messages."""
+    return f"pipeline pseudo-depth --dataset {dataset} --split {split} --estimator {estimator}"
+
+
+@dataclass(frozen=True)
+class DepthStats:
+    """Whole-image statistics in raw units over measured pixels; nan when the map has none.
+
+    Measured pixels are finite and, for metric maps, positive. ``inverse_mean`` and ``inverse_std`` are those of the
+    inverse depth of the pixels valid as a target, which the z-score target needs and percentiles cannot give.
+    """
+
+    min: float
+    max: float
+    p2: float
+    p98: float
+    median: float
+    mean: float
+    std: float
+    inverse_mean: float
+    inverse_std: float
+
+
+STAT_NAMES = tuple(DepthStats.__dataclass_fields__)
+
+
+class DepthMap(NamedTuple):
+    """One stored map, at the estimator's output resolution."""
+
+    raw: NDArray[np.float32]
+    """(h, w), float16 values widened; in the estimator's unit. Non-finite where unknown."""
+    stats: DepthStats
+    source_size: tuple[int, int]
+    """(H, W) of the labelled image, px."""
+    checksum: str
+    """Of the labelled image file."""
+
+
+def find_measured(raw: NDArray[np.float32], kind: DepthKind) -> NDArray[np.bool_]:
+    """Return (h, w) bool: pixels that carry a number; a distance that is not positive is none."""
+    finite = np.isfinite(raw)
+    return finite & (raw > 0) if kind is DepthKind.METRIC else finite
+
+
+def find_valid(raw: NDArray[np.float32], kind: DepthKind, max_depth_m: float | None) -> NDArray[np.bool_]:
+    """Return (h, w) bool: pixels fit to be a target, i.e. measured and not saturated sky."""
+    measured = find_measured(raw, kind)
+    if kind is DepthKind.METRIC and max_depth_m is not None:
+        measured &= raw < SATURATION * max_depth_m
+    return measured
+
+
+def invert(raw: NDArray[np.float32], kind: DepthKind, median: float) -> NDArray[np.float32]:
+    """Return inverse depth (large = near): relative maps as they are, metric ones 1/d with floored d.
+
+    Args:
+        raw: any shape, in the estimator's unit.
+        median: of the whole map, in the same unit.
+    """
+    if kind is DepthKind.RELATIVE:
+        return raw
+    return np.reciprocal(np.maximum(raw, np.float32(INVERSE_FLOOR * median)))
+
+
+def compute_depth_stats(raw: NDArray[np.float32], kind: DepthKind, max_depth_m: float | None) -> DepthStats:
+    """Compute the statistics of a whole (h, w) map; give it the numbers as stored, so that both agree."""
+    measured = raw[find_measured(raw, kind)].astype(np.float64)
+    if measured.size == 0:
+        return DepthStats(*[float("nan")] * len(STAT_NAMES))
+    low, median, high = np.percentile(measured, (2, 50, 98))
+    valid = raw[find_valid(raw, kind, max_depth_m)]
+    inverse = invert(valid, kind, float(median)).astype(np.float64)
+    inverse_mean, inverse_std = (inverse.mean(), inverse.std()) if inverse.size else (np.nan, np.nan)
+    numbers = (measured.min(), measured.max(), low, high, median, measured.mean(), measured.std())
+    return DepthStats(*map(float, (*numbers, inverse_mean, inverse_std)))
+
+
+def to_float16(image_id: str, raw: NDArray[np.floating]) -> NDArray[np.float16]:
+    """Round a map to what the store keeps.
+
+    Raises:
+        UserError: not (h, w), finite values beyond float16, or a map so small that float16 loses its shape. Single
+            tiny pixels of a larger map are kept: their absolute error of 3e-8 is nothing on the map's own scale.
+    """
+    if raw.ndim != 2 or raw.size == 0:
+        raise UserError(f"depth of image {image_id!r} has shape {raw.shape}; a map is (height, width), at least 1 x 1")
+    magnitude = np.abs(raw)
+    peak = float(np.max(magnitude, where=np.isfinite(raw), initial=0.0))
+    if peak > FLOAT16_LIMIT:
+        raise UserError(
+            f"depth of image {image_id!r} reaches {peak:.4g}; the store keeps float16 and takes up to "
+            f"{FLOAT16_LIMIT:.0f}. Give the estimator's output in a larger unit (metres, not millimetres)"
+        )
+    if 0 < peak < FLOAT16_NORMAL:
+        raise UserError(
+            f"depth of image {image_id!r} is at most {peak:.3g}, which underflows float16 (full precision from "
+            f"{FLOAT16_NORMAL:.2g}). Give the estimator's output in a smaller unit"
+        )
+    return np.ascontiguousarray(raw, dtype=np.float16)
+
+
+def check_image_id(image_id: str) -> None:
+    """Refuse ids that cannot name a dataset in HDF5 or a file on export; slashes between names are fine."""
+    names = image_id.split("/")
+    if "" in names or "." in names or ".." in names or "\0" in image_id or "\\" in image_id:
+        raise UserError(
+            f"image id {image_id!r} cannot be stored; it may hold names separated by single slashes, "
+            "none of them '.' or '..', no backslash and no leading or trailing slash"
+        )

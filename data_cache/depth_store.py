@@ -1,0 +1,235 @@
+"""The depth store as the rest of the house sees it: find one, read maps by image id.
+
+Writing is in ``depth_writer``, verifying and mending in ``depth_repair``, the layout of a file in ``depth_file``; their
+public names are here as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from data_cache.depth_file import (
+    CODECS,
+    MapFile,
+    explaining_damage,
+    find_link,
+    open_file,
+    read_image_ids,
+    read_indexed_shards,
+    read_map,
+    read_num_images,
+    read_provenance,
+    rebuild_index,
+)
+from data_cache.depth_map import DepthMap, DepthStats, Provenance, label_command
+from data_cache.depth_repair import BadMap, RepairReport, repair_store, verify_store
+from data_cache.depth_writer import DepthStoreWriter
+from data_cache.errors import UserError
+from data_cache.store_folder import INDEX, folder_name, list_store_files, matching_folders
+
+__all__ = [
+    "CODECS",
+    "BadMap",
+    "DepthMap",
+    "DepthStats",
+    "DepthStore",
+    "DepthStoreWriter",
+    "Provenance",
+    "RepairReport",
+    "find_store",
+    "rebuild_index",
+    "repair_store",
+    "store_folder",
+    "verify_store",
+]
+
+_OPEN_FILES = 32
+"""Shards a reader keeps open; more cost memory in every worker."""
+_ATTEMPTS = 5
+"""A reader that loses the race against a writer's merge this often is not racing."""
+
+
+class _OpenFiles:
+    """What one process has open of a store: the index, the latest shards, and where maps not indexed yet are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pid = os.getpid()
+        self._folder = folder
+        self._files: OrderedDict[str, MapFile] = OrderedDict()
+        listed = list_store_files(folder) if folder.is_dir() else None
+        if listed is None or not (listed.shards or listed.batches):
+            raise UserError(
+                f"no depth store in {folder}: the folder {'is missing' if listed is None else 'holds no map'}; "
+                "make one with: pipeline pseudo-depth"
+            )
+        self.index: MapFile | None = None
+        indexed: list[str] = []
+        if (folder / INDEX).exists():
+            with explaining_damage(folder / INDEX):
+                self.index = open_file(folder / INDEX)
+                indexed = read_indexed_shards(self.index)
+        self.loose: dict[str, str] = {}
+        """Image id -> file, for files that a writer, running or killed, has not brought into the index."""
+        for name in (*listed.shards, *listed.batches):
+            if name not in indexed:
+                with explaining_damage(folder / name):
+                    self.loose.update(dict.fromkeys(read_image_ids(self.open(name)), name))
+        first = (*listed.shards, *listed.batches)[0]
+        with explaining_damage(folder / (INDEX if self.index else first)):
+            self.provenance = read_provenance(self.index or self.open(first))
+
+    def open(self, name: str) -> MapFile:
+        """Return an open shard or batch, closing the one unused longest when there are many."""
+        file = self._files.pop(name, None)
+        if file is None:
+            while len(self._files) >= _OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+            file = open_file(self._folder / name)
+        self._files[name] = file
+        return file
+
+    def find(self, image_id: str) -> str | None:
+        """Return the file that holds an image, or None."""
+        if image_id in self.loose or self.index is None:
+            return self.loose.get(image_id)
+        return find_link(self.index, image_id)
+
+    def close(self) -> None:
+        for file in (*self._files.values(), self.index):
+            if file is not None:
+                file.close()
+
+
+class DepthStore:
+    """Read access to the pseudo depth of one dataset split; safe to hand to DataLoader workers of any start method.
+
+    Nothing is listed on opening, so a store of 100,000 images opens as fast as one of ten. Files are opened without
+    lock, once per process.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the store in ``folder``.
+
+        Raises:
+            UserError: there is no store, or its index is damaged.
+        """
+        self.folder = folder
+        self._files: _OpenFiles | None = None
+        self.provenance = self._open().provenance
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": None}
+
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        """All images, sorted; listed anew each time."""
+        files = self._open()
+        indexed = read_image_ids(files.index) if files.index else ()
+        return tuple(sorted(files.loose.keys() | set(indexed)))
+
+    def __len__(self) -> int:
+        files = self._open()
+        if files.index is None:
+            return len(files.loose)
+        return read_num_images(files.index) + sum(find_link(files.index, name) is None for name in files.loose)
+
+    def __contains__(self, image_id: object) -> bool:
+        return isinstance(image_id, str) and self._open().find(image_id) is not None
+
+    def read(self, image_id: str) -> DepthMap:
+        """Read one map.
+
+        Raises:
+            UserError: the store lacks the image, or the map is damaged.
+        """
+        try:
+            return self._read(image_id)
+        except FileNotFoundError:  # a writer has just merged the batch this process knew
+            self.close()
+        try:
+            return self._read(image_id)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.folder} has lost the shard with the depth of image {image_id!r} ({error}); "
+                "mend the store with: pipeline cache repair, then label again"
+            ) from error
+
+    def fingerprint(self) -> str:
+        """Return 64 hex digits, equal for stores whose maps were made the same way from the same dataset."""
+        return self.provenance.fingerprint()
+
+    def missing(self, image_ids: Iterable[str]) -> list[str]:
+        """Return those of the given images that the store lacks, in their order."""
+        files = self._open()
+        return [image_id for image_id in image_ids if files.find(image_id) is None]
+
+    def close(self) -> None:
+        """Close this process's files; reading opens them again."""
+        if self._files is not None and self._files.pid == os.getpid():
+            self._files.close()
+        self._files = None
+
+    def _open(self) -> _OpenFiles:
+        # Files opened before a fork belong to the parent: a child opens its own and leaves those alone.
+        for attempt in range(_ATTEMPTS):
+            if self._files is not None and self._files.pid == os.getpid():
+                break
+            try:
+                self._files = _OpenFiles(self.folder)
+            except FileNotFoundError:  # a batch was merged between listing and opening
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        assert self._files is not None
+        return self._files
+
+    def _read(self, image_id: str) -> DepthMap:
+        files = self._open()
+        name = files.find(image_id)
+        if name is None:
+            raise UserError(
+                f"{self.folder} has no depth for image {image_id!r} ({len(self)} images stored); "
+                f"add it with: {self.provenance.label_command()}"
+            )
+        with explaining_damage(self.folder / name):
+            return read_map(files.open(name), image_id)
+
+
+def find_store(
+    depth_root: Path, dataset: str, split: str, estimator: str, *, dataset_fingerprint: str | None = None
+) -> Path:
+    """Return the folder of the store made from a dataset split by an estimator.
+
+    Args:
+        dataset_fingerprint: accept only stores of exactly this version of the dataset.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    folders = matching_folders(depth_root, dataset, split, estimator)
+    found = [
+        folder for folder in folders if dataset_fingerprint in (None, DepthStore(folder).provenance.dataset_fingerprint)
+    ]
+    if len(found) == 1:
+        return found[0]
+    command = label_command(dataset, split, estimator)
+    if len(found) > 1:
+        raise UserError(
+            f"{len(found)} depth stores fit {dataset} {split} by {estimator}: {', '.join(f.name for f in found)} in "
+            f"{depth_root / dataset}; they differ in settings of the estimator or in the dataset's files. "
+            "Remove those that are not meant"
+        )
+    if folders:
+        raise UserError(
+            f"the depth store {folders[0]} was made from other files than {dataset} {split} has now; "
+            f"label these with: {command}"
+        )
+    raise UserError(f"no depth store for {dataset} {split} by {estimator} in {depth_root}; make it with: {command}")
+
+
+def store_folder(depth_root: Path, provenance: Provenance) -> Path:
+    """Return where the store of that provenance belongs: ``<dataset>/<split>-<estimator>-<hash8>``."""
+    return depth_root / provenance.dataset / folder_name(provenance.split, provenance.estimator, provenance.key())

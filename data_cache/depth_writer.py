@@ -1,0 +1,234 @@
+"""Writing a depth store so that a crash at any instant loses at most the batch in flight."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.depth_file import (
+    CODECS,
+    StoredMap,
+    build_map_file,
+    explaining_damage,
+    open_file,
+    publish_index,
+    read_image_ids,
+    read_indexed_shards,
+    read_provenance,
+    rebuild_index,
+    widen,
+)
+from data_cache.depth_map import DESCRIPTIVE, Provenance, check_image_id, compute_depth_stats, to_float16
+from data_cache.errors import UserError, unknown_name
+from data_cache.store_folder import (
+    INDEX,
+    WriterLock,
+    batch_name,
+    list_store_files,
+    publish,
+    remove_leftovers,
+    shard_name,
+    sync_folder,
+)
+
+_SHARD_BYTES = 64 << 20
+"""A shard is closed at this size even when it holds fewer maps: it is built in memory."""
+
+
+class DepthStoreWriter:
+    """Adds maps to a store, one writer at a time; continues where a finished or killed one stopped.
+
+    ``commit`` after each labelled batch makes it durable as a small file; once ``shard_size`` maps have gathered, and
+    on closing, they are merged into a shard. Killed at any instant, the store opens, holds each committed map once and
+    loses only what was not committed.
+    """
+
+    def __init__(self, folder: Path, provenance: Provenance, *, shard_size: int = 256, codec: str | None = None):
+        """Open a store for writing, making it when it is new.
+
+        Args:
+            shard_size: maps per shard, at least 1.
+            codec: overrules the provenance's; one of CODECS. Readers need not know it.
+
+        Raises:
+            UserError: another writer is at work, the store was made otherwise, or a shard is damaged.
+        """
+        if shard_size < 1:
+            raise ValueError(f"shard_size is {shard_size}, must be at least 1")
+        self.folder = folder
+        self.provenance = provenance if codec is None else replace(provenance, codec=codec)
+        if self.provenance.codec not in CODECS:
+            raise unknown_name("codec", self.provenance.codec, CODECS)
+        self._shard_size = shard_size
+        self._pending: list[StoredMap] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = WriterLock(folder)
+        try:
+            self._recover()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> DepthStoreWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def image_ids(self) -> Set[str]:
+        """Images stored or added so far."""
+        return self._image_ids
+
+    def add(self, image_id: str, raw: NDArray[np.floating], source_size: tuple[int, int], checksum: str) -> None:
+        """Add one map; durable after the next ``commit``.
+
+        Args:
+            raw: (h, w) at the estimator's output resolution, in its unit; non-finite where unknown.
+            source_size: (H, W) of the image, px.
+            checksum: of the image file.
+
+        Raises:
+            UserError: an id or numbers the format cannot hold.
+        """
+        check_image_id(image_id)
+        self._check_new(image_id)
+        values = to_float16(image_id, raw)
+        stats = compute_depth_stats(widen(values), self.provenance.kind, self.provenance.max_depth_m)
+        attributes = asdict(stats) | {
+            "source_size": np.array(source_size, np.int64),
+            "checksum": np.bytes_(checksum),
+            "crc32": np.uint32(zlib.crc32(values.tobytes())),
+        }
+        self._pending.append(StoredMap(image_id, values, attributes))
+        self._image_ids.add(image_id)
+        self._groups.update(_parents(image_id))
+        if self._loose_maps + len(self._pending) >= self._shard_size:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make everything added so far survive a crash.
+
+        Raises:
+            UserError: no disk space left.
+        """
+        if not self._pending:
+            return
+        waiting = sum(image.values.nbytes for image in self._pending) + self._loose_bytes
+        if self._loose_maps + len(self._pending) >= self._shard_size or waiting >= _SHARD_BYTES:
+            self._merge()
+            return
+        name = batch_name(self._next_shard, self._next_batch)
+        content = build_map_file(self.provenance, self._pending)
+        self._publish(name, content)
+        self._batches[name] = [image.image_id for image in self._pending]
+        self._next_batch += 1
+        self._loose_bytes += len(content)
+        self._pending = []
+
+    def close(self) -> None:
+        """Commit, merge the batches into a last shard and let others write."""
+        try:
+            if not self._full_disk and (self._pending or self._batches):
+                self._merge()
+        finally:
+            self._lock.release()
+
+    @property
+    def _loose_maps(self) -> int:
+        return sum(map(len, self._batches.values()))
+
+    def _recover(self) -> None:
+        """Take up what earlier writers left: finish an interrupted merge, take over their loose batches."""
+        remove_leftovers(self.folder)
+        listed = list_store_files(self.folder)
+        self._full_disk = False
+        self._shards = list(listed.shards)
+        self._next_shard, self._next_batch = listed.next_shard, listed.next_batch
+        self._batches: dict[str, list[str]] = {}
+        self._loose_bytes = 0
+        for name in (*listed.shards[:1], *listed.batches):
+            with explaining_damage(self.folder / name), open_file(self.folder / name) as file:
+                self._check_same(read_provenance(file))
+                if name in listed.batches:
+                    self._batches[name] = read_image_ids(file)
+                    self._loose_bytes += (self.folder / name).stat().st_size
+        if self._indexed_shards() != self._shards:
+            rebuild_index(self.folder)
+        self._image_ids: set[str] = {image_id for image_ids in self._batches.values() for image_id in image_ids}
+        if self._shards:
+            with explaining_damage(self.folder / INDEX), open_file(self.folder / INDEX) as file:
+                self._image_ids.update(read_image_ids(file))
+        self._groups = {parent for image_id in self._image_ids for parent in _parents(image_id)}
+
+    def _indexed_shards(self) -> list[str]:
+        try:
+            with open_file(self.folder / INDEX) as file:
+                return read_indexed_shards(file)
+        except (OSError, KeyError, ValueError):  # missing or damaged: it is made anew from the shards
+            return []
+
+    def _check_same(self, found: Provenance) -> None:
+        if found.fingerprint() == self.provenance.fingerprint():
+            return
+        differing = [
+            f"{field.name} {getattr(found, field.name)!r} instead of {getattr(self.provenance, field.name)!r}"
+            for field in fields(Provenance)
+            if field.name not in DESCRIPTIVE and getattr(found, field.name) != getattr(self.provenance, field.name)
+        ]
+        raise UserError(
+            f"{self.folder} was made otherwise ({'; '.join(differing)}) and one store never mixes; "
+            "label into another folder or remove this one"
+        )
+
+    def _check_new(self, image_id: str) -> None:
+        if image_id in self._image_ids:
+            raise ValueError(f"{self.folder} already holds depth for image {image_id!r}")
+        if image_id in self._groups or any(parent in self._image_ids for parent in _parents(image_id)):
+            raise UserError(
+                f"image id {image_id!r} cannot be stored beside the others in {self.folder}: one id is the folder of "
+                "another (like 'street' and 'street/01'). Rename one of the images"
+            )
+
+    def _merge(self) -> None:
+        """Publish a shard of all loose batches and pending maps; the moment it exists, the batches no longer count."""
+        shard = shard_name(self._next_shard)
+        sources = [(self.folder / name, image_ids) for name, image_ids in self._batches.items()]
+        links = [image_id for image_ids in self._batches.values() for image_id in image_ids]
+        links += [image.image_id for image in self._pending]
+        self._publish(shard, build_map_file(self.provenance, self._pending, sources))
+        self._pending = []
+        merged, self._batches = self._batches, {}
+        self._shards.append(shard)
+        extend = len(self._shards) > 1
+        with self._noting_full_disk():
+            publish_index(self.folder, self.provenance, self._shards, dict.fromkeys(links, shard), extend=extend)
+        for name in merged:
+            (self.folder / name).unlink()
+        sync_folder(self.folder)
+        self._next_shard, self._next_batch, self._loose_bytes = self._next_shard + 1, 0, 0
+
+    def _publish(self, name: str, content: bytes | memoryview) -> None:
+        with self._noting_full_disk():
+            publish(self.folder / name, content)
+
+    @contextmanager
+    def _noting_full_disk(self) -> Iterator[None]:
+        """Remember a failure to publish, so that closing does not try, and fail, once more."""
+        try:
+            yield
+        except UserError:
+            self._full_disk = True
+            raise
+
+
+def _parents(image_id: str) -> list[str]:
+    """Return the HDF5 groups an id with slashes lies in: "a/b/c" -> ["a", "a/b"]."""
+    names = image_id.split("/")
+    return ["/".join(names[:depth]) for depth in range(1, len(names))]
