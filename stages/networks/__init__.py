@@ -33,6 +33,14 @@ class NetworkEntry(NamedTuple):
 # fmt: off
 NETWORKS = {
     "unet": NetworkEntry("stages.networks.smp_network", "SmpNetwork", "shared smp encoder, two smp decoders"),
+    "unet-classic": NetworkEntry("stages.networks.unet_classic", "UNetClassic", "U-Net of 2015, padded, batch norm"),
+    "unet-valid": NetworkEntry("stages.networks.unet_classic", "UNetValid", "U-Net of 2015, exact in tiles"),
+    "fcn32s": NetworkEntry("stages.networks.fcn", "Fcn32s", "VGG16, scores at stride 32, learnt deconvolution"),
+    "fcn16s": NetworkEntry("stages.networks.fcn", "Fcn16s", "FCN with a skip from pool4"),
+    "fcn8s": NetworkEntry("stages.networks.fcn", "Fcn8s", "FCN with skips from pool4 and pool3"),
+    "conv-vgg": NetworkEntry("stages.networks.conv_vgg", "ConvVgg", "VGG16 and one bilinear step, no skips"),
+    "segnet": NetworkEntry("stages.networks.segnet", "SegNet", "VGG16-BN, decoder unpools to the pooled positions"),
+    "pspnet": NetworkEntry("stages.networks.pspnet", "PspNet", "dilated ResNet, pyramid pooling at four scales"),
 }
 # fmt: on
 """Name → constructor; the constructor's keyword arguments are the keys of the recipe's ``[network]`` table."""

@@ -25,7 +25,7 @@ CLASSIFIER_PREFIXES = ("fc.", "_fc.", "classifier.", "head.", "last_linear.")
 """Weights of a classifier, which a file may carry and an encoder does not want."""
 
 REACH_TIMEOUT_S = 10.0
-"""How long to wait for the Hub before saying that there is no connection; the Hub's own client retries for 23 s and more."""
+"""How long to wait for the Hub before saying that there is no connection; its own client retries for 23 s and more."""
 
 
 def is_weights_file(encoder_weights: str) -> bool:
@@ -34,7 +34,7 @@ def is_weights_file(encoder_weights: str) -> bool:
 
 
 def resolve_smp_weights(encoder: str, encoder_weights: str) -> str | bool | None:
-    """Translate ``imagenet`` and its like to smp's argument and make sure that they can be had; None for ``none`` and files.
+    """Translate ``imagenet`` and its like to smp's argument and check that they can be had; None for files.
 
     Raises:
         UserError: for weights that the encoder is not published with, or without a connection.
@@ -58,9 +58,9 @@ def resolve_smp_weights(encoder: str, encoder_weights: str) -> str | bool | None
 def build_no_connection_error(encoder: str, reason: object) -> UserError:
     """Build the one error for pretrained weights that cannot be downloaded."""
     return UserError(
-        f"cannot download the pretrained weights of encoder {encoder!r}: no connection to {constants.ENDPOINT} ({reason}). "
-        "On a machine with a connection run 'pipeline fetch' and copy the file here, then set encoder_weights to its path "
-        'here; or set encoder_weights = "none" to start from random weights'
+        f"cannot download the pretrained weights of encoder {encoder!r}: no connection to {constants.ENDPOINT} "
+        f"({reason}). On a machine with a connection run 'pipeline fetch' and copy the file here, then set "
+        'encoder_weights to its path; or set encoder_weights = "none" to start from random weights'
     )
 
 
@@ -86,24 +86,47 @@ def _check_available(encoder: str, encoder_weights: str) -> None:
 def load_encoder_file(encoder: nn.Module, name: str, file: Path) -> None:
     """Load a safetensors file into an encoder as smp or timm builds it.
 
-    The file may hold an encoder (as ``fetch_encoder_weights`` writes it) or a whole network with ``encoder.`` in front, as an
-    export folder does; classifier weights and stages beyond the chosen depth are left out.
+    The file may hold an encoder (as ``fetch_encoder_weights`` writes it) or a whole network with ``encoder.`` in front,
+    as an export folder does; classifier weights and stages beyond the chosen depth are left out.
 
     Raises:
         UserError: when the file is missing, no safetensors file, or of another architecture.
     """
-    weights = _read_weights(file)
+    weights = read_weights_file(file)
     if any(key.startswith("encoder.") for key in weights):
         weights = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
     weights = {key: value for key, value in weights.items() if not key.startswith(CLASSIFIER_PREFIXES)}
     wanted = encoder.state_dict()
+    encoder.load_state_dict(match_weights(name, file, wanted, weights, optional=_all_stage_names(name, wanted)))
+
+
+def match_weights(
+    name: str,
+    file: Path | str,
+    wanted: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    *,
+    optional: Iterable[str] = (),
+) -> dict[str, Tensor]:
+    """Return ``wanted`` with the values of ``weights``, which must be of the same architecture.
+
+    Args:
+        name: of the encoder, for the message.
+        file: where the weights come from, for the message.
+        wanted: state dict of the module.
+        weights: tensors of the file under the module's names.
+        optional: further names that a file of this architecture may hold; they are left out.
+
+    Raises:
+        UserError: for missing or unknown names or other shapes; shows both sides.
+    """
     # Counters of batch norm came with torch 0.4.1; older files lack them and lose nothing by it.
     missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
-    extra = sorted(weights.keys() - _all_stage_names(encoder, name, wanted))
+    extra = sorted(weights.keys() - set(wanted) - set(optional))
     other_shape = [key for key in wanted if key in weights and weights[key].shape != wanted[key].shape]
     if missing or extra or other_shape:
         raise UserError(_describe_mismatch(name, file, wanted, weights, missing, extra, other_shape))
-    encoder.load_state_dict({**wanted, **{key: weights[key] for key in wanted if key in weights}})
+    return {key: weights.get(key, value) for key, value in wanted.items()}
 
 
 def fetch_encoder_weights(encoder: str, out_file: Path) -> Path:
@@ -125,19 +148,30 @@ def fetch_encoder_weights(encoder: str, out_file: Path) -> Path:
         module = get_encoder(encoder, weights=smp_weights)
     except OSError as error:
         raise build_no_connection_error(encoder, error) from error
+    return write_weights_file(module.state_dict(), encoder, out_file)
+
+
+def write_weights_file(weights: Mapping[str, Tensor], encoder: str, out_file: Path) -> Path:
+    """Write an encoder's ImageNet weights as one safetensors file, published by rename; returns ``out_file``."""
     out_file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out_file.with_name(f".{out_file.name}.{os.getpid()}.tmp")
-    weights = {key: value.contiguous() for key, value in module.state_dict().items()}
-    save_file(weights, unfinished, metadata={"format": "pt", "encoder": encoder, "encoder_weights": "imagenet"})
+    tensors = {key: value.contiguous() for key, value in weights.items()}
+    save_file(tensors, unfinished, metadata={"format": "pt", "encoder": encoder, "encoder_weights": "imagenet"})
     unfinished.replace(out_file)
     return out_file
 
 
-def _read_weights(file: Path) -> dict[str, Tensor]:
+def read_weights_file(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        UserError: when the file is missing or no safetensors file.
+    """
     if file.suffix != ".safetensors":
         raise UserError(
-            f"encoder_weights {str(file)!r} is not a .safetensors file; other formats are pickles, which can run code when "
-            "opened, and are never read here. Convert it once with safetensors.torch.save_file, or run 'pipeline fetch'"
+            f"encoder_weights {str(file)!r} is not a .safetensors file; other formats are pickles, which can run code "
+            "when opened, and are never read here. Convert it once with safetensors.torch.save_file, or run "
+            "'pipeline fetch'"
         )
     if not file.is_file():
         raise UserError(
@@ -149,7 +183,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         raise UserError(f"cannot read {file} as safetensors ({error}); fetch it again with: pipeline fetch") from error
 
 
-def _all_stage_names(encoder: nn.Module, name: str, wanted: Mapping[str, Any]) -> set[str]:
+def _all_stage_names(name: str, wanted: Mapping[str, Any]) -> set[str]:
     """Names of the encoder at full depth: timm builds only the stages asked for, a file has them all."""
     if not name.startswith("tu-"):
         return set(wanted)
@@ -159,7 +193,7 @@ def _all_stage_names(encoder: nn.Module, name: str, wanted: Mapping[str, Any]) -
 
 def _describe_mismatch(
     name: str,
-    file: Path,
+    file: Path | str,
     wanted: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     missing: list[str],
