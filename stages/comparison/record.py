@@ -93,7 +93,8 @@ class RunRecord:
 
         Needs ``name`` (or ``schedule``), ``seed``, ``network``, ``dataset``, ``recipe`` (a name, or an object with one)
         and ``metrics``; the other fields of the class are optional keys of the same name. Unknown keys are other
-        readers' business. A phase is {``name``, ``steps``, ``seconds``, ``reused``}; ``total_steps`` defaults to their sum.
+        readers' business. A phase is {``name``, ``steps``, ``seconds``, ``reused``}; ``total_steps`` defaults to their
+        sum, ``started_at`` to ``finished_at``.
 
         Raises:
             UserError: something needed is missing or of the wrong kind; the message names ``source``.
@@ -119,7 +120,7 @@ class RunRecord:
                 per_class=tuple(_class(row) for row in named.get("per_class", ())),
                 parameters=named.get("parameters"),
                 folder=folder,
-                started_at=str(named.get("started_at", "")),
+                started_at=str(named.get("started_at", named.get("finished_at", ""))),
                 settings=str(named.get("settings", "")),
                 split=str(named.get("split", "val")),
                 selection=str(named.get("selection", "last")),
