@@ -159,7 +159,7 @@ class _SplitExamination:
                 table = format_id_table(self.dataset.raw_ids, self.dataset.classes)
                 detail = f"ids {ids}{', …' if len(self.strangers) > 20 else ''}; the table is {table}"
             examples = ", ".join(finding.examples) + (", …" if finding.count > len(finding.examples) else "")
-            lines.append(f"{self.dataset.split}: {finding.count} {words} ({examples}){'; ' if detail else ''}{detail}")
+            lines.append(f"{self.dataset.split}: {words}: {finding.count} ({examples}){'; ' if detail else ''}{detail}")
         return lines
 
 
@@ -254,7 +254,7 @@ def _add_split(report: DoctorReport, examination: _SplitExamination, twins: Coun
     report.problems.extend(examination.list_problems())
     for other, count in twins.items():
         where = "within the split" if other == split else f"in {other}"
-        report.problems.append(f"{split}: {count} images have a byte-identical copy {where}; scores would flatter")
+        report.problems.append(f"{split}: images with a byte-identical copy {where}: {count}; scores would flatter")
     if examination.labelled:
         if void == 1.0:
             report.problems.append(f"{split}: every pixel is void; there is nothing to learn or score")

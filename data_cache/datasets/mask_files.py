@@ -119,7 +119,7 @@ def describe_colours(colours: NDArray[np.uint8], limit: int = 6) -> str:
     packed = colours.reshape(-1, 3).astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
     found = np.unique(packed)
     shown = ", ".join(f"({value >> 16}, {value >> 8 & 255}, {value & 255})" for value in found[:limit].tolist())
-    return f"{len(found)} colours: {shown}{', …' if len(found) > limit else ''}"
+    return f"{len(found)} colour{'s' if len(found) != 1 else ''}: {shown}{', …' if len(found) > limit else ''}"
 
 
 def read_png16(path: Path) -> NDArray[np.float32]:
