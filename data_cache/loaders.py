@@ -1,0 +1,217 @@
+"""Batches of a split: for training the steps of a phase in a reproducible order, for evaluation every image once.
+
+A training sample is a function of (seed, epoch, index) and a batch of (seed, step). So resuming at step k is asking for
+``first_step=k``, any number of workers gives the same batches, and torch's global random state is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from data_cache.errors import UserError
+from data_cache.order import steps_per_epoch
+from data_cache.sample import Batch, Sample
+from data_cache.samples import EvaluationSamples, Failure, Samples, Source, TrainingSamples, check_source
+from data_cache.transforms import Augmentation, Normalisation, Size
+
+__all__ = [
+    "Augmentation",
+    "Loader",
+    "Source",
+    "batch_of_step",
+    "build_evaluation_loader",
+    "build_training_loader",
+    "steps_per_epoch",
+]
+
+StartMethod = Literal["fork", "spawn", "forkserver"]
+
+_ORDER_STREAM = 0
+"""First word of the random streams of orders, see ``samples.SAMPLE_STREAM``."""
+
+
+def build_training_loader(
+    source: Source,
+    *,
+    normalisation: Normalisation,
+    augmentation: Augmentation,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    last_step: int,
+    workers: int = 0,
+    with_depth: bool,
+    start_method: StartMethod | None = None,
+    pin_memory: bool = False,
+) -> Loader:
+    """Return the batches of steps ``first_step`` to ``last_step - 1`` of a phase.
+
+    Args:
+        normalisation: mean and standard deviation that the network expects.
+        seed: of order and augmentation, at least 0.
+        workers: processes that read and augment; 0 does so in this one. The batches are the same.
+        with_depth: whether batches carry depth; images and labels are the same either way.
+        start_method: of the workers; None for the platform's.
+        pin_memory: copy batches to page-locked memory, for a GPU.
+
+    Raises:
+        UserError: depth is asked for but missing, or the store belongs to another dataset; while iterating, what a
+            person can mend about an image.
+    """
+    check_source(source, with_depth)
+    steps = _Steps(len(source.dataset), batch_size, seed, first_step, last_step)
+    samples = TrainingSamples(source, normalisation, augmentation, seed, with_depth)
+    return Loader(samples, steps, _collate_one, workers, start_method, pin_memory)
+
+
+def build_evaluation_loader(
+    source: Source,
+    *,
+    normalisation: Normalisation,
+    size: Size | None,
+    batch_size: int,
+    workers: int = 0,
+    with_depth: bool,
+    start_method: StartMethod | None = None,
+    pin_memory: bool = False,
+) -> Loader:
+    """Return every image of a split once, in order, unaugmented.
+
+    Labels and depth have the labels' own size whatever ``size`` is, so that scores do not depend on it. A batch holds
+    up to ``batch_size`` neighbours of equal size.
+
+    Args:
+        size: (height, width) the images are resized to; None leaves them as they are.
+
+    Raises:
+        UserError: as for training.
+    """
+    check_source(source, with_depth)
+    count = len(source.dataset)
+    chunks = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
+    samples = EvaluationSamples(source, normalisation, size, with_depth)
+    return Loader(samples, chunks, _collate_by_size, workers, start_method, pin_memory)
+
+
+def batch_of_step(step: int, num_images: int, batch_size: int, seed: int) -> tuple[int, list[int]]:
+    """Return the epoch and the image indices of a step, in order; a pure function.
+
+    Each epoch visits the images in an order of its own and leaves out the rest that fills no batch.
+    """
+    epoch, place = divmod(step, steps_per_epoch(num_images, batch_size))
+    return epoch, _order(num_images, seed, epoch)[place * batch_size : (place + 1) * batch_size]
+
+
+def _order(num_images: int, seed: int, epoch: int) -> list[int]:
+    order: list[int] = np.random.default_rng((_ORDER_STREAM, seed, epoch)).permutation(num_images).tolist()
+    return order
+
+
+class _Steps:
+    """The batches of a range of steps as lists of (epoch, index); each epoch's order is drawn once."""
+
+    def __init__(self, num_images: int, batch_size: int, seed: int, first_step: int, last_step: int) -> None:
+        if batch_size < 1 or not 0 <= first_step <= last_step:
+            raise ValueError(f"batch_size {batch_size}, steps {first_step} to {last_step}")
+        self._num_images, self._batch_size, self._seed = num_images, batch_size, seed
+        self._steps = range(first_step, last_step)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order: tuple[int, list[int]] = (-1, [])
+        for step in self._steps:
+            epoch, place = divmod(step, steps_per_epoch(self._num_images, self._batch_size))
+            if order[0] != epoch:
+                order = epoch, _order(self._num_images, self._seed, epoch)
+            yield [(epoch, index) for index in order[1][place * self._batch_size : (place + 1) * self._batch_size]]
+
+
+class Loader:
+    """Batches, as often as it is iterated over; ``len`` counts what the workers are sent, not always batches."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        keys: Any,
+        collate: Any,
+        workers: int,
+        start_method: StartMethod | None,
+        pin_memory: bool,
+    ) -> None:
+        self._loader = DataLoader(
+            samples,
+            batch_sampler=keys,
+            collate_fn=collate,
+            num_workers=workers,
+            multiprocessing_context=start_method if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # its own, or every iteration would draw from the global state
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            for collated in self._loader:
+                if isinstance(collated, Failure):
+                    raise UserError(collated.message)
+                yield from collated
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            raise UserError(
+                f"a data loading worker died ({str(error).splitlines()[0]}); often it had no memory left. Use fewer "
+                "workers (--set data.workers=0 uses none) or a smaller batch"
+            ) from error
+
+
+def _collate_one(samples: Sequence[Sample | Failure]) -> list[Batch] | Failure:
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, Failure):
+            return sample
+        good.append(sample)
+    return [_stack(good)]
+
+
+def _collate_by_size(samples: Sequence[Sample | Failure]) -> list[Batch] | Failure:
+    groups: list[list[Sample]] = []
+    for sample in samples:
+        if isinstance(sample, Failure):
+            return sample
+        if groups and _shapes(groups[-1][0]) == _shapes(sample):
+            groups[-1].append(sample)
+        else:
+            groups.append([sample])
+    return [_stack(group) for group in groups]
+
+
+def _shapes(sample: Sample) -> tuple[torch.Size, torch.Size]:
+    return sample.image.shape, sample.seg_labels.shape
+
+
+def _stack(samples: Sequence[Sample]) -> Batch:
+    # Stacked with the channels last, as they lie in memory: channels_last training then needs no copy.
+    images = torch.stack([sample.image.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
+    return Batch(
+        tuple(sample.image_id for sample in samples),
+        images,
+        torch.stack([sample.seg_labels for sample in samples]),
+        _stack_present([sample.inverse_depth for sample in samples]),
+        _stack_present([sample.depth_valid for sample in samples]),
+    )
+
+
+def _stack_present(tensors: Iterable[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(present) if present else None

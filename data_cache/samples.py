@@ -1,0 +1,175 @@
+"""Single samples of a split: read, cut, resized and normalised, in whatever process asks for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data_cache.datasets.interface import SegmentationDataset
+from data_cache.depth_store import DepthStore
+from data_cache.depth_target import compute_inverse_depth_target
+from data_cache.errors import UserError
+from data_cache.sample import Sample
+from data_cache.transforms import (
+    Augmentation,
+    Box,
+    Geometry,
+    Normalisation,
+    Size,
+    cut_window,
+    draw_colour_jitter,
+    draw_geometry,
+    to_map_box,
+    transform_depth,
+    transform_image,
+    transform_labels,
+)
+
+SAMPLE_STREAM = 1
+"""First word of the random streams of samples; the order of images uses another."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What loaders read."""
+
+    dataset: SegmentationDataset
+    store: DepthStore | None
+    target_mode: str = "robust"
+    """One of ``depth_target.TARGET_MODES``."""
+
+
+class Failure(NamedTuple):
+    """A UserError on its way out of a worker: raised there, it would arrive wrapped in a traceback."""
+
+    message: str
+
+
+_DepthPair = tuple[Tensor, Tensor] | tuple[None, None]
+
+
+class Samples(Dataset):
+    """Reads single samples; what is wrong with an image is returned, not raised, since it may be a worker's."""
+
+    def __init__(self, source: Source, normalisation: Normalisation, with_depth: bool) -> None:
+        self._source, self._normalisation, self._with_depth = source, normalisation, with_depth
+
+    def __getitem__(self, key: Any) -> Sample | Failure:
+        try:
+            return self._build(key)
+        except UserError as error:
+            return Failure(str(error))
+
+    def _build(self, key: Any) -> Sample:
+        raise NotImplementedError
+
+    def _read_depth(
+        self, index: int, image_size: Size, geometry: Geometry
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Return inverse depth and validity on the geometry's canvas."""
+        store = self._source.store
+        if not self._with_depth or store is None:
+            return None, None
+        dataset = self._source.dataset
+        depth = store.read(dataset.image_ids[index])
+        if depth.source_size != image_size:
+            raise UserError(
+                f"{dataset.describe(index)} is {_px(image_size)} but was {_px(depth.source_size)} when {store.folder} "
+                f"was made; remove that folder and label again: {store.provenance.label_command()}"
+            )
+        # Only the window that is seen becomes a target; its scale comes from whole-image statistics.
+        window, box = cut_window(to_map_box(geometry.box, image_size, _size(depth.raw)), _size(depth.raw))
+        kind, max_depth_m = store.provenance.kind, store.provenance.max_depth_m
+        target = compute_inverse_depth_target(
+            depth.raw[window], depth.stats, kind, max_depth_m, self._source.target_mode
+        )
+        coded = torch.from_numpy(np.where(target.valid, target.inverse_depth, np.float32(np.nan)))
+        laid = transform_depth(coded, box, geometry).as_subclass(torch.Tensor)
+        return laid.nan_to_num(nan=0.0), ~laid.isnan()
+
+
+class TrainingSamples(Samples):
+    """Key: (epoch, index)."""
+
+    def __init__(
+        self, source: Source, normalisation: Normalisation, augmentation: Augmentation, seed: int, with_depth: bool
+    ) -> None:
+        super().__init__(source, normalisation, with_depth)
+        self._augmentation, self._seed = augmentation, seed
+
+    def _build(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        dataset = self._source.dataset
+        image, labels = dataset.read_image(index), dataset.read_labels(index)
+        rng = np.random.default_rng((SAMPLE_STREAM, self._seed, epoch, index))
+        geometry = draw_geometry(self._augmentation, _size(image), rng)
+        jitter = draw_colour_jitter(self._augmentation.jitter, rng)
+        return Sample(
+            dataset.image_ids[index],
+            transform_image(image, geometry, self._normalisation, jitter),
+            transform_labels(labels, geometry),
+            *self._read_depth(index, _size(image), geometry),
+        )
+
+
+class EvaluationSamples(Samples):
+    """Key: index."""
+
+    def __init__(self, source: Source, normalisation: Normalisation, size: Size | None, with_depth: bool) -> None:
+        super().__init__(source, normalisation, with_depth)
+        self._image_size = size
+
+    def _build(self, key: int) -> Sample:
+        dataset = self._source.dataset
+        image, labels = dataset.read_image(key), dataset.read_labels(key)
+        whole = _whole(_size(image), _size(labels))
+        return Sample(
+            dataset.image_ids[key],
+            transform_image(image, _whole(_size(image), self._image_size or _size(image)), self._normalisation),
+            transform_labels(labels, _whole(_size(labels), _size(labels))),
+            *self._read_depth(key, _size(image), whole),
+        )
+
+
+def check_source(source: Source, with_depth: bool) -> None:
+    """Find out before the first step what would stop a later one."""
+    dataset, store = source.dataset, source.store
+    if len(dataset) == 0:
+        raise UserError(f"{dataset.name} {dataset.split} has no images")
+    if not with_depth:
+        return
+    if store is None:
+        raise UserError(
+            f"depth is asked of {dataset.name} {dataset.split} but there is no depth store; make one with: "
+            f"pipeline pseudo-depth --dataset {dataset.name} --split {dataset.split}"
+        )
+    made_for = store.provenance
+    if (made_for.dataset, made_for.split) != (dataset.name, dataset.split):
+        raise UserError(
+            f"{store.folder} holds the depth of {made_for.dataset} {made_for.split}, not of {dataset.name} "
+            f"{dataset.split}; label that with: pipeline pseudo-depth --dataset {dataset.name} --split {dataset.split}"
+        )
+    missing = store.missing(dataset.image_ids)
+    if missing:
+        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise UserError(
+            f"{store.folder} lacks depth for {len(missing)} of {len(dataset)} images ({shown}); "
+            f"add it with: {made_for.label_command()}"
+        )
+
+
+def _whole(source: Size, target: Size) -> Geometry:
+    return Geometry(Box(0, 0, *source), target, (0, 0), target, flip=False)
+
+
+def _size(array: np.ndarray) -> Size:
+    return array.shape[0], array.shape[1]
+
+
+def _px(size: Size) -> str:
+    return f"{size[0]} x {size[1]} px"
