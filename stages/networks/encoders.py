@@ -67,8 +67,8 @@ def find_normalisation(encoder: str, encoder_weights: str) -> Normalisation:
 def drop_unused_weights(encoder: nn.Module, name: str) -> None:
     """Replace in place every module of the encoder whose weights reach none of its features.
 
-    smp builds all stages whatever the depth, and some encoders carry layers of their classifier. Weights that nothing uses
-    would be counted, saved, copied and checked for gradients that never come. Names of the others stay as they were.
+    smp builds all stages whatever the depth, and some encoders carry layers of their classifier. Weights that nothing
+    uses would be counted, saved and checked for gradients that never come. Names of the others stay as they were.
 
     Raises:
         UserError: when the encoder cannot take an image of ``PROBE_PX``.
@@ -84,8 +84,8 @@ def drop_unused_weights(encoder: nn.Module, name: str) -> None:
             gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     except (AssertionError, RuntimeError) as error:
         raise UserError(
-            f"encoder {name!r} cannot take an image of {PROBE_PX}x{PROBE_PX} px ({error}); choose an encoder without a fixed "
-            'image size, or for timm models that have the switch set encoder_options = {"strict_img_size": false}'
+            f"encoder {name!r} cannot take an image of {PROBE_PX}x{PROBE_PX} px ({error}); choose an encoder without a "
+            'fixed image size, or for timm models that have the switch set encoder_options = {"strict_img_size": false}'
         ) from error
     finally:
         encoder.train(training)

@@ -25,7 +25,7 @@ class Architecture(NamedTuple):
     output_strides: tuple[int, ...] = ()
     """Strides the encoder can be dilated to, the default first; empty when the architecture does not dilate."""
     any_size: bool = False
-    """Whether the decoder follows odd feature sizes; otherwise images are padded to a multiple of the encoder stride."""
+    """Whether the decoder follows odd feature sizes; else images are padded to a multiple of the encoder stride."""
     min_features_px: int = 1
     """Smallest side of the deepest feature map; smaller images are padded."""
     pools_globally: bool = False
@@ -46,7 +46,8 @@ ARCHITECTURES = {
     "linknet":       Architecture("Linknet", None),
     "fpn":           Architecture("FPN", 256, (("decoder_pyramid_channels", 1), ("decoder_segmentation_channels", 2)),
                                   channel_multiple=64, min_depth=3, upsampling_from_depth=True),
-    "pan":           Architecture("PAN", 32, min_depth=3, output_strides=(16, 32), min_features_px=8, pools_globally=True),
+    "pan":           Architecture("PAN", 32, min_depth=3, output_strides=(16, 32), min_features_px=8,
+                                  pools_globally=True),
     "upernet":       Architecture("UPerNet", 256, min_depth=3, pools_globally=True),
     "segformer":     Architecture("Segformer", 256, (("decoder_segmentation_channels", 1),), min_depth=3),
     "deeplabv3":     Architecture("DeepLabV3", 256, output_strides=(8, 16), pools_globally=True, reinitialised=False),

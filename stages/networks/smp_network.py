@@ -44,8 +44,8 @@ class SizeRule(NamedTuple):
 class SmpNetwork(nn.Module):
     """Shared smp encoder, a decoder and head for segmentation, and unless stripped another pair for depth.
 
-    With the same torch seed and options, encoder and segmentation branch start with the same bits whether or not the depth
-    branch exists, and with those of smp's own model.
+    With the same torch seed and options, encoder and segmentation branch start with the same bits whether or not the
+    depth branch exists, and with those of smp's own model.
     """
 
     aux_weight = 0.0
@@ -73,7 +73,7 @@ class SmpNetwork(nn.Module):
             architecture: key of ``ARCHITECTURES``.
             encoder: smp's name, or ``tu-`` and a timm name.
             encoder_weights: ``imagenet`` (or another published set), ``none``, or the path of a safetensors file.
-            encoder_depth: number of stages, each half the resolution of the one before; weights of later ones are dropped.
+            encoder_depth: number of stages, each halving the resolution; weights of later ones are dropped.
             decoder_channels: width of the decoder; one number per stage for the U-Net family.
             output_stride: to which the encoder is dilated, for architectures that do so.
             encoder_options: keyword arguments of the timm model.
@@ -151,7 +151,7 @@ class SmpNetwork(nn.Module):
         }
 
     def smp_state(self) -> dict[str, Tensor]:
-        """Return encoder and segmentation branch under smp's names; stages that were dropped as unused are zeros there."""
+        """Return encoder and segmentation branch under smp's names; stages dropped as unused are zeros there."""
         renamed = {
             "encoder": self.encoder.state_dict(),
             "decoder": self.seg_decoder.state_dict(),
@@ -200,8 +200,8 @@ class SmpNetwork(nn.Module):
         one_value = max(height, width) <= smallest or ARCHITECTURES[self.architecture].pools_globally
         if self.training and batch == 1 and one_value:
             raise UserError(
-                f"{self.architecture} with encoder {encoder} cannot train on a single image of {height}x{width} px, because "
-                "its batch norm would see one value per channel; set batch_size to at least 2"
+                f"{self.architecture} with encoder {encoder} cannot train on a single image of {height}x{width} px, "
+                "because its batch norm would see one value per channel; set batch_size to at least 2"
                 + ("" if ARCHITECTURES[self.architecture].pools_globally else f" or a crop side above {smallest}")
             )
 
@@ -211,12 +211,13 @@ class SmpNetwork(nn.Module):
         if multiple == 1:
             return images
         height, width = images.shape[-2:]
-        pad_bottom = -(-torch.sym_max(height, minimum) // multiple) * multiple - height
-        pad_right = -(-torch.sym_max(width, minimum) // multiple) * multiple - width
+        # Only positive numbers are divided: ONNX rounds the division of integers towards 0 where Python rounds down.
+        pad_bottom = (torch.sym_max(height, minimum) + multiple - 1) // multiple * multiple - height
+        pad_right = (torch.sym_max(width, minimum) + multiple - 1) // multiple * multiple - width
         # While exporting the sizes may be symbols, on which a branch would fix them.
         if not torch.compiler.is_exporting() and pad_bottom == pad_right == 0:
             return images
-        return F.pad(images, (0, pad_right, 0, pad_bottom))
+        return F.pad(images, (0, pad_right, 0, pad_bottom))  # type: ignore[arg-type]
 
 
 def _draw_decoder_like(decoder: nn.Module, *, redraw: bool) -> nn.Module:

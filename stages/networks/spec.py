@@ -28,7 +28,7 @@ class NetworkSpec:
         return replace(self, with_depth=False)
 
     def without_pretrained(self) -> NetworkSpec:
-        """Return the spec that builds the same shapes but loads no file: for networks whose weights come from elsewhere."""
+        """Return the spec that builds the same shapes but loads no weights, for networks that get theirs elsewhere."""
         if "encoder_weights" not in self.options:
             return self
         return replace(self, options={**self.options, "encoder_weights": "none"})

@@ -19,7 +19,9 @@ class SegmentationOnly(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the segmentation logits, running no depth branch."""
-        return self.network(images, depth=False).seg_logits
+        seg_logits = self.network(images, depth=False).seg_logits
+        assert seg_logits is not None
+        return seg_logits
 
 
 def build_stripped(network: Network) -> Network:

@@ -1,0 +1,169 @@
+"""README.md of an export: what the model is, what it was taught by, and under which licences that leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LicenceLink:
+    """One thing that the weights were made from.
+
+    Args:
+        role: for example ``depth teacher``, ``encoder weights``, ``training images``.
+        name: Hub id, dataset name or file name.
+        licence: SPDX name, or ``unknown`` when no statement was found.
+        revision: commit or hash, where there is one.
+        noncommercial: whether the licence forbids commercial use.
+        note: anything a reader should know besides.
+    """
+
+    role: str
+    name: str
+    licence: str
+    revision: str = ""
+    noncommercial: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card says that the network itself does not know.
+
+    Args:
+        run: name of the run that was exported.
+        dataset: name of the training data.
+        schedule: name of the schedule.
+        steps: its steps in order, in words.
+        metrics: name → value.
+        split: split on which the metrics were computed.
+        licences: everything the weights were made from, the depth teacher first.
+        command: the command that trained the run.
+    """
+
+    run: str
+    dataset: str
+    schedule: str
+    steps: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    split: str = ""
+    licences: tuple[LicenceLink, ...] = ()
+    command: str = ""
+
+
+def render_card(
+    facts: CardFacts,
+    proof: Mapping[str, Any],
+    *,
+    network: str,
+    class_names: Sequence[str],
+    opens_with_smp: bool,
+) -> str:
+    """Return the Markdown text of the card."""
+    sections = [
+        f"# {facts.run}",
+        f"Semantic segmentation into {len(class_names)} classes by `{network}`, trained on {facts.dataset} with depth "
+        "maps as a second target. The depth branch is gone: the model is as large and as fast as one that never saw "
+        "depth.",
+        "## Use\n\n" + _render_use(proof, opens_with_smp),
+        "## Classes\n\n" + ", ".join(f"{index} {name}" for index, name in enumerate(class_names)),
+        "## Training\n\n" + _render_training(facts),
+        "## Scores\n\n" + _render_metrics(facts),
+        "## Licences\n\n" + _render_licences(facts.licences),
+        "## Proof\n\n" + _render_proof(proof),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _render_use(proof: Mapping[str, Any], opens_with_smp: bool) -> str:
+    height, width = proof["input_size"]
+    lines = [f"Images are RGB, normalised as `preprocess.json` says; made for {height}x{width} px.", "", "```python"]
+    if opens_with_smp:
+        lines += [
+            "import segmentation_models_pytorch as smp",
+            "",
+            'seg_logits = smp.from_pretrained("this-folder").eval()(images)',
+        ]
+    else:
+        lines += [
+            "from pathlib import Path",
+            "",
+            "from stages.export import load_exported",
+            "",
+            'seg_logits = load_exported(Path("this-folder"))(images).seg_logits',
+        ]
+    if "onnx" in proof["formats"]:
+        lines += [
+            "",
+            "import onnxruntime",
+            "",
+            'session = onnxruntime.InferenceSession("this-folder/model.onnx")',
+            'seg_logits = session.run(["seg_logits"], {"images": images.numpy()})[0]',
+        ]
+    return "\n".join([*lines, "```"])
+
+
+def _render_training(facts: CardFacts) -> str:
+    lines = [f"Schedule `{facts.schedule}`" + (":" if facts.steps else ".")]
+    lines += ["", *(f"{number}. {step}" for number, step in enumerate(facts.steps, 1))] if facts.steps else []
+    lines += ["", "```", facts.command, "```"] if facts.command else []
+    return "\n".join(lines)
+
+
+def _render_metrics(facts: CardFacts) -> str:
+    if not facts.metrics:
+        return "None were recorded for this run."
+    rows = [f"| {name} | {value:.4f} |" for name, value in facts.metrics.items()]
+    heading = f"On split `{facts.split}` of {facts.dataset}.\n\n" if facts.split else ""
+    return heading + "\n".join(["| metric | value |", "|---|---|", *rows])
+
+
+def _render_licences(licences: Sequence[LicenceLink]) -> str:
+    if not licences:
+        return "Nothing was recorded about what the weights were made from."
+    rows = [
+        f"| {link.role} | {link.name}{' @' + link.revision if link.revision else ''} | {link.licence}"
+        f"{' (non-commercial)' if link.noncommercial else ''} | {link.note} |"
+        for link in licences
+    ]
+    table = "\n".join(["| made from | name | licence | note |", "|---|---|---|---|", *rows])
+    return "\n\n".join([table, _conclude_licences(licences)])
+
+
+def _conclude_licences(licences: Sequence[LicenceLink]) -> str:
+    forbidding = [link.name for link in licences if link.noncommercial]
+    silent = [link.name for link in licences if link.licence.lower() == "unknown"]
+    conclusions = []
+    if forbidding:
+        conclusions.append(
+            f"**Not for commercial use**: {', '.join(forbidding)} may not be used so, and these weights learnt from it, "
+            "although none of its weights are in this folder."
+        )
+    if silent:
+        conclusions.append(
+            f"No licence statement was found for {', '.join(silent)}: ask the authors before you rely on it."
+        )
+    return " ".join(conclusions) or "None of these forbids commercial use; keep their notices."
+
+
+def _render_proof(proof: Mapping[str, Any]) -> str:
+    differences = proof["max_abs_difference"]
+    rows = [
+        f"| {what} | {proof[key]['before']:,} | {proof[key]['after']:,} |"
+        for what, key in (("parameters", "parameters"), ("FLOPs", "flops"), ("latency, ms (CPU)", "latency_ms"))
+    ]
+    lines = [
+        f"Largest difference of a logit with and without the depth branch: {differences['stripped_vs_full']:g}. "
+        "All numbers are in `proof.json`.",
+        "",
+        "| | with depth branch | as shipped |",
+        "|---|---|---|",
+        *rows,
+    ]
+    for name, facts in proof["formats"].items():
+        worst = max(case["max_abs_difference"] for case in facts["sizes"])
+        agreement = min(case["argmax_agreement"] for case in facts["sizes"])
+        lines += ["", f"`{name}`: logits within {worst:.2g}, {agreement:.3%} of pixels keep their class."]
+    return "\n".join(lines)

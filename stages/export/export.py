@@ -1,0 +1,262 @@
+"""Export: strip the depth branch, write the formats, prove them, and publish the folder in one move."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_cache.errors import UserError, unknown_name
+from stages.export.card import CardFacts, render_card
+from stages.export.formats import FORMATS, SMALLEST_PX, ExportJob
+from stages.export.preprocess import Palette, write_preprocess
+from stages.export.proof import build_reference, compute_proof
+from stages.export.strip import OpensWithSmp
+from stages.networks import strip_depth
+from stages.networks.interface import Network
+
+EXPORT_VERSION = 1
+"""Raise it when the written files change their meaning; finished exports are then written anew."""
+
+PROOF_FILE = "proof.json"
+CARD_FILE = "README.md"
+KEY_FIELD = "export_key"
+OPSETS = range(18, 24)
+"""ONNX operator sets that torch's exporter writes and current runtimes read."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export left behind.
+
+    Args:
+        out: the folder.
+        files: names of its files, sorted.
+        proof: content of proof.json.
+        reused: whether the same export lay there already and nothing was written.
+    """
+
+    out: Path
+    files: tuple[str, ...]
+    proof: dict[str, Any]
+    reused: bool = False
+
+
+def export_network(
+    network: Network,
+    out: Path,
+    *,
+    input_size: tuple[int, int],
+    class_names: Sequence[str],
+    palette: Palette,
+    card_facts: CardFacts,
+    formats: Sequence[str] = ("safetensors", "onnx"),
+    opset: int = 20,
+    dynamic: bool = False,
+    overwrite: bool = False,
+    latency_repeats: int = 5,
+    progress: Callable[[str], None] | None = None,
+) -> ExportReport:
+    """Write a stripped, proven, self-describing copy of a trained network.
+
+    Args:
+        network: as trained; it is not changed.
+        out: folder to write. It appears complete or not at all.
+        input_size: height and width in pixels the model is meant for.
+        class_names: one per class.
+        palette: one RGB colour per class.
+        card_facts: what the card tells about the training.
+        formats: names in ``FORMATS``; the weights (``safetensors``) are always written.
+        opset: ONNX operator set.
+        dynamic: whether ONNX and pt2 take other image sizes; proven at four sizes.
+        overwrite: whether another export in ``out`` may be replaced.
+        latency_repeats: timed runs for the latencies in the proof.
+        progress: is told what is being done.
+
+    Returns:
+        The folder, its files and the proof; ``reused`` when the same export lay there.
+
+    Raises:
+        UserError: for impossible arguments, a folder in use, too little disk, or a file that does not pass its proof.
+    """
+    say = progress or (lambda _: None)
+    formats = tuple(dict.fromkeys(("safetensors", *formats)))
+    _check_arguments(network, input_size, class_names, palette, formats, opset)
+    full = build_reference(network)
+    stripped = build_reference(strip_depth(full))
+    settings = {
+        "version": EXPORT_VERSION,
+        "network": asdict(stripped.spec.without_pretrained()),
+        "input_size": input_size,
+        "class_names": tuple(class_names),
+        "palette": tuple(map(tuple, palette)),
+        "card": asdict(card_facts),
+        "formats": formats,
+        "opset": opset,
+        "dynamic": dynamic,
+    }
+    key = _compute_key(stripped, settings)
+    _recover(out)
+    if finished := _find_finished(out, key, overwrite=overwrite):
+        return finished
+    _check_disk(stripped, out, len(formats))
+    with _Unfinished(out) as folder:
+        facts: dict[str, dict[str, Any]] = {}
+        for name in formats:
+            say(f"writing {name}")
+            facts[name] = FORMATS[name].write(ExportJob(stripped, folder, input_size, dynamic, opset))
+        write_preprocess(
+            folder,
+            normalisation=network.normalisation,
+            input_size=input_size,
+            dynamic=dynamic,
+            class_names=class_names,
+            palette=palette,
+        )
+        say("proving")
+        proof = {KEY_FIELD: key} | compute_proof(
+            full,
+            stripped,
+            folder,
+            format_facts=facts,
+            input_size=input_size,
+            dynamic=dynamic,
+            latency_repeats=latency_repeats,
+        )
+        card = render_card(
+            card_facts,
+            proof,
+            network=_describe_network(stripped),
+            class_names=class_names,
+            opens_with_smp=isinstance(stripped, OpensWithSmp),
+        )
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+        (folder / PROOF_FILE).write_text(json.dumps(proof, indent=2) + "\n", encoding="utf-8")
+    return ExportReport(out, _list_files(out), proof)
+
+
+class _Unfinished:
+    """A sibling folder that takes the place of ``out`` when its block ends well and vanishes when it does not."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.folder = _sibling(out, "unfinished")
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        return self.folder
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        replaced = _sibling(self.out, "replaced")
+        if self.out.exists():
+            self.out.rename(replaced)
+        self.folder.rename(self.out)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _recover(out: Path) -> None:
+    """Put back what an export that was killed between its two renames had moved aside."""
+    replaced = _sibling(out, "replaced")
+    if replaced.exists():
+        if out.exists():
+            shutil.rmtree(replaced)
+        else:
+            replaced.rename(out)
+
+
+def _sibling(out: Path, state: str) -> Path:
+    return out.parent / f".{out.name}.{state}"
+
+
+def _find_finished(out: Path, key: str, *, overwrite: bool) -> ExportReport | None:
+    """Return the report of the same export when ``out`` holds it, None when ``out`` may be written."""
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise UserError(f"cannot export to {out}: a file of that name exists; give another --out")
+    if not any(out.iterdir()):
+        return None
+    try:
+        proof = json.loads((out / PROOF_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        proof = None
+    if not isinstance(proof, dict) or KEY_FIELD not in proof:
+        raise UserError(
+            f"cannot export to {out}: it holds files that are no export and would be lost; give another --out"
+        )
+    if proof[KEY_FIELD] == key:
+        return ExportReport(out, _list_files(out), proof, reused=True)
+    if not overwrite:
+        raise UserError(f"{out} holds another export; give another --out, or --overwrite to replace it")
+    return None
+
+
+def _check_arguments(
+    network: Network,
+    input_size: tuple[int, int],
+    class_names: Sequence[str],
+    palette: Palette,
+    formats: Sequence[str],
+    opset: int,
+) -> None:
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown_name("export format", name, FORMATS)
+    if min(input_size) < SMALLEST_PX:
+        height, width = (max(side, SMALLEST_PX) for side in input_size)
+        raise UserError(
+            f"cannot export for images of {input_size[0]}x{input_size[1]} px; a side has at least {SMALLEST_PX} px: "
+            f"use {height}x{width}"
+        )
+    if len(class_names) != network.num_classes or len(palette) != network.num_classes:
+        raise UserError(
+            f"the network has {network.num_classes} classes, but {len(class_names)} names and {len(palette)} colours "
+            "were given; give one of each per class"
+        )
+    if opset not in OPSETS:
+        raise UserError(f"cannot write ONNX opset {opset}; possible: {OPSETS.start} to {OPSETS.stop - 1}")
+
+
+def _check_disk(stripped: Network, out: Path, num_formats: int) -> None:
+    assert isinstance(stripped, nn.Module)
+    weights_bytes = sum(value.numel() * value.element_size() for value in stripped.state_dict().values())
+    needed = weights_bytes * (num_formats + 1)  # one more for what exporters write beside
+    existing = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"not enough disk space for the export: {existing} has {free / 1e6:.0f} MB left, {needed / 1e6:.0f} MB are "
+            "needed; free some or give another --out"
+        )
+
+
+def _compute_key(stripped: Network, settings: dict[str, Any]) -> str:
+    """Return 16 hex digits of what decides the content of the folder: the weights and the settings."""
+    assert isinstance(stripped, nn.Module)
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8)
+    for name, value in sorted(stripped.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _describe_network(network: Network) -> str:
+    options = ", ".join(
+        f"{name}={network.spec.options[name]}" for name in ("architecture", "encoder") if name in network.spec.options
+    )
+    return f"{network.spec.name}({options})" if options else network.spec.name
+
+
+def _list_files(out: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in out.iterdir()))

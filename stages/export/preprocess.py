@@ -1,0 +1,50 @@
+"""preprocess.json: what a program must do to an image before the model, and how to read the answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_cache.sample import IGNORE_INDEX
+from stages.export.formats import INPUT_NAME, OUTPUT_NAME, SMALLEST_PX
+from stages.networks.interface import Normalisation
+
+PREPROCESS_FILE = "preprocess.json"
+
+Palette = Sequence[tuple[int, int, int]]
+
+
+def write_preprocess(
+    folder: Path,
+    *,
+    normalisation: Normalisation,
+    input_size: tuple[int, int],
+    dynamic: bool,
+    class_names: Sequence[str],
+    palette: Palette,
+) -> None:
+    """Write preprocess.json into an existing folder."""
+    size_rule = {
+        "input_size": list(input_size),
+        "resize": "bilinear, antialiased, to input_size; resize the logits back bilinearly before the argmax",
+        "fixed_size_formats": [] if dynamic else ["onnx", "pt2"],
+        "other_sizes": f"formats not listed as fixed take any size of at least {SMALLEST_PX} px a side as it is",
+        "smallest_side_px": SMALLEST_PX,
+    }
+    content = {
+        "mean": list(normalisation.mean),
+        "std": list(normalisation.std),
+        "input_range": [0, 1],
+        "formula": "(rgb / 255 - mean) / std",
+        "channel_order": "RGB",
+        "layout": "NCHW",
+        "dtype": "float32",
+        "input_name": INPUT_NAME,
+        "output_name": OUTPUT_NAME,
+        "size_rule": size_rule,
+        "class_names": list(class_names),
+        "palette": [list(colour) for colour in palette],
+        "ignore_index": IGNORE_INDEX,
+    }
+    (folder / PREPROCESS_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

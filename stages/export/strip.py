@@ -1,0 +1,100 @@
+"""The exported weights: config.json and model.safetensors, which smp opens where it has the architecture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from data_cache.errors import UserError
+from stages.networks import NetworkSpec, rebuild_network
+from stages.networks.interface import Network
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+SPEC_KEY = "_pipeline_network"
+"""Where config.json keeps the network's own spec; smp leaves keys with a leading underscore alone."""
+
+OUR_PART_OF_SMP_PART = {"encoder.": "encoder.", "decoder.": "seg_decoder.", "segmentation_head.": "seg_head."}
+
+
+@runtime_checkable
+class OpensWithSmp(Protocol):
+    """A network whose segmentation half is a model of smp."""
+
+    def smp_config(self) -> dict[str, Any]: ...
+
+    def smp_state(self) -> dict[str, Tensor]: ...
+
+
+def write_weights(network: Network, folder: Path) -> None:
+    """Write config.json and model.safetensors of a stripped network into an existing folder."""
+    assert isinstance(network, nn.Module)
+    spec = network.spec.without_pretrained()
+    config: dict[str, Any] = {}
+    state = network.state_dict()
+    if isinstance(network, OpensWithSmp):
+        config, state = network.smp_config(), network.smp_state()
+    config[SPEC_KEY] = {"name": spec.name, "num_classes": spec.num_classes, "options": dict(spec.options)}
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    save_file(contiguous, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load_exported(folder: Path) -> Network:
+    """Open an export folder as a network without depth branch, in evaluation mode.
+
+    Raises:
+        UserError: when the folder is no export of this program or its files are damaged.
+    """
+    config = _read_config(folder)
+    spec = config[SPEC_KEY]
+    with torch.random.fork_rng(devices=[]):
+        network = rebuild_network(NetworkSpec(spec["name"], spec["num_classes"], False, spec["options"]))
+    assert isinstance(network, nn.Module)
+    stored = _read_weights(folder / WEIGHTS_FILE)
+    if "_model_class" in config:
+        stored = {_rename_from_smp(name): value for name, value in stored.items()}
+    wanted = network.state_dict()
+    wrong = [name for name in wanted if name not in stored or stored[name].shape != wanted[name].shape]
+    if wrong:
+        raise UserError(
+            f"{folder / WEIGHTS_FILE} does not fit {folder / CONFIG_FILE}: {len(wrong)} of {len(wanted)} tensors are "
+            f"missing or of another shape, for example {', '.join(wrong[:3])}; export the run again"
+        )
+    network.load_state_dict({name: stored[name] for name in wanted})
+    return network.eval()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    advice = "give a folder that 'pipeline export' has written"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no export: it has no {CONFIG_FILE}; {advice}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}); {advice}") from error
+    if not isinstance(config, dict) or SPEC_KEY not in config:
+        raise UserError(f"{path} was not written by this program: it has no {SPEC_KEY!r}; {advice}")
+    return config
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot read {path} ({error}); export the run again") from error
+
+
+def _rename_from_smp(name: str) -> str:
+    for theirs, ours in OUR_PART_OF_SMP_PART.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
