@@ -208,7 +208,8 @@ class PhaseOptimiser:
             name, _, kind = key.rpartition("/")
             parameter = self.named_parameters[name]
             if value.shape == parameter.shape and kind != "step":
-                # same strides as the parameter: another layout would round differently in the vectorised update
+                # Same strides as the parameter: torch's fused CPU kernels (2.15) walk the memory side by side and would
+                # pair the wrong elements, without any message.
                 placed = torch.empty_like(parameter, requires_grad=False).copy_(value)
             else:
                 placed = value.to(parameter.device) if _fuses(parameter.device) else value.clone()

@@ -1,0 +1,325 @@
+"""The laws of the loop: exactly the trained parts move, nothing else does, and nothing bad is ever stepped."""
+
+import itertools
+import json
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+from toy_network import batches_from, build_toy, make_batch
+
+from data_cache.errors import UserError
+from stages.networks import build_network
+from stages.networks.parts import Part
+from stages.training.loop import Interrupted, MetricsLog, StopFlag, stop_on_signals, train_phase
+from stages.training.losses import LossSettings
+from stages.training.optimisation import OptimSettings
+from stages.training.precision import resolve_precision
+from stages.training.schedule import CopyWeights, Phase
+from stages.training.schedules import DEPTH, JOINT, SEG, TABLE_ROWS, resolve_schedule
+from stages.training.transfer import copy_part
+
+CPU = torch.device("cpu")
+ALL_PHASES = {
+    (name, phase): phase for name in TABLE_ROWS for phase in resolve_schedule(name).phases
+} | {("own", phase): phase for phase in (
+    Phase("heads", trains=Part.SEG_HEAD | Part.DEPTH_HEAD, focal=1.0, mse=1.0),
+    Phase("encoder", trains=Part.ENCODER, mse=1.0),
+    Phase("probe", trains=Part.SEG_DECODER | Part.SEG_HEAD, focal=1.0),
+)}  # fmt: skip
+
+
+def train(network, phase, batches=batches_from, steps=3, **options):
+    options = {"seed": 7, "optim": OptimSettings(lr=0.01), "losses": LossSettings(), "device": CPU} | options
+    return train_phase(network, phase, batches, total_steps=steps, **options)
+
+
+def snapshot(network):
+    return {
+        part: {name: value.clone() for name, value in module.state_dict().items()}
+        for part, module in network.parts().items()
+    }
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def assert_same_network(first, second):
+    first, second = first.state_dict(), second.state_dict()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def learning_tensors(module):
+    """Names of what a training must move: parameters, and the statistics of batch-norm layers."""
+    return [name for name, _ in itertools.chain(module.named_parameters(), module.named_buffers())]
+
+
+@pytest.mark.parametrize("phase", [pytest.param(phase, id=f"{row}-{phase}") for (row, phase) in ALL_PHASES])
+def test_phase_moves_exactly_the_parts_it_trains(phase):
+    network = build_toy()
+    before = snapshot(network)
+    train(network, phase)
+    for part, module in network.parts().items():
+        now = module.state_dict()
+        moved = {name for name in now if not torch.equal(now[name], before[part][name])}
+        assert moved == (set(learning_tensors(module)) if part in phase.trains else set()), part
+
+
+@pytest.mark.parametrize("name", ["depth-first+copy", "seg-first-direct+copy"])
+def test_law_holds_along_a_whole_schedule(name):
+    network = build_toy()
+    for step in resolve_schedule(name).steps:
+        before = snapshot(network)
+        if isinstance(step, CopyWeights):
+            copy_part(network, step.source, step.target)
+            expected = step.target
+        else:
+            train(network, step)
+            expected = step.trains
+        after = snapshot(network)
+        assert {part for part in after if not same(after[part], before[part])} == set(expected)
+
+
+@pytest.mark.parametrize("phase", [SEG, DEPTH, JOINT], ids=str)
+def test_law_holds_for_the_real_unet(phase):
+    torch.manual_seed(0)
+    network = build_network("unet", 4, encoder="resnet18", encoder_weights="none")
+    before = snapshot(network)
+    train(network, phase, lambda step: (make_batch(t, side=64) for t in itertools.count(step)), steps=1)
+    after = snapshot(network)
+    assert {part for part in after if not same(after[part], before[part])} == set(phase.trains)
+
+
+@pytest.mark.parametrize("phase", [SEG, DEPTH, JOINT], ids=str)
+def test_branch_that_is_not_asked_for_is_not_run(phase):
+    network = build_toy()
+    train(network, phase, steps=3)
+    assert network.runs == {"seg": 3 * phase.needs_seg, "depth": 3 * phase.needs_depth}
+
+
+def test_frozen_encoder_keeps_weights_and_statistics():
+    network = build_toy()
+    before = snapshot(network)
+    train(network, SEG, optim=OptimSettings(lr=0.01, encoder_policy="freeze"))
+    after = snapshot(network)
+    assert {part for part in after if not same(after[part], before[part])} == {Part.SEG_DECODER, Part.SEG_HEAD}
+
+
+def test_evaluation_between_steps_changes_nothing():
+    undisturbed, disturbed = build_toy(), build_toy()
+
+    def evaluate(report):
+        disturbed.eval()
+        disturbed(make_batch(99).images)
+        torch.rand(3)
+        disturbed.train()  # as careless code does, frozen parts included
+
+    train(undisturbed, SEG)
+    train(disturbed, SEG, on_step=evaluate)
+    assert_same_network(undisturbed, disturbed)
+
+
+def test_equal_arguments_give_equal_bits_whatever_the_random_state_before():
+    first, second, other = build_toy(), build_toy(), build_toy()
+    train(first, JOINT)
+    torch.manual_seed(12345)
+    train(second, JOINT)
+    train(other, JOINT, seed=8)
+    assert_same_network(first, second)
+    assert not torch.equal(first.seg_head.weight, other.seg_head.weight)  # dropout differs
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_both_precisions_learn_and_are_deterministic(precision, channels_last):
+    networks = [build_toy(), build_toy()]
+    reports = []
+    for network in networks:
+        options = {"precision": precision, "channels_last": channels_last, "on_step": reports.append}
+        train(network, JOINT, steps=30, **options)
+    assert_same_network(*networks)
+    assert reports[29].total < 0.7 * reports[0].total
+    assert networks[0].seg_head.weight.dtype == torch.float32
+
+
+def test_auto_precision_takes_bfloat16_only_where_it_is_native():
+    capable = torch.cpu.get_capabilities()
+    native = capable.get("avx512_bf16") or capable.get("amx_bf16")
+    assert resolve_precision("auto", CPU) is (torch.bfloat16 if native else torch.float32)
+    assert resolve_precision("bfloat16", CPU) is torch.bfloat16
+    with pytest.raises(UserError, match="unknown precision 'float16'"):
+        resolve_precision("float16", CPU)  # type: ignore[arg-type]
+
+
+def test_auxiliary_logits_are_trained_with_their_weight():
+    reports = []
+    train(build_toy(aux=True), SEG, steps=1, on_step=reports.append)
+    assert reports[0].weighted["aux"] == pytest.approx(0.4 * reports[0].raw["aux"], rel=1e-6)
+    assert reports[0].total == pytest.approx(reports[0].raw["seg"] + reports[0].weighted["aux"], rel=1e-6)
+
+
+def test_phase_rate_goes_before_the_recipe_rate():
+    reports = []
+    train(build_toy(), Phase("seg", SEG.trains, focal=1.0, lr=0.5), steps=1, on_step=reports.append)
+    assert reports[0].lr == 0.5
+
+
+@pytest.mark.parametrize("balance", ["fixed", "uncertainty", "dwa"])
+def test_shares_add_up(balance):
+    summary = train(build_toy(), JOINT, steps=6, losses=LossSettings(balance=balance, dwa_window=2))
+    assert sum(summary.shares.values()) == pytest.approx(1)
+    assert set(summary.losses) == {"seg", "depth"}
+    assert (summary.steps, summary.resumed_from) == (6, 0)
+    assert summary.images_per_second > 0
+
+
+def test_averaged_weights_are_what_the_phase_hands_on():
+    plain, averaged = build_toy(), build_toy()
+    first = snapshot(plain)[Part.SEG_HEAD]["weight"]
+    train(plain, SEG, steps=1)
+    train(averaged, SEG, steps=1, optim=OptimSettings(lr=0.01, ema_decay=0.999))
+    decay = 2 / 11  # min(0.999, (1 + t)/(10 + t)) after the first step
+    expected = decay * first + (1 - decay) * plain.seg_head.weight
+    torch.testing.assert_close(averaged.seg_head.weight, expected)
+    assert same(snapshot(plain)[Part.DEPTH_HEAD], snapshot(averaged)[Part.DEPTH_HEAD])
+
+
+@pytest.mark.slow  # half a minute of C++ compilation
+def test_compiled_network_learns_the_same():
+    eager, compiled = build_toy(dropout=0.0), build_toy(dropout=0.0)
+    # plain descent: Adam would blow the rounding of zero gradients up to full steps
+    options = {"steps": 2, "precision": "float32", "optim": OptimSettings("sgd", lr=0.1)}
+    train(eager, SEG, **options)
+    train(compiled, SEG, compile=True, **options)
+    for (name, first), second in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_compiling_without_a_compiler_is_explained(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match=r"--compile on a CPU needs a C\+\+ compiler"):
+        train(build_toy(), SEG, compile=True)
+
+
+def spoiled_from(step):
+    """Batches of which the second has a nan in its image."""
+    for t in itertools.count(step):
+        batch = make_batch(t)
+        if t == 1:
+            batch.images[1, 0, 5, 5] = torch.nan
+        yield batch
+
+
+def test_non_finite_loss_stops_before_the_update():
+    network, reference = build_toy(), build_toy()
+    train(reference, JOINT, steps=1)
+    with pytest.raises(UserError) as caught:
+        train(network, JOINT, spoiled_from, steps=3)
+    message = str(caught.value)
+    assert "loss term 'seg' is nan" in message
+    assert "phase 'joint', step 2 of 3, images image-1-0, image-1-1" in message
+    for (name, value), expected in zip(network.named_parameters(), reference.parameters(), strict=True):
+        assert torch.equal(value, expected), name
+
+
+class SteepHead(nn.Module):
+    """Finite forward, infinite gradient: the derivative of sqrt at 0."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, features):
+        return self.head(features) + (0.0 * self.head.weight.sum()).abs().sqrt()
+
+
+def test_non_finite_gradient_stops_before_the_update():
+    network = build_toy()
+    network.depth_head = SteepHead(network.depth_head)
+    before = [value.detach().clone() for value in network.parameters()]
+    with pytest.raises(UserError, match=r"the gradient is nan \(in depth-head.head.weight.*phase 'depth', step 1 of 3"):
+        train(network, DEPTH)
+    assert all(torch.equal(value, old) for value, old in zip(network.parameters(), before, strict=True))
+
+
+def test_all_void_batch_leaves_no_trace_but_decay_and_statistics():
+    network = build_toy()
+    void = make_batch(0)
+    void.seg_labels.fill_(255)
+    before = [value.detach().clone() for value in network.parameters()]
+    summary = train(network, SEG, lambda _step: itertools.repeat(void), steps=2)
+    assert summary.losses == {"seg": 0.0}
+    assert summary.shares == {"seg": 0.0}
+    assert all(torch.equal(value, old) for value, old in zip(network.parameters(), before, strict=True))
+
+
+def test_label_beyond_the_classes_is_explained():
+    batch = make_batch(0)
+    batch.seg_labels[0, 5, 5] = 9
+    with pytest.raises(UserError, match=r"'image-0-0' has labels from 0 to 9, but the network has classes 0 to 3"):
+        train(build_toy(), SEG, lambda _step: iter([batch]))
+
+
+def test_depth_phase_on_a_network_without_depth_is_explained():
+    with pytest.raises(UserError, match="this network has no depth-decoder, depth-head"):
+        train(build_toy(with_depth=False), JOINT)
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"checkpoint_every": 0}])
+def test_nonsensical_lengths_are_explained(options):
+    with pytest.raises(UserError, match="must be at least 1"):
+        train(build_toy(), SEG, **options)
+
+
+def test_too_few_batches_are_a_bug_not_a_short_phase():
+    with pytest.raises(RuntimeError, match="ended at step 2 of 3"):
+        train(build_toy(), SEG, lambda _step: iter([make_batch(0), make_batch(1)]))
+
+
+def test_stop_saves_the_state_and_a_second_call_ends_as_if_undisturbed(tmp_path):
+    network, reference, stop = build_toy(), build_toy(), StopFlag()
+    train(reference, JOINT, steps=5)
+    options = {"steps": 5, "checkpoint_folder": tmp_path / "state", "checkpoint_every": 100}
+    with pytest.raises(Interrupted, match="phase 'joint' after 2 of 5 steps; the state is in"):
+        train(network, JOINT, stop=stop, on_step=lambda report: stop.set() if report.step == 2 else None, **options)
+    resumed = build_toy(seed=3)  # other weights: all must come from the state
+    assert train(resumed, JOINT, **options).resumed_from == 2
+    assert_same_network(resumed, reference)
+
+
+def test_dying_loader_workers_count_as_a_stop_only_when_one_was_asked_for(tmp_path):
+    def dying(step, stop):
+        yield make_batch(0)
+        stop.set()
+        raise RuntimeError("DataLoader worker exited unexpectedly")
+
+    stop = StopFlag()
+    with pytest.raises(Interrupted):
+        train(build_toy(), SEG, lambda step: dying(step, stop), stop=stop)
+    with pytest.raises(RuntimeError, match="worker exited"):
+        train(build_toy(), SEG, lambda step: dying(step, StopFlag()), stop=StopFlag())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_first_signal_sets_the_flag_second_interrupts_and_handlers_come_back(number):
+    former = signal.getsignal(number)
+    with stop_on_signals() as stop:
+        assert not stop.is_set()
+        os.kill(os.getpid(), number)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == former
+
+
+def test_log_holds_every_nth_and_the_last_step(tmp_path):
+    with MetricsLog(tmp_path / "run" / "metrics.jsonl", log_every=2) as log:
+        train(build_toy(), JOINT, steps=5, log=log)
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [(line["phase"], line["step"]) for line in lines] == [("joint", 2), ("joint", 4), ("joint", 5)]
+    assert set(lines[0]) == {"phase", "step", "total", "raw", "weighted", "share", "lr", "grad_norm"}
+    assert lines[0]["weighted"]["depth"] == pytest.approx(0.15 * lines[0]["raw"]["depth"], rel=1e-6)
+    assert lines[0]["total"] == pytest.approx(sum(lines[0]["weighted"].values()), rel=1e-6)
