@@ -1,0 +1,287 @@
+"""Depth estimators through transformers: open the weights, feed them correctly, give back raw maps.
+
+The one file that imports transformers. It opens whatever ``AutoModelForDepthEstimation`` opens, from a local folder and
+without a network call; Hub ids are first brought into a folder by ``weights.download_snapshot``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+from data_cache.errors import UserError, nearest
+from data_cache.sample import DepthKind
+from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, OWN_DEPTH, EstimatorSpec
+from stages.pseudo_depth.geometry import compute_input_size, resize_image
+from stages.pseudo_depth.model_folder import Preprocessing, describe_folder, read_preprocessing
+from stages.pseudo_depth.weights import download_snapshot, find_weights, hash_files
+
+PRECISIONS = ("auto", "bfloat16", "float32")
+
+
+class DepthEstimator:
+    """A depth network with everything that is needed to run it on plain uint8 images.
+
+    Attributes:
+        spec: what the numbers mean and which sizes fit.
+        revision: commit of the weights, None for weights that come from no repository.
+        weights_sha256: hash of the safetensors file the weights were read from.
+        precision: ``bfloat16`` or ``float32``; what the network computes in (the last layer always in float32).
+    """
+
+    def __init__(
+        self,
+        spec: EstimatorSpec,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        *,
+        weights_sha256: str,
+        device: torch.device,
+        precision: str,
+        input_size: int | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self.spec = replace(spec, recommended_size=_check_input_size(input_size, spec)) if input_size else spec
+        self.revision = spec.revision
+        self.weights_sha256 = weights_sha256
+        self.precision = precision
+        self.device = device
+        self._resampling = preprocessing.resampling
+        self._mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
+        network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        _keep_last_layer_in_float32(network)
+        self._network = torch.compile(network) if compiled else network
+
+    def compute_input_size(self, source_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (h, w) at which an image of (H, W) pixels is estimated."""
+        return compute_input_size(source_size, recommended=self.spec.recommended_size, multiple=self.spec.size_multiple)
+
+    @property
+    def resize_rule(self) -> str:
+        """The rule that leads from image to input size, in words; part of a store's provenance."""
+        return (
+            f"{self._resampling} antialiased to multiples of {self.spec.size_multiple}, one side near "
+            f"{self.spec.recommended_size}, aspect kept, no padding"
+        )
+
+    def prepare(self, image: NDArray[np.uint8]) -> Tensor:
+        """Return an image (H, W, 3) as uint8 (3, h, w) at its input size."""
+        height, width = image.shape[:2]
+        return resize_image(image, self.compute_input_size((height, width)), mode=self._resampling)
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Tensor:
+        """Return the raw maps of images that are at their input size.
+
+        Args:
+            images: (B, 3, h, w) uint8 RGB.
+
+        Returns:
+            (B, h', w') float32, at least 0, on the estimator's device, at the network's output resolution; not
+            necessarily finite, which the caller checks per image.
+        """
+        pixels = images.to(self.device, non_blocking=True)
+        pixels = ((pixels - self._mean) / self._std).to(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            raw = self._network(pixel_values=pixels).predicted_depth
+        return raw.float().clamp_min(0)  # clamp keeps nan, so the caller still sees it
+
+
+def load_estimator(
+    name: str,
+    *,
+    kind: DepthKind | None = None,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    input_size: int | None = None,
+    compiled: bool = False,
+    accept_noncommercial: bool = False,
+) -> DepthEstimator:
+    """Open a depth estimator.
+
+    Args:
+        name: an alias of ``ESTIMATORS``, a folder with ``config.json`` and safetensors, or a Hub id ``owner/name``.
+        kind: what the numbers mean; needed only where neither table nor folder says it.
+        device: where it runs.
+        precision: ``auto`` (bfloat16 where the hardware computes it), ``bfloat16`` or ``float32``.
+        input_size: replaces the recommended size in pixels.
+        compiled: pass the network through ``torch.compile``.
+        accept_noncommercial: open weights whose licence forbids commercial use.
+
+    Raises:
+        UserError: when there is no such estimator, its kind is unknown, its licence was not accepted, its weights are
+            missing or pickled, or it cannot be reached.
+    """
+    device = torch.device(device)
+    spec, folder = resolve_estimator(name, kind=kind, accept_noncommercial=accept_noncommercial)
+    files = find_weights(folder)
+    return DepthEstimator(
+        spec,
+        open_network(folder),
+        read_preprocessing(folder),
+        weights_sha256=hash_files(files),
+        device=device,
+        precision=choose_precision(precision, device),
+        input_size=input_size,
+        compiled=compiled,
+    )
+
+
+def resolve_estimator(
+    name: str, *, kind: DepthKind | None = None, accept_noncommercial: bool = False
+) -> tuple[EstimatorSpec, Path]:
+    """Return an estimator's description and the folder of its files, downloading a Hub id unless it is cached."""
+    if name == OWN_DEPTH:
+        raise UserError(f"{OWN_DEPTH!r} is the dataset's own depth and has no weights to open; choose an estimator")
+    if name == "bundled":
+        return ESTIMATORS["bundled"], BUNDLED_FOLDER
+    if name in ESTIMATORS:
+        spec = ESTIMATORS[name]
+        check_licence(spec, accepted=accept_noncommercial)
+        folder = download_snapshot(spec)
+        return replace(spec, revision=spec.revision or _commit_of(folder)), folder
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        spec = describe_folder(folder, alias=folder.resolve().name, kind=kind)
+        check_licence(spec, accepted=accept_noncommercial)
+        return spec, folder
+    if folder.is_dir():
+        raise UserError(
+            f"{folder} is no estimator: config.json is missing; name a folder that from_pretrained can open"
+        )
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(
+            f"unknown estimator {name!r}{nearest(name, ESTIMATORS)}; possible: {', '.join(ESTIMATORS)}, {OWN_DEPTH}, "
+            "the path of an existing model folder, or a Hub id OWNER/NAME with --kind"
+        )
+    return _resolve_hub_id(name, kind)
+
+
+def _resolve_hub_id(hub_id: str, kind: DepthKind | None) -> tuple[EstimatorSpec, Path]:
+    for spec in ESTIMATORS.values():
+        if spec.hub_id == hub_id:
+            raise UserError(
+                f"{hub_id} is known as {spec.alias!r}; use that name, it pins the commit and the meaning of the numbers"
+            )
+    wanted = EstimatorSpec(hub_id, hub_id, None, kind or DepthKind.RELATIVE, 1, 1, "unknown; see the repository's card")
+    folder = download_snapshot(wanted)
+    spec = describe_folder(folder, alias=hub_id, kind=kind)
+    return replace(spec, hub_id=hub_id, revision=_commit_of(folder), licence=wanted.licence), folder
+
+
+def check_licence(spec: EstimatorSpec, *, accepted: bool) -> None:
+    """Raise UserError when weights forbid commercial use and that was not accepted."""
+    if spec.noncommercial and not accepted:
+        raise UserError(
+            f"the weights of {spec.alias!r} are licensed {spec.licence}: no commercial use, and what is trained on "
+            "their depth inherits the question; accept with --accept-noncommercial, or use depth-anything-v2-small"
+        )
+
+
+def open_network(folder: Path) -> nn.Module:
+    """Open the network of a local model folder in float32, without a network call and without unpickling."""
+    from transformers import AutoModelForDepthEstimation
+    from transformers.utils import logging
+
+    find_weights(folder)
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        network, loading = AutoModelForDepthEstimation.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder} cannot be opened as a depth estimator: {str(error).splitlines()[0]}") from error
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{folder}: the weights lack {len(missing)} tensors of the network, {missing[0]} first; fetch it again"
+        )
+    return network
+
+
+def write_network(network: nn.Module, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write ``config.json`` and safetensors of a network into a folder; ``open_network`` reads it back in float32."""
+    network = copy.deepcopy(network).to("cpu", dtype).to(memory_format=torch.contiguous_format)
+    network.save_pretrained(folder)  # type: ignore[operator]  # transformers models have it, nn.Module does not
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """Return ``bfloat16`` or ``float32``; ``auto`` takes bfloat16 where the hardware multiplies in it.
+
+    On CPUs with AVX512-BF16 autocast measured 1.3 to 1.9 times faster; on CPUs without, it is slower than float32.
+    """
+    if wanted not in PRECISIONS:
+        raise UserError(f"unknown precision {wanted!r}; possible: {', '.join(PRECISIONS)}")
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
+    return "float32"
+
+
+def build_small_network(size: Mapping[str, Any], *, seed: int) -> nn.Module:
+    """Build a fresh DINOv2 backbone with a Depth Anything head.
+
+    Args:
+        size: keyword arguments of ``backbone`` (Dinov2Config) and ``head`` (DepthAnythingConfig).
+        seed: of the initial weights.
+    """
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = Dinov2Config(reshape_hidden_states=False, **size["backbone"])
+        network = DepthAnythingForDepthEstimation(DepthAnythingConfig(backbone_config=backbone, **size["head"]))
+    nn.init.constant_(network.head.conv3.bias, 0.3)  # above the final ReLU, which would otherwise start half dead
+    return network
+
+
+class _Float32Conv(nn.Module):
+    """A 1×1 convolution that computes in float32 under autocast, so that maps are not rounded to 8 bits of mantissa."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return conv2d(features.float(), self.conv.weight, self.conv.bias)
+
+
+def _keep_last_layer_in_float32(network: nn.Module) -> None:
+    for parent in network.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Conv2d) and child.out_channels == 1 and child.kernel_size == (1, 1):
+                setattr(parent, name, _Float32Conv(child))
+
+
+def _check_input_size(size: int, spec: EstimatorSpec) -> int:
+    if size < spec.size_multiple:
+        raise UserError(
+            f"input size {size} is too small for {spec.alias!r}; take a multiple of {spec.size_multiple}, "
+            f"{math.ceil(spec.recommended_size / spec.size_multiple) * spec.size_multiple} is recommended"
+        )
+    return size
+
+
+def _commit_of(snapshot: Path) -> str | None:
+    """Return the commit a Hub cache folder stands for; its last part is the commit's hash."""
+    return snapshot.name if snapshot.parent.name == "snapshots" else None

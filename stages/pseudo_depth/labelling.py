@@ -1,0 +1,358 @@
+"""Label a dataset split: images in, depth store out. Reading and writing overlap the network; restarts redo nothing."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from data_cache.datasets.interface import SegmentationDataset
+from data_cache.depth_map import Provenance, to_float16
+from data_cache.depth_store import DepthStoreWriter, store_folder
+from data_cache.errors import UserError
+from data_cache.fingerprint import dataset_fingerprint
+from data_cache.sample import DepthKind
+from stages.pseudo_depth.aliases import OWN_DEPTH
+from stages.pseudo_depth.estimators import DepthEstimator
+
+_UNREADABLE = (UserError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What reading one bad image raises; Pillow reports a broken PNG as SyntaxError."""
+
+_BATCH_PIXELS = {"cpu": 400_000, "cuda": 8_000_000}
+"""Input pixels per batch when no batch size is given: enough to keep the device busy, far from filling it."""
+_LARGEST_AUTO_BATCH = 64
+_WAITING_BATCHES = 8
+"""Images of rare sizes wait for company; beyond this many batches the fullest group is run as it is."""
+_QUEUED_BATCHES = 2
+"""Finished batches that may wait for the disk."""
+
+
+@dataclass(frozen=True)
+class OwnDepth:
+    """The estimator that is none: passes the dataset's own depth on into a store."""
+
+
+class LabelProgress(NamedTuple):
+    """Where labelling stands, for whoever shows it."""
+
+    done: int
+    """Images labelled or failed in this call."""
+    total: int
+    """Images this call has to label."""
+    images_per_second: float
+    eta_s: float
+
+
+class FailedImage(NamedTuple):
+    """An image that was left out, and why."""
+
+    image: str
+    reason: str
+
+
+class LabelReport(NamedTuple):
+    """What a labelling call did."""
+
+    store: Path
+    images: int
+    """Images of the split."""
+    labelled: int
+    skipped: int
+    """Images that were in the store already."""
+    failed: tuple[FailedImage, ...]
+    seconds: float
+    images_per_second: float
+
+
+class _Prepared(NamedTuple):
+    """An image that is ready: for the network as uint8 (3, h, w), or its own depth (h, w) as it will be stored."""
+
+    position: int
+    """Place in the split."""
+    content: Tensor
+    source_size: tuple[int, int]
+    checksum: str
+
+
+class _Finished(NamedTuple):
+    images: list[_Prepared]
+    maps: Tensor
+    """(B, h, w) float32, on the device."""
+
+
+def describe_store(
+    dataset: SegmentationDataset, estimator: DepthEstimator | OwnDepth, *, codec: str = "lzf"
+) -> Provenance:
+    """Return the provenance of the store that labelling a split would make.
+
+    Raises:
+        UserError: when the dataset's own depth is asked for and there is none.
+    """
+    own = Provenance(
+        dataset=dataset.name,
+        dataset_fingerprint=dataset_fingerprint(dataset, labels=False),  # depth depends on the images alone
+        split=dataset.split,
+        estimator=OWN_DEPTH,
+        revision="",
+        weights_sha256="",
+        kind=dataset.own_depth_kind or DepthKind.RELATIVE,
+        unit="m" if dataset.own_depth_kind is DepthKind.METRIC else "1",
+        max_depth_m=None,
+        resize_rule="none",
+        input_size=None,
+        dtype="float32",
+        codec=codec,
+        licence="the dataset's",
+        tool_versions={name: version(name) for name in ("torch", "transformers", "h5py", "pseudo-depth-pipeline")},
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    if isinstance(estimator, DepthEstimator):
+        return replace(
+            own,
+            estimator=estimator.spec.alias,
+            revision=estimator.revision or "",
+            weights_sha256=estimator.weights_sha256,
+            kind=estimator.spec.kind,
+            unit=estimator.spec.unit,
+            max_depth_m=estimator.spec.max_depth_m,
+            resize_rule=estimator.resize_rule,
+            input_size=estimator.spec.recommended_size,
+            dtype=estimator.precision,
+            licence=estimator.spec.licence,
+        )
+    if dataset.own_depth_kind is None:
+        raise UserError(
+            f"dataset {dataset.name!r} brings no depth of its own, so estimator {OWN_DEPTH!r} has nothing to store; "
+            "choose another, e.g. --estimator bundled"
+        )
+    return own
+
+
+def label_split(
+    dataset: SegmentationDataset,
+    estimator: DepthEstimator | OwnDepth,
+    depth_root: Path,
+    *,
+    batch_size: int | None = None,
+    workers: int = 2,
+    codec: str = "lzf",
+    shard_size: int = 256,
+    progress: Callable[[LabelProgress], None] | None = None,
+) -> LabelReport:
+    """Store a depth map for every image of a split that has none yet.
+
+    Images of one input size form a batch, whatever their own sizes. An image that cannot be read, or for which the
+    estimator gives nothing usable, is reported and left out; the others are kept.
+
+    Args:
+        dataset: the split.
+        estimator: an opened estimator, or ``OwnDepth()``.
+        depth_root: the store becomes ``<dataset>/<split>-<estimator>-<hash8>`` in it.
+        batch_size: images per batch; None chooses by input size and device.
+        workers: threads that read and resize images.
+        codec: compression of the store.
+        shard_size: maps per shard.
+        progress: called after every batch.
+
+    Raises:
+        UserError: when the store cannot be written or the device has too little memory; what was stored is kept.
+    """
+    if workers < 1 or (batch_size is not None and batch_size < 1):
+        raise UserError(f"labelling needs at least 1 worker and batches of at least 1, got {workers} and {batch_size}")
+    provenance = describe_store(dataset, estimator, codec=codec)
+    folder = store_folder(depth_root, provenance)
+    started = time.perf_counter()
+    with DepthStoreWriter(folder, provenance, shard_size=shard_size) as writer:
+        todo = [index for index, image_id in enumerate(dataset.image_ids) if image_id not in writer.image_ids]
+        failed: list[FailedImage] = []
+        done = 0
+        with _StoreThread(writer, dataset, failed, estimator) as store:
+            batches = _iterate_batches(dataset, estimator, todo, batch_size, workers, failed)
+            for batch in batches:
+                store.put(_Finished(batch, _estimate(estimator, batch)))
+                done += len(batch)
+                if progress is not None:
+                    progress(_measure_progress(done + len(failed), len(todo), time.perf_counter() - started))
+    seconds = time.perf_counter() - started
+    labelled = len(todo) - len(failed)
+    order = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
+    return LabelReport(
+        store=folder,
+        images=len(dataset),
+        labelled=labelled,
+        skipped=len(dataset) - len(todo),
+        failed=tuple(sorted(failed, key=lambda failure: order[failure.image])),
+        seconds=seconds,
+        images_per_second=labelled / seconds,
+    )
+
+
+def _estimate(estimator: DepthEstimator | OwnDepth, batch: list[_Prepared]) -> Tensor:
+    images = torch.stack([image.content for image in batch])
+    if isinstance(estimator, OwnDepth):
+        return images
+    try:
+        return estimator.predict(images)
+    except torch.OutOfMemoryError as error:
+        height, width = images.shape[-2:]
+        raise UserError(
+            f"{estimator.device} has too little memory for {len(batch)} images of {height}x{width}; "
+            f"lower --batch-size below {len(batch)}, or --input-size"
+        ) from error
+
+
+def _iterate_batches(
+    dataset: SegmentationDataset,
+    estimator: DepthEstimator | OwnDepth,
+    todo: list[int],
+    batch_size: int | None,
+    workers: int,
+    failed: list[FailedImage],
+) -> Iterator[list[_Prepared]]:
+    """Yield batches of images that share a size; unreadable images go to ``failed``."""
+    groups: dict[torch.Size, list[_Prepared]] = {}
+    num_waiting = 0
+    for prepared in _iterate_prepared(dataset, estimator, todo, workers):
+        if isinstance(prepared, FailedImage):
+            failed.append(prepared)
+            continue
+        group = groups.setdefault(prepared.content.shape, [])
+        group.append(prepared)
+        num_waiting += 1
+        full = _batch_size(estimator, prepared.content.shape, batch_size)
+        if len(group) < full and num_waiting >= _WAITING_BATCHES * full:
+            group = max(groups.values(), key=len)
+            full = len(group)
+        if len(group) >= full:
+            del groups[group[0].content.shape]
+            num_waiting -= len(group)
+            yield group
+    yield from groups.values()
+
+
+def _batch_size(estimator: DepthEstimator | OwnDepth, shape: torch.Size, wanted: int | None) -> int:
+    if wanted is not None:
+        return wanted
+    device = "cpu" if isinstance(estimator, OwnDepth) else estimator.device.type
+    budget = _BATCH_PIXELS.get(device, _BATCH_PIXELS["cpu"])
+    return min(_LARGEST_AUTO_BATCH, max(1, budget // (shape[-2] * shape[-1])))
+
+
+def _iterate_prepared(
+    dataset: SegmentationDataset, estimator: DepthEstimator | OwnDepth, todo: list[int], workers: int
+) -> Iterator[_Prepared | FailedImage]:
+    """Yield images in order, read ahead by threads: decoding and resizing release the interpreter lock."""
+    ahead: deque[Future[_Prepared | FailedImage]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
+    try:
+        for index in todo:
+            ahead.append(pool.submit(_prepare, dataset, estimator, index))
+            if len(ahead) > workers + _LARGEST_AUTO_BATCH:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare(dataset: SegmentationDataset, estimator: DepthEstimator | OwnDepth, index: int) -> _Prepared | FailedImage:
+    try:
+        image = dataset.read_image(index)
+        checksum = dataset.checksum(index)
+        if isinstance(estimator, OwnDepth):
+            content = torch.from_numpy(np.array(dataset.read_own_depth(index), np.float32))
+        else:
+            content = estimator.prepare(image)
+    except _UNREADABLE as error:
+        return FailedImage(dataset.image_ids[index], f"{error}")
+    height, width = image.shape[:2]
+    return _Prepared(index, content, (height, width), checksum)
+
+
+def _measure_progress(done: int, total: int, elapsed_s: float) -> LabelProgress:
+    rate = done / elapsed_s
+    return LabelProgress(done, total, rate, (total - done) / rate)
+
+
+class _StoreThread:
+    """Fetches finished maps from the device, checks them and writes them, beside the thread that runs the network."""
+
+    def __init__(
+        self,
+        writer: DepthStoreWriter,
+        dataset: SegmentationDataset,
+        failed: list[FailedImage],
+        estimator: DepthEstimator | OwnDepth,
+    ) -> None:
+        self._writer = writer
+        self._dataset = dataset
+        self._failed = failed
+        self._precision = None if isinstance(estimator, OwnDepth) else estimator.precision
+        self._queue: queue.Queue[_Finished | None] = queue.Queue(_QUEUED_BATCHES)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="store")
+
+    def __enter__(self) -> _StoreThread:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # also after Ctrl-C: what the network has finished is written before the store is closed
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def put(self, finished: _Finished) -> None:
+        """Hand over a batch; waits while the disk is behind, raises what went wrong in the thread."""
+        if self._error is not None:
+            raise self._error
+        self._queue.put(finished)
+
+    def _run(self) -> None:
+        while (finished := self._queue.get()) is not None:
+            if self._error is None:  # afterwards only empty the queue, so that nobody waits on it
+                try:
+                    self._write(finished)
+                except BaseException as error:  # noqa: BLE001 - carried to the thread that called
+                    self._error = error
+
+    def _write(self, finished: _Finished) -> None:
+        maps = finished.maps.cpu().numpy()
+        for image, raw in zip(finished.images, maps, strict=True):
+            image_id = self._dataset.image_ids[image.position]
+            reason = self._find_flaw(image_id, raw)
+            if reason is not None:
+                self._failed.append(FailedImage(image_id, reason))
+            else:
+                self._writer.add(image_id, raw, image.source_size, image.checksum)
+        self._writer.commit()
+
+    def _find_flaw(self, image_id: str, raw: NDArray[np.float32]) -> str | None:
+        if self._precision is not None:  # own depth may say nan for unknown and inf for the sky
+            num_bad = int(np.count_nonzero(~np.isfinite(raw)))
+            if num_bad:
+                hint = "; try --precision float32" if self._precision != "float32" else ""
+                return f"the estimator gave {num_bad} of {raw.size} values that are not finite{hint}"
+        try:
+            to_float16(image_id, raw)
+        except UserError as error:
+            return str(error)
+        return None

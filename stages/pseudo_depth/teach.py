@@ -1,0 +1,306 @@
+"""Teach a depth estimator the depth a dataset owns: from nothing, or starting from an estimator that exists.
+
+The result is a folder that ``from_pretrained`` opens, with an ``estimator.json`` beside it that says what its numbers
+mean. The bundled teacher is made by exactly this stage; the same call adapts any teacher to depth one owns.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from data_cache.datasets.interface import SegmentationDataset
+from data_cache.errors import UserError
+from data_cache.sample import DepthKind
+from stages.pseudo_depth.aliases import ESTIMATORS, EstimatorSpec
+from stages.pseudo_depth.depth_losses import metric_depth_loss, relative_depth_loss
+from stages.pseudo_depth.estimators import (
+    build_small_network,
+    choose_precision,
+    open_network,
+    resolve_estimator,
+    write_network,
+)
+from stages.pseudo_depth.geometry import compute_input_size
+from stages.pseudo_depth.model_folder import Preprocessing, read_preprocessing, write_preprocessing, write_spec
+from stages.pseudo_depth.teach_data import TeachBatch, TeachOptions, iterate_batches
+from stages.pseudo_depth.weights import WEIGHTS_FILE
+
+SIZES = {
+    "mini": {
+        "backbone": {
+            "hidden_size": 192,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 6,
+            "mlp_ratio": 3,
+            "patch_size": 14,
+            "image_size": 126,
+            "out_indices": [1, 2, 4, 5],
+        },
+        "head": {
+            "reassemble_hidden_size": 192,
+            "neck_hidden_sizes": [32, 48, 64, 96],
+            "fusion_hidden_size": 32,
+            "head_hidden_size": 16,
+        },
+    },
+    "nano": {
+        "backbone": {
+            "hidden_size": 32,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "mlp_ratio": 2,
+            "patch_size": 14,
+            "image_size": 56,
+            "out_indices": [1, 2, 3, 4],
+        },
+        "head": {
+            "reassemble_hidden_size": 32,
+            "neck_hidden_sizes": [8, 16, 16, 16],
+            "fusion_hidden_size": 16,
+            "head_hidden_size": 8,
+        },
+    },
+}
+"""Networks to start from nothing: ``mini`` is the bundled teacher's (2.4 M parameters), ``nano`` is for trials."""
+
+_FRESH_PREPROCESSING = Preprocessing(
+    mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255), resampling="bicubic"
+)
+_UNFINISHED = "unfinished"
+"""Sub-folder of the result that holds the state of a teaching that was stopped."""
+
+
+class TeachProgress(NamedTuple):
+    """Where a teaching stands, for whoever shows it."""
+
+    step: int
+    steps: int
+    loss: float
+    images_per_second: float
+    eta_s: float
+
+
+class TeachReport(NamedTuple):
+    """What a teaching did."""
+
+    folder: Path
+    steps: int
+    resumed_at: int
+    """Step at which this call took over; 0 for a fresh start."""
+    final_loss: float
+    seconds: float
+
+
+def teach(
+    dataset: SegmentationDataset,
+    init: str,
+    out_folder: Path,
+    *,
+    options: TeachOptions | None = None,
+    kind: DepthKind | None = None,
+    device: str | torch.device = "cpu",
+    accept_noncommercial: bool = False,
+    progress: Callable[[TeachProgress], None] | None = None,
+) -> TeachReport:
+    """Train an estimator on a dataset's own depth; called again after an interruption, it continues.
+
+    Args:
+        dataset: must bring depth of its own.
+        init: a name of ``SIZES`` (from nothing), or an estimator: alias, folder or Hub id.
+        out_folder: becomes the model folder.
+        options: how long and how.
+        kind: what the numbers of ``init`` mean, where neither table nor folder says it.
+        device: where to train.
+        accept_noncommercial: start from weights whose licence forbids commercial use.
+        progress: called after every step.
+
+    Raises:
+        UserError: when the dataset has no depth, its depth cannot teach this kind of estimator, the folder holds
+            something else, or the loss is not finite.
+    """
+    options = options or TeachOptions()
+    device = torch.device(device)
+    spec, network, preprocessing = _open_start(init, kind, options, accept_noncommercial)
+    _check_dataset(dataset, spec)
+    _check_out_folder(out_folder, options)
+    size = _choose_input_size(dataset, spec)
+    network = network.to(device).to(memory_format=torch.channels_last).train()
+    optimizer = _build_optimizer(network, options)
+    first_step = _load_state(out_folder, network, optimizer)
+    started = time.perf_counter()
+    loss = math.nan
+    batches = iterate_batches(dataset, spec, preprocessing, size, options, first_step)
+    for step, batch in enumerate(batches, start=first_step):
+        loss = _train_step(network, optimizer, batch, step, spec, preprocessing, options, device)
+        if progress is not None:
+            rate = (step + 1 - first_step) * options.batch_size / (time.perf_counter() - started)
+            left_s = (options.steps - step - 1) * options.batch_size / rate
+            progress(TeachProgress(step + 1, options.steps, loss, rate, left_s))
+        if (step + 1) % options.checkpoint_every == 0 and step + 1 < options.steps:
+            _save_state(out_folder, network, optimizer, options, step + 1)
+    _publish(out_folder, network, spec, preprocessing)
+    return TeachReport(out_folder, options.steps, first_step, loss, time.perf_counter() - started)
+
+
+def _open_start(
+    init: str, kind: DepthKind | None, options: TeachOptions, accept_noncommercial: bool
+) -> tuple[EstimatorSpec, nn.Module, Preprocessing]:
+    if init in SIZES:
+        spec = replace(ESTIMATORS["bundled"], alias=init)
+        network = build_small_network(SIZES[init], seed=options.seed)
+        preprocessing = _FRESH_PREPROCESSING
+    else:
+        spec, folder = resolve_estimator(init, kind=kind, accept_noncommercial=accept_noncommercial)
+        network, preprocessing = open_network(folder), read_preprocessing(folder)
+    if options.input_size is not None:
+        spec = replace(spec, recommended_size=options.input_size)
+    return spec, network, preprocessing
+
+
+def _check_dataset(dataset: SegmentationDataset, spec: EstimatorSpec) -> None:
+    if dataset.own_depth_kind is None:
+        raise UserError(
+            f"dataset {dataset.name!r} brings no depth of its own to teach; "
+            "take scenes, cityscapes (disparity) or a folder dataset with depth/"
+        )
+    if spec.kind is DepthKind.METRIC and dataset.own_depth_kind is DepthKind.RELATIVE:
+        raise UserError(
+            f"estimator {spec.alias!r} speaks metres, but the depth of {dataset.name!r} has no unit; "
+            "start from a relative estimator such as depth-anything-v2-small"
+        )
+
+
+def _check_out_folder(folder: Path, options: TeachOptions) -> None:
+    if (folder / WEIGHTS_FILE).exists():
+        raise UserError(f"{folder} already holds a finished estimator; choose another --out or delete it")
+    if folder.exists() and any(path.name != _UNFINISHED for path in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and no stopped teaching; choose another --out")
+    state = folder / _UNFINISHED / "state.json"
+    if state.is_file():
+        begun = json.loads(state.read_text())["options"]
+        changed = [
+            f"{name} was {begun.get(name)!r}" for name, value in asdict(options).items() if begun.get(name) != value
+        ]
+        if changed:
+            raise UserError(
+                f"{folder} holds a teaching that was begun with other options ({', '.join(changed)}); "
+                "repeat them to continue, or choose another --out"
+            )
+
+
+def _choose_input_size(dataset: SegmentationDataset, spec: EstimatorSpec) -> tuple[int, int]:
+    """Return one size for all batches, that of the first image; others are stretched to it."""
+    height, width = dataset.read_image(0).shape[:2]
+    return compute_input_size((height, width), recommended=spec.recommended_size, multiple=spec.size_multiple)
+
+
+def _build_optimizer(network: nn.Module, options: TeachOptions) -> torch.optim.AdamW:
+    trained = [tensor for tensor in network.parameters() if tensor.requires_grad]
+    groups = [
+        {"params": [tensor for tensor in trained if tensor.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [tensor for tensor in trained if tensor.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.99), fused=True)
+
+
+def _train_step(
+    network: nn.Module,
+    optimizer: torch.optim.AdamW,
+    batch: TeachBatch,
+    step: int,
+    spec: EstimatorSpec,
+    preprocessing: Preprocessing,
+    options: TeachOptions,
+    device: torch.device,
+) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = _compute_lr(step, options)
+    mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
+    pixels = ((batch.images.to(device) - mean) / std).to(memory_format=torch.channels_last)
+    target, valid = batch.target.to(device), batch.valid.to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=choose_precision(options.precision, device) == "bfloat16"):
+        predicted = network(pixel_values=pixels).predicted_depth.float()
+    if predicted.shape[-2:] != target.shape[-2:]:
+        predicted = interpolate(predicted[:, None], size=target.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    if spec.kind is DepthKind.METRIC:
+        loss = metric_depth_loss(predicted, target, valid)
+    else:
+        anchor = options.anchor if options.anchor is not None else (0.1 if spec.alias in SIZES else 0.0)
+        loss = relative_depth_loss(predicted, target, valid, anchor=anchor)
+    if not torch.isfinite(loss):
+        raise UserError(f"the loss is {loss.item()} at step {step}; continue with a lower --lr or --precision float32")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+def _compute_lr(step: int, options: TeachOptions) -> float:
+    warmup = max(1, options.steps // 20)
+    if step < warmup:
+        return options.lr * (step + 1) / warmup
+    return options.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, options.steps - warmup)))
+
+
+def _save_state(
+    folder: Path, network: nn.Module, optimizer: torch.optim.AdamW, options: TeachOptions, step: int
+) -> None:
+    """Write network and optimiser; the cursor is written last and by rename, so a half-written state is never read."""
+    unfinished = folder / _UNFINISHED
+    unfinished.mkdir(parents=True, exist_ok=True)
+    tensors = {f"network.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
+    for index, parameter_state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value.contiguous() for key, value in parameter_state.items()}
+    name = f"step-{step}.safetensors"
+    save_file(tensors, unfinished / name)
+    partial = unfinished / "state.json.partial"
+    partial.write_text(json.dumps({"step": step, "tensors": name, "options": asdict(options)}, indent=2) + "\n")
+    partial.replace(unfinished / "state.json")
+    for old in unfinished.glob("step-*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def _load_state(folder: Path, network: nn.Module, optimizer: torch.optim.AdamW) -> int:
+    """Restore a stopped teaching and return the step to go on with, 0 when there is none."""
+    cursor_file = folder / _UNFINISHED / "state.json"
+    if not cursor_file.is_file():
+        return 0
+    cursor = json.loads(cursor_file.read_text())
+    tensors = load_file(folder / _UNFINISHED / cursor["tensors"])
+    network.load_state_dict(
+        {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
+    )
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(cursor["step"])
+
+
+def _publish(folder: Path, network: nn.Module, spec: EstimatorSpec, preprocessing: Preprocessing) -> None:
+    """Write the model folder; the weights come last, so a folder with weights is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_preprocessing(preprocessing, folder, spec)
+    write_spec(replace(spec, alias=folder.resolve().name, hub_id=None, revision=None, weights_sha256=None), folder)
+    write_network(network, folder)
+    unfinished = folder / _UNFINISHED
+    if unfinished.is_dir():
+        for path in unfinished.iterdir():
+            path.unlink()
+        unfinished.rmdir()

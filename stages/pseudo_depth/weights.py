@@ -1,0 +1,165 @@
+"""Weights as files: find them on this machine, fetch them from the Hub, hash them, turn pickles into safetensors.
+
+Only safetensors are ever loaded. Pickled weights are opened in exactly one place, ``convert_pickled_weights``, which
+``pipeline fetch`` calls with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from data_cache.errors import UserError
+from stages.pseudo_depth.aliases import EstimatorSpec
+
+WEIGHTS_FILE = "model.safetensors"
+SHARD_INDEX = "model.safetensors.index.json"
+_PICKLED_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_LOADED_PATTERNS = ("config.json", "preprocessor_config.json", "model*.safetensors", SHARD_INDEX)
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model folder, in order.
+
+    Raises:
+        UserError: when there are none, or only pickled ones.
+    """
+    single = folder / WEIGHTS_FILE
+    if single.is_file():
+        return [single]
+    index = folder / SHARD_INDEX
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise UserError(f"{folder} lacks the weights {', '.join(missing)} that {SHARD_INDEX} names; fetch it again")
+        return [folder / name for name in names]
+    pickled = find_pickled_weights(folder)
+    if pickled:
+        raise UserError(
+            f"{folder} holds pickled weights only ({', '.join(path.name for path in pickled)}), which can run code "
+            f"when opened; turn them into {WEIGHTS_FILE} once with: pipeline fetch {folder}"
+        )
+    raise UserError(
+        f"{folder} holds no weights ({WEIGHTS_FILE} is missing); "
+        f"point to a folder that has config.json and {WEIGHTS_FILE}"
+    )
+
+
+def find_pickled_weights(folder: Path) -> list[Path]:
+    """Return the pickled weight files of a model folder."""
+    return sorted(path for pattern in _PICKLED_PATTERNS for path in folder.glob(pattern))
+
+
+def hash_files(paths: list[Path]) -> str:
+    """Return the SHA-256 of the files' bytes, one after another."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def download_snapshot(spec: EstimatorSpec, *, pickled: bool = False) -> Path:
+    """Return the folder of a Hub estimator in the local Hub cache, downloading what is not there yet.
+
+    Args:
+        spec: which repository, at which commit.
+        pickled: also take pickled weights; only ``pipeline fetch`` asks for that.
+
+    Raises:
+        UserError: when neither cache nor Hub can be had, or the repository is unknown or closed.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    assert spec.hub_id is not None
+    patterns = [*_LOADED_PATTERNS, *(_PICKLED_PATTERNS if pickled else ())]
+    if spec.revision is not None:  # a commit never changes: what is in the cache needs no look at the network
+        try:
+            folder = Path(
+                snapshot_download(spec.hub_id, revision=spec.revision, allow_patterns=patterns, local_files_only=True)
+            )
+        except LocalEntryNotFoundError:
+            pass
+        else:
+            if _is_complete(folder, pickled=pickled):
+                return folder
+    try:
+        folder = Path(snapshot_download(spec.hub_id, revision=spec.revision, allow_patterns=patterns))
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"the Hugging Face Hub has no open repository {spec.hub_id!r}; check the id with: pipeline estimators"
+        ) from error
+    except Exception as error:  # the Hub client lets exceptions of whichever HTTP library it uses through
+        raise _unreachable(spec) from error
+    if not (folder / "config.json").is_file():
+        raise _unreachable(spec)  # offline, the client returns what an interrupted download left
+    return folder
+
+
+def _is_complete(folder: Path, *, pickled: bool) -> bool:
+    if not (folder / "config.json").is_file():
+        return False
+    if pickled and find_pickled_weights(folder):
+        return True
+    try:
+        return bool(find_weights(folder))
+    except UserError:
+        return False
+
+
+def _unreachable(spec: EstimatorSpec) -> UserError:
+    return UserError(
+        f"estimator {spec.alias!r} ({spec.hub_id}) is not on this machine and the Hugging Face Hub cannot be reached; "
+        f"on a connected machine run: pipeline fetch {spec.alias} --out FOLDER, copy the folder here and give its path "
+        "as the estimator; or use the estimator that comes along: --estimator bundled"
+    )
+
+
+def convert_pickled_weights(folder: Path, *, expected_sha256: str | None = None) -> None:
+    """Turn a folder's pickled weights into ``model.safetensors`` and remove the pickles; does nothing without pickles.
+
+    Args:
+        folder: a model folder; a safetensors file that is already there wins over the pickles.
+        expected_sha256: hash the pickled file must have before it is opened.
+
+    Raises:
+        UserError: when the hash differs or the file holds more than tensors.
+    """
+    pickled = find_pickled_weights(folder)
+    if not pickled:
+        return
+    if not (folder / WEIGHTS_FILE).is_file() and not (folder / SHARD_INDEX).is_file():
+        if expected_sha256 is not None and (found := hash_files(pickled)) != expected_sha256:
+            raise UserError(
+                f"{pickled[0]} has SHA-256 {found}, expected {expected_sha256}; delete the folder and fetch again"
+            )
+        tensors: dict[str, torch.Tensor] = {}
+        for path in pickled:
+            tensors |= _open_pickled_weights(path)
+        # a copy per tensor: safetensors refuses tensors that share memory, and views would carry their whole storage
+        partial = folder / f"{WEIGHTS_FILE}.partial"
+        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, partial, {"format": "pt"})
+        partial.replace(folder / WEIGHTS_FILE)
+    for path in (*pickled, *folder.glob("*.bin.index.json")):
+        path.unlink()
+
+
+def _open_pickled_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from UnpicklingError to RuntimeError and EOFError
+        raise UserError(
+            f"{path} is not a plain file of tensors and was not opened ({error.__class__.__name__})"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(
+            f"{path} holds more than a table of tensors and was not converted; get safetensors from its publisher"
+        )
+    return state
