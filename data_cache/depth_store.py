@@ -199,12 +199,19 @@ class DepthStore:
 
 
 def find_store(
-    depth_root: Path, dataset: str, split: str, estimator: str, *, dataset_fingerprint: str | None = None
+    depth_root: Path,
+    dataset: str,
+    split: str,
+    estimator: str,
+    *,
+    dataset_fingerprint: str | None = None,
+    command: str | None = None,
 ) -> Path:
     """Return the folder of the store made from a dataset split by an estimator.
 
     Args:
         dataset_fingerprint: accept only stores of exactly this version of the dataset.
+        command: the command line that makes the store, for messages; None names dataset, split and estimator.
 
     Raises:
         UserError: there is none, or there are several.
@@ -215,7 +222,7 @@ def find_store(
     ]
     if len(found) == 1:
         return found[0]
-    command = label_command(dataset, split, estimator)
+    command = command or label_command(dataset, split, estimator)
     if len(found) > 1:
         raise UserError(
             f"{len(found)} depth stores fit {dataset} {split} by {estimator}: {', '.join(f.name for f in found)} in "

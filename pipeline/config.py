@@ -188,6 +188,8 @@ class EvaluationConfig(Section):
 class RunConfig(Section):
     """Everything that decides what a run is."""
 
+    recipe: str = ""
+    """Name of the recipe, by which runs are grouped in tables."""
     card: Card = Card()
     seed: int = Field(default=0, ge=0)
     data: DataConfig = DataConfig()
@@ -216,14 +218,12 @@ class RunConfig(Section):
         except ValueError as problem:
             raise UserError(str(problem)) from problem
 
-    def with_schedule(self, name: str) -> RunConfig:
-        """Return this configuration with another named row of the schedule table."""
-        base, _, copy = name.partition("+")
-        return self.model_copy(update={"schedule": ScheduleConfig(name=base, copy_weights=bool(copy))})
-
-    def with_seed(self, seed: int) -> RunConfig:
-        """Return this configuration with another seed."""
-        return self.model_copy(update={"seed": seed})
+    def changed(self, changes: Mapping[str, Any]) -> RunConfig:
+        """Return this configuration with other values under dotted keys, checked like a recipe."""
+        tree = self.model_dump()
+        for key, value in changes.items():
+            _assign(tree, key, value)
+        return _validated(tree, "table row")
 
     def resolved(self) -> dict[str, Any]:
         """Return everything as JSON-able data, the card excepted."""
@@ -260,7 +260,7 @@ def load_config(recipe: str, overrides: Mapping[str, Any] | None = None, assignm
     Raises:
         UserError: listing every problem found, with the nearest known key for unknown ones.
     """
-    tree = _read_recipe(recipe)
+    tree = {"recipe": Path(recipe).stem} | _read_recipe(recipe)
     for key, value in (overrides or {}).items():
         if value is not None:
             _assign(tree, key, value)
@@ -269,10 +269,14 @@ def load_config(recipe: str, overrides: Mapping[str, Any] | None = None, assignm
         if not separator:
             raise UserError(f"--set {text!r} has no '='; write for example --set data.crop=[256,256]")
         _assign(tree, key.strip(), _parse_value(value.strip()))
+    return _validated(tree, f"recipe {recipe!r}")
+
+
+def _validated(tree: dict[str, Any], what: str) -> RunConfig:
     try:
         return RunConfig.model_validate(_freeze(tree))
     except ValidationError as problem:
-        raise UserError(f"recipe {recipe!r}:\n" + "\n".join(_explain(problem))) from problem
+        raise UserError(f"{what}:\n" + "\n".join(_explain(problem))) from problem
 
 
 def _read_recipe(recipe: str) -> dict[str, Any]:

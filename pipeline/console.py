@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -38,15 +39,15 @@ class Console:
         if self.json_mode:
             print(json.dumps({"error": text}, ensure_ascii=False), file=sys.stdout)  # noqa: T201
 
-    def result(self, value: dict[str, Any], text: str | Table) -> None:
+    def result(self, value: dict[str, Any], text: RenderableType) -> None:
         """Print the command's result: one JSON object with ``--json``, else the text or table."""
         if self.json_mode:
             print(json.dumps(value, ensure_ascii=False), file=sys.stdout)  # noqa: T201
-        elif isinstance(text, Table):
+        elif isinstance(text, str):
+            print(text, file=sys.stdout)  # noqa: T201
+        else:
             width = None if sys.stdout.isatty() else 160
             RichConsole(file=sys.stdout, highlight=False, width=width).print(text)
-        else:
-            print(text, file=sys.stdout)  # noqa: T201
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:

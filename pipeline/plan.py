@@ -171,7 +171,16 @@ def _describe(phase: Phase, steps: int, config: RunConfig, facts: DataFacts) -> 
         "lr": phase.lr or training.lr,
         "training": training.model_dump(
             mode="json",
-            exclude={"epochs", "iterations", "budget", "lr", "encoder_policy", "checkpoint_every", "log_every", "tensorboard"},
+            exclude={
+                "epochs",
+                "iterations",
+                "budget",
+                "lr",
+                "encoder_policy",
+                "checkpoint_every",
+                "log_every",
+                "tensorboard",
+            },
         ),
     }
     if phase.needs_seg:

@@ -1,0 +1,152 @@
+"""Look after depth stores: what is in them, are they whole, mend them, look at them, hand maps to other tools."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_cache.depth_store import DepthMap, DepthStore, repair_store, verify_store
+from data_cache.errors import UserError
+from data_cache.sample import DepthKind
+from pipeline.config import RunConfig
+from pipeline.console import plain_table
+from pipeline.labels import find_labels, open_split, splits_to_label
+from pipeline.session import Result, Session
+
+PREVIEW_IMAGES = 24
+
+
+def find_stores(session: Session, store: Path | None) -> list[Path]:
+    """Return the named store, or all of the work directory.
+
+    Raises:
+        UserError: there is none.
+    """
+    if store is not None:
+        return [store]
+    root = session.workspace.depth
+    found = sorted(folder for folder in root.glob("*/*") if any(folder.glob("*.h5")))
+    if not found:
+        raise UserError(f"no depth store in {root}; make one with: pipeline pseudo-depth")
+    return found
+
+
+def show_stores(folders: list[Path]) -> Result:
+    """Describe stores: images, bytes, provenance."""
+    facts = []
+    for folder in folders:
+        store = DepthStore(folder)
+        size = sum(file.stat().st_size for file in folder.glob("*.h5"))
+        facts.append(
+            {"store": str(folder), "images": len(store), "bytes": size, "provenance": asdict(store.provenance)}
+        )
+    rows = [
+        [
+            fact["provenance"]["dataset"],
+            fact["provenance"]["split"],
+            fact["provenance"]["estimator"],
+            str(fact["provenance"]["kind"]),
+            fact["images"],
+            f"{fact['bytes'] / 1e6:.1f} MB",
+            fact["store"],
+        ]
+        for fact in facts
+    ]
+    total = {"stores": facts, "images": sum(fact["images"] for fact in facts), "bad": []}
+    provenance = facts[0]["provenance"] if len(facts) == 1 else [fact["provenance"] for fact in facts]
+    columns = ["dataset", "split", "estimator", "kind", "images", "size", "folder"]
+    return Result(total | {"provenance": provenance}, plain_table("Depth stores", columns, rows))
+
+
+def check_stores(folders: list[Path]) -> Result:
+    """Read every map and compare checksums; ``bad`` lists what is damaged."""
+    bad = [{"store": str(folder), **found._asdict()} for folder in folders for found in verify_store(folder)]
+    lines = [f"{found['store']}/{found['file']} {found['image_id']}: {found['reason']}" for found in bad]
+    lines.append(
+        f"{len(bad)} problems; drop what is damaged with: pipeline cache repair, then label again"
+        if bad
+        else f"{len(folders)} stores verified; every map is as it was written"
+    )
+    return Result({"images": _count_images(folders), "bad": bad, "provenance": None}, "\n".join(lines))
+
+
+def _count_images(folders: list[Path]) -> int | None:
+    """Return how many maps the stores hold; None when one of them cannot be opened."""
+    try:
+        return sum(len(DepthStore(folder)) for folder in folders)
+    except UserError:
+        return None
+
+
+def mend_stores(folders: list[Path]) -> Result:
+    """Drop damaged maps, so that labelling again makes just these anew."""
+    bad: list[dict[str, Any]] = []
+    kept = 0
+    for folder in folders:
+        report = repair_store(folder)
+        kept += report.kept
+        bad += [{"store": str(folder), **found._asdict()} for found in report.dropped]
+    text = f"{kept} maps kept, {len(bad)} problems dropped"
+    advice = "; label what is missing with: pipeline pseudo-depth" if bad else ""
+    return Result({"images": kept, "bad": bad, "provenance": None}, text + advice)
+
+
+def preview_labels(config: RunConfig, session: Session, out: Path | None) -> Result:
+    """Draw a contact sheet per labelled split of a recipe: each image beside its depth, near is bright."""
+    from stages.evaluation.panels import SheetItem, contact_sheet
+
+    files = []
+    for split in splits_to_label(config):
+        dataset = open_split(config, session.workspace, split)
+        store = find_labels(config, session.workspace, dataset)
+        near_is_large = store.provenance.kind is DepthKind.RELATIVE
+        shown = range(0, len(dataset), max(1, len(dataset) // PREVIEW_IMAGES))[:PREVIEW_IMAGES]
+        items = [
+            SheetItem(dataset.image_ids[i], dataset.read_image(i), store.read(dataset.image_ids[i]).raw, near_is_large)
+            for i in shown
+        ]
+        folder = out or session.workspace.root / "previews"
+        folder.mkdir(parents=True, exist_ok=True)
+        files.append(str(contact_sheet(items, folder / f"{dataset.name}-{store.folder.name}.png")))
+    return Result({"images": None, "bad": [], "provenance": None, "files": files}, "\n".join(files))
+
+
+def export_maps(session: Session, folders: list[Path], out: Path | None, form: str) -> Result:
+    """Write every map as NPY (raw float32) or 16-bit PNG (its own minimum to maximum, see the scales file).
+
+    A PNG holds round(65535 * (raw - min) / (max - min)) and 0 where the raw number is not finite; ``scales.csv`` beside
+    the pictures has each image's min and max, so that the raw numbers can be had back.
+    """
+    written = 0
+    target = out or session.workspace.root / "depth-maps"
+    for folder in folders:
+        store = DepthStore(folder)
+        place = target / store.provenance.dataset / folder.name
+        place.mkdir(parents=True, exist_ok=True)
+        with (place / "scales.csv").open("w", encoding="utf8", newline="") as file:
+            scales = csv.writer(file)
+            scales.writerow(("image", "min", "max"))
+            for image_id in store.image_ids:
+                found = store.read(image_id)
+                path = place / f"{image_id}.{'npy' if form == 'npy' else 'png'}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if form == "npy":
+                    np.save(path, found.raw)
+                else:
+                    Image.fromarray(_to_16_bits(found)).save(path)
+                scales.writerow((image_id, found.stats.min, found.stats.max))
+                written += 1
+    facts = {"images": written, "bad": [], "provenance": None, "out": str(target)}
+    return Result(facts, f"{written} maps written to {target}")
+
+
+def _to_16_bits(found: DepthMap) -> NDArray[np.uint16]:
+    low, high = found.stats.min, found.stats.max
+    scaled = (found.raw - low) / max(high - low, np.finfo(np.float32).tiny)
+    return np.where(np.isfinite(found.raw), np.round(65535 * scaled.clip(0, 1)), 0).astype(np.uint16)

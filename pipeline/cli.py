@@ -1,0 +1,556 @@
+"""The command line: each command parses, loads the recipe, calls one function and prints its result.
+
+Heavy imports happen inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from data_cache.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+    from pipeline.session import Session
+
+Command = Callable[..., None]
+
+RECIPE_FLAGS = {
+    "dataset": "data.dataset",
+    "data_root": "data.root",
+    "workers": "data.workers",
+    "estimator": "depth.estimator",
+    "kind": "depth.kind",
+    "accept_noncommercial": "depth.accept_noncommercial",
+    "network": "network.name",
+    "encoder": "network.encoder",
+    "epochs": "training.epochs",
+    "iterations": "training.iterations",
+    "batch_size": "training.batch_size",
+    "lr": "training.lr",
+    "precision": "training.precision",
+    "budget": "training.budget",
+    "encoder_policy": "training.encoder_policy",
+    "compile": "training.compile",
+    "seed": "seed",
+}
+"""Named flags for common keys of a recipe; --set reaches the rest."""
+
+
+class Commands(click.Group):
+    """A group that names the nearest command for an unknown one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Resolve a command, or fail with the nearest name."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            known = self.list_commands(ctx)
+            ctx.fail(f"no such command {args[0]!r}{nearest(args[0], known)}; known: {', '.join(known)}")
+        return super().resolve_command(ctx, args)
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Stack several click options into one decorator."""
+    return lambda command: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+data_options = _options(
+    click.option("--recipe", default="demo", show_default=True, help="Bundled recipe or path of a TOML file."),
+    click.option("--dataset", help="Dataset name (see `pipeline datasets`)."),
+    click.option("--data-root", help="Folder of the dataset."),
+    click.option("--workers", type=int, help="Loader processes."),
+    click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override any key of the recipe."),
+)
+depth_options = _options(
+    click.option("--estimator", help="Alias, Hub id, local folder, or `dataset`."),
+    click.option("--kind", type=click.Choice(["relative", "metric"]), help="Meaning of an estimator without an alias."),
+    click.option("--accept-noncommercial", is_flag=True, default=None, help="Use weights with such a licence."),
+)
+network_options = _options(
+    click.option("--network", help="Network name (see `pipeline networks`)."),
+    click.option("--encoder", help="Encoder of the network."),
+)
+training_options = _options(
+    click.option("--epochs", type=int, help="Epochs per phase."),
+    click.option("--iterations", type=int, help="Steps per phase instead of epochs."),
+    click.option("--batch-size", type=int),
+    click.option("--lr", type=float, help="Learning rate."),
+    click.option("--precision", type=click.Choice(["auto", "bfloat16", "float32"])),
+    click.option("--budget", type=click.Choice(["phase", "total"]), help="Epochs per phase, or shared by all phases."),
+    click.option(
+        "--encoder-policy", type=click.Choice(["train", "freeze", "low-lr"]), help="In phases of one decoder."
+    ),
+    click.option("--compile/--no-compile", default=None, help="Compile the network with torch.compile."),
+)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
+seed_option = click.option("--seed", type=int, help="Seed of initial weights, data order and augmentation.")
+
+
+def _config(recipe: str, assignments: Sequence[str], **flags: Any) -> RunConfig:
+    from pipeline.config import load_config
+
+    return load_config(recipe, {RECIPE_FLAGS[name]: value for name, value in flags.items()}, assignments)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--workdir", metavar="DIR", help="Where artifacts live; else $PIPELINE_WORKDIR, else ./artifacts.")
+@click.option("--json", "json_mode", is_flag=True, help="Print exactly one JSON object on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@click.version_option(package_name="pseudo-depth-pipeline")
+@click.pass_context
+def cli(ctx: click.Context, workdir: str | None, json_mode: bool, quiet: bool) -> None:
+    """Train segmentation networks with pseudo depth by phase schedules, compare, and ship without the depth decoder."""
+    from pipeline.session import Session
+
+    ctx.obj = Session.start(workdir, json_mode=json_mode, quiet=quiet)
+
+
+@cli.command()
+@device_option
+@click.pass_obj
+def demo(session: Session, device: str) -> None:
+    """Run everything offline on drawn scenes: label, train two schedules, compare, export, report."""
+    from pipeline.demo import run_demo
+
+    session.show(run_demo(session, device))
+
+
+@cli.command("pseudo-depth")
+@data_options
+@depth_options
+@click.option("--split", "splits", multiple=True, help="Repeatable; default train and the reported split.")
+@click.option("--batch-size", type=int, help="Images per forward pass.")
+@click.option("--compile/--no-compile", "compile_model", default=False, help="Compile the estimator.")
+@device_option
+@click.pass_obj
+def pseudo_depth(
+    session: Session,
+    recipe: str,
+    assignments: Sequence[str],
+    splits: Sequence[str],
+    batch_size: int | None,
+    compile_model: bool,
+    device: str,
+    **flags: Any,
+) -> None:
+    """Label the images of a dataset with pseudo depth into an HDF5 store."""
+    from pipeline.labels import label_splits
+
+    sized = [f"depth.batch_size={batch_size}"] if batch_size else []
+    config = _config(recipe, (*assignments, *sized), **flags)
+    result = label_splits(config, session, tuple(splits), device, compile_model=compile_model)
+    session.show(result)
+    if result.json["failed"]:
+        raise SystemExit(2)
+
+
+@cli.command()
+@data_options
+@depth_options
+@network_options
+@training_options
+@seed_option
+@click.option("--schedule", help="Row of `pipeline schedules`, for example depth-first or depth-first+copy.")
+@click.option("--copy-weights/--no-copy-weights", default=None, help="Copy the first decoder onto the other.")
+@click.option("--no-reuse", is_flag=True, help="Train every phase for this run alone.")
+@device_option
+@click.pass_obj
+def run(
+    session: Session,
+    recipe: str,
+    assignments: Sequence[str],
+    schedule: str | None,
+    copy_weights: bool | None,
+    no_reuse: bool,
+    device: str,
+    **flags: Any,
+) -> None:
+    """Train one schedule and evaluate it."""
+    from pipeline.runs import train_one
+
+    config = _config(recipe, (*_schedule_assignments(schedule, copy_weights), *assignments), **flags)
+    session.show(train_one(config, session, device, reuse=not no_reuse))
+
+
+def _schedule_assignments(schedule: str | None, copy_weights: bool | None) -> list[str]:
+    """Turn the schedule flags into assignments; naming a schedule puts the recipe's own steps and copy aside."""
+    assignments = []
+    if schedule is not None:
+        base, _, copy = schedule.partition("+")
+        if copy not in ("", "copy"):
+            raise UserError(f"unknown schedule {schedule!r}; the only suffix is +copy")
+        assignments += [f"schedule.name={base!r}", "schedule.steps=[]"]
+        assignments.append(f"schedule.copy_weights={str(bool(copy)).lower()}")
+    if copy_weights is not None:
+        assignments.append(f"schedule.copy_weights={str(copy_weights).lower()}")
+    return assignments
+
+
+@cli.command()
+@click.argument("name", required=False)
+@data_options
+@depth_options
+@network_options
+@training_options
+@click.option("--seeds", default=None, help="Comma-separated seeds of a table.")
+@seed_option
+@click.option("--schedule", help="Row of `pipeline schedules`.")
+@click.option("--copy-weights/--no-copy-weights", default=None)
+@click.option("--no-reuse", is_flag=True)
+@click.pass_obj
+def plan(
+    session: Session,
+    name: str | None,
+    recipe: str,
+    assignments: Sequence[str],
+    seeds: str | None,
+    schedule: str | None,
+    copy_weights: bool | None,
+    no_reuse: bool,
+    **flags: Any,
+) -> None:
+    """Print what a run, or the table NAME, would do; trains nothing."""
+    from pipeline.preview import preview_plan
+
+    config = _config(recipe, (*_schedule_assignments(schedule, copy_weights), *assignments), **flags)
+    session.show(preview_plan(config, session, name, _parse_seeds(seeds, config.seed), reuse=not no_reuse))
+
+
+@cli.command()
+@click.argument("name")
+@data_options
+@depth_options
+@network_options
+@training_options
+@click.option("--seeds", default="0", show_default=True, help="Comma-separated, for example 0,1,2.")
+@click.option("--no-reuse", is_flag=True, help="Train every row alone.")
+@device_option
+@click.pass_obj
+def table(
+    session: Session,
+    name: str,
+    recipe: str,
+    assignments: Sequence[str],
+    seeds: str,
+    no_reuse: bool,
+    device: str,
+    **flags: Any,
+) -> None:
+    """Train all rows of the table NAME and compare them."""
+    from pipeline.runs import train_table
+
+    config = _config(recipe, assignments, **flags)
+    session.show(train_table(name, config, session, device, _parse_seeds(seeds, config.seed), reuse=not no_reuse))
+
+
+def _parse_seeds(text: str | None, default: int) -> tuple[int, ...]:
+    try:
+        seeds = tuple(int(part) for part in text.split(",")) if text else (default,)
+    except ValueError:
+        raise UserError(f"--seeds {text!r} is no list of whole numbers; write for example 0,1,2") from None
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text!r} must be different numbers of at least 0")
+    return seeds
+
+
+@cli.command()
+@click.argument("model", metavar="RUN|EXPORT")
+@click.option("--split", help="Split to score; default the run's reported split.")
+@click.option("--size", type=click.Choice(["original", "recipe"]), help="Size at which images enter the network.")
+@click.option("--data-root", help="Folder of the dataset, if it moved.")
+@click.option("--save-predictions", type=click.Path(path_type=Path), help="Write label-id PNGs here.")
+@device_option
+@click.pass_obj
+def evaluate(
+    session: Session,
+    model: str,
+    split: str | None,
+    size: str | None,
+    data_root: str | None,
+    save_predictions: Path | None,
+    device: str,
+) -> None:
+    """Score a run or an export folder on a split."""
+    from pipeline.devices import choose_device
+    from pipeline.scoring import score_model
+
+    session.show(score_model(session, model, split, size, data_root, save_predictions, choose_device(device)))
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, metavar="[RUN…]")
+@click.option("--format", "form", type=click.Choice(["text", "markdown", "csv", "json", "latex"]), default="text")
+@click.option("--baseline", default="seg-only", show_default=True, help="Row that differences are taken to.")
+@click.pass_obj
+def compare(session: Session, runs: Sequence[str], form: str, baseline: str) -> None:
+    """Put runs side by side; all finished runs by default."""
+    from pipeline.comparing import compare_runs
+
+    session.show(compare_runs(session, runs, form, baseline))
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, metavar="[RUN…]")
+@click.option("--out", type=click.Path(path_type=Path), help="HTML file; default <workdir>/report.html.")
+@click.option("--baseline", default="seg-only", show_default=True)
+@click.pass_obj
+def report(session: Session, runs: Sequence[str], out: Path | None, baseline: str) -> None:
+    """Write one self-contained page about runs; all finished runs by default."""
+    from pipeline.comparing import report_runs
+
+    session.show(report_runs(session, runs, out, baseline))
+
+
+@cli.command()
+@click.argument("model", metavar="RUN|EXPORT")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for label maps and overlays.")
+@click.option("--tile", type=int, help="Cut larger pictures into tiles of this side, px.")
+@click.option("--margin", type=int, default=64, show_default=True, help="What the network sees around a tile, px.")
+@device_option
+@click.pass_obj
+def predict(
+    session: Session, model: str, images: Sequence[Path], out: Path, tile: int | None, margin: int, device: str
+) -> None:
+    """Write label maps and overlays of image files."""
+    from pipeline.devices import choose_device
+    from pipeline.scoring import predict_images
+
+    session.show(predict_images(session, model, images, out, choose_device(device), tile=tile, margin=margin))
+
+
+@cli.command()
+@click.argument("run_name", required=False, metavar="[RUN]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default <workdir>/exports/<run>.")
+@click.option("--formats", default="safetensors,onnx", show_default=True, help="Comma-separated.")
+@click.option("--input-size", type=(int, int), metavar="H W", help="Size the files are made for; default the data's.")
+@click.option("--dynamic", is_flag=True, help="Let ONNX and pt2 files take other image sizes; proven at four.")
+@click.option("--overwrite", is_flag=True, help="Replace another export that lies there.")
+@click.pass_obj
+def export(
+    session: Session,
+    run_name: str | None,
+    out: Path | None,
+    formats: str,
+    input_size: tuple[int, int] | None,
+    dynamic: bool,
+    overwrite: bool,
+) -> None:
+    """Strip the depth branch off a run (the newest by default), write it out, and prove it equal."""
+    from pipeline.exporting import export_run
+
+    wanted = tuple(name.strip() for name in formats.split(",") if name.strip())
+    session.show(
+        export_run(session, run_name, out, formats=wanted, input_size=input_size, dynamic=dynamic, overwrite=overwrite)
+    )
+
+
+@cli.command()
+@data_options
+@depth_options
+@click.option("--init", default="mini", show_default=True, help="A size (from nothing), or an estimator to adapt.")
+@click.option("--steps", type=int, default=2000, show_default=True)
+@click.option("--batch-size", type=int, default=16, show_default=True)
+@click.option("--lr", type=float, default=1e-3, show_default=True, help="Peak learning rate; 1e-5 for large teachers.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder that from_pretrained opens.")
+@device_option
+@click.pass_obj
+def teach(
+    session: Session,
+    recipe: str,
+    assignments: Sequence[str],
+    init: str,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    out: Path,
+    device: str,
+    **flags: Any,
+) -> None:
+    """Train a depth estimator on a dataset that brings its own depth."""
+    from pipeline.labels import teach_estimator
+
+    config = _config(recipe, assignments, **flags)
+    options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    session.show(teach_estimator(config, session, init, out, device=device, **options))
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="[ESTIMATOR|encoder:NAME]…")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default <workdir>/estimators.")
+@click.option("--kind", type=click.Choice(["relative", "metric"]), help="Meaning of an estimator without an alias.")
+@click.option("--accept-noncommercial", is_flag=True, help="Fetch weights with such a licence.")
+@click.pass_obj
+def fetch(
+    session: Session, names: Sequence[str], out: Path | None, kind: str | None, accept_noncommercial: bool
+) -> None:
+    """Bring estimator and encoder weights, for use on a machine without network."""
+    from pipeline.fetching import fetch_weights
+
+    session.show(fetch_weights(session, names, out, kind=kind, accept_noncommercial=accept_noncommercial))
+
+
+@cli.group()
+def cache() -> None:
+    """Look after depth stores: info, verify, repair, preview, export."""
+
+
+store_argument = click.argument("store", required=False, type=click.Path(path_type=Path))
+
+
+@cache.command("info")
+@store_argument
+@click.pass_obj
+def cache_info(session: Session, store: Path | None) -> None:
+    """Show images, size and provenance of STORE, or of all stores."""
+    from pipeline.caretaking import find_stores, show_stores
+
+    session.show(show_stores(find_stores(session, store)))
+
+
+@cache.command("verify")
+@store_argument
+@click.pass_obj
+def cache_verify(session: Session, store: Path | None) -> None:
+    """Read every map of STORE, or of all stores, and compare checksums."""
+    from pipeline.caretaking import check_stores, find_stores
+
+    result = check_stores(find_stores(session, store))
+    session.show(result)
+    if result.json["bad"]:
+        raise SystemExit(2)
+
+
+@cache.command("repair")
+@store_argument
+@click.pass_obj
+def cache_repair(session: Session, store: Path | None) -> None:
+    """Drop damaged maps of STORE, or of all stores; label again to make them anew."""
+    from pipeline.caretaking import find_stores, mend_stores
+
+    session.show(mend_stores(find_stores(session, store)))
+
+
+@cache.command("preview")
+@data_options
+@depth_options
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default <workdir>/previews.")
+@click.pass_obj
+def cache_preview(session: Session, recipe: str, assignments: Sequence[str], out: Path | None, **flags: Any) -> None:
+    """Draw contact sheets of a recipe's images beside their depth."""
+    from pipeline.caretaking import preview_labels
+
+    session.show(preview_labels(_config(recipe, assignments, **flags), session, out))
+
+
+@cache.command("export")
+@store_argument
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default <workdir>/depth-maps.")
+@click.option("--form", type=click.Choice(["png16", "npy"]), default="png16", show_default=True)
+@click.pass_obj
+def cache_export(session: Session, store: Path | None, out: Path | None, form: str) -> None:
+    """Write the maps of STORE, or of all stores, as 16-bit PNG or NPY files."""
+    from pipeline.caretaking import export_maps, find_stores
+
+    session.show(export_maps(session, find_stores(session, store), out, form))
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--data-root", help="Folder of the dataset.")
+@click.pass_obj
+def datasets(session: Session, name: str | None, data_root: str | None) -> None:
+    """List datasets; with NAME examine one: pairing, ids, palette, void, sizes, classes."""
+    from pipeline.listing import examine_dataset, list_datasets
+
+    result = examine_dataset(session, name, data_root) if name else list_datasets()
+    session.show(result)
+    if result.json.get("problems"):
+        raise SystemExit(2)
+
+
+@cli.command()
+@click.pass_obj
+def networks(session: Session) -> None:
+    """List networks with their options and parameters."""
+    from pipeline.listing import list_networks
+
+    session.show(list_networks())
+
+
+@cli.command()
+@click.pass_obj
+def schedules(session: Session) -> None:
+    """List schedules with their phases and the paper's scores."""
+    from pipeline.listing import list_schedules
+
+    session.show(list_schedules())
+
+
+@cli.command()
+@click.pass_obj
+def estimators(session: Session) -> None:
+    """List depth estimators with kind, size multiple and licence."""
+    from pipeline.listing import list_estimators
+
+    session.show(list_estimators())
+
+
+@cli.command()
+@click.pass_obj
+def recipes(session: Session) -> None:
+    """List recipes with their cards."""
+    from pipeline.listing import list_recipes
+
+    session.show(list_recipes())
+
+
+@cli.command()
+@click.pass_obj
+def doctor(session: Session) -> None:
+    """Check machine, versions, GPU, locking, disk; say what is missing and how to mend it."""
+    from pipeline.doctor import examine_machine
+
+    result = examine_machine(session)
+    session.show(result)
+    if not all(check["ok"] for check in result.json["checks"]):
+        raise SystemExit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 2 the user can mend it, 1 a bug, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    from pipeline.console import Console
+
+    console = Console(json_mode="--json" in arguments)
+    try:
+        status = cli.main(args=arguments, prog_name="pipeline", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except UserError as problem:
+        console.fail(str(problem))
+        return 2
+    except click.ClickException as problem:
+        console.fail(problem.format_message())
+        return problem.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        console.say("interrupted; what was done is kept, the same command continues")
+        return 130
+    except BrokenPipeError:  # the reader of stdout went away, for example `| head`
+        return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Is this machine fit for the work: versions, GPU, file locking, disk — and how to mend what is missing."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline.console import plain_table
+from pipeline.session import Result, Session
+
+LOWEST_VERSIONS = {
+    "torch": (2, 11),
+    "torchvision": (0, 26),
+    "transformers": (5, 17),
+    "segmentation-models-pytorch": (0, 5),
+    "h5py": (3, 11),
+}
+FREE_DISK_BYTES = 3_000_000_000
+"""What the demo may need at most."""
+
+
+def examine_machine(session: Session) -> Result:
+    """Run all checks.
+
+    Returns:
+        ``checks``: list of ``name``, ``ok``, ``found``, ``remedy`` (empty when ok).
+    """
+    checks = [
+        _check_python(),
+        *map(_check_version, LOWEST_VERSIONS),
+        _check_gpu(),
+        *_check_workdir(session),
+        _check_extra(),
+    ]
+    rows = [["ok" if check["ok"] else "FAILED", check["name"], check["found"], check["remedy"]] for check in checks]
+    return Result({"checks": checks}, plain_table("Machine", ["state", "what", "found", "remedy"], rows))
+
+
+def _check(name: str, ok: bool, found: str, remedy: str = "") -> dict[str, Any]:
+    return {"name": name, "ok": ok, "found": found, "remedy": "" if ok else remedy}
+
+
+def _check_python() -> dict[str, Any]:
+    return _check("python", sys.version_info >= (3, 11), platform.python_version(), "install Python 3.11 or newer")
+
+
+def _check_version(name: str) -> dict[str, Any]:
+    lowest = ".".join(map(str, LOWEST_VERSIONS[name]))
+    try:
+        found = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return _check(name, False, "missing", f"pip install '{name}>={lowest}'")
+    numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:2])
+    return _check(name, numbers >= LOWEST_VERSIONS[name], found, f"pip install '{name}>={lowest}'")
+
+
+def _check_gpu() -> dict[str, Any]:
+    """A missing GPU is no fault: everything runs on the CPU, only slower."""
+    import torch
+
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 1e9
+        return _check("gpu", True, f"{torch.cuda.get_device_name(0)}, {memory:.0f} GB")
+    return _check("gpu", True, f"none; {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads")
+
+
+def _check_workdir(session: Session) -> list[dict[str, Any]]:
+    root = session.workspace.root
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=root) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        remedy = "choose a writable folder on a local disk with --workdir"
+        return [_check("work directory", False, f"{root}: {problem.strerror}", remedy)]
+    free = shutil.disk_usage(root).free
+    remedy = "free some space or choose another disk with --workdir"
+    return [
+        _check("work directory", True, f"{Path(root).resolve()} (writable, locks work)"),
+        _check("free disk", free >= FREE_DISK_BYTES, f"{free / 1e9:.1f} GB", remedy),
+    ]
+
+
+def _check_extra() -> dict[str, Any]:
+    present = importlib.util.find_spec("tensorboard") is not None
+    return _check("tensorboard (optional)", True, "present" if present else "absent; pip install tensorboard")

@@ -1,0 +1,245 @@
+"""Walk a plan: reuse what is trained, train what is not, evaluate each run's last weights, write it down."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_cache.depth_store import DepthStore
+from data_cache.loaders import Augmentation, Source, build_training_loader
+from data_cache.sample import Batch
+from pipeline.config import RunConfig, content_hash
+from pipeline.console import Advance
+from pipeline.labels import find_labels, open_split
+from pipeline.plan import Node, Plan, PlannedRun
+from pipeline.provenance import describe_software
+from pipeline.scoring import score_run
+from pipeline.session import Session
+from pipeline.workspace import NodeFolder, Workspace, exclusive, explaining_full_disk, read_json, write_json
+from stages.networks import build_network
+from stages.networks.interface import Network, Normalisation
+from stages.training.checkpoint import load_weights, save_weights
+from stages.training.freezing import as_module
+from stages.training.interruption import StopFlag, stop_on_signals
+from stages.training.loop import PhaseSummary, train_phase
+from stages.training.losses import LossSettings
+from stages.training.metrics_log import MetricsLog, StepReport
+from stages.training.optimisation import OptimSettings
+from stages.training.transfer import CopyReport, copy_part
+
+
+@dataclass(frozen=True)
+class FinishedNode:
+    """A trained phase of a run."""
+
+    node: Node
+    reused: bool
+    """Whether it was trained before this call, or for an earlier run of the same call."""
+    record: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what run.json says about the phase."""
+        return {
+            "name": self.node.phase.name,
+            "key": self.node.folder,
+            "reused": self.reused,
+            "steps": self.node.steps,
+            **{key: self.record[key] for key in ("seconds", "losses", "copied", "depth_store")},
+        }
+
+
+def execute_plan(plan: Plan, session: Session, device: torch.device) -> list[dict[str, Any]]:
+    """Train what is missing, evaluate what is new; return the record of every run, in the plan's order."""
+    with stop_on_signals() as stop, explaining_full_disk(session.workspace.root):
+        return [_execute_run(run, session, device, stop) for run in plan.runs]
+
+
+def _execute_run(run: PlannedRun, session: Session, device: torch.device, stop: StopFlag) -> dict[str, Any]:
+    folder = session.workspace.runs / run.name
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    nodes = [finish_node(node, session, device, stop) for node in run.nodes]
+    phases = [node.to_json() for node in nodes]
+    if (folder / "run.json").is_file():
+        return read_json(folder / "run.json") | {"phases": phases}
+    with exclusive(folder, "evaluating a run"):
+        record = (
+            {"started_at": started_at} | _describe_run(run, phases, device) | score_run(run, session, folder, device)
+        )
+        _gather_metrics(run, session, folder)
+        write_json(folder / "run.json", record)
+    return record
+
+
+def finish_node(node: Node, session: Session, device: torch.device, stop: StopFlag) -> FinishedNode:
+    """Train a node unless it is trained already."""
+    folder = session.workspace.node(node.folder)
+    if folder.finished:
+        return FinishedNode(node, True, read_json(folder.record))
+    with exclusive(folder.path, "training this phase"):
+        if not folder.finished:  # while this process waited for the folder, another may have finished it
+            _train_node(node, folder, session, device, stop)
+    return FinishedNode(node, False, read_json(folder.record))
+
+
+def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.device, stop: StopFlag) -> None:
+    config, training = node.config, node.config.training
+    dataset = open_split(config, session.workspace, "train")
+    store = find_labels(config, session.workspace, dataset) if node.phase.needs_depth else None
+    network = build_start(node, session.workspace, len(dataset.classes))
+    copies = [copy_part(network, copy.source, copy.target) for copy in node.copies]
+    title = f"{config.network.label} s{config.seed} {node.phase.name}"
+    board = folder.path / "tensorboard" if training.tensorboard else None
+    with (
+        session.console.progress(title, node.steps) as advance,
+        MetricsLog(folder.metrics, log_every=training.log_every, tensorboard=board) as log,
+    ):
+        summary = train_phase(
+            network,
+            node.phase,
+            _batches(node, Source(dataset, store, config.depth.target), network.normalisation),
+            total_steps=node.steps,
+            seed=node.seed,
+            optim=_optim_settings(config),
+            losses=_loss_settings(config),
+            device=device,
+            precision=training.precision,
+            checkpoint_folder=folder.checkpoint,
+            checkpoint_every=training.checkpoint_every,
+            log=log,
+            on_step=_show_steps(advance),
+            stop=stop,
+            compile=training.compile,
+        )
+    save_weights(as_module(network), folder.weights)
+    write_json(folder.record, _describe_node(node, copies, summary, store))
+    shutil.rmtree(folder.checkpoint, ignore_errors=True)
+
+
+def build_start(node: Node, workspace: Workspace, num_classes: int) -> Network:
+    """Build the network a node starts from: its parent's last weights, or the one its seed gives."""
+    options = node.config.network.options
+    if node.parent is not None and "encoder_weights" in options:
+        options["encoder_weights"] = "none"  # the parent's weights hold them already
+    torch.manual_seed(node.config.seed)
+    network = build_network(node.config.network.name, num_classes, **options)
+    if node.parent is not None:
+        load_weights(as_module(network), workspace.node(node.parent).weights)
+    return network
+
+
+def _batches(node: Node, source: Source, normalisation: Normalisation) -> Callable[[int], Iterable[Batch]]:
+    """Return the function from a first step to the batches from there to the end of the phase."""
+    data = node.config.data
+
+    def from_step(first_step: int) -> Iterable[Batch]:
+        return build_training_loader(
+            source,
+            normalisation=normalisation,
+            augmentation=Augmentation(crop=data.crop, scale=data.scale, flip=data.flip, jitter=data.jitter),
+            batch_size=node.config.training.batch_size,
+            seed=node.seed,
+            first_step=first_step,
+            last_step=node.steps,
+            workers=data.workers,
+            with_depth=node.phase.needs_depth,
+        )
+
+    return from_step
+
+
+def _show_steps(advance: Advance) -> Callable[[StepReport], None]:
+    started_at = time.perf_counter()
+    images = 0
+
+    def show(report: StepReport) -> None:
+        nonlocal images
+        images += report.images
+        losses = " ".join(f"{name} {value:.4f} ({report.share[name]:.0%})" for name, value in report.raw.items())
+        advance(report.step, f"{losses} {images / (time.perf_counter() - started_at):.1f} images/s")
+
+    return show
+
+
+def _optim_settings(config: RunConfig) -> OptimSettings:
+    training = config.training
+    return OptimSettings(
+        optimizer=training.optimizer,
+        lr=training.lr,
+        weight_decay=training.weight_decay,
+        momentum=training.momentum,
+        lr_schedule=training.lr_schedule,
+        warmup_steps=training.warmup_steps,
+        clip_norm=training.clip_norm,
+        ema_decay=training.ema_decay,
+        part_lr_factors=training.lr_factors,
+        encoder_policy=training.encoder_policy,
+    )
+
+
+def _loss_settings(config: RunConfig) -> LossSettings:
+    loss = config.loss
+    return LossSettings(
+        seg=loss.seg,
+        gamma=loss.gamma,
+        alpha=loss.alpha,
+        class_weights=loss.class_weights,
+        depth=loss.depth,
+        balance=loss.balance,
+    )
+
+
+def _describe_node(
+    node: Node, copies: list[CopyReport], summary: PhaseSummary, store: DepthStore | None
+) -> dict[str, Any]:
+    return {
+        "phase": node.phase.name,
+        "trains": node.phase.trains.names(),
+        "key": node.key,
+        "parent": node.parent,
+        "steps": node.steps,
+        "copied": sum(len(copy.copied) for copy in copies),
+        "depth_store": asdict(store.provenance) if store else None,
+        "losses": summary.losses,
+        "shares": summary.shares,
+        "seconds": round(summary.seconds, 3),
+        "images_per_second": round(summary.images_per_second, 3),
+        "resumed_from": summary.resumed_from,
+    }
+
+
+def _describe_run(run: PlannedRun, phases: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
+    config = run.config
+    compared = config.resolved()
+    del compared["seed"], compared["schedule"]
+    return {
+        "run": run.name,
+        "name": run.row,
+        "seed": config.seed,
+        "network": config.network.label,
+        "dataset": config.data.dataset,
+        "recipe": config.recipe,
+        "schedule": {"name": run.row, "steps": [str(step) for step in run.schedule.steps]},
+        "phases": phases,
+        "total_steps": run.steps,
+        "selection": "last",
+        "nodes": [node.folder for node in run.nodes],
+        "depth_store": next((phase["depth_store"] for phase in phases if phase["depth_store"]), None),
+        "settings": content_hash(compared, 8),
+        "config": config.resolved(),
+        "device": str(device),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **describe_software(),
+    }
+
+
+def _gather_metrics(run: PlannedRun, session: Session, folder: Path) -> None:
+    """Put the logs of a run's phases one after another into its folder."""
+    logs = [session.workspace.node(node.folder).metrics.read_text(encoding="utf8") for node in run.nodes]
+    (folder / "metrics.jsonl").write_text("".join(logs), encoding="utf8")

@@ -1,0 +1,129 @@
+"""Ship a run: strip the depth branch, write the formats, prove them, tell where everything came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import RenderableType
+
+from pipeline.config import RunConfig
+from pipeline.console import plain_table
+from pipeline.models import ORIGIN_FILE, open_run, restore_config
+from pipeline.session import Result, Session
+from pipeline.workspace import explaining_full_disk, read_json, write_json
+from stages.export.card import CardFacts, LicenceLink
+from stages.export.export import ExportReport, export_network
+
+
+def export_run(
+    session: Session,
+    reference: str | None,
+    out: Path | None,
+    *,
+    formats: Sequence[str] = ("safetensors", "onnx"),
+    input_size: tuple[int, int] | None = None,
+    dynamic: bool = False,
+    overwrite: bool = False,
+) -> Result:
+    """Export a run's last weights without the depth branch; the newest run by default.
+
+    Returns:
+        ``out``, ``files``, ``proof``, ``run``, ``reused``.
+    """
+    folder = session.workspace.find_run(reference)
+    record = read_json(folder / "run.json")
+    model = open_run(session, folder, torch.device("cpu"))
+    out = out or session.workspace.exports / folder.name
+    with explaining_full_disk(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        report = export_network(
+            model.network,
+            out,
+            input_size=input_size or tuple(record["image_size"]),
+            class_names=model.class_names,
+            palette=model.palette,
+            card_facts=_describe_origin(record),
+            formats=formats,
+            dynamic=dynamic,
+            overwrite=overwrite,
+            progress=session.console.say,
+        )
+        write_json(out / ORIGIN_FILE, record)
+    files = sorted({*report.files, ORIGIN_FILE})
+    facts = {
+        "out": str(out),
+        "files": [str(out / name) for name in files],
+        "proof": report.proof,
+        "run": folder.name,
+        "reused": report.reused,
+    }
+    return Result(facts, _render(report, folder.name, files))
+
+
+def _describe_origin(record: dict[str, Any]) -> CardFacts:
+    config = restore_config(record)
+    return CardFacts(
+        run=record["run"],
+        dataset=record["dataset"],
+        schedule=record["schedule"]["name"],
+        steps=tuple(record["schedule"]["steps"]),
+        metrics=record["metrics"],
+        split=record["split"],
+        licences=tuple(_licences(record, config)),
+        command=record["command"],
+    )
+
+
+def _licences(record: dict[str, Any], config: RunConfig) -> list[LicenceLink]:
+    """List what the weights were made from, the depth teacher first."""
+    from stages.pseudo_depth.aliases import ESTIMATORS
+
+    links = []
+    if store := record["depth_store"]:
+        spec = ESTIMATORS.get(store["estimator"])
+        links.append(
+            LicenceLink(
+                "depth teacher",
+                store["estimator"],
+                store["licence"],
+                revision=store["revision"] or store["weights_sha256"][:12],
+                noncommercial=bool(spec and spec.noncommercial),
+            )
+        )
+    weights = config.network.options.get("encoder_weights", "none")
+    if weights != "none":
+        note = "see the encoder's publisher (timm, torchvision)" if weights == "imagenet" else "a local file"
+        links.append(LicenceLink("encoder weights", str(weights), "unknown", note=note))
+    licence = "Apache-2.0" if record["dataset"] == "scenes" else "unknown"
+    note = "drawn by this program" if record["dataset"] == "scenes" else "ask the owner of the images"
+    links.append(LicenceLink("training images", record["dataset"], licence, note=note))
+    return links
+
+
+def _render(report: ExportReport, run: str, files: list[str]) -> RenderableType:
+    title = f"{run} exported to {report.out}" + (" (was there already)" if report.reused else "")
+    rows = [*headlines(report.proof), ("files", ", ".join(files))]
+    return plain_table(title, ["proof", "value"], [list(row) for row in rows])
+
+
+def headlines(proof: dict[str, Any]) -> list[tuple[str, str]]:
+    """Pick from a proof what a person wants to see first."""
+    differences, latency = proof["max_abs_difference"], proof["latency_ms"]
+    rows = [
+        (name.replace("_", " "), f"max difference {value:g}")
+        for name, value in differences.items()
+        if value is not None
+    ]
+    for name, facts in proof["formats"].items():
+        for size in facts["sizes"]:
+            rows.append(
+                (
+                    f"{name} at {size['height']}x{size['width']}",
+                    f"max difference {size['max_abs_difference']:.2g}, same class on {size['argmax_agreement']:.4%} of pixels",
+                )
+            )
+    rows += [(what, f"{proof[what]['before']:,} -> {proof[what]['after']:,}") for what in ("parameters", "flops")]
+    return [*rows, ("latency", f"{latency['before']:.1f} ms -> {latency['after']:.1f} ms ({latency['device']})")]

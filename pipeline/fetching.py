@@ -1,0 +1,51 @@
+"""Bring weights onto this machine, so that it, or another one without network, can work from local files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_cache.errors import UserError
+from data_cache.sample import DepthKind
+from pipeline.session import Result, Session
+
+ENCODER_PREFIX = "encoder:"
+
+
+def fetch_weights(
+    session: Session, names: Sequence[str], out: Path | None, *, kind: str | None, accept_noncommercial: bool
+) -> Result:
+    """Fetch estimators by alias, Hub id or folder, and encoders as ``encoder:NAME``.
+
+    Returns:
+        ``files`` and per name the ``use`` of it.
+    """
+    from stages.networks.encoder_weights import fetch_encoder_weights
+    from stages.pseudo_depth.fetch import fetch_estimator
+
+    if not names:
+        raise UserError(
+            "name what to fetch: estimators (see: pipeline estimators) or encoders, "
+            "for example: pipeline fetch depth-anything-v2-small encoder:resnet50"
+        )
+    folder = out or session.workspace.estimators
+    files: list[Path] = []
+    uses: list[str] = []
+    for name in names:
+        if name.startswith(ENCODER_PREFIX):
+            encoder = name.removeprefix(ENCODER_PREFIX)
+            files.append(fetch_encoder_weights(encoder, folder / f"{encoder.replace('/', '--')}.safetensors"))
+            uses.append(f"--set network.encoder_weights={files[-1]}")
+            continue
+        target = folder / (Path(name).name if Path(name).is_dir() else name.replace("/", "--"))
+        fetched = fetch_estimator(
+            name,
+            target,
+            kind=DepthKind(kind) if kind else None,
+            accept_noncommercial=accept_noncommercial,
+            progress=session.console.say,
+        )
+        files += [file.path for file in fetched]
+        uses.append(f"--estimator {target}")
+    facts = {"files": [str(file) for file in files], "use": uses}
+    return Result(facts, "\n".join([*map(str, files), *(f"use it with: {use}" for use in uses)]))

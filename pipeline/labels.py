@@ -1,0 +1,192 @@
+"""From a recipe to its images and their depth: open splits, label them, find the labels, teach and fetch labellers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_cache.datasets import open_dataset
+from data_cache.fingerprint import dataset_fingerprint
+from data_cache.sample import DepthKind
+from pipeline.config import RunConfig
+from pipeline.plan import DataFacts
+from pipeline.session import Result, Session
+from pipeline.workspace import Workspace, explaining_full_disk
+
+if TYPE_CHECKING:
+    from data_cache.datasets.interface import SegmentationDataset
+    from data_cache.depth_store import DepthStore
+    from stages.pseudo_depth.estimators import DepthEstimator
+    from stages.pseudo_depth.labelling import LabelReport, OwnDepth
+
+
+def open_split(config: RunConfig, workspace: Workspace, split: str) -> SegmentationDataset:
+    """Open one split of the recipe's dataset; drawn scenes live in the work directory."""
+    data = config.data
+    root = Path(data.root).expanduser() if data.root else None
+    if data.dataset == "scenes":
+        root = root or workspace.scenes
+    return open_dataset(data.dataset, root, split, **data.options)
+
+
+def splits_to_label(config: RunConfig) -> tuple[str, ...]:
+    """Return the splits a recipe needs depth of: the trained one, and the reported one for depth metrics."""
+    return tuple(dict.fromkeys(("train", config.evaluation.split)))
+
+
+def find_labels(config: RunConfig, workspace: Workspace, dataset: SegmentationDataset) -> DepthStore:
+    """Return the depth store of a split.
+
+    Raises:
+        UserError: no store of this estimator for this very data, with the command that makes it.
+    """
+    from data_cache.depth_store import DepthStore, find_store
+
+    folder = find_store(
+        workspace.depth,
+        dataset.name,
+        dataset.split,
+        config.depth.estimator,
+        dataset_fingerprint=dataset_fingerprint(dataset, labels=False),
+        command=_label_command(config, dataset.split),
+    )
+    return DepthStore(folder)
+
+
+def _label_command(config: RunConfig, split: str) -> str:
+    words = ["pipeline pseudo-depth", f"--recipe {config.recipe}"]
+    if config.data.root:
+        words.append(f"--data-root {config.data.root}")
+    return " ".join([*words, f"--estimator {config.depth.estimator} --split {split}"])
+
+
+def gather_facts(config: RunConfig, workspace: Workspace, *, needs_depth: bool) -> DataFacts:
+    """Look up what a plan must know about the training split."""
+    dataset = open_split(config, workspace, "train")
+    store_key = find_labels(config, workspace, dataset).fingerprint() if needs_depth else None
+    return DataFacts(len(dataset), len(dataset.classes), dataset_fingerprint(dataset), store_key)
+
+
+def label_splits(
+    config: RunConfig, session: Session, splits: Sequence[str], device: str, *, compile_model: bool = False
+) -> Result:
+    """Label splits into depth stores; what is labelled already is skipped.
+
+    Args:
+        splits: none means those the recipe needs.
+
+    Returns:
+        ``stores``, ``images``, ``labelled``, ``skipped``, ``failed``, ``seconds``, ``images_per_second``.
+    """
+    estimator = _open_estimator(config, device, compile_model=compile_model)
+    reports = []
+    for split in splits or splits_to_label(config):
+        with explaining_full_disk(session.workspace.root):
+            dataset = open_split(config, session.workspace, split)
+            reports.append(_label_split(config, session, dataset, estimator))
+    failed = [failure._asdict() for report in reports for failure in report.failed]
+    labelled, seconds = sum(report.labelled for report in reports), sum(report.seconds for report in reports)
+    facts = {
+        "stores": [str(report.store) for report in reports],
+        "images": sum(report.images for report in reports),
+        "labelled": labelled,
+        "skipped": sum(report.skipped for report in reports),
+        "failed": failed,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(labelled / seconds, 2) if labelled else 0.0,
+    }
+    return Result(facts, _describe_labels(facts))
+
+
+def _open_estimator(config: RunConfig, device: str, *, compile_model: bool) -> DepthEstimator | OwnDepth:
+    from pipeline.devices import choose_device
+    from stages.pseudo_depth.aliases import OWN_DEPTH
+    from stages.pseudo_depth.estimators import load_estimator
+    from stages.pseudo_depth.labelling import OwnDepth
+
+    depth = config.depth
+    if depth.estimator == OWN_DEPTH:
+        return OwnDepth()
+    return load_estimator(
+        depth.estimator,
+        kind=DepthKind(depth.kind) if depth.kind else None,
+        device=choose_device(device),
+        precision=depth.precision,
+        input_size=depth.input_size,
+        compiled=compile_model,
+        accept_noncommercial=depth.accept_noncommercial,
+    )
+
+
+def _label_split(
+    config: RunConfig, session: Session, dataset: SegmentationDataset, estimator: DepthEstimator | OwnDepth
+) -> LabelReport:
+    from stages.pseudo_depth.labelling import LabelProgress, label_split
+
+    with session.console.progress(f"labelling {dataset.name} {dataset.split}", len(dataset)) as advance:
+
+        def show(progress: LabelProgress) -> None:
+            done = len(dataset) - progress.total + progress.done
+            advance(done, f"{progress.images_per_second:.1f} images/s, {progress.eta_s:.0f} s left")
+
+        return label_split(
+            dataset,
+            estimator,
+            session.workspace.depth,
+            batch_size=config.depth.batch_size,
+            workers=max(2, config.data.workers),
+            codec=config.depth.codec,
+            progress=show,
+        )
+
+
+def _describe_labels(facts: dict[str, Any]) -> str:
+    lines = [f"not labelled: {failure['image']}: {failure['reason']}" for failure in facts["failed"]]
+    lines.append(
+        f"{facts['images']} images: {facts['labelled']} labelled, {facts['skipped']} were labelled already, "
+        f"{len(facts['failed'])} failed; {facts['seconds']:.1f} s, {facts['images_per_second']:.1f} images/s"
+    )
+    return "\n".join([*lines, *(f"depth store  {store}" for store in facts["stores"])])
+
+
+def teach_estimator(
+    config: RunConfig, session: Session, init: str, out: Path, *, device: str, **options: Any
+) -> Result:
+    """Train a depth estimator on the recipe's dataset, which must bring its own depth.
+
+    Args:
+        init: name of a size (from nothing), or an estimator to adapt.
+        options: fields of ``TeachOptions``.
+
+    Returns:
+        ``estimator`` (the folder), ``steps``, ``resumed_at``, ``final_loss``, ``seconds``.
+    """
+    from pipeline.devices import choose_device
+    from stages.pseudo_depth.teach import TeachOptions, TeachProgress, teach
+
+    dataset = open_split(config, session.workspace, "train")
+    wanted = TeachOptions(**options)
+    with session.console.progress(f"teaching {init}", wanted.steps) as advance:
+
+        def show(progress: TeachProgress) -> None:
+            advance(progress.step, f"loss {progress.loss:.4f}, {progress.images_per_second:.1f} images/s")
+
+        report = teach(
+            dataset,
+            init,
+            out,
+            options=wanted,
+            kind=DepthKind(config.depth.kind) if config.depth.kind else None,
+            device=choose_device(device),
+            accept_noncommercial=config.depth.accept_noncommercial,
+            progress=show,
+        )
+    facts = {
+        "estimator": str(report.folder),
+        "steps": report.steps,
+        "resumed_at": report.resumed_at,
+        "final_loss": report.final_loss,
+        "seconds": round(report.seconds, 1),
+    }
+    return Result(facts, f"estimator: {report.folder}; label with: pipeline pseudo-depth --estimator {report.folder}")

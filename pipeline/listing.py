@@ -1,0 +1,138 @@
+"""Lists of what there is: datasets, networks, schedules, estimators, recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.text import Text
+
+from data_cache.errors import unknown_name
+from pipeline.config import load_config, recipe_names
+from pipeline.console import plain_table
+from pipeline.session import Result, Session
+from pipeline.tables import paper_scores
+from stages.training.schedule import Phase
+from stages.training.schedules import CONTROLS, TABLE_ROWS, resolve_schedule
+
+if TYPE_CHECKING:
+    from data_cache.datasets.doctor import DoctorReport
+
+
+def list_schedules() -> Result:
+    """List the ten rows of the paper and our controls."""
+    facts = []
+    for name in TABLE_ROWS:
+        steps = [_describe_step(step) for step in resolve_schedule(name).steps]
+        origin = "control (ours)" if name in CONTROLS else "paper"
+        facts.append({"name": name, "steps": steps, "origin": origin, "paper": paper_scores(name)})
+    rows = [[fact["name"], " · ".join(fact["steps"]), fact["origin"], fact["paper"].get("miou", "-")] for fact in facts]
+    return Result({"schedules": facts}, plain_table("Schedules", ["row", "steps", "origin", "paper mIoU"], rows))
+
+
+def _describe_step(step: object) -> str:
+    if not isinstance(step, Phase):
+        return str(step)
+    losses = " + ".join(f"{weight:g} {name}" for name, weight in (("focal", step.focal), ("mse", step.mse)) if weight)
+    return f"{step.name} ({losses}{f', ×{step.budget_factor} epochs' if step.budget_factor > 1 else ''})"
+
+
+def list_recipes() -> Result:
+    """List the bundled recipes with their cards."""
+    facts: list[dict[str, Any]] = []
+    for name in recipe_names():
+        config = load_config(name)
+        facts.append({"name": name, **config.card.model_dump(), "dataset": config.data.dataset})
+    rows = [[fact["name"], fact["dataset"], fact["hardware"], fact["time"], fact["expected"]] for fact in facts]
+    return Result({"recipes": facts}, plain_table("Recipes", ["name", "dataset", "hardware", "time", "expected"], rows))
+
+
+def list_estimators() -> Result:
+    """List the estimators with an alias."""
+    from stages.pseudo_depth.aliases import ESTIMATORS
+
+    facts = [
+        {
+            "name": spec.alias,
+            "hub_id": spec.hub_id,
+            "revision": spec.revision,
+            "kind": str(spec.kind),
+            "unit": spec.unit,
+            "size_multiple": spec.size_multiple,
+            "recommended_size": spec.recommended_size,
+            "licence": spec.licence,
+            "noncommercial": spec.noncommercial,
+        }
+        for spec in ESTIMATORS.values()
+    ]
+    columns = ["name", "kind", "size_multiple", "recommended_size", "revision", "licence"]
+    rows = [
+        [str(fact[column] or "-")[:12] if column == "revision" else fact[column] for column in columns]
+        for fact in facts
+    ]
+    title = "Estimators (or: any Hub id or folder with --kind; `dataset` for a dataset's own depth)"
+    return Result({"estimators": facts}, plain_table(title, columns, rows))
+
+
+def list_networks() -> Result:
+    """List the networks with their options."""
+    from stages.networks import NETWORKS, network_options
+
+    facts = [
+        {"name": name, "summary": entry.summary, "options": {k: str(v) for k, v in network_options(name).items()}}
+        for name, entry in NETWORKS.items()
+    ]
+    rows = [[fact["name"], fact["summary"], ", ".join(fact["options"])] for fact in facts]
+    return Result({"networks": facts}, plain_table("Networks", ["name", "what", "options"], rows))
+
+
+def list_datasets() -> Result:
+    """List the datasets."""
+    from data_cache.datasets import DATASETS
+
+    facts = [
+        {"name": name, "summary": kind.summary, "splits": list(kind.splits), "needs_root": kind.needs_root}
+        for name, kind in DATASETS.items()
+    ]
+    rows = [[fact["name"], " ".join(fact["splits"]), fact["summary"]] for fact in facts]
+    return Result({"datasets": facts}, plain_table("Datasets", ["name", "splits", "what"], rows))
+
+
+def examine_dataset(session: Session, name: str, data_root: str | None) -> Result:
+    """Examine every split of a dataset; problems are listed together."""
+    from data_cache.datasets import DATASETS
+    from data_cache.datasets.doctor import examine
+
+    if name not in DATASETS:
+        raise unknown_name("dataset", name, DATASETS)
+    root = Path(data_root) if data_root else (session.workspace.scenes if name == "scenes" else None)
+    session.console.say(f"examining {name}: every file is read once")
+    report = examine(name, root)
+    facts = asdict(report)
+    return Result(facts, Group(*_render_report(report)))
+
+
+def _render_report(report: DoctorReport) -> Iterator[Any]:
+    """Show splits, classes, the id table and what is wrong."""
+    splits = [
+        [split, count, report.labelled[split], f"{report.void[split]:.1%}", _list_sizes(report.sizes[split])]
+        for split, count in report.images.items()
+        if count
+    ]
+    yield plain_table(report.dataset, ["split", "images", "labelled", "void", "sizes"], splits)
+    names = list(next(iter(report.classes.values()), {}))
+    shares = [[name, *(f"{report.classes[split][name]:.2%}" for split in report.classes)] for name in names]
+    yield plain_table("\nShare of labelled pixels", ["class", *report.classes], shares)
+    yield Text(f"\nids in mask files: {report.id_table}")
+    for note in report.notes:
+        yield Text(f"note: {note}")
+    for problem in report.problems:
+        yield Text(f"problem: {problem}")
+    yield Text(f"{len(report.problems)} problems" if report.problems else "no problems")
+
+
+def _list_sizes(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{size} ({count})" for size, count in sizes.items())

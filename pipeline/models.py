@@ -1,0 +1,104 @@
+"""A trained model by reference: the last weights of a run, or an export folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.config import RunConfig
+from pipeline.session import Session
+from pipeline.workspace import read_json
+from stages.networks import build_network
+from stages.networks.interface import Network, Normalisation
+from stages.training.checkpoint import load_weights
+
+ORIGIN_FILE = "origin.json"
+"""In an export folder: the record of the run it came from."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with what is needed to feed it and to read its answers."""
+
+    network: Any
+    """A ``Network``, or for exports a module from images to logits; in eval mode on its device."""
+    normalisation: Normalisation
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    config: RunConfig
+    """Recipe of the run it came from."""
+    has_depth: bool
+    folder: Path
+    weights: Path
+    """File the weights were read from."""
+
+
+def open_model(session: Session, reference: str, device: torch.device) -> Model:
+    """Open a run (folder, name or beginning of its name) or an export folder.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if (Path(reference) / ORIGIN_FILE).is_file():
+        return _open_export(Path(reference), device)
+    return open_run(session, session.workspace.find_run(reference), device)
+
+
+def open_run(session: Session, folder: Path, device: torch.device) -> Model:
+    """Open the last weights of a finished run."""
+    record = read_json(folder / "run.json")
+    config = restore_config(record)
+    network = build_untrained(config, len(record["classes"]))
+    weights = session.workspace.node(record["nodes"][-1]).weights
+    load_weights(network, weights)
+    return Model(
+        _place(network, device),
+        network.normalisation,
+        tuple(record["classes"]),
+        tuple((r, g, b) for r, g, b in record["palette"]),
+        config,
+        True,
+        folder,
+        weights,
+    )
+
+
+def _open_export(folder: Path, device: torch.device) -> Model:
+    from stages.export.strip import load_exported
+
+    record = read_json(folder / ORIGIN_FILE)
+    preprocess = read_json(folder / "preprocess.json")
+    normalisation = Normalisation(tuple(preprocess["mean"]), tuple(preprocess["std"]))
+    return Model(
+        _place(load_exported(folder), device),
+        normalisation,
+        tuple(record["classes"]),
+        tuple((r, g, b) for r, g, b in record["palette"]),
+        restore_config(record),
+        False,
+        folder,
+        folder / "model.safetensors",
+    )
+
+
+def restore_config(record: dict[str, Any]) -> RunConfig:
+    """Return the resolved recipe of a run's record."""
+    return RunConfig().changed(record["config"])
+
+
+def build_untrained(config: RunConfig, num_classes: int) -> Any:
+    """Build the recipe's network without loading pretrained weights: its own follow."""
+    options = config.network.options
+    if "encoder_weights" in options:
+        options["encoder_weights"] = "none"
+    network: Network = build_network(config.network.name, num_classes, **options)
+    return network
+
+
+def _place(network: Any, device: torch.device) -> Any:
+    assert isinstance(network, nn.Module)
+    return network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

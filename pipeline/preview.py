@@ -1,0 +1,148 @@
+"""What a run or a table would do, without doing it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from pipeline.config import RunConfig, content_hash
+from pipeline.console import plain_table
+from pipeline.labels import gather_facts, open_split
+from pipeline.plan import Node, Plan, plan_runs
+from pipeline.session import Result, Session
+from pipeline.tables import find_table, table_rows
+from pipeline.workspace import read_json, write_json
+from stages.training.schedule import EVERYTHING, Part
+
+Rows = list[tuple[str, RunConfig]]
+
+
+def rows_of(config: RunConfig, table: str | None, seeds: tuple[int, ...]) -> Rows:
+    """Return the rows of a table, or the one row that the recipe itself is."""
+    if table is not None:
+        return table_rows(find_table(table), config, seeds)
+    return [(config.build_schedule().name, config.changed({"seed": seed})) for seed in seeds]
+
+
+def make_plan(rows: Rows, session: Session, *, reuse: bool) -> Plan:
+    """Look at the data and lay out the trainings."""
+    needs_depth = any(config.build_schedule().needs_depth for _, config in rows)
+    facts = gather_facts(rows[0][1], session.workspace, needs_depth=needs_depth)
+    return plan_runs(rows, facts, reuse=reuse)
+
+
+def preview_plan(
+    config: RunConfig, session: Session, table: str | None, seeds: tuple[int, ...], *, reuse: bool
+) -> Result:
+    """Describe nodes, parts, batch-norm, copies, steps and disk; train nothing.
+
+    Returns:
+        ``nodes`` (distinct trainings), ``unshared``, ``phases``, ``runs``, ``disk_bytes``, ``disk_free_bytes``.
+    """
+    plan = make_plan(rows_of(config, table, seeds), session, reuse=reuse)
+    parts = _count_part_tensors(config, session)
+    phases = [_describe(node, session, parts) for node in plan.nodes.values()]
+    to_train = [phase for phase in phases if not phase["done"]]
+    disk = len(to_train) * sum(count["bytes"] for count in parts.values())
+    session.workspace.root.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "nodes": len(phases),
+        "to_train": len(to_train),
+        "unshared": plan.unshared,
+        "phases": phases,
+        "runs": [{"row": run.row, "seed": run.config.seed, "name": run.name, "steps": run.steps} for run in plan.runs],
+        "disk_bytes": disk,
+        "disk_free_bytes": shutil.disk_usage(session.workspace.root).free,
+    }
+    return Result(facts, Group(*_render(plan, facts)))
+
+
+def _count_part_tensors(config: RunConfig, session: Session) -> dict[str, dict[str, int]]:
+    """Return per part how many state tensors and bytes it has.
+
+    Building a network needs torch and seconds, so the counts are kept in the work directory for the next preview.
+    """
+    num_classes = len(open_split(config, session.workspace, "train").classes)
+    wanted = {"network": config.network.model_dump(mode="json"), "classes": num_classes}
+    file = session.workspace.root / "networks" / f"{content_hash(wanted, 16)}.json"
+    if file.is_file():
+        return read_json(file)
+    import torch
+
+    from stages.networks import build_network
+
+    options = config.network.options
+    if "encoder_weights" in options:
+        options["encoder_weights"] = "none"
+    with torch.device("meta"):  # shapes without memory
+        network = build_network(config.network.name, num_classes, **options)
+    counts = {}
+    for part, module in network.parts().items():
+        tensors = module.state_dict().values()
+        counts[part.names()[0]] = {"tensors": len(tensors), "bytes": sum(value.nbytes for value in tensors)}
+    write_json(file, counts)
+    return counts
+
+
+def _describe(node: Node, session: Session, parts: dict[str, dict[str, int]]) -> dict[str, Any]:
+    frozen = EVERYTHING & ~node.phase.trains
+    return {
+        "name": node.phase.name,
+        "key": node.folder,
+        "parent": node.parent,
+        "done": session.workspace.node(node.folder).finished,
+        "seed": node.config.seed,
+        "trains": list(node.phase.trains.names()),
+        "frozen": list(frozen.names()),
+        "batch_norm": _describe_batch_norm(node),
+        "focal": node.phase.focal,
+        "mse": node.phase.mse,
+        "steps": node.steps,
+        "lr": node.lr,
+        "copies": [
+            {
+                "from": copy.source.names()[0],
+                "to": copy.target.names()[0],
+                "tensors": parts[copy.source.names()[0]]["tensors"],
+            }
+            for copy in node.copies
+        ],
+    }
+
+
+def _describe_batch_norm(node: Node) -> str:
+    single = not (node.phase.needs_seg and node.phase.needs_depth)
+    if single and node.config.training.encoder_policy == "freeze" and Part.ENCODER in node.phase.trains:
+        return "statistics move in trained decoders; the encoder's stand still (policy freeze)"
+    return "statistics move in trained parts, stand still elsewhere"
+
+
+def _render(plan: Plan, facts: dict[str, Any]) -> Iterable[Any]:
+    columns = ["phase", "seed", "trains", "focal", "mse", "steps", "copied before", "key", "state"]
+    rows = [
+        [
+            phase["name"],
+            phase["seed"],
+            " ".join(phase["trains"]),
+            phase["focal"],
+            phase["mse"],
+            phase["steps"],
+            ", ".join(f"{c['from']} -> {c['to']} ({c['tensors']} tensors)" for c in phase["copies"]) or "-",
+            phase["key"],
+            "trained" if phase["done"] else "to train",
+        ]
+        for phase in facts["phases"]
+    ]
+    yield plain_table("Trainings", columns, rows)
+    yield Text()
+    yield plain_table("Runs", ["row", "seed", "steps"], [[run.row, run.config.seed, run.steps] for run in plan.runs])
+    yield Text(
+        f"\n{facts['nodes']} distinct trainings ({facts['unshared']} if every run trained its own), "
+        f"{facts['to_train']} still to train; weights need {facts['disk_bytes'] / 1e6:.0f} MB, "
+        f"{facts['disk_free_bytes'] / 1e9:.1f} GB are free.\n"
+        "Batch-norm statistics move only in the parts that a phase trains."
+    )

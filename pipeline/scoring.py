@@ -1,0 +1,166 @@
+"""Put a model in front of images: score it on a split, or label files with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Group
+from rich.text import Text
+
+from data_cache.datasets.interface import SegmentationDataset
+from data_cache.depth_store import DepthStore
+from data_cache.errors import UserError
+from data_cache.loaders import Source, build_evaluation_loader
+from pipeline.config import RunConfig
+from pipeline.console import plain_table
+from pipeline.labels import find_labels, open_split
+from pipeline.models import build_untrained, open_model
+from pipeline.plan import PlannedRun
+from pipeline.session import Result, Session
+from stages.evaluation.evaluate import Evaluation, OnPredictions, evaluate
+from stages.evaluation.panels import PanelCollector, write_panels
+from stages.evaluation.predict import PredictionWriter, Segmenter, invert_raw_ids, predict_files
+from stages.networks import count_parameters
+from stages.networks.interface import Normalisation
+from stages.training.checkpoint import load_weights
+
+
+def score_run(run: PlannedRun, session: Session, folder: Path, device: torch.device) -> dict[str, Any]:
+    """Evaluate the last weights of a run's last phase and draw its panels; return what run.json says about it."""
+    config, weights = run.config, session.workspace.node(run.nodes[-1].folder).weights
+    dataset = open_split(config, session.workspace, config.evaluation.split)
+    network = build_untrained(config, len(dataset.classes))
+    load_weights(network, weights)
+    network.to(device=device, memory_format=torch.channels_last)
+    session.console.say(f"evaluating {run.name} on {config.evaluation.split} ({weights})")
+    store = _labels_if_any(config, session, dataset) if run.schedule.needs_depth else None
+    panels = PanelCollector(network.normalisation, limit=config.evaluation.panels)
+    evaluation = _evaluate(network, network.normalisation, dataset, store, config, device, panels)
+    write_panels(panels.items, folder / "panels", class_names=dataset.classes, palette=dataset.palette)
+    return {
+        "split": config.evaluation.split,
+        "classes": list(dataset.classes),
+        "palette": [list(colour) for colour in dataset.palette],
+        "parameters": count_parameters(network),
+        "image_size": list(dataset.read_image(0).shape[:2]),
+        **evaluation.to_json(),
+    }
+
+
+def _labels_if_any(config: RunConfig, session: Session, dataset: SegmentationDataset) -> DepthStore | None:
+    """Return the split's depth store; without one the depth metrics are left out, and that is said."""
+    try:
+        return find_labels(config, session.workspace, dataset)
+    except UserError as problem:
+        session.console.say(f"no depth metrics on split {dataset.split!r}: {problem}")
+        return None
+
+
+def _evaluate(
+    network: Any,
+    normalisation: Normalisation,
+    dataset: SegmentationDataset,
+    store: DepthStore | None,
+    config: RunConfig,
+    device: torch.device,
+    on_predictions: OnPredictions | None,
+) -> Evaluation:
+    batches = build_evaluation_loader(
+        Source(dataset, store, config.depth.target),
+        normalisation=normalisation,
+        size=config.data.crop if config.evaluation.size == "recipe" else None,
+        batch_size=config.evaluation.batch_size,
+        workers=config.data.workers,
+        with_depth=store is not None,
+    )
+    return evaluate(
+        network,
+        batches,
+        num_classes=len(dataset.classes),
+        class_names=dataset.classes,
+        device=device,
+        with_depth=store is not None,
+        on_predictions=on_predictions,
+    )
+
+
+def score_model(
+    session: Session,
+    reference: str,
+    split: str | None,
+    size: str | None,
+    data_root: str | None,
+    save_predictions: Path | None,
+    device: torch.device,
+) -> Result:
+    """Score a run or an export on a split.
+
+    Returns:
+        ``model``, ``weights``, ``split``, ``metrics``, ``metrics_paper``, ``per_class``, ``confusion``, ``images``.
+    """
+    model = open_model(session, reference, device)
+    changes = {"evaluation.split": split, "evaluation.size": size, "data.root": data_root}
+    config = model.config.changed({key: value for key, value in changes.items() if value is not None})
+    dataset = open_split(config, session.workspace, config.evaluation.split)
+    store = (
+        _labels_if_any(config, session, dataset) if model.has_depth and config.build_schedule().needs_depth else None
+    )
+    writer = _prediction_writer(save_predictions, dataset) if save_predictions else None
+    session.console.say(f"evaluating {model.weights} on {dataset.name} {dataset.split}")
+    evaluation = _evaluate(model.network, model.normalisation, dataset, store, config, device, writer)
+    facts = {
+        "model": str(model.folder),
+        "weights": str(model.weights),
+        "split": dataset.split,
+        **evaluation.to_json(),
+        "predictions": str(save_predictions) if save_predictions else None,
+    }
+    return Result(facts, _render(evaluation))
+
+
+def _prediction_writer(folder: Path, dataset: SegmentationDataset) -> PredictionWriter:
+    """Cityscapes predictions carry the official ids, which its server expects; others the train ids."""
+    if dataset.name == "cityscapes":
+        return PredictionWriter(folder, official_ids=invert_raw_ids(dataset.raw_ids))
+    return PredictionWriter(folder, palette=dataset.palette)
+
+
+def _render(evaluation: Evaluation) -> Group:
+    """Show the metrics above the classes."""
+    metrics = [[name, f"{value:.4f}"] for name, value in evaluation.metrics.items()]
+    classes = [[row.name, _share(row.iou), _share(row.acc), row.pixels] for row in evaluation.per_class]
+    return Group(
+        plain_table(f"{evaluation.images} images", ["metric", "value"], metrics),
+        Text(),
+        plain_table("Classes", ["class", "IoU", "recall", "pixels"], classes),
+    )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def predict_images(
+    session: Session,
+    reference: str,
+    images: Sequence[Path],
+    out: Path,
+    device: torch.device,
+    *,
+    tile: int | None,
+    margin: int,
+) -> Result:
+    """Write label maps and overlays of image files.
+
+    Returns:
+        ``files``, ``model``.
+    """
+    model = open_model(session, reference, device)
+    size = model.config.data.crop if model.config.evaluation.size == "recipe" and tile is None else None
+    segmenter = Segmenter(model.network, model.normalisation, device, size=size, tile=tile, margin=margin)
+    files = predict_files(segmenter, images, out, class_names=model.class_names, palette=model.palette)
+    listing = "\n".join(str(file) for file in files)
+    return Result({"files": [str(file) for file in files], "model": str(model.folder)}, listing)
