@@ -19,7 +19,7 @@ from data_cache.sample import IGNORE_INDEX, Batch
 from stages.evaluation.colour import PAPER, RGB, colour_labels
 from stages.evaluation.evaluate import Precision, evaluation_mode, predict_labels, run_network
 from stages.evaluation.panels import write_png
-from stages.evaluation.tiling import check_tiling, segment_tiled
+from stages.evaluation.tiling import TiledNetwork, check_tiling
 from stages.networks.interface import Normalisation
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"})
@@ -44,7 +44,7 @@ class Segmenter:
 
     def __post_init__(self) -> None:
         if self.tile is not None:
-            check_tiling(self.tile, self.margin)
+            check_tiling(self.tile, self.margin, self.network)
             if self.size is not None:
                 raise UserError(
                     "--tile and --size exclude each other: tiles are cut at the picture's own size; drop one"
@@ -52,12 +52,10 @@ class Segmenter:
 
     def label(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return (H, W) class indices of an (H, W, 3) picture, at its size."""
-        if self.tile is not None and max(image.shape[:2]) > self.tile:
-            return segment_tiled(self._label_whole, image, tile=self.tile, margin=self.margin)
-        return self._label_whole(image)
-
-    def _label_whole(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         height, width = image.shape[:2]
+        network = self.network
+        if self.tile is not None and max(height, width) > self.tile:
+            network = TiledNetwork(network, tile=self.tile, margin=self.margin)
         enlarge = max(1.0, MIN_SIDE_PX / min(height, width))
         size = self.size or (round(height * enlarge), round(width * enlarge))
         picture = Image.fromarray(image)
@@ -67,7 +65,7 @@ class Segmenter:
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
         with torch.inference_mode():
             images = ((pixels - mean) / std).unsqueeze(0).to(self.device)
-            logits = run_network(self.network, images, precision=self.precision).seg_logits
+            logits = run_network(network, images, precision=self.precision).seg_logits
             assert logits is not None
             return predict_labels(logits, (height, width))[0].cpu().numpy()
 

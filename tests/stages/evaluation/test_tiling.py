@@ -1,61 +1,146 @@
-"""Tiles: equal to the whole where the margin covers the receptive field, closer to it the wider the margin."""
+"""Tiles: equal to the whole where nothing beyond the margin is seen, closer to it the wider the margin."""
 
 from __future__ import annotations
 
-import numpy as np
+import warnings
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from data_cache.errors import UserError
-from stages.evaluation.tiling import segment_tiled
+from data_cache.sample import Batch
+from stages.evaluation.evaluate import evaluate
+from stages.evaluation.tiling import TiledNetwork, predict_tiled
+from stages.networks import build_network
+from stages.networks.framing import mirror_pad
 
 
-def random_image(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+def random_images(height: int, width: int, batch: int = 1) -> torch.Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def convolve(layers: int, dilation: int = 1):
+def convolve(layers: int, dilation: int = 1) -> nn.Module:
     """A stack of 3×3 convolutions of receptive radius ``layers * dilation``, the border mirrored as tiles have it."""
     torch.manual_seed(0)
-    pad = layers * dilation
-    net = nn.Sequential(*[nn.Conv2d(3 if n == 0 else 6, 6, 3, dilation=dilation) for n in range(layers)])
 
-    def segment(image):
-        pixels = torch.from_numpy(np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")).permute(2, 0, 1)
-        with torch.no_grad():
-            return net(pixels[None].double().to(torch.float32) / 255).argmax(1)[0].to(torch.uint8).numpy()
+    class Convolutions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(
+                *[nn.Conv2d(3 if n == 0 else 6, 6, 3, dilation=dilation) for n in range(layers)]
+            )
 
-    return segment
+        def forward(self, images):
+            return self.layers(mirror_pad(images, *[layers * dilation] * 4))
+
+    return Convolutions()
+
+
+@pytest.fixture(scope="module")
+def unet_valid():
+    torch.manual_seed(0)
+    return build_network("unet-valid", 4, width=2).eval()
 
 
 @pytest.mark.parametrize("size", [(128, 160), (65, 201), (97, 70), (20, 300)])
 def test_equals_the_whole_when_the_margin_covers_the_receptive_radius(size):
-    segment, image = convolve(layers=3), random_image(*size)
-    assert (segment_tiled(segment, image, tile=64, margin=32) == segment(image)).mean() > 0.9999  # ties may round apart
+    network, images = convolve(layers=3), random_images(*size, batch=2)
+    tiled = predict_tiled(network, images, tile=64, margin=32).seg_logits
+    torch.testing.assert_close(tiled, network(images), atol=1e-6, rtol=0)
 
 
-def test_wider_margins_come_closer():
-    segment, image = convolve(layers=3, dilation=24), random_image(192, 256)
-    whole = segment(image)
-    wrong = [(segment_tiled(segment, image, tile=64, margin=margin) != whole).mean() for margin in (0, 32, 64, 96)]
-    assert wrong == sorted(wrong, reverse=True)
-    assert wrong[0] > 0.05 > wrong[-1]
+@pytest.mark.parametrize("size", [(200, 170), (64, 64), (75, 331)])
+@pytest.mark.parametrize("margin", [0, 92, 100])
+def test_unet_valid_in_tiles_equals_the_whole_image(unet_valid, size, margin):
+    images = random_images(*size)
+    with torch.no_grad():
+        whole = unet_valid(images)
+    tiled = predict_tiled(unet_valid, images, tile=80, margin=margin, depth=True)
+    torch.testing.assert_close(tiled.seg_logits, whole.seg_logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(tiled.depth, whole.depth, atol=1e-6, rtol=0)
 
 
-def test_images_smaller_than_the_margin_are_mirrored_again():
-    assert segment_tiled(lambda window: window[..., 0], random_image(3, 5), tile=64, margin=64).shape == (3, 5)
+def test_unet_valid_in_tiles_equals_the_whole_image_in_double_precision(unet_valid):
+    network = build_network("unet-valid", 4, width=2).double().eval()
+    images = random_images(150, 190).double()
+    with torch.no_grad():
+        whole = network(images, depth=False).seg_logits
+    torch.testing.assert_close(predict_tiled(network, images, tile=64, margin=92).seg_logits, whole, atol=1e-12, rtol=0)
 
 
-def test_every_pixel_lands_in_its_place():
-    image = random_image(70, 230)
-    assert np.array_equal(segment_tiled(lambda window: window[..., 1], image, tile=96, margin=32), image[..., 1])
+def test_wider_margins_bring_a_padded_network_closer():
+    torch.manual_seed(0)
+    network = build_network("unet-classic", 4, width=4).eval()
+    images = random_images(256, 256)
+    with torch.no_grad():
+        whole = network(images, depth=False).seg_logits
+
+    def differ(margin):
+        tiled = predict_tiled(network, images, tile=64, margin=margin).seg_logits
+        centre = (..., slice(128, 192), slice(128, 192))  # a tile whose window ends inside the image
+        return (tiled - whole)[centre].abs().mean().item()
+
+    differences = [differ(margin) for margin in (0, 16, 32, 64)]
+    assert differences == sorted(differences, reverse=True)
+    assert differences[-1] < 0.1 * differences[0]
+
+
+@pytest.mark.parametrize("size", [(3, 5), (1, 70)])
+def test_images_smaller_than_the_margin_are_mirrored_again(size):
+    images = random_images(*size)
+    outputs = predict_tiled(lambda windows: windows, images, tile=64, margin=64)
+    assert torch.equal(outputs.seg_logits, images)
+
+
+@pytest.mark.parametrize("tile", [64, 96])
+def test_every_pixel_lands_in_its_place(tile):
+    images = random_images(70, 230, batch=2)
+    assert torch.equal(predict_tiled(lambda windows: windows, images, tile=tile, margin=32).seg_logits, images)
+
+
+def test_windows_start_on_the_pooling_grid():
+    images = random_images(100, 140)
+
+    def pool(windows):
+        return F.interpolate(F.avg_pool2d(windows, 32), scale_factor=32.0)
+
+    padded = mirror_pad(images, 0, 28, 0, 20)
+    expected = pool(padded)[..., :100, :140]
+    torch.testing.assert_close(predict_tiled(pool, images, tile=64, margin=32).seg_logits, expected)
+
+
+def test_only_what_is_asked_for_is_computed(unet_valid):
+    outputs = predict_tiled(unet_valid, random_images(64, 64), tile=64, margin=0, seg=False, depth=True)
+    assert outputs.seg_logits is None
+    assert outputs.depth.shape == (1, 64, 64)
+
+
+def test_an_evaluation_takes_a_tiled_network(unet_valid):
+    labels = torch.randint(0, 4, (1, 100, 130), generator=torch.Generator().manual_seed(1))
+    batch = Batch(("a",), random_images(100, 130), labels, None, None)
+    names = {"num_classes": 4, "class_names": "abcd"}
+    tiled = evaluate(TiledNetwork(unet_valid, tile=64, margin=92), [batch], **names)
+    assert tiled.confusion == evaluate(unet_valid, [batch], **names).confusion
+
+
+def test_networks_with_global_pooling_are_warned_about():
+    network = build_network("pspnet", 2, encoder="resnet18", encoder_weights="none", decoder_channels=4).eval()
+    with pytest.warns(UserWarning, match="PspNet pools over its whole input"):
+        predict_tiled(network, random_images(64, 64), tile=64, margin=0)
+
+
+def test_networks_without_global_pooling_are_not(unet_valid):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predict_tiled(unet_valid, random_images(64, 64), tile=64, margin=0)
 
 
 @pytest.mark.parametrize(
     ("tile", "margin", "match"),
-    [(500, 64, "use 480 or 512"), (512, 40, "--margin 40 .* use 32 or 64"), (32, 0, "use 64 or 96")],
+    [(500, 64, "use 480 or 512"), (512, 40, "--margin 40 .* use 32 or 64"), (32, 0, "use 64 or 96"), (64, -1, "-1")],
 )
 def test_sizes_off_the_grid_are_refused_with_the_nearest(tile, margin, match):
     with pytest.raises(UserError, match=match):
-        segment_tiled(lambda window: window[..., 0], random_image(64, 64), tile=tile, margin=margin)
+        TiledNetwork(lambda windows: windows, tile=tile, margin=margin)
