@@ -41,6 +41,11 @@ NETWORKS = {
     "conv-vgg": NetworkEntry("stages.networks.conv_vgg", "ConvVgg", "VGG16 and one bilinear step, no skips"),
     "segnet": NetworkEntry("stages.networks.segnet", "SegNet", "VGG16-BN, decoder unpools to the pooled positions"),
     "pspnet": NetworkEntry("stages.networks.pspnet", "PspNet", "dilated ResNet, pyramid pooling at four scales"),
+    "deeplabv3plus": NetworkEntry("stages.networks.deeplabv3plus", "DeepLabV3Plus", "Xception65, atrous pyramid, skip"),
+    "deeplabv3plus-mff": NetworkEntry("stages.networks.deeplabv3plus", "DeepLabV3PlusMff", "DeepLabV3+ on three depths"),
+    "bisenet": NetworkEntry("stages.networks.bisenet", "BiSeNet", "ResNet18 beside a spatial path, real-time"),
+    "bisenet-mff": NetworkEntry("stages.networks.bisenet", "BiSeNetMff", "BiSeNet with multi-rate branches"),
+    "dcsa-resnet": NetworkEntry("stages.networks.dcsa", "DcsaNetwork", "ResNet with deformable self-attention"),
 }
 # fmt: on
 """Name → constructor; the constructor's keyword arguments are the keys of the recipe's ``[network]`` table."""
@@ -69,6 +74,8 @@ def build_network(name: str, num_classes: int, *, with_depth: bool = True, **opt
         raise UserError(f"network {name!r} cannot have {num_classes} classes; give at least 1")
     resolved = {**defaults, **options}
     network = NETWORKS[name](num_classes, with_depth=with_depth, **resolved)
+    # Defaults that follow from other options are written down too, so that rebuilding without weights keeps them.
+    resolved |= getattr(network, "settled_options", {})
     network.spec = NetworkSpec(name, num_classes, with_depth, resolved)  # type: ignore[assignment]
     return network  # type: ignore[return-value]
 

@@ -37,7 +37,7 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     return mirror_pad(images, 0, bottom, 0, right)
 
 
-def resize_bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_bilinear(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     """Return (B, C, h, w) maps at another (H, W), the pixel centres keeping their place (``align_corners=False``)."""
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
