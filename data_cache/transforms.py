@@ -249,11 +249,12 @@ def _normalise(pixels: Tensor, normalisation: Normalisation, jitter: ColourJitte
     mean, std = (torch.tensor(values) for values in normalisation)
     colours = pixels.to(torch.float32).mul_(1 / 255)
     if jitter is not None:
-        luma = torch.tensor(_LUMA)
-        mixing = jitter.saturation * torch.eye(3) + (1 - jitter.saturation) * luma.expand(3, 3)
-        grey = jitter.brightness * (colours.mean(0) @ luma)
-        colours = colours @ (jitter.contrast * jitter.brightness * mixing).T + (1 - jitter.contrast) * grey
-        colours.clamp_(0, 1)
+        # contrast about the mean grey, saturation about each pixel's grey; both in one pass over the pixels
+        strength = jitter.brightness * jitter.contrast
+        grey = colours @ torch.tensor(_LUMA)
+        middle = jitter.brightness * (1 - jitter.contrast) * grey.mean()
+        colours.mul_(strength * jitter.saturation)
+        colours.add_(grey.mul_(strength * (1 - jitter.saturation)).add_(middle)[:, None]).clamp_(0, 1)
     return colours.sub_(mean).div_(std)
 
 
