@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stages.comparison.statistics import Difference, Estimate
-from stages.comparison.table import HEADLINE, METRICS, PAPER_COLUMNS, Row, Table
+from stages.comparison.table import HEADLINE, METRICS, PAPER_COLUMNS, Row, Table, label_rows
 
 MAIN_METRICS = ("miou_macro", "miou_micro_imagewise", "iiou_macro_fg", "pixel_acc", "depth_mse")
 """What people read; CSV and JSON hold every metric."""
@@ -38,7 +38,7 @@ def render_text(table: Table, *, width: int = TEXT_WIDTH) -> str:
         return "no runs"
     columns, left_out = _fit(_reading_columns(table, _compact, paper_in_one=True), width)
     lines = [_describe_common(table), "", *_lay_out(columns), ""]
-    lines += _difference_lines(table)
+    lines += _difference_lines(table, width)
     notes = [f"* headline metric: {HEADLINE}", *table.notes]
     if left_out:
         notes.append(f"left out for width: {', '.join(left_out)}; --format csv and json show every column")
@@ -171,17 +171,20 @@ def _describe_common(table: Table) -> str:
     return " · ".join(words)
 
 
-def _difference_lines(table: Table) -> list[str]:
+def _difference_lines(table: Table, width: int) -> list[str]:
     """Return the paired differences of the headline metric as lines of text."""
-    compared = [(row, row.differences[HEADLINE]) for row in table.rows if HEADLINE in row.differences]
+    labelled = zip(label_rows(table.rows), table.rows, strict=True)
+    compared = [(label, row.differences[HEADLINE]) for label, row in labelled if HEADLINE in row.differences]
     if not compared:
         return []
-    name_width = max(len(row.name) for row, _ in compared)
+    name_width = max(len(label) for label, _ in compared)
     lines = [f"{HEADLINE} minus that of {table.baseline}, paired by seed:"]
-    for row, found in compared:
+    for label, found in compared:
         spread = "one seed, no interval" if found.half_width is None else f"±{found.half_width:.3f}"
         verdict = "" if found.half_width is None or found.is_clear else "  (may be chance)"
-        lines.append(f"  {row.name:<{name_width}}  {found.mean:+.3f} {spread}{verdict}")
+        value = f"{found.mean:+.3f} {spread}{verdict}"
+        in_one = f"  {label:<{name_width}}  {value}"
+        lines += [in_one] if len(in_one) <= width else [f"  {label}", f"    {value}"]
     return [*lines, ""]
 
 

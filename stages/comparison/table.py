@@ -18,8 +18,9 @@ METRICS = (
 PAPER_COLUMNS = ("miou", "iiou", "acc")
 
 PAPER_NOTE = (
-    "paper: scores as printed, on PASCAL VOC. Its mIoU is pixel-weighted (compare miou_micro_imagewise, not miou_macro) "
-    "and its acc one-vs-rest binary accuracy (acc_binary, not pixel_acc); 0.9974 is a misprint, the other rows imply 0.9873"
+    "paper: scores as printed, on PASCAL VOC. Its mIoU is pixel-weighted (compare miou_micro_imagewise, not "
+    "miou_macro) and its acc one-vs-rest binary accuracy (acc_binary, not pixel_acc); 0.9974 is a misprint, the other "
+    "rows imply 0.9873"
 )
 
 
@@ -130,6 +131,21 @@ def build_table(
     compared = tuple(_compare_row(row, rows, baseline) for row in rows)
     is_compared = any(row.baseline for row in compared)
     return Table(compared, baseline if is_compared else None, tuple(_build_notes(compared, num_dropped)))
+
+
+def label_rows(rows: Sequence[Row]) -> list[str]:
+    """Return each row's name, with as much behind it as tells rows of one name apart."""
+    facts = ("network", "recipe", "dataset", "split", "settings")
+    labels = []
+    for row in rows:
+        namesakes = [other for other in rows if other.name == row.name]
+        varying = [fact for fact in facts if len({getattr(other, fact) for other in namesakes}) > 1]
+        if len(varying) > 1 and varying[-1] == "settings":
+            varying.pop()  # a hash says nothing that the other facts do not
+        labels.append(" · ".join([row.name, *(getattr(row, fact) for fact in varying)]))
+    if len(set(labels)) < len(labels):
+        labels = [f"{label} · {row.settings}" for label, row in zip(labels, rows, strict=True)]
+    return labels
 
 
 def _row_key(run: RunRecord) -> tuple[str, ...]:

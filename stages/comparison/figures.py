@@ -1,0 +1,169 @@
+"""The figures of the report, as inline SVG. The only file that imports matplotlib."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from stages.comparison.losses import LossCurves
+from stages.comparison.table import HEADLINE, Row, Table, label_rows
+
+INK, MUTED, RULE = "#1f2430", "#7a8291", "#e3e6eb"
+SERIES = ("#9aa3b2", "#2f6db5", "#d0722b", "#3f8f6b")
+"""Grey for the baseline, then the rows that are held against it; told apart in grey print too."""
+LOSS_COLOURS = {"seg": "#2f6db5", "depth": "#d0722b"}
+_STYLE = {
+    "font.size": 9,
+    "svg.fonttype": "none",  # text stays text: the page's own font, and it can be searched
+    "axes.edgecolor": "#c5cad3",
+    "axes.labelcolor": MUTED,
+    "axes.titlesize": 9,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+}
+
+
+def draw_scores(table: Table) -> str:
+    """Return each row's seeds as dots, its mean as a bar with its interval, and the baseline as a line."""
+    rows = [row for row in table.rows if HEADLINE in row.metrics]
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 0.55 + 0.3 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        for place, row in enumerate(rows):
+            _draw_row(axes, place, row, is_baseline=row.name == table.baseline)
+        base = [row for row in rows if row.name == table.baseline]
+        if len(base) == 1:
+            axes.axvline(base[0].metrics[HEADLINE].mean, color=SERIES[0], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axes.set_yticks(range(len(rows)), label_rows(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(HEADLINE)
+        return _to_svg(figure, "scores")
+
+
+def _draw_row(axes: Axes, place: int, row: Row, *, is_baseline: bool) -> None:
+    estimate = row.metrics[HEADLINE]
+    colour = MUTED if is_baseline else SERIES[1]
+    if estimate.half_width is not None:
+        ends = (estimate.mean - estimate.half_width, estimate.mean + estimate.half_width)
+        axes.plot(ends, (place, place), color=colour, linewidth=2, alpha=0.45, solid_capstyle="butt", zorder=2)
+    values = list(row.by_seed(HEADLINE).values())
+    axes.scatter(values, [place] * len(values), s=22, color=colour, alpha=0.6, linewidths=0, zorder=3)
+    axes.scatter([estimate.mean], [place], s=120, marker="|", color=colour, linewidths=2.4, zorder=4)
+
+
+def draw_classes(classes: Sequence[str], rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
+    """Return per-class IoU as grouped bars.
+
+    Args:
+        classes: in the order drawn.
+        rows: row name and IoU in [0, 1] by class; at most as many as SERIES has colours, the baseline first.
+    """
+    bar = 0.8 / len(rows)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 2.9), layout="constrained")
+        axes = figure.add_subplot()
+        for index, (row, scores) in enumerate(rows):
+            values = [scores.get(name, 0.0) for name in classes]
+            places = [place + (index - (len(rows) - 1) / 2) * bar for place in range(len(classes))]
+            axes.bar(places, values, bar * 0.86, color=SERIES[index], label=row)
+        slanted = max(map(len, classes), default=0) * len(classes) > 90
+        axes.set_xticks(
+            range(len(classes)),
+            classes,
+            rotation=35 if slanted else 0,
+            ha="right" if slanted else "center",
+            rotation_mode="anchor" if slanted else None,
+        )
+        axes.tick_params(axis="x", labelcolor=INK)
+        axes.tick_params(axis="y", labelcolor=MUTED)
+        axes.set_ylim(0, 1)
+        axes.set_xlim(-0.6, len(classes) - 0.4)
+        axes.set_ylabel("IoU")
+        axes.grid(visible=False, axis="x")
+        figure.legend(loc="outside upper left", ncols=len(rows), handlelength=0.9, handleheight=0.9)
+        return _to_svg(figure, "classes")
+
+
+def draw_losses(curves: Mapping[str, LossCurves]) -> str:
+    """Return one small picture per row: unweighted losses on a log scale over the run's steps, phases marked."""
+    columns = min(3, len(curves))
+    num_lines = -(-len(curves) // columns)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 0.35 + 1.55 * num_lines), layout="constrained")
+        grid = figure.subplots(num_lines, columns, squeeze=False, sharey=True)
+        for axes, (name, found) in zip(grid.flat, curves.items(), strict=False):
+            _draw_run_losses(axes, name, found)
+        for axes in list(grid.flat)[len(curves) :]:
+            axes.set_visible(False)
+        terms = dict.fromkeys(term for found in curves.values() for term in found.curves)
+        handles = [grid.flat[0].plot([], [], color=_loss_colour(term), label=f"{term} loss")[0] for term in terms]
+        figure.legend(handles=handles, loc="outside upper left", ncols=len(terms), handlelength=1.4)
+        return _to_svg(figure, "losses")
+
+
+def _draw_run_losses(axes: Axes, name: str, found: LossCurves) -> None:
+    for term, points in found.curves.items():
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, color=_loss_colour(term), linewidth=1.2)
+    for phase in found.phases:
+        if phase.first_step:
+            axes.axvline(phase.first_step, color="#b4bac5", linewidth=0.8)
+        middle = (phase.first_step + phase.last_step) / 2
+        axes.text(
+            middle,
+            0.97,
+            phase.name,
+            transform=axes.get_xaxis_transform(),
+            ha="center",
+            va="top",
+            color=MUTED,
+            fontsize=7.5,
+        )
+    axes.set_title(name)
+    axes.set_yscale("log")
+    axes.minorticks_off()
+    axes.margins(y=0.25)
+    axes.tick_params(labelsize=7.5, labelcolor=MUTED)
+    axes.set_xlim(0, found.phases[-1].last_step if found.phases else 1)
+    axes.locator_params(axis="x", nbins=4)
+
+
+def _loss_colour(term: str) -> str:
+    return LOSS_COLOURS.get(term, SERIES[3])
+
+
+def _to_svg(figure: Figure, name: str) -> str:
+    """Return an ``<svg>`` element that scales with the page; equal figures give equal text."""
+    stream = io.StringIO()
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(
+        r' xmlns(:\w+)?="[^"]*"', "", text, count=2
+    )  # inline SVG needs no namespaces, and the page no addresses
+    text = text.replace("xlink:href", "href")
+    return re.sub(
+        r'(<svg\b[^>]*?) height="[^"]*"', r"\1", re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", text, count=1), count=1
+    )

@@ -1,0 +1,72 @@
+"""run.json is read into types, and what is wrong with it is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_cache.errors import UserError
+from stages.comparison.record import RunRecord
+
+FACTS = {
+    "name": "depth-first+copy",
+    "seed": 1,
+    "network": "unet-resnet18",
+    "dataset": "scenes",
+    "recipe": "demo",
+    "metrics": {"miou_macro": 0.5, "confusion": [[1]], "broken": None},
+    "phases": [
+        {"name": "depth", "key": "a", "steps": 30, "seconds": 2.5, "reused": True},
+        {"name": "seg", "steps": 20},
+    ],
+    "per_class": [{"name": "sky", "iou": None, "acc": 0.5, "pixels": 7}],
+}
+
+
+def write(folder: Path, facts: object) -> Path:
+    (folder / "run.json").write_text(facts if isinstance(facts, str) else json.dumps(facts))
+    return folder
+
+
+def test_a_folder_or_its_file_can_be_named(tmp_path):
+    write(tmp_path, FACTS)
+    record = RunRecord.from_json(tmp_path)
+    assert record == RunRecord.from_json(tmp_path / "run.json")
+    assert record.folder == tmp_path
+    assert record.metrics == {"miou_macro": 0.5}
+    assert record.total_steps == 50
+    assert [(phase.name, phase.elapsed_s, phase.reused) for phase in record.phases] == [
+        ("depth", 2.5, True),
+        ("seg", 0.0, False),
+    ]
+    assert record.per_class[0].iou is None
+
+
+def test_objects_with_a_name_stand_for_it():
+    nested = {key: value for key, value in FACTS.items() if key != "name"}
+    nested |= {"recipe": {"name": "voc2012", "seed": 3}, "network": {"name": "unet"}, "schedule": {"name": "joint"}}
+    record = RunRecord.from_dict(nested)
+    assert (record.name, record.recipe, record.network) == ("joint", "voc2012", "unet")
+
+
+@pytest.mark.parametrize(
+    ("facts", "match"),
+    [
+        ({**FACTS, "metrics": None, "seed": None}, "lacks seed, metrics"),
+        ({**FACTS, "phases": [{"steps": 1}]}, r"not understood \(KeyError: 'name'\)"),
+        ({**FACTS, "seed": "many"}, "not understood"),
+        ([1, 2], "holds no object but list"),
+        ("{broken", "is damaged"),
+    ],
+)
+def test_unusable_files_are_named(tmp_path, facts, match):
+    with pytest.raises(UserError, match=match) as caught:
+        RunRecord.from_json(write(tmp_path, facts))
+    assert "run.json" in str(caught.value)
+
+
+def test_missing_file_says_what_to_name(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read .*name a run's folder"):
+        RunRecord.from_json(tmp_path)

@@ -1,0 +1,201 @@
+"""The report: one page, nothing from outside, the same numbers as the table, and honest about what is missing."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_cache.errors import UserError
+from stages.comparison.figures import draw_classes, draw_losses, draw_scores
+from stages.comparison.losses import MAX_POINTS, read_losses
+from stages.comparison.record import ClassRecord, PhaseRecord, RunRecord
+from stages.comparison.report import write_report
+from stages.comparison.table import build_table
+
+VOID_TAGS = {"meta", "img", "br", "wbr", "use", "path", "line", "rect"}
+
+
+class Balance(HTMLParser):
+    """Checks that every opened tag is closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):  # noqa: ARG002
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID_TAGS:
+            assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def make_runs(folder: Path, *, seeds: int = 2) -> list[RunRecord]:
+    scores = {"seg-only": 0.60, "depth-first+copy": 0.64}
+    return [make_run(folder, name, seed, score + seed / 500) for name, score in scores.items() for seed in range(seeds)]
+
+
+def make_run(folder: Path, name: str, seed: int, score: float) -> RunRecord:
+    run_folder = folder / f"unet-{name}-s{seed}"
+    (run_folder / "panels").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(run_folder / "panels/00-a.png")
+    phases = (PhaseRecord("depth", 40, 2.0, True), PhaseRecord("seg", 40, 2.0, False))
+    lines = [{"phase": p.name, "step": s, "raw": {p.name: 1 / s}} for p in phases for s in range(10, 41, 10)]
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    classes = (ClassRecord("sky", score + 0.2, 0.9, 100), ClassRecord("ghost", None, None, 0))
+    command = f"pipeline run --schedule {name} --seed {seed}"
+    return RunRecord(
+        name,
+        seed,
+        "unet",
+        "scenes",
+        "demo",
+        {"miou_macro": score},
+        phases,
+        80,
+        classes,
+        1000,
+        run_folder,
+        command=command,
+    )
+
+
+def read(page: Path) -> tuple[str, str]:
+    """Return the page's HTML and its text, having checked that its tags match."""
+    html = page.read_text(encoding="utf8")
+    parser = Balance()
+    parser.feed(html)
+    assert parser.open == []
+    return html, parser.text
+
+
+def test_page_is_whole_and_loads_nothing(tmp_path):
+    html, _ = read(write_report(make_runs(tmp_path), tmp_path / "sub/report.html"))
+    links = re.findall(r'(?:src|href)="([^"]*)"', html)
+    assert links and all(link.startswith(("data:image/png;base64,", "#")) for link in links)
+    assert not re.search(r"https?://|<script|<link|@import|url\((?!#)", html)
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["report.html"]
+
+
+def test_page_shows_what_the_table_says(tmp_path):
+    runs = make_runs(tmp_path)
+    _, text = read(
+        write_report(runs, tmp_path / "r.html", paper={"seg-only": {"miou": 0.7703, "iiou": 0.48, "acc": 0.986}})
+    )
+    table = build_table(runs)
+    for row in table.rows:
+        assert row.name in text and f"{row.metrics['miou_macro'].mean:.3f}" in text
+    assert "0.7703" in text and "+0.040" in text
+    assert all(note in text for note in table.notes)
+    assert "pipeline run --schedule depth-first+copy --seed 1" in text
+    assert "80 steps · 4 s" in text and "1 of 2" in text
+
+
+def test_a_clear_difference_is_called_so_and_a_single_seed_is_not(tmp_path):
+    runs = make_runs(tmp_path)
+    _, text = read(write_report(runs, tmp_path / "r.html"))
+    assert "over 2 paired seeds. The interval leaves out 0." in text
+    _, text = read(write_report([run for run in runs if run.seed == 0], tmp_path / "one.html"))
+    assert "on one seed, which cannot tell an effect from chance" in text
+
+
+def test_longer_training_of_the_best_row_is_said_in_the_answer(tmp_path):
+    runs = [replace(run, total_steps=160) if run.name != "seg-only" else run for run in make_runs(tmp_path)]
+    assert "It also trained longer." in read(write_report(runs, tmp_path / "r.html"))[1]
+
+
+def test_missing_logs_and_panels_are_said(tmp_path):
+    runs = make_runs(tmp_path)
+    for file in tmp_path.glob("unet-depth-first+copy-s0/**/*.*"):
+        file.unlink()
+    _, text = read(write_report(runs, tmp_path / "r.html"))
+    assert "No metrics.jsonl for: depth-first+copy." in text
+    assert "No panels for: depth-first+copy." in text
+
+
+def test_runs_that_are_nothing_but_a_score_still_make_a_page(tmp_path):
+    bare = RunRecord("own", 0, "unet", "scenes", "demo", {"miou_macro": 0.5})
+    assert "own: 0.500 miou_macro" in read(write_report([bare], tmp_path / "r.html"))[1]
+
+
+def test_names_cannot_inject_markup(tmp_path):
+    bare = RunRecord(
+        '<img src="x">', 0, "<b>", "scenes", "demo", {"miou_macro": 0.5}, (PhaseRecord('"><i>', 1, 0, False),), 1
+    )
+    html, text = read(write_report([bare], tmp_path / "r.html"))
+    assert '<img src="x">' in text and "<i>" not in html and '<img src="x">' not in html
+
+
+def test_rows_of_one_name_are_told_apart(tmp_path):
+    runs = make_runs(tmp_path)
+    _, text = read(write_report([*runs, *(replace(run, network="fcn") for run in runs)], tmp_path / "r.html"))
+    assert "depth-first+copy · fcn" in text and "depth-first+copy · unet" in text
+
+
+def test_no_runs_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no runs to report on"):
+        write_report([], tmp_path / "r.html")
+
+
+def test_losses_of_phases_follow_one_another(tmp_path):
+    run = make_run(tmp_path, "a", 0, 0.5)
+    found = read_losses(run.folder)
+    assert [tuple(phase) for phase in found.phases] == [("depth", 0, 40), ("seg", 40, 80)]
+    assert [step for step, _ in found.curves["depth"]] == [10, 20, 30, 40]
+    assert [step for step, _ in found.curves["seg"]] == [50, 60, 70, 80]
+    assert read_losses(tmp_path) is None
+
+
+def test_a_term_absent_in_between_leaves_a_gap(tmp_path):
+    lines = [
+        {"phase": name, "step": 1, "raw": {term: 0.5}} for name, term in (("a", "seg"), ("b", "depth"), ("c", "seg"))
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    steps, values = zip(*read_losses(tmp_path).curves["seg"], strict=True)
+    assert steps == (1, 3, 3) and [math.isnan(value) for value in values] == [False, True, False]
+
+
+def test_long_logs_are_thinned_without_losing_their_mean(tmp_path):
+    lines = [json.dumps({"phase": "seg", "step": step, "raw": {"seg": step / 5000}}) for step in range(1, 5001)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    points = read_losses(tmp_path).curves["seg"]
+    assert len(points) <= MAX_POINTS + 20
+    assert sum(value for _, value in points) / len(points) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "line", ["{broken", '{"phase": "seg"}', "[]", '{"phase": "a", "step": 1, "raw": {"seg": "x"}}']
+)
+def test_damaged_logs_are_named_with_their_line(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text('{"phase": "a", "step": 1, "raw": {}}\n' + line)
+    with pytest.raises(UserError, match=r"line 2 of .*metrics.jsonl is damaged"):
+        read_losses(tmp_path)
+
+
+def test_equal_figures_give_equal_text_that_scales(tmp_path):
+    runs = make_runs(tmp_path)
+    curves = {"a": read_losses(runs[0].folder)}
+    for draw in (
+        lambda: draw_scores(build_table(runs)),
+        lambda: draw_classes(["sky", "ghost"], [("seg-only", {"sky": 0.5}), ("joint", {"sky": 0.6})]),
+        lambda: draw_losses(curves),
+    ):
+        first = draw()
+        assert first == draw()
+        head = first[: first.index(">")]
+        assert "viewBox" in head and "width=" not in head and "height=" not in head
