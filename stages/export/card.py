@@ -143,7 +143,7 @@ def _conclude_licences(licences: Sequence[LicenceLink]) -> str:
         )
     if silent:
         conclusions.append(
-            f"No licence statement was found for {', '.join(silent)}: ask the authors before you rely on it."
+            f"No licence statement was found for {', '.join(silent)}: ask the authors before relying on it."
         )
     return " ".join(conclusions) or "None of these forbids commercial use; keep their notices."
 

@@ -104,12 +104,12 @@ def _replace_unused(module: nn.Module, unused: set[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def follows_odd_sizes(encoder: nn.Module) -> bool:
-    """Whether the encoder takes an image whose every halving is odd; some (HRNet) need a multiple of their stride."""
+    """Whether the encoder takes an image whose every halving is odd; some (HRNet, Swin) need a multiple of their stride."""
     training = encoder.training
     encoder.eval()
     try:
         encoder(_probe_images(encoder, PROBE_PX + 1))
-    except RuntimeError:
+    except (AssertionError, RuntimeError):
         return False
     finally:
         encoder.train(training)
