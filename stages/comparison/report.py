@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -14,21 +14,17 @@ from stages.comparison.figures import SERIES, draw_classes, draw_losses, draw_sc
 from stages.comparison.formats import MAIN_METRICS
 from stages.comparison.losses import read_losses
 from stages.comparison.page import build_figure, build_page, build_section
-from stages.comparison.record import RunRecord
 from stages.comparison.statistics import Difference, Estimate, estimate_mean
-from stages.comparison.table import HEADLINE, PAPER_COLUMNS, Row, Table, build_table, label_rows
+from stages.comparison.table import HEADLINE, PAPER_COLUMNS, Row, Table, label_rows
 
 _ABSENT = '<span class="absent">–</span>'
 
 
 def write_report(
-    runs: Iterable[RunRecord],
+    table: Table,
     out: Path,
     *,
     title: str = "Did pseudo depth help?",
-    paper: Mapping[str, Mapping[str, float]] | None = None,
-    baseline: str | None = "seg-only",
-    order: Sequence[str] = (),
     panels_per_row: int = 3,
     written_at: datetime | None = None,
 ) -> Path:
@@ -37,14 +33,12 @@ def write_report(
     Losses and panels are read from the runs' folders; a section whose files are missing says so.
 
     Args:
-        paper, baseline, order: see ``build_table``.
         panels_per_row: qualitative pictures shown of the baseline and of the best row.
         written_at: shown in the footer.
 
     Raises:
-        UserError: there is no run, or a log is damaged.
+        UserError: the table is empty, or a log is damaged.
     """
-    table = build_table(runs, paper=paper, baseline=baseline, order=order)
     if not table.rows:
         raise UserError("no runs to report on; train some with: pipeline run, or pipeline table schedules")
     chosen = _choose_rows(table)

@@ -85,7 +85,7 @@ def read(page: Path) -> tuple[str, str]:
 
 
 def test_page_is_whole_and_loads_nothing(tmp_path):
-    html, _ = read(write_report(make_runs(tmp_path), tmp_path / "sub/report.html"))
+    html, _ = read(write_report(build_table(make_runs(tmp_path)), tmp_path / "sub/report.html"))
     links = re.findall(r'(?:src|href)="([^"]*)"', html)
     assert links and all(link.startswith(("data:image/png;base64,", "#")) for link in links)
     assert not re.search(r"https?://|<script|<link|@import|url\((?!#)", html)
@@ -94,10 +94,8 @@ def test_page_is_whole_and_loads_nothing(tmp_path):
 
 def test_page_shows_what_the_table_says(tmp_path):
     runs = make_runs(tmp_path)
-    _, text = read(
-        write_report(runs, tmp_path / "r.html", paper={"seg-only": {"miou": 0.7703, "iiou": 0.48, "acc": 0.986}})
-    )
-    table = build_table(runs)
+    table = build_table(runs, paper={"seg-only": {"miou": 0.7703, "iiou": 0.48, "acc": 0.986}})
+    _, text = read(write_report(table, tmp_path / "r.html"))
     for row in table.rows:
         assert row.name in text and f"{row.metrics['miou_macro'].mean:.3f}" in text
     assert "0.7703" in text and "+0.040" in text
@@ -108,48 +106,49 @@ def test_page_shows_what_the_table_says(tmp_path):
 
 def test_a_clear_difference_is_called_so_and_a_single_seed_is_not(tmp_path):
     runs = make_runs(tmp_path)
-    _, text = read(write_report(runs, tmp_path / "r.html"))
+    _, text = read(write_report(build_table(runs), tmp_path / "r.html"))
     assert "over 2 paired seeds. The interval leaves out 0." in text
-    _, text = read(write_report([run for run in runs if run.seed == 0], tmp_path / "one.html"))
+    _, text = read(write_report(build_table([run for run in runs if run.seed == 0]), tmp_path / "one.html"))
     assert "on one seed, which cannot tell an effect from chance" in text
 
 
 def test_longer_training_of_the_best_row_is_said_in_the_answer(tmp_path):
     runs = [replace(run, total_steps=160) if run.name != "seg-only" else run for run in make_runs(tmp_path)]
-    assert "It also trained longer." in read(write_report(runs, tmp_path / "r.html"))[1]
+    assert "It also trained longer." in read(write_report(build_table(runs), tmp_path / "r.html"))[1]
 
 
 def test_missing_logs_and_panels_are_said(tmp_path):
     runs = make_runs(tmp_path)
     for file in tmp_path.glob("unet-depth-first+copy-s0/**/*.*"):
         file.unlink()
-    _, text = read(write_report(runs, tmp_path / "r.html"))
+    _, text = read(write_report(build_table(runs), tmp_path / "r.html"))
     assert "No metrics.jsonl for: depth-first+copy." in text
     assert "No panels for: depth-first+copy." in text
 
 
 def test_runs_that_are_nothing_but_a_score_still_make_a_page(tmp_path):
     bare = RunRecord("own", 0, "unet", "scenes", "demo", {"miou_macro": 0.5})
-    assert "own: 0.500 miou_macro" in read(write_report([bare], tmp_path / "r.html"))[1]
+    assert "own: 0.500 miou_macro" in read(write_report(build_table([bare]), tmp_path / "r.html"))[1]
 
 
 def test_names_cannot_inject_markup(tmp_path):
     bare = RunRecord(
         '<img src="x">', 0, "<b>", "scenes", "demo", {"miou_macro": 0.5}, (PhaseRecord('"><i>', 1, 0, False),), 1
     )
-    html, text = read(write_report([bare], tmp_path / "r.html"))
+    html, text = read(write_report(build_table([bare]), tmp_path / "r.html"))
     assert '<img src="x">' in text and "<i>" not in html and '<img src="x">' not in html
 
 
 def test_rows_of_one_name_are_told_apart(tmp_path):
     runs = make_runs(tmp_path)
-    _, text = read(write_report([*runs, *(replace(run, network="fcn") for run in runs)], tmp_path / "r.html"))
+    table = build_table([*runs, *(replace(run, network="fcn") for run in runs)])
+    _, text = read(write_report(table, tmp_path / "r.html"))
     assert "depth-first+copy · fcn" in text and "depth-first+copy · unet" in text
 
 
 def test_no_runs_are_refused(tmp_path):
     with pytest.raises(UserError, match="no runs to report on"):
-        write_report([], tmp_path / "r.html")
+        write_report(build_table([]), tmp_path / "r.html")
 
 
 def test_losses_of_phases_follow_one_another(tmp_path):
