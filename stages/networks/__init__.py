@@ -42,7 +42,7 @@ NETWORKS = {
     "segnet": NetworkEntry("stages.networks.segnet", "SegNet", "VGG16-BN, decoder unpools to the pooled positions"),
     "pspnet": NetworkEntry("stages.networks.pspnet", "PspNet", "dilated ResNet, pyramid pooling at four scales"),
     "deeplabv3plus": NetworkEntry("stages.networks.deeplabv3plus", "DeepLabV3Plus", "Xception65, atrous pyramid, skip"),
-    "deeplabv3plus-mff": NetworkEntry("stages.networks.deeplabv3plus", "DeepLabV3PlusMff", "DeepLabV3+ on three depths"),
+    "deeplabv3plus-mff": NetworkEntry("stages.networks.deeplabv3plus", "DeepLabV3PlusMff", "DeepLabV3+ on 3 depths"),
     "bisenet": NetworkEntry("stages.networks.bisenet", "BiSeNet", "ResNet18 beside a spatial path, real-time"),
     "bisenet-mff": NetworkEntry("stages.networks.bisenet", "BiSeNetMff", "BiSeNet with multi-rate branches"),
     "dcsa-resnet": NetworkEntry("stages.networks.dcsa", "DcsaNetwork", "ResNet with deformable self-attention"),
