@@ -16,6 +16,8 @@ from stages.comparison.table import HEADLINE, Row, Table, label_rows
 INK, MUTED, RULE = "#1f2430", "#7a8291", "#e3e6eb"
 SERIES = ("#9aa3b2", "#2f6db5", "#d0722b", "#3f8f6b")
 """Grey for the baseline, then the rows that are held against it; told apart in grey print too."""
+MIN_SCORE_RANGE = 0.1
+"""The score axis shows at least this much, or two nearly equal rows would look far apart."""
 LOSS_COLOURS = {"seg": "#2f6db5", "depth": "#d0722b"}
 _STYLE = {
     "font.size": 9,
@@ -54,6 +56,9 @@ def draw_scores(table: Table) -> str:
             axes.axvline(base[0].metrics[HEADLINE].mean, color=SERIES[0], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         axes.set_yticks(range(len(rows)), label_rows(rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)
+        low, high = axes.get_xlim()
+        widen = max(0.0, MIN_SCORE_RANGE - (high - low)) / 2
+        axes.set_xlim(low - widen, high + widen)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(HEADLINE)
