@@ -1,0 +1,270 @@
+"""Laws of the loaders: a batch is a function of (seed, step), whoever computes it; errors arrive as they were said."""
+
+import gc
+import os
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+import torch
+
+from data_cache.depth_store import DepthStore, DepthStoreWriter, Provenance
+from data_cache.errors import UserError
+from data_cache.loaders import (
+    Augmentation,
+    Source,
+    batch_of_step,
+    build_evaluation_loader,
+    build_training_loader,
+    steps_per_epoch,
+)
+from data_cache.sample import IGNORE_INDEX, DepthKind
+
+NORMALISATION = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+AUGMENTATION = Augmentation((32, 40), (0.5, 2.0), 0.5, 0.4)
+
+
+@dataclass(frozen=True)
+class Ramps:
+    """A tiny dataset in memory: labels are columns, depth grows to the right, sizes may differ."""
+
+    sizes: tuple[tuple[int, int], ...]
+    broken: int | None = None
+    deadly: int | None = None
+    name: str = "ramps"
+    split: str = "train"
+    classes: tuple[str, ...] = ("left", "right")
+    palette: tuple[tuple[int, int, int], ...] = ((0, 0, 0), (9, 9, 9))
+    own_depth_kind: DepthKind | None = None
+
+    @property
+    def raw_ids(self):
+        return MappingProxyType({0: 0, 1: 1, 255: IGNORE_INDEX})
+
+    @property
+    def image_ids(self):
+        return tuple(f"ramp/{number}" for number in range(len(self.sizes)))
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def read_image(self, index):
+        if index == self.broken:
+            raise UserError(f"{self.describe(index)} cannot be decoded: it ends after 7 bytes")
+        if index == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.random.default_rng(index).integers(0, 256, (*self.sizes[index], 3), np.uint8)
+
+    def read_labels(self, index):
+        height, width = self.sizes[index]
+        return np.repeat((np.arange(width) >= width // 2).astype(np.uint8)[None], height, 0)
+
+    def checksum(self, index):
+        return f"{index:032x}"
+
+    def describe(self, index):
+        return f"ramps train #{index}"
+
+
+def build_source(folder: Path, dataset: Ramps, labelled: int | None = None) -> Source:
+    numbers = ("", "", DepthKind.RELATIVE, "1", None, "none", None, "float32")
+    provenance = Provenance(dataset.name, "f", dataset.split, "own", *numbers, "lzf", "", {}, "")
+    with DepthStoreWriter(folder, provenance, shard_size=4) as writer:
+        for index in range(len(dataset) if labelled is None else labelled):
+            ramp = np.repeat(np.linspace(1, 5, 30, dtype=np.float32)[None], 20, 0)
+            writer.add(dataset.image_ids[index], ramp, dataset.sizes[index], dataset.checksum(index))
+    return Source(dataset, DepthStore(folder))
+
+
+@pytest.fixture
+def source(tmp_path):
+    return build_source(tmp_path / "depth", Ramps(((40, 60),) * 7))
+
+
+def load(source, first=0, last=6, **changes):
+    options = {"normalisation": NORMALISATION, "augmentation": AUGMENTATION, "batch_size": 2, "seed": 3,
+               "with_depth": True}  # fmt: skip
+    return list(build_training_loader(source, first_step=first, last_step=last, **options | changes))
+
+
+def assert_same(batches, others):
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.image_ids == other.image_ids
+        for tensor, expected in zip(batch[1:], other[1:], strict=True):
+            assert (tensor is None) == (expected is None)
+            assert tensor is None or torch.equal(tensor, expected)
+
+
+def test_batches_have_the_promised_shapes(source):
+    batch = load(source, last=1)[0]
+    assert batch.images.shape == (2, 3, 32, 40)
+    assert batch.images.dtype == torch.float32
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.seg_labels.shape == batch.inverse_depth.shape == batch.depth_valid.shape == (2, 32, 40)
+    assert (batch.seg_labels.dtype, batch.depth_valid.dtype) == (torch.int64, torch.bool)
+    assert batch.inverse_depth.min() >= 0
+    assert batch.inverse_depth.max() <= 1
+    assert (batch.inverse_depth[~batch.depth_valid] == 0).all()
+    assert torch.equal(batch.depth_valid, batch.seg_labels != IGNORE_INDEX)
+
+
+def test_depth_and_labels_tell_the_same_story(source):
+    """The ramp crosses its middle where the label changes, in every crop, scale and flip."""
+    for batch in load(source, last=12):
+        for labels, depth, valid in zip(batch.seg_labels, batch.inverse_depth, batch.depth_valid, strict=True):
+            sure = valid & ((depth - 0.5).abs() > 0.03)
+            assert torch.equal((depth > 0.5)[sure], (labels == 1)[sure])
+
+
+@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])
+def test_workers_change_nothing(source, method, workers):
+    assert_same(load(source, last=5, workers=workers, start_method=method), load(source, last=5))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_gives_the_tail(source, workers):
+    assert_same(load(source, first=4, last=9, workers=workers), load(source, last=9)[4:])
+
+
+def test_depth_changes_neither_image_nor_labels(source):
+    without = load(source, with_depth=False)
+    assert_same(without, [batch._replace(inverse_depth=None, depth_valid=None) for batch in load(source)])
+
+
+def test_seeds_and_epochs_differ(source):
+    assert load(source, last=3)[0].image_ids != load(source, last=3, seed=4)[0].image_ids
+    first, second = ({name: image for batch in load(source, epoch * 3, epoch * 3 + 3) for name, image in
+                      zip(batch.image_ids, batch.images, strict=True)} for epoch in (0, 1))  # fmt: skip
+    shared = first.keys() & second.keys()
+    assert shared
+    assert not any(torch.equal(first[name], second[name]) for name in shared)
+
+
+def test_iterating_again_begins_again(source):
+    loader = build_training_loader(
+        source, normalisation=NORMALISATION, augmentation=AUGMENTATION, batch_size=2, seed=0, first_step=1, last_step=4,
+        workers=1, with_depth=True,
+    )  # fmt: skip
+    assert len(loader) == 3
+    assert_same(list(loader), list(loader))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_global_random_state_is_left_alone(source, workers):
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    load(source, workers=workers)
+    evaluate_all(source, workers=workers)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(7, 2), (8, 4), (3, 5), (1, 1)])
+def test_an_epoch_sees_each_image_at_most_once(num_images, batch_size):
+    steps = steps_per_epoch(num_images, batch_size)
+    for epoch in range(3):
+        batches = [batch_of_step(step, num_images, batch_size, 0) for step in range(epoch * steps, (epoch + 1) * steps)]
+        assert {number for number, _ in batches} == {epoch}
+        seen = [index for _, indices in batches for index in indices]
+        assert len(set(seen)) == len(seen) == min(num_images, steps * batch_size)
+        assert set(seen) <= set(range(num_images))
+
+
+def test_the_loader_follows_the_order(source):
+    expected = [batch_of_step(step, 7, 2, 3)[1] for step in range(2, 8)]
+    assert [[int(name[5:]) for name in batch.image_ids] for batch in load(source, 2, 8)] == expected
+
+
+def test_targets_come_in_the_asked_mode(source):
+    batch = load(replace(source, target_mode="zscore"), last=1)[0]
+    assert batch.inverse_depth.min() < -0.5
+
+
+def evaluate_all(source, size=None, **changes):
+    options = {"normalisation": NORMALISATION, "batch_size": 3, "with_depth": True}
+    return list(build_evaluation_loader(source, size=size, **options | changes))
+
+
+MIXED = ((40, 60),) * 2 + ((50, 44),) * 3 + ((40, 60),)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_sees_every_image_once_at_its_own_size(tmp_path, workers):
+    source = build_source(tmp_path / "depth", Ramps(MIXED))
+    batches = evaluate_all(source, workers=workers)
+    assert [batch.image_ids for batch in batches] == [
+        ("ramp/0", "ramp/1"),
+        ("ramp/2",),
+        ("ramp/3", "ramp/4"),
+        ("ramp/5",),
+    ]
+    for batch in batches:
+        for position, image_id in enumerate(batch.image_ids):
+            index = int(image_id[5:])
+            assert batch.images.shape[2:] == batch.inverse_depth.shape[1:] == MIXED[index]
+            np.testing.assert_array_equal(batch.seg_labels[position], source.dataset.read_labels(index))
+            pixels = batch.images[position].permute(1, 2, 0).numpy() * 0.25 + 0.5
+            np.testing.assert_allclose(pixels * 255, source.dataset.read_image(index), atol=1e-3)
+        assert batch.depth_valid.all()
+
+
+def test_evaluation_resizes_images_and_leaves_labels(tmp_path):
+    source = build_source(tmp_path / "depth", Ramps(MIXED))
+    batches = evaluate_all(source, size=(32, 48))
+    assert [tuple(batch.images.shape[2:]) for batch in batches] == [(32, 48)] * 4
+    assert [tuple(batch.seg_labels.shape[1:]) for batch in batches] == [(40, 60), (50, 44), (50, 44), (40, 60)]
+    assert [tuple(batch.inverse_depth.shape[1:]) for batch in batches] == [(40, 60), (50, 44), (50, 44), (40, 60)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_wrong_with_an_image_arrives_as_it_was_said(source, workers):
+    broken = replace(source, dataset=replace(source.dataset, broken=5))
+    with pytest.raises(UserError) as caught:
+        load(broken, workers=workers)
+    assert str(caught.value) == "ramps train #5 cannot be decoded: it ends after 7 bytes"
+    with pytest.raises(UserError, match=r"^ramps train #5 cannot be decoded"):
+        evaluate_all(broken, workers=workers)
+
+
+def test_a_worker_that_dies_is_explained(source):
+    deadly = replace(source, dataset=replace(source.dataset, deadly=2))
+    gc.collect()  # torch watches SIGCHLD: workers of earlier loaders must not die in the middle of this
+    with pytest.raises(UserError, match=r"data loading worker died .*Use fewer workers"):
+        load(deadly, workers=1)
+
+
+def test_a_depth_phase_needs_a_store(source):
+    with pytest.raises(
+        UserError, match="no depth store; make one with: pipeline pseudo-depth --dataset ramps --split tr"
+    ):
+        load(replace(source, store=None))
+    assert load(replace(source, store=None), with_depth=False)[0].inverse_depth is None
+
+
+def test_missing_depth_is_told_before_the_first_step(tmp_path):
+    source = build_source(tmp_path / "depth", Ramps(((40, 60),) * 7), labelled=2)
+    with pytest.raises(UserError, match=r"lacks depth for 5 of 7 images \(ramp/2, ramp/3, ramp/4, …\); .*pseudo-depth"):
+        build_training_loader(
+            source, normalisation=NORMALISATION, augmentation=AUGMENTATION, batch_size=2, seed=0, first_step=0,
+            last_step=4, with_depth=True,
+        )  # fmt: skip
+
+
+def test_a_store_of_another_split_is_refused(source):
+    with pytest.raises(UserError, match="holds the depth of ramps train, not of ramps val"):
+        load(replace(source, dataset=replace(source.dataset, split="val")))
+
+
+def test_images_that_changed_size_are_refused(source):
+    with pytest.raises(
+        UserError, match=r"ramps train #. is 44 x 60 px but was 40 x 60 px when .* label again: pipeline"
+    ):
+        load(replace(source, dataset=replace(source.dataset, sizes=((44, 60),) * 7)))
+
+
+def test_an_empty_split_is_refused(source):
+    with pytest.raises(UserError, match="ramps train has no images"):
+        load(replace(source, dataset=replace(source.dataset, sizes=())))
