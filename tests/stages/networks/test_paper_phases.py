@@ -1,0 +1,88 @@
+"""The classic networks under training: every kind of phase moves exactly its parts, every network exports to ONNX."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from data_cache.sample import Batch
+from stages.networks import build_network, segmentation_only, strip_depth
+from stages.training.loop import train_phase
+from stages.training.losses import LossSettings
+from stages.training.optimisation import OptimSettings
+from stages.training.schedules import DEPTH, JOINT, SEG
+
+NUM_CLASSES = 3
+VGG = {"encoder_weights": "none", "width": 4, "fc_width": 8}
+CASES = {
+    "fcn32s": ("fcn32s", VGG),
+    "fcn16s": ("fcn16s", VGG),
+    "fcn8s": ("fcn8s", VGG),
+    "fcn8s-caffe-full": ("fcn8s", {**VGG, "padding": "caffe", "depth_branch": "full"}),
+    "fcn8s-pool5": ("fcn8s", {**VGG, "head": "pool5"}),
+    "conv-vgg": ("conv-vgg", VGG),
+    "segnet": ("segnet", {"encoder_weights": "none", "width": 4}),
+    "pspnet": ("pspnet", {"encoder": "resnet18", "encoder_weights": "none", "decoder_channels": 8, "aux": True}),
+    "unet-classic": ("unet-classic", {"width": 4}),
+    "unet-valid": ("unet-valid", {"width": 2}),
+}
+pytestmark = pytest.mark.filterwarnings("ignore:PSPNet's pyramid")
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def network(request):
+    name, options = request.param
+    torch.manual_seed(0)
+    return build_network(name, NUM_CLASSES, **options)
+
+
+def draw_batches(first_step: int):
+    generator = torch.Generator().manual_seed(first_step)
+    while True:
+        yield Batch(
+            ("a", "b"),
+            torch.randn(2, 3, 64, 64, generator=generator),
+            torch.randint(NUM_CLASSES, (2, 64, 64), generator=generator),
+            torch.rand(2, 64, 64, generator=generator),
+            torch.ones(2, 64, 64, dtype=torch.bool),
+        )
+
+
+@pytest.mark.parametrize("phase", [SEG, DEPTH, JOINT], ids=str)
+def test_one_step_moves_exactly_the_parts_of_the_phase(network, phase):
+    before = {part: [p.clone() for p in module.state_dict().values()] for part, module in network.parts().items()}
+    train_phase(
+        network,
+        phase,
+        draw_batches,
+        total_steps=1,
+        seed=0,
+        optim=OptimSettings(lr=0.01),
+        losses=LossSettings(),
+        device=torch.device("cpu"),
+        precision="float32",
+    )
+    for part, module in network.parts().items():
+        same = [torch.equal(old, new) for old, new in zip(before[part], module.state_dict().values(), strict=True)]
+        assert all(same) != (part in phase.trains), part
+
+
+def test_onnx_computes_the_same_at_the_traced_size(network, tmp_path):
+    """Also at a size that no stride divides."""
+    size = (70, 101)
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    module = segmentation_only(strip_depth(network)).eval()
+    with torch.no_grad():  # scores of a fresh FCN are practically 0 and would agree whatever they are made of
+        for weight in module.network.seg_decoder.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
+        for weight in module.network.seg_head.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
+        expected = module(images).numpy()
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(module, (images,), file, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(file)
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    assert np.ptp(expected) > 1e-3
+    np.testing.assert_allclose(found, expected, atol=1e-4 * max(1.0, np.abs(expected).max()))
