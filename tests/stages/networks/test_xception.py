@@ -100,7 +100,9 @@ def test_the_other_lengths_have_the_same_taps(encoder):
 
 
 @pytest.mark.parametrize("stride_plan", STRIDE_PLANS)
-@pytest.mark.parametrize(("name", "channels"), [("resnet18", (64, 128, 256, 512)), ("resnet50", (256, 512, 1024, 2048))])
+@pytest.mark.parametrize(
+    ("name", "channels"), [("resnet18", (64, 128, 256, 512)), ("resnet50", (256, 512, 1024, 2048))]
+)
 def test_resnets_follow_the_plans_by_stages(name, channels, stride_plan):
     encoder = build_on_meta(name, stride_plan=stride_plan)
     taps = encoder(torch.empty(1, 3, 512, 512, device="meta"))
