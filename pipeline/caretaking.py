@@ -39,7 +39,7 @@ def find_stores(session: Session, store: Path | None) -> list[Path]:
 
 def show_stores(folders: list[Path]) -> Result:
     """Describe stores: images, bytes, provenance."""
-    facts = []
+    facts: list[dict[str, Any]] = []
     for folder in folders:
         store = DepthStore(folder)
         size = sum(file.stat().st_size for file in folder.glob("*.h5"))
@@ -59,7 +59,7 @@ def show_stores(folders: list[Path]) -> Result:
         for fact in facts
     ]
     total = {"stores": facts, "images": sum(fact["images"] for fact in facts), "bad": []}
-    provenance = facts[0]["provenance"] if len(facts) == 1 else [fact["provenance"] for fact in facts]
+    provenance = [fact["provenance"] for fact in facts]
     columns = ["dataset", "split", "estimator", "kind", "images", "size", "folder"]
     return Result(total | {"provenance": provenance}, plain_table("Depth stores", columns, rows))
 
@@ -147,6 +147,6 @@ def export_maps(session: Session, folders: list[Path], out: Path | None, form: s
 
 
 def _to_16_bits(found: DepthMap) -> NDArray[np.uint16]:
-    low, high = found.stats.min, found.stats.max
-    scaled = (found.raw - low) / max(high - low, np.finfo(np.float32).tiny)
+    low, span = found.stats.min, found.stats.max - found.stats.min
+    scaled = (found.raw - low) / (span or 1.0)
     return np.where(np.isfinite(found.raw), np.round(65535 * scaled.clip(0, 1)), 0).astype(np.uint16)

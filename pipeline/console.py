@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-Advance = Callable[[int, str], None]
-"""Called with (items done so far, short note such as "12.3 images/s")."""
+
+class Advance(Protocol):
+    """Tells how far a piece of work has come."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Take the items done so far and a short note such as "12.3 images/s"."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,11 @@ class Console:
         )
         with Progress(*columns, console=stderr) as bar:
             task = bar.add_task(what, total=total, note="")
-            yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+            def advance(done: int, note: str = "") -> None:
+                bar.update(task, completed=done, note=note)
+
+            yield advance
 
     def _log_lines(self, what: str, total: int) -> Advance:
         shown = -1

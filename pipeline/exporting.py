@@ -119,11 +119,8 @@ def headlines(proof: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     for name, facts in proof["formats"].items():
         for size in facts["sizes"]:
-            rows.append(
-                (
-                    f"{name} at {size['height']}x{size['width']}",
-                    f"max difference {size['max_abs_difference']:.2g}, same class on {size['argmax_agreement']:.4%} of pixels",
-                )
-            )
+            difference = f"max difference {size['max_abs_difference']:.2g}"
+            agreement = f"same class on {size['argmax_agreement']:.4%} of pixels"
+            rows.append((f"{name} at {size['height']}x{size['width']}", f"{difference}, {agreement}"))
     rows += [(what, f"{proof[what]['before']:,} -> {proof[what]['after']:,}") for what in ("parameters", "flops")]
     return [*rows, ("latency", f"{latency['before']:.1f} ms -> {latency['after']:.1f} ms ({latency['device']})")]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def list_schedules() -> Result:
     """List the ten rows of the paper and our controls."""
-    facts = []
+    facts: list[dict[str, Any]] = []
     for name in TABLE_ROWS:
         steps = [_describe_step(step) for step in resolve_schedule(name).steps]
         origin = "control (ours)" if name in CONTROLS else "paper"

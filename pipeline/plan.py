@@ -161,6 +161,12 @@ def _content(value: Any) -> Any:
     return value
 
 
+_ELSEWHERE = {"epochs", "iterations", "budget", "lr", "encoder_policy"}
+"""Training settings that a phase's description says in its own way."""
+_WITHOUT_EFFECT = {"checkpoint_every", "log_every", "tensorboard"}
+"""Training settings that leave the weights as they are."""
+
+
 def _describe(phase: Phase, steps: int, config: RunConfig, facts: DataFacts) -> dict[str, Any]:
     """Describe a phase by what decides its outcome, and by nothing else, so that equal work gets equal keys."""
     training, loss = config.training, config.loss
@@ -169,19 +175,7 @@ def _describe(phase: Phase, steps: int, config: RunConfig, facts: DataFacts) -> 
         "weights": [phase.focal, phase.mse],
         "steps": steps,
         "lr": phase.lr or training.lr,
-        "training": training.model_dump(
-            mode="json",
-            exclude={
-                "epochs",
-                "iterations",
-                "budget",
-                "lr",
-                "encoder_policy",
-                "checkpoint_every",
-                "log_every",
-                "tensorboard",
-            },
-        ),
+        "training": training.model_dump(mode="json", exclude=_ELSEWHERE | _WITHOUT_EFFECT),
     }
     if phase.needs_seg:
         described["seg-loss"] = loss.model_dump(mode="json", include={"seg", "gamma", "alpha", "class_weights"})

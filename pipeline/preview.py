@@ -16,7 +16,7 @@ from pipeline.plan import Node, Plan, plan_runs
 from pipeline.session import Result, Session
 from pipeline.tables import find_table, table_rows
 from pipeline.workspace import read_json, write_json
-from stages.training.schedule import EVERYTHING, Part
+from stages.training.schedule import EVERYTHING, CopyWeights, Part
 
 Rows = list[tuple[str, RunConfig]]
 
@@ -103,15 +103,13 @@ def _describe(node: Node, session: Session, parts: dict[str, dict[str, int]]) ->
         "mse": node.phase.mse,
         "steps": node.steps,
         "lr": node.lr,
-        "copies": [
-            {
-                "from": copy.source.names()[0],
-                "to": copy.target.names()[0],
-                "tensors": parts[copy.source.names()[0]]["tensors"],
-            }
-            for copy in node.copies
-        ],
+        "copies": [_describe_copy(copy, parts) for copy in node.copies],
     }
+
+
+def _describe_copy(copy: CopyWeights, parts: dict[str, dict[str, int]]) -> dict[str, Any]:
+    source, target = copy.source.names()[0], copy.target.names()[0]
+    return {"from": source, "to": target, "tensors": parts.get(source, {"tensors": 0})["tensors"]}
 
 
 def _describe_batch_norm(node: Node) -> str:

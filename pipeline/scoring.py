@@ -83,6 +83,7 @@ def _evaluate(
         class_names=dataset.classes,
         device=device,
         with_depth=store is not None,
+        align_median=config.depth.target != "metric",
         on_predictions=on_predictions,
     )
 
@@ -105,9 +106,8 @@ def score_model(
     changes = {"evaluation.split": split, "evaluation.size": size, "data.root": data_root}
     config = model.config.changed({key: value for key, value in changes.items() if value is not None})
     dataset = open_split(config, session.workspace, config.evaluation.split)
-    store = (
-        _labels_if_any(config, session, dataset) if model.has_depth and config.build_schedule().needs_depth else None
-    )
+    learnt_depth = model.has_depth and config.build_schedule().needs_depth
+    store = _labels_if_any(config, session, dataset) if learnt_depth else None
     writer = _prediction_writer(save_predictions, dataset) if save_predictions else None
     session.console.say(f"evaluating {model.weights} on {dataset.name} {dataset.split}")
     evaluation = _evaluate(model.network, model.normalisation, dataset, store, config, device, writer)
