@@ -31,6 +31,24 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
+def worker_deaths_unheard() -> Iterator[None]:
+    """Keep torch from raising in the middle of this block because a loader worker was killed by a signal.
+
+    A SIGTERM to the process group (a batch system, a container, ``timeout``) kills the workers too, and torch's SIGCHLD
+    handler then raises RuntimeError wherever the main thread happens to be, even between an update and its bookkeeping.
+    The death is still noticed by the next fetch from the loader.
+    """
+    if threading.current_thread() is not threading.main_thread():  # handlers run, and can be set, only there
+        yield
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+@contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
     """Turn the first SIGTERM or SIGINT inside the block into a set flag; the second raises KeyboardInterrupt at once.
 

@@ -15,7 +15,7 @@ from data_cache.sample import Batch
 from stages.networks.interface import Network
 from stages.training.checkpoint import read_checkpoint, write_checkpoint
 from stages.training.freezing import TrainingScope, as_module, training_parts
-from stages.training.interruption import Interrupted, StopFlag, stop_on_signals
+from stages.training.interruption import Interrupted, StopFlag, stop_on_signals, worker_deaths_unheard
 from stages.training.losses import LossSettings
 from stages.training.metrics_log import MetricsLog, StepReport
 from stages.training.optimisation import OptimSettings, parts_to_train
@@ -164,22 +164,25 @@ def _run_steps(
     for step in range(run.first_step, run.total_steps):
         batch = _fetch(batches, run, step)
         if batch is None:
-            keeper.save(step)
+            with worker_deaths_unheard():
+                del batches  # ends the workers
+                keeper.save(step)
             kept = (
                 f"the state is in {keeper.folder}; repeat the command to go on" if keeper.folder else "nothing was kept"
             )
             raise Interrupted(f"stopped in phase {run.phase!r} after {step} of {run.total_steps} steps; {kept}")
         if step == run.first_step:
             trainer.check_labels(batch)
-        report = trainer.train_step(step, batch)
-        images += report.images
-        if log:
-            log.write(report)
-        if on_step:
-            on_step(report)
-            scope.apply()  # an evaluation in there may have changed modes
-        if (step + 1) % run.checkpoint_every == 0 and step + 1 < run.total_steps:
-            keeper.save(step + 1)
+        with worker_deaths_unheard():
+            report = trainer.train_step(step, batch)
+            images += report.images
+            if log:
+                log.write(report)
+            if on_step:
+                on_step(report)
+                scope.apply()  # an evaluation in there may have changed modes
+            if (step + 1) % run.checkpoint_every == 0 and step + 1 < run.total_steps:
+                keeper.save(step + 1)
     seconds = time.perf_counter() - started_at
     trainer.finish()
     return PhaseSummary(run.total_steps, run.first_step, report.raw, report.share, seconds, images / seconds)
