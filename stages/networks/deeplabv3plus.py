@@ -13,6 +13,7 @@ import torch
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from torch import Tensor, nn
 
+from data_cache.errors import UserError
 from stages.networks.atrous import MultiRateBranch, build_atrous_pyramid, build_conv, check_width
 from stages.networks.branched import BranchedNetwork
 from stages.networks.encoders import find_normalisation
@@ -153,6 +154,7 @@ class _DeepLab(BranchedNetwork):
         super().__init__()
         check_width("width", plan.width)
         check_width("low_level_width", low_level_width)
+        _check_branch_options(plan)
         self.num_classes = num_classes
         self.normalisation = find_normalisation(choice.encoder, choice.encoder_weights)
         stride_plan = choose_stride_plan(choice.encoder, choice.encoder_weights, choice.stride_plan)
@@ -280,6 +282,12 @@ class DeepLabV3PlusMff(_DeepLab):
             low_level_width=low_level_width,
             share_aspp=share_aspp,
         )
+
+
+def _check_branch_options(plan: FusionPlan) -> None:
+    idle = [option for option in ("with_1x1", "with_pool", "separable") if getattr(plan, option)]
+    if idle and not plan.dilated:
+        raise UserError(f"with dilated = false a branch is one 1×1 convolution; drop {', '.join(idle)}")
 
 
 def _build_branch(in_channels: int, plan: FusionPlan) -> nn.Module:

@@ -102,6 +102,10 @@ def build_tapped_encoder(
     """
     if is_xception(encoder):
         return XceptionEncoder(encoder, encoder_weights, stride_plan, low_level_channels)
+    if low_level_channels != LOW_LEVEL_TAPS[0]:
+        raise UserError(
+            f"encoder {encoder!r} has no choice of low_level_channels, which Xceptions have; drop {low_level_channels}"
+        )
     return StagedEncoder(encoder, encoder_weights, stride_plan)
 
 

@@ -122,6 +122,8 @@ def test_normalisation_is_that_of_the_encoder():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"dilated": False, "with_pool": True, "separable": True}, "drop with_pool, separable"),
+        ({"encoder": "resnet18", "low_level_channels": 128}, "'resnet18' has no choice of low_level_channels"),
         ({"width": 0}, "width 0 is not possible"),
         ({"low_level_width": -1}, "low_level_width -1 is not possible"),
         ({"rates": [0]}, r"rates \[0\] are not possible"),
