@@ -138,13 +138,12 @@ def _conclude_licences(licences: Sequence[LicenceLink]) -> str:
     conclusions = []
     if forbidding:
         conclusions.append(
-            f"**Not for commercial use**: {', '.join(forbidding)} may not be used so, and these weights learnt from it, "
-            "although none of its weights are in this folder."
+            f"**Not for commercial use**: {', '.join(forbidding)} may not be used so, and this model learnt from it, "
+            "although none of those weights are in this folder."
         )
     if silent:
-        conclusions.append(
-            f"No licence statement was found for {', '.join(silent)}: ask the authors before relying on it."
-        )
+        names = ", ".join(silent)
+        conclusions.append(f"No licence statement was found for {names}: ask its authors before you rely on it.")
     return " ".join(conclusions) or "None of these forbids commercial use; keep their notices."
 
 

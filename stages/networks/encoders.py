@@ -104,7 +104,7 @@ def _replace_unused(module: nn.Module, unused: set[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def follows_odd_sizes(encoder: nn.Module) -> bool:
-    """Whether the encoder takes an image whose every halving is odd; some (HRNet, Swin) need a multiple of their stride."""
+    """Whether the encoder takes an image whose every halving is odd; HRNet and Swin, say, need multiples."""
     training = encoder.training
     encoder.eval()
     try:

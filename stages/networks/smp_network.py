@@ -134,13 +134,10 @@ class SmpNetwork(nn.Module):
         if not torch.compiler.is_exporting():
             self._check_size(images)
         features = self.encoder(self._pad(images))
-        seg_logits = self.seg_head(self.seg_decoder(features)) if seg else None
-        inverse_depth = self.depth_head(self.depth_decoder(features)).squeeze(1) if depth else None
         height, width = images.shape[-2:]
-        return Outputs(
-            None if seg_logits is None else seg_logits[..., :height, :width],
-            None if inverse_depth is None else inverse_depth[..., :height, :width],
-        )
+        seg_logits = self._crop(self.seg_head(self.seg_decoder(features)), height, width) if seg else None
+        inverse_depth = self._crop(self.depth_head(self.depth_decoder(features)), height, width) if depth else None
+        return Outputs(seg_logits, None if inverse_depth is None else inverse_depth.squeeze(1))
 
     def smp_config(self) -> dict[str, Any]:
         """Return the config.json with which ``smp.from_pretrained`` builds the segmentation half of this network."""
@@ -218,6 +215,15 @@ class SmpNetwork(nn.Module):
         if not torch.compiler.is_exporting() and pad_bottom == pad_right == 0:
             return images
         return F.pad(images, (0, pad_right, 0, pad_bottom))  # type: ignore[arg-type]
+
+    def _crop(self, maps: Tensor, height: int, width: int) -> Tensor:
+        """Undo the padding."""
+        if self.size_rule.multiple_px == 1:
+            return maps
+        if torch.compiler.is_exporting():
+            # A slice would fix whether there is anything to cut off to what the traced size needs (torch 2.15).
+            return F.pad(maps, (0, width - maps.shape[-1], 0, height - maps.shape[-2]))
+        return maps[..., :height, :width]
 
 
 def _draw_decoder_like(decoder: nn.Module, *, redraw: bool) -> nn.Module:

@@ -1,0 +1,279 @@
+"""The exported folder: complete, proven, opened without this project, and never half there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from safetensors.torch import load_file
+
+from data_cache.errors import UserError
+from stages.export import FORMATS, CardFacts, LicenceLink, export_network, load_exported
+from stages.networks import build_network, count_parameters, strip_depth
+
+SIZE = (64, 96)
+CLASSES = ("sky", "ground", "ball")
+PALETTE = ((0, 0, 0), (90, 60, 30), (250, 0, 0))
+FACTS = CardFacts(
+    run="unet-depth-first+copy-s0",
+    dataset="scenes",
+    schedule="depth-first+copy",
+    steps=("depth, 3 epochs", "copy depth-decoder -> seg-decoder", "seg, 3 epochs"),
+    metrics={"miou_macro": 0.61},
+    split="val",
+    licences=(
+        LicenceLink("depth teacher", "depth-anything/Depth-Anything-V2-Base-hf", "CC-BY-NC-4.0", "abc", True),
+        LicenceLink("encoder weights", "resnet10t", "unknown"),
+    ),
+)
+
+
+def build(**options):
+    torch.manual_seed(0)
+    small = {"encoder": "tu-resnet10t", "encoder_weights": "none", "decoder_channels": [16, 16, 8, 8, 8]}
+    return build_network("unet", len(CLASSES), **{**small, **options})
+
+
+def export(network, out, **options):
+    given = {"input_size": SIZE, "class_names": CLASSES, "palette": PALETTE, "card_facts": FACTS, "latency_repeats": 1}
+    return export_network(network, out, **{**given, "formats": (), **options})
+
+
+@pytest.fixture(scope="module")
+def network():
+    return build().train()
+
+
+@pytest.fixture(scope="module")
+def report(network, tmp_path_factory):
+    """One export with ONNX, of the default kind, for all tests that only look at it."""
+    return export(network, tmp_path_factory.mktemp("export") / "model", formats=("safetensors", "onnx"))
+
+
+def test_the_folder_has_every_promised_file(report):
+    promised = ("README.md", "config.json", "model.onnx", "model.safetensors", "preprocess.json", "proof.json")
+    assert report.files == promised
+    assert sorted(path.name for path in report.out.iterdir()) == list(promised)
+    assert [path.name for path in report.out.parent.iterdir()] == ["model"]
+
+
+def test_the_proof_says_zero_and_what_was_saved(report, network):
+    proof = json.loads((report.out / "proof.json").read_text())
+    assert proof == report.proof
+    assert proof["max_abs_difference"] == {"stripped_vs_full": 0.0, "smp_vs_stripped": 0.0}
+    assert proof["parameters"] == {"before": count_parameters(network), "after": count_parameters(strip_depth(network))}
+    assert 0 < proof["flops"]["after"] < proof["flops"]["before"]
+    assert proof["latency_ms"]["after"] > 0
+    assert proof["formats"]["safetensors"]["sizes"][0]["max_abs_difference"] == 0
+    onnx = proof["formats"]["onnx"]
+    assert onnx["dynamic_batch"] is True
+    assert {case["batch"] for case in onnx["sizes"]} == {1, 3}
+    assert all(case["max_abs_difference"] < 1e-4 and case["argmax_agreement"] > 0.999 for case in onnx["sizes"])
+
+
+def test_the_trained_network_is_left_as_it_was(report, network):
+    assert network.training
+    assert hasattr(network, "depth_decoder")
+
+
+def test_smp_opens_the_folder_in_a_process_without_this_project(report, network, tmp_path):
+    script = (
+        "import sys, torch, segmentation_models_pytorch as smp\n"
+        "assert not any(name.split('.')[0] in ('stages', 'pipeline', 'data_cache') for name in sys.modules)\n"
+        "model = smp.from_pretrained(sys.argv[1]).eval()\n"
+        "images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(4))\n"
+        "torch.set_grad_enabled(False)\n"
+        "from safetensors.torch import save_file\n"
+        "save_file({'seg_logits': model(images).contiguous()}, sys.argv[2])\n"
+        "import importlib.util\n"
+        "assert importlib.util.find_spec('stages') is None, 'the project is importable'\n"
+    )
+    # -I leaves out the current folder and PYTHONPATH; an editable install would come back by its .pth, hence -S.
+    site_packages = str(Path(smp.__file__).parents[1])
+    script = f"import sys; sys.path.append({site_packages!r})\n{script}"
+    answer = tmp_path / "answer.safetensors"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-I", "-S", "-c", script, str(report.out), str(answer)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    images = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        expected = strip_depth(network).eval()(images).seg_logits
+    torch.testing.assert_close(load_file(answer)["seg_logits"], expected, rtol=0, atol=0)
+
+
+def test_a_plain_onnx_runtime_answers_as_the_network(report, network):
+    session = onnxruntime.InferenceSession(report.out / "model.onnx")
+    images = torch.randn(2, 3, *SIZE)
+    (seg_logits,) = session.run(["seg_logits"], {"images": images.numpy()})
+    with torch.no_grad():
+        expected = strip_depth(network).eval()(images).seg_logits
+    torch.testing.assert_close(torch.from_numpy(seg_logits), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_our_loader_opens_it_bit_equal(report, network):
+    reopened = load_exported(report.out)
+    assert not reopened.training
+    assert reopened.spec.with_depth is False
+    images = torch.randn(1, 3, 71, 83)
+    with torch.no_grad():
+        assert torch.equal(reopened(images).seg_logits, strip_depth(network).eval()(images).seg_logits)
+
+
+def test_preprocess_says_what_to_do_with_an_image(report, network):
+    preprocess = json.loads((report.out / "preprocess.json").read_text())
+    assert tuple(preprocess["mean"]) == network.normalisation.mean
+    assert tuple(preprocess["std"]) == network.normalisation.std
+    assert preprocess["class_names"] == list(CLASSES)
+    assert preprocess["palette"] == [list(colour) for colour in PALETTE]
+    assert preprocess["size_rule"]["input_size"] == list(SIZE)
+    assert preprocess["size_rule"]["fixed_size_formats"] == ["onnx", "pt2"]
+
+
+def test_the_card_names_the_teacher_and_its_licence(report):
+    card = (report.out / "README.md").read_text()
+    assert "depth-anything/Depth-Anything-V2-Base-hf @abc | CC-BY-NC-4.0 (non-commercial)" in card
+    assert "**Not for commercial use**: depth-anything/Depth-Anything-V2-Base-hf" in card
+    assert "No licence statement was found for resnet10t" in card
+    assert "2. copy depth-decoder -> seg-decoder" in card
+    assert "| miou_macro | 0.6100 |" in card
+    assert "smp.from_pretrained" in card
+
+
+def test_nothing_is_printed(tmp_path, capfd):
+    export(build(), tmp_path / "out")
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("onnx", {"architecture": "upernet", "decoder_channels": 4}), ("pt2", {"architecture": "linknet"})],
+    ids=["onnx-upernet", "pt2-linknet"],
+)
+def test_dynamic_files_are_proven_at_four_sizes_one_of_them_odd(tmp_path, name, options):
+    """UPerNet has the adaptive pooling that exporters get wrong at sizes other than the traced one; both pad inside."""
+    network = build(**{"decoder_channels": None, "encoder_depth": 3, **options})
+    report = export(network, tmp_path / "out", formats=(name,), dynamic=True)
+    cases = report.proof["formats"][name]["sizes"]
+    sizes = {(case["height"], case["width"]) for case in cases}
+    assert len(sizes) == 4
+    assert any(height % 2 and width % 2 for height, width in sizes)
+    images = torch.randn(1, 3, 131, 77)
+    with torch.no_grad():
+        expected = strip_depth(network).eval()(images).seg_logits
+    torch.testing.assert_close(FORMATS[name].open(report.out)(images), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"encoder_depth": 3, "decoder_channels": [16, 8, 8]}, {"architecture": "pan"}])
+def test_other_shapes_of_network_open_with_smp_too(tmp_path, options):
+    report = export(build(**{"decoder_channels": None, "encoder": "resnet18", **options}), tmp_path / "out")
+    assert report.proof["max_abs_difference"]["smp_vs_stripped"] == 0
+
+
+def test_a_network_that_smp_does_not_have_opens_with_our_loader(tmp_path):
+    torch.manual_seed(0)
+    network = build_network("unet-classic", len(CLASSES), width=8)
+    report = export(network, tmp_path / "out")
+    assert report.proof["max_abs_difference"]["smp_vs_stripped"] is None
+    assert "load_exported" in (report.out / "README.md").read_text()
+    images = torch.randn(1, 3, 80, 64)
+    with torch.no_grad():
+        assert torch.equal(load_exported(report.out)(images).seg_logits, network.eval()(images).seg_logits)
+
+
+def test_the_same_export_again_writes_nothing(tmp_path):
+    first = export(build(), tmp_path / "out")
+    written_at = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+    again = export(build(), tmp_path / "out")
+    assert (first.reused, again.reused) == (False, True)
+    assert again.files == first.files
+    assert again.proof == first.proof
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == written_at
+
+
+def test_another_export_is_replaced_only_when_asked(tmp_path):
+    export(build(), tmp_path / "out")
+    other = build(decoder_channels=[8, 8, 8, 8, 8])
+    with pytest.raises(UserError, match=r"out holds another export; give another --out, or --overwrite"):
+        export(other, tmp_path / "out")
+    report = export(other, tmp_path / "out", overwrite=True)
+    assert count_parameters(load_exported(tmp_path / "out")) == report.proof["parameters"]["after"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_files_that_are_no_export_are_never_replaced(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"no export and would be lost"):
+        export(build(), tmp_path, overwrite=True)
+    with pytest.raises(UserError, match=r"a file of that name exists"):
+        export(build(), tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
+    def fail(job):
+        (job.folder / "half.bin").write_bytes(b"half")
+        raise OSError("disk")
+
+    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=fail))
+    with pytest.raises(OSError, match=r"disk"):
+        export(build(), tmp_path / "out", formats=("onnx",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_answers_differently_is_not_published(tmp_path, monkeypatch):
+    """A row whose file opens as something else stands for an exporter that got it wrong."""
+    wrong = FORMATS["safetensors"]._replace(open=lambda _: lambda images: torch.zeros(len(images), 3, *SIZE))
+    monkeypatch.setitem(FORMATS, "safetensors", wrong)
+    with pytest.raises(UserError, match=r"answers differently: safetensors at batch 1, 64x96 px"):
+        export(build(), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_killed_between_its_two_moves_is_put_back(tmp_path):
+    export(build(), tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.replaced")
+    (tmp_path / ".out.unfinished").mkdir()
+    assert export(build(), tmp_path / "out").reused
+    assert not (tmp_path / ".out.replaced").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"formats": ("onxx",)}, r"unknown export format 'onxx' \(did you mean 'onnx'"),
+        ({"input_size": (32, 96)}, r"32x96 px; a side has at least 64 px: use 64x96"),
+        ({"class_names": ("a",)}, r"3 classes, but 1 names and 3 colours"),
+        ({"opset": 9}, r"opset 9; possible: 18 to 23"),
+    ],
+    ids=str,
+)
+def test_impossible_arguments_are_refused(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        export(build(), tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_are_no_export_are_named(tmp_path, report):
+    with pytest.raises(UserError, match=r"is no export: it has no config.json"):
+        load_exported(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"cannot read .*config.json"):
+        load_exported(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"was not written by this program"):
+        load_exported(tmp_path)
+    (tmp_path / "config.json").write_bytes((report.out / "config.json").read_bytes())
+    with pytest.raises(UserError, match=r"cannot read .*model.safetensors"):
+        load_exported(tmp_path)
+    config = json.loads((report.out / "config.json").read_text())
+    config["_pipeline_network"]["num_classes"] = 7
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((report.out / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"does not fit .* 2 of \d+ tensors .*seg_head"):
+        load_exported(tmp_path)
