@@ -46,4 +46,5 @@ def _mirror_indices(size: int, before: int, after: int, device: torch.device) ->
     positions = torch.arange(-before, size + after, device=device)
     # A triangle wave: 0 1 … n-1 n-2 … 1, and again. One pixel has nothing to reflect and is repeated.
     period = torch.sym_max(2 * (size - 1), 1)
-    return (size - 1) - ((size - 1) - positions.remainder(period)).abs()
+    # A tensor as divisor: the ONNX exporter of torch 2.15 takes no symbolic size there.
+    return (size - 1) - ((size - 1) - positions.remainder(torch.full_like(positions, period))).abs()

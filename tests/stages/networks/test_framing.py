@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from stages.networks.framing import mirror_pad, pad_to_multiple
+from stages.networks.pspnet import pool_regions
 
 
 def draw_images(height, width):
@@ -45,3 +48,23 @@ def test_padding_reaches_the_next_multiple_and_keeps_the_image(size, expected):
 def test_nothing_is_copied_when_nothing_is_missing():
     images = draw_images(64, 32)
     assert pad_to_multiple(images, 32) is images
+
+
+class _PadAndPool(nn.Module):
+    def forward(self, images):
+        padded = pad_to_multiple(images, 32)
+        return mirror_pad(padded, 92, 92, 92, 92), pool_regions(padded, 6)
+
+
+def test_mirroring_and_region_pooling_export_with_sizes_left_open(tmp_path):
+    axes = {2: torch.export.Dim("height", min=64), 3: torch.export.Dim("width", min=64)}
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(
+        _PadAndPool(), (draw_images(96, 128),), file, dynamo=True, verbose=False, dynamic_shapes={"images": axes}
+    )
+    session = onnxruntime.InferenceSession(file)
+    for size in ((96, 128), (64, 64), (113, 97), (160, 192)):
+        images = draw_images(*size)
+        found = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        for array, expected in zip(found, _PadAndPool()(images), strict=True):
+            torch.testing.assert_close(torch.from_numpy(array), expected, atol=1e-6, rtol=0)
