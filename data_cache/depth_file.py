@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ CODECS: dict[str, dict[str, Any]] = {
     "none": {},
 }
 _WHOLE_CHUNK_BYTES = 1 << 20
-"""Larger maps get (256, 256) chunks, so that a crop need not unpack all of it."""
+"""Larger maps get chunks of about (256, 256), so that a crop need not unpack all of it."""
 _TEXT_FIELDS = {field.name for field in fields(Provenance) if field.type == "str"} | {"kind"}
 
 
@@ -46,7 +47,7 @@ class StoredMap(NamedTuple):
 
     image_id: str
     values: NDArray[np.float16]
-    attributes: dict[str, Any]
+    attributes: dict[str, np.generic | NDArray[np.int64]]
 
 
 def open_file(path: Path) -> MapFile:
@@ -72,11 +73,10 @@ def build_map_file(
                 for image_id in image_ids:
                     source.copy(source["depth"][image_id], group, name=image_id)
         for image_id, values, attributes in maps:
-            height, width = values.shape
-            small = values.nbytes <= _WHOLE_CHUNK_BYTES
-            chunks = (height, width) if small else (min(height, 256), min(width, 256))
+            chunks = _choose_chunks(values.shape, values.nbytes)
             dataset = group.create_dataset(image_id, data=values, chunks=chunks, **CODECS[provenance.codec])
-            dataset.attrs.update(attributes)
+            for name, value in attributes.items():
+                _write_attribute(dataset.id, name, value)
     return image.getbuffer()
 
 
@@ -211,6 +211,20 @@ def _start_file(file: MapFile, provenance: Provenance) -> h5py.Group:
     return file.create_group("depth")
 
 
+def _choose_chunks(shape: tuple[int, ...], num_bytes: int) -> tuple[int, ...]:
+    """Return the whole map, or for a large one the chunk near (256, 256) that tiles it with the least waste."""
+    if num_bytes <= _WHOLE_CHUNK_BYTES:
+        return shape
+    return tuple(math.ceil(side / max(1, round(side / 256))) for side in shape)
+
+
+def _write_attribute(dataset: Any, name: str, value: np.generic | NDArray[np.int64]) -> None:
+    """Write one attribute; by hand, because ``attrs[name] = value`` takes seven times as long."""
+    array = np.asarray(value)
+    space = h5py.h5s.create_simple(array.shape) if array.shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    h5py.h5a.create(dataset, name.encode(), h5py.h5t.py_create(array.dtype), space).write(array)
+
+
 def _read_values(file: MapFile, image_id: str) -> tuple[Any, NDArray[np.float16]]:
     dataset = h5py.h5d.open(file.id, f"depth/{image_id}".encode())
     values = np.empty(dataset.shape, np.float16)
@@ -226,4 +240,4 @@ def widen(values: NDArray[np.float16]) -> NDArray[np.float32]:
     wide = bits.view(np.float32)
     wide *= np.float32(2.0**112)
     # infinity and nan do not survive that: they come out as 2**16 and above
-    return wide if np.abs(wide).max() < 2.0**16 else values.astype(np.float32)
+    return wide if wide.min() > -(2.0**16) and wide.max() < 2.0**16 else values.astype(np.float32)

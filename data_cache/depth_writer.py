@@ -22,7 +22,6 @@ from data_cache.depth_file import (
     read_indexed_shards,
     read_provenance,
     rebuild_index,
-    widen,
 )
 from data_cache.depth_map import DESCRIPTIVE, Provenance, check_image_id, compute_depth_stats, to_float16
 from data_cache.errors import UserError, unknown_name
@@ -100,12 +99,13 @@ class DepthStoreWriter:
         check_image_id(image_id)
         self._check_new(image_id)
         values = to_float16(image_id, raw)
-        stats = compute_depth_stats(widen(values), self.provenance.kind, self.provenance.max_depth_m)
-        attributes = asdict(stats) | {
+        stats = compute_depth_stats(values, self.provenance.kind, self.provenance.max_depth_m)
+        attributes: dict[str, np.generic | NDArray[np.int64]] = {
             "source_size": np.array(source_size, np.int64),
             "checksum": np.bytes_(checksum),
             "crc32": np.uint32(zlib.crc32(values.tobytes())),
         }
+        attributes |= {name: np.float64(value) for name, value in asdict(stats).items()}
         self._pending.append(StoredMap(image_id, values, attributes))
         self._image_ids.add(image_id)
         self._groups.update(_parents(image_id))

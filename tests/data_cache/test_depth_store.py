@@ -118,8 +118,12 @@ def test_index_opens_in_plain_h5py_wherever_the_folder_is_moved(tmp_path):
 def test_large_maps_are_chunked_for_crops(tmp_path):
     with DepthStoreWriter(tmp_path / "s", PROVENANCE) as writer:
         writer.add("a", np.ones((800, 1000), np.float32), (800, 1000), "sum")
+        writer.add("b", np.ones((518, 1036), np.float32), (1024, 2048), "sum")
+        writer.add("c", np.ones((2, 900_000), np.float32), (2, 900_000), "sum")
     with h5py.File(tmp_path / "s" / "index.h5") as file:
-        assert file["depth/a"].chunks == (256, 256)
+        assert file["depth/a"].chunks == (267, 250)
+        assert file["depth/b"].chunks == (259, 259)
+        assert file["depth/c"].chunks == (2, 256)
 
 
 def test_provenance_comes_back_whole(tmp_path):

@@ -12,13 +12,14 @@ RELATIVE, METRIC = DepthKind.RELATIVE, DepthKind.METRIC
 
 
 def make_target(raw, kind, mode="robust", max_depth_m=None):
-    raw = np.asarray(raw, np.float32)
-    return compute_inverse_depth_target(raw, compute_depth_stats(raw, kind, max_depth_m), kind, max_depth_m, mode)
+    stored = np.asarray(raw, np.float16)
+    stats = compute_depth_stats(stored, kind, max_depth_m)
+    return compute_inverse_depth_target(stored.astype(np.float32), stats, kind, max_depth_m, mode)
 
 
 @pytest.fixture
 def distances():
-    return np.random.default_rng(0).uniform(0.5, 70, (40, 50)).astype(np.float32)
+    return np.random.default_rng(0).uniform(0.5, 70, (40, 50)).astype(np.float16).astype(np.float32)
 
 
 @pytest.mark.parametrize("mode", TARGET_MODES)
@@ -35,7 +36,8 @@ def test_metres_and_their_inverse_give_the_same_target(distances, mode):
     metric = make_target(distances, METRIC, mode).inverse_depth
     relative = make_target(1 / distances, RELATIVE, mode).inverse_depth
     # percentiles of 1/d and 1/percentiles of d interpolate between the same two pixels, not quite equally
-    np.testing.assert_allclose(metric, relative, atol=2e-3)
+    # and 1/d is rounded to float16 in its turn
+    np.testing.assert_allclose(metric, relative, atol=4e-3)
 
 
 def test_robust_against_its_formula(distances):
@@ -78,7 +80,7 @@ def test_log_survives_zeros():
 
 @pytest.mark.parametrize("mode", TARGET_MODES)
 def test_crops_get_the_numbers_of_the_whole(distances, mode):
-    stats = compute_depth_stats(distances, METRIC, 60.0)
+    stats = compute_depth_stats(distances.astype(np.float16), METRIC, 60.0)
     whole = compute_inverse_depth_target(distances, stats, METRIC, 60.0, mode)
     part = compute_inverse_depth_target(distances[5:20, 7:30], stats, METRIC, 60.0, mode)
     np.testing.assert_array_equal(part.inverse_depth, whole.inverse_depth[5:20, 7:30])
