@@ -60,7 +60,7 @@ def test_mirroring_and_region_pooling_export_with_sizes_left_open(tmp_path):
     axes = {2: torch.export.Dim("height", min=64), 3: torch.export.Dim("width", min=64)}
     file = tmp_path / "model.onnx"
     torch.onnx.export(
-        _PadAndPool(), (draw_images(96, 128),), file, dynamo=True, verbose=False, dynamic_shapes={"images": axes}
+        _PadAndPool().eval(), (draw_images(96, 128),), file, dynamo=True, verbose=False, dynamic_shapes={"images": axes}
     )
     session = onnxruntime.InferenceSession(file)
     for size in ((96, 128), (64, 64), (113, 97), (160, 192)):
