@@ -6,9 +6,10 @@ without a network call; Hub ids are first brought into a folder by ``weights.dow
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class DepthEstimator:
         device: torch.device,
         precision: str,
         input_size: int | None = None,
-        compiled: bool = False,
+        compile_backend: str | None = None,
     ) -> None:
         self.spec = replace(spec, recommended_size=_check_input_size(input_size, spec)) if input_size else spec
         self.revision = spec.revision
@@ -61,7 +62,7 @@ class DepthEstimator:
         self._std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
         network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         _keep_last_layer_in_float32(network)
-        self._network = torch.compile(network) if compiled else network
+        self._network = torch.compile(network, backend=compile_backend) if compile_backend else network
 
     def compute_input_size(self, source_size: tuple[int, int]) -> tuple[int, int]:
         """Return the (h, w) at which an image of (H, W) pixels is estimated."""
@@ -106,6 +107,7 @@ def load_estimator(
     precision: str = "auto",
     input_size: int | None = None,
     compiled: bool = False,
+    compile_backend: str = "inductor",
     accept_noncommercial: bool = False,
 ) -> DepthEstimator:
     """Open a depth estimator.
@@ -117,6 +119,7 @@ def load_estimator(
         precision: ``auto`` (bfloat16 where the hardware computes it), ``bfloat16`` or ``float32``.
         input_size: replaces the recommended size in pixels.
         compiled: pass the network through ``torch.compile``.
+        compile_backend: of ``torch.compile``; ``inductor`` needs a C++ compiler (a Triton on GPUs).
         accept_noncommercial: open weights whose licence forbids commercial use.
 
     Raises:
@@ -134,7 +137,7 @@ def load_estimator(
         device=device,
         precision=choose_precision(precision, device),
         input_size=input_size,
-        compiled=compiled,
+        compile_backend=compile_backend if compiled else None,
     )
 
 
@@ -192,20 +195,15 @@ def check_licence(spec: EstimatorSpec, *, accepted: bool) -> None:
 def open_network(folder: Path) -> nn.Module:
     """Open the network of a local model folder in float32, without a network call and without unpickling."""
     from transformers import AutoModelForDepthEstimation
-    from transformers.utils import logging
 
     find_weights(folder)
-    was_shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        network, loading = AutoModelForDepthEstimation.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
+        with _quiet_transformers():
+            network, loading = AutoModelForDepthEstimation.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder} cannot be opened as a depth estimator: {str(error).splitlines()[0]}") from error
-    finally:
-        if was_shown:
-            logging.enable_progress_bar()
     missing = sorted(loading["missing_keys"])
     if missing:
         raise UserError(
@@ -217,7 +215,8 @@ def open_network(folder: Path) -> nn.Module:
 def write_network(network: nn.Module, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write ``config.json`` and safetensors of a network into a folder; ``open_network`` reads it back in float32."""
     network = copy.deepcopy(network).to("cpu", dtype).to(memory_format=torch.contiguous_format)
-    network.save_pretrained(folder)  # type: ignore[operator]  # transformers models have it, nn.Module does not
+    with _quiet_transformers():
+        network.save_pretrained(folder)  # type: ignore[operator]  # transformers models have it, nn.Module does not
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
@@ -254,6 +253,22 @@ def build_small_network(size: Mapping[str, Any], *, seed: int) -> nn.Module:
     return network
 
 
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers from drawing progress bars and load reports over ours; what matters is raised by us."""
+    from transformers.utils import logging
+
+    was_shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if was_shown:
+            logging.enable_progress_bar()
+
+
 class _Float32Conv(nn.Module):
     """A 1×1 convolution that computes in float32 under autocast, so that maps are not rounded to 8 bits of mantissa."""
 
@@ -267,7 +282,7 @@ class _Float32Conv(nn.Module):
 
 
 def _keep_last_layer_in_float32(network: nn.Module) -> None:
-    for parent in network.modules():
+    for parent in list(network.modules()):  # a list first: the loop changes what it walks through
         for name, child in parent.named_children():
             if isinstance(child, nn.Conv2d) and child.out_channels == 1 and child.kernel_size == (1, 1):
                 setattr(parent, name, _Float32Conv(child))

@@ -284,11 +284,15 @@ def _load_state(folder: Path, network: nn.Module, optimizer: torch.optim.AdamW) 
     network.load_state_dict(
         {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
     )
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = tensor
+            like = parameters[int(index)]
+            # the fused update walks memory, not indices: moments must have their parameter's memory layout
+            value = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+            state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(cursor["step"])
 

@@ -1,0 +1,219 @@
+"""Labelling: what is stored is what the estimator says; interruptions, broken images and odd sizes lose nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from data_cache.datasets import open_dataset
+from data_cache.depth_store import DepthStore, find_store
+from data_cache.errors import UserError
+from data_cache.sample import DepthKind
+from stages.pseudo_depth.estimators import DepthEstimator, load_estimator
+from stages.pseudo_depth.labelling import LabelProgress, OwnDepth, describe_store, label_split
+
+SIZES = [(60, 84), (84, 60), (60, 84), (64, 64), (60, 84), (120, 168), (84, 60)]
+
+
+@pytest.fixture(scope="session")
+def estimator(depth_anything_folder: Path) -> DepthEstimator:
+    return load_estimator(str(depth_anything_folder), precision="float32")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, write_image_folder):
+    return open_dataset("folder", write_image_folder(tmp_path / "data", SIZES), "train")
+
+
+def read_all(folder: Path) -> dict[str, np.ndarray]:
+    store = DepthStore(folder)
+    return {image_id: store.read(image_id).raw for image_id in store.image_ids}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+def test_every_map_is_the_estimators_own_at_float16(tmp_path, dataset, estimator, batch_size):
+    report = label_split(dataset, estimator, tmp_path / "depth", batch_size=batch_size)
+    assert (report.images, report.labelled, report.skipped, report.failed) == (7, 7, 0, ())
+    assert find_store(tmp_path / "depth", "folder", "train", estimator.spec.alias) == report.store
+    store = DepthStore(report.store)
+    for index, image_id in enumerate(dataset.image_ids):
+        prepared = estimator.prepare(dataset.read_image(index))
+        expected = estimator.predict(prepared[None])[0].numpy()
+        found = store.read(image_id)
+        assert found.source_size == SIZES[index] and found.checksum == dataset.checksum(index)
+        np.testing.assert_allclose(found.raw, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_provenance_says_what_the_numbers_are(tmp_path, dataset, estimator):
+    label_split(dataset, estimator, tmp_path / "depth")
+    provenance = DepthStore(find_store(tmp_path / "depth", "folder", "train", estimator.spec.alias)).provenance
+    assert provenance.kind is DepthKind.RELATIVE and provenance.dtype == "float32"
+    assert provenance.weights_sha256 == estimator.weights_sha256 and provenance.input_size == 56
+    assert "multiples of 14" in provenance.resize_rule and "no padding" in provenance.resize_rule
+
+
+def test_other_precision_or_size_is_another_store(dataset, estimator, depth_anything_folder):
+    other = load_estimator(str(depth_anything_folder), precision="float32", input_size=84)
+    quick = load_estimator(str(depth_anything_folder), precision="bfloat16")
+    assert len({describe_store(dataset, one).key() for one in (estimator, other, quick)}) == 3
+
+
+def test_labelling_again_labels_nothing(tmp_path, dataset, estimator):
+    first = label_split(dataset, estimator, tmp_path / "depth")
+    before = {path: path.read_bytes() for path in first.store.glob("shard-*.h5")}
+    again = label_split(dataset, estimator, tmp_path / "depth")
+    assert (again.labelled, again.skipped) == (0, 7)
+    assert {path: path.read_bytes() for path in first.store.glob("shard-*.h5")} == before
+
+
+def test_interrupted_labelling_keeps_finished_batches_and_goes_on(tmp_path, dataset, estimator):
+    undisturbed = label_split(dataset, estimator, tmp_path / "whole", batch_size=1)
+
+    def interrupt(progress: LabelProgress) -> None:
+        if progress.done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        label_split(dataset, estimator, tmp_path / "depth", batch_size=1, progress=interrupt)
+    folder = find_store(tmp_path / "depth", "folder", "train", estimator.spec.alias)
+    assert len(DepthStore(folder)) == 3
+    report = label_split(dataset, estimator, tmp_path / "depth", batch_size=1)
+    assert (report.labelled, report.skipped) == (4, 3)
+    expected, found = read_all(undisturbed.store), read_all(report.store)
+    assert expected.keys() == found.keys()
+    for image_id, raw in expected.items():
+        np.testing.assert_array_equal(found[image_id], raw)
+
+
+def test_broken_images_are_listed_and_the_rest_is_kept(tmp_path, dataset, estimator):
+    images = tmp_path / "data" / "images" / "train"
+    whole = (images / "001.png").read_bytes()
+    (images / "001.png").write_bytes(whole[: len(whole) // 2])
+    (images / "004.png").write_bytes(b"no image at all")
+    report = label_split(dataset, estimator, tmp_path / "depth", batch_size=2)
+    assert [failure.image for failure in report.failed] == ["001", "004"]
+    assert all("images/train/" in failure.reason for failure in report.failed)
+    assert (report.labelled, len(DepthStore(report.store))) == (5, 5)
+
+
+def test_a_mended_image_is_the_only_one_labelled_afterwards(tmp_path, write_image_folder, estimator):
+    root = write_image_folder(tmp_path / "data", SIZES[:3])
+    image = root / "images" / "train" / "001.png"
+    whole = image.read_bytes()
+    image.write_bytes(bytes(len(whole)))  # of the same size: the data's fingerprint stays
+    broken = label_split(open_dataset("folder", root, "train"), estimator, tmp_path / "depth")
+    assert (broken.labelled, [failure.image for failure in broken.failed]) == (2, ["001"])
+    image.write_bytes(whole)
+    mended = label_split(open_dataset("folder", root, "train"), estimator, tmp_path / "depth")
+    assert (mended.store, mended.labelled, mended.skipped, mended.failed) == (broken.store, 1, 2, ())
+
+
+def test_values_that_are_not_finite_fail_the_image_and_say_so(tmp_path, dataset, depth_anything_folder):
+    folder = Path(shutil.copytree(depth_anything_folder, tmp_path / "broken-weights"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["head.conv3.bias"].fill_(float("nan"))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    report = label_split(dataset, load_estimator(str(folder), precision="bfloat16"), tmp_path / "depth")
+    assert report.labelled == 0 and len(report.failed) == 7
+    assert "not finite; try --precision float32" in report.failed[0].reason
+
+
+def test_values_beyond_float16_fail_the_image(tmp_path, dataset, depth_anything_folder):
+    folder = Path(shutil.copytree(depth_anything_folder, tmp_path / "huge"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["head.conv3.bias"].fill_(1e6)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    report = label_split(dataset, load_estimator(str(folder), precision="float32"), tmp_path / "depth")
+    assert report.labelled == 0 and "larger unit" in report.failed[0].reason
+
+
+def test_own_depth_is_passed_through(tmp_path):
+    scenes = open_dataset("scenes", None, "test", size=(32, 48), counts={"test": 4})
+    report = label_split(scenes, OwnDepth(), tmp_path / "depth")
+    store = DepthStore(find_store(tmp_path / "depth", "scenes", "test", "dataset"))
+    assert report.labelled == 4 and store.provenance.kind is DepthKind.METRIC and store.provenance.unit == "m"
+    for index, image_id in enumerate(scenes.image_ids):
+        expected = scenes.read_own_depth(index).astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(store.read(image_id).raw, expected)  # the sky stays infinitely far
+
+
+def test_dataset_without_own_depth_is_refused(tmp_path, dataset):
+    with pytest.raises(UserError, match=r"'folder' brings no depth of its own.*--estimator bundled"):
+        label_split(dataset, OwnDepth(), tmp_path / "depth")
+
+
+def test_nonsense_options_are_refused(tmp_path, dataset, estimator):
+    with pytest.raises(UserError, match="at least 1 worker"):
+        label_split(dataset, estimator, tmp_path / "depth", workers=0)
+    with pytest.raises(UserError, match="batches of at least 1"):
+        label_split(dataset, estimator, tmp_path / "depth", batch_size=0)
+
+
+def test_progress_ends_at_the_total(tmp_path, dataset, estimator):
+    seen: list[LabelProgress] = []
+    label_split(dataset, estimator, tmp_path / "depth", batch_size=2, progress=seen.append)
+    assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
+    assert seen[-1].done == seen[-1].total == 7 and seen[-1].eta_s == 0
+    assert all(progress.images_per_second > 0 for progress in seen)
+
+
+def test_many_rare_sizes_do_not_pile_up(tmp_path, write_image_folder, estimator):
+    """Twenty different input sizes and batches of 2: groups that would wait for ever are run as they are."""
+    sizes = [(56, 56 + 14 * step) for step in range(20)]
+    dataset = open_dataset("folder", write_image_folder(tmp_path / "data", sizes), "train")
+    done: list[int] = []
+    report = label_split(
+        dataset, estimator, tmp_path / "depth", batch_size=2, progress=lambda progress: done.append(progress.done)
+    )
+    assert report.labelled == 20
+    assert len(done) == 20 and done[0] == 1  # no two images share a size, so no batch ever fills
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from data_cache.datasets import open_dataset
+from stages.pseudo_depth.estimators import load_estimator
+from stages.pseudo_depth.labelling import label_split
+
+def slow(progress):
+    print(progress.done, flush=True)
+    time.sleep(0.2)
+
+root, weights, out = sys.argv[1:]
+label_split(open_dataset("folder", Path(root), "train"), load_estimator(weights, precision="float32"), Path(out),
+            batch_size=1, progress=slow)
+"""
+
+
+def test_killed_labelling_continues_and_ends_as_if_undisturbed(tmp_path, dataset, estimator, depth_anything_folder):
+    command = [
+        sys.executable,
+        "-c",
+        KILLED,
+        str(tmp_path / "data"),
+        str(depth_anything_folder),
+        str(tmp_path / "depth"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3])
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= 4:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    process.wait()
+    undisturbed = label_split(dataset, estimator, tmp_path / "whole", batch_size=1)
+    report = label_split(dataset, estimator, tmp_path / "depth", batch_size=1)
+    assert 0 < report.skipped < 7 and report.labelled + report.skipped == 7
+    expected, found = read_all(undisturbed.store), read_all(report.store)
+    assert expected.keys() == found.keys()
+    for image_id, raw in expected.items():
+        np.testing.assert_allclose(found[image_id], raw, rtol=1e-3, atol=1e-3)
