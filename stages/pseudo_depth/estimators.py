@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -210,6 +211,13 @@ def open_network(folder: Path) -> nn.Module:
             f"{folder}: the weights lack {len(missing)} tensors of the network, {missing[0]} first; fetch it again"
         )
     return network
+
+
+def read_stored_dtype(folder: Path) -> torch.dtype:
+    """Return the precision a model folder's weights are stored in."""
+    config = json.loads((folder / "config.json").read_text())
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"  # transformers 4 wrote torch_dtype
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name, torch.float32)
 
 
 def write_network(network: nn.Module, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:

@@ -28,6 +28,7 @@ from stages.pseudo_depth.estimators import (
     build_small_network,
     choose_precision,
     open_network,
+    read_stored_dtype,
     resolve_estimator,
     write_network,
 )
@@ -102,6 +103,17 @@ class TeachReport(NamedTuple):
     seconds: float
 
 
+class _Start(NamedTuple):
+    """What is taught."""
+
+    spec: EstimatorSpec
+    network: nn.Module
+    preprocessing: Preprocessing
+    stored_as: torch.dtype
+    """Precision of the weights file; teaching itself is in float32."""
+    anchor: float
+
+
 def teach(
     dataset: SegmentationDataset,
     init: str,
@@ -131,41 +143,42 @@ def teach(
     """
     options = options or TeachOptions()
     device = torch.device(device)
-    spec, network, preprocessing = _open_start(init, kind, options, accept_noncommercial)
+    start = _open_start(init, kind, options, accept_noncommercial)
+    spec, preprocessing = start.spec, start.preprocessing
     _check_dataset(dataset, spec)
     _check_out_folder(out_folder, options)
     size = _choose_input_size(dataset, spec)
-    network = network.to(device).to(memory_format=torch.channels_last).train()
+    network = start.network.to(device).to(memory_format=torch.channels_last).train()
     optimizer = _build_optimizer(network, options)
     first_step = _load_state(out_folder, network, optimizer)
     started = time.perf_counter()
     loss = math.nan
     batches = iterate_batches(dataset, spec, preprocessing, size, options, first_step)
     for step, batch in enumerate(batches, start=first_step):
-        loss = _train_step(network, optimizer, batch, step, spec, preprocessing, options, device)
+        loss = _train_step(network, optimizer, batch, step, start, options, device)
         if progress is not None:
             rate = (step + 1 - first_step) * options.batch_size / (time.perf_counter() - started)
             left_s = (options.steps - step - 1) * options.batch_size / rate
             progress(TeachProgress(step + 1, options.steps, loss, rate, left_s))
         if (step + 1) % options.checkpoint_every == 0 and step + 1 < options.steps:
             _save_state(out_folder, network, optimizer, options, step + 1)
-    _publish(out_folder, network, spec, preprocessing)
+    _publish(out_folder, start)
     return TeachReport(out_folder, options.steps, first_step, loss, time.perf_counter() - started)
 
 
-def _open_start(
-    init: str, kind: DepthKind | None, options: TeachOptions, accept_noncommercial: bool
-) -> tuple[EstimatorSpec, nn.Module, Preprocessing]:
+def _open_start(init: str, kind: DepthKind | None, options: TeachOptions, accept_noncommercial: bool) -> _Start:
     if init in SIZES:
-        spec = replace(ESTIMATORS["bundled"], alias=init)
+        spec = replace(ESTIMATORS["bundled"], alias=init, licence="that of the data it was taught with")
         network = build_small_network(SIZES[init], seed=options.seed)
-        preprocessing = _FRESH_PREPROCESSING
+        start = _Start(spec, network, _FRESH_PREPROCESSING, torch.float16, anchor=0.1)
     else:
         spec, folder = resolve_estimator(init, kind=kind, accept_noncommercial=accept_noncommercial)
-        network, preprocessing = open_network(folder), read_preprocessing(folder)
+        start = _Start(spec, open_network(folder), read_preprocessing(folder), read_stored_dtype(folder), anchor=0.0)
+    if options.anchor is not None:
+        start = start._replace(anchor=options.anchor)
     if options.input_size is not None:
-        spec = replace(spec, recommended_size=options.input_size)
-    return spec, network, preprocessing
+        start = start._replace(spec=replace(start.spec, recommended_size=options.input_size))
+    return start
 
 
 def _check_dataset(dataset: SegmentationDataset, spec: EstimatorSpec) -> None:
@@ -219,26 +232,24 @@ def _train_step(
     optimizer: torch.optim.AdamW,
     batch: TeachBatch,
     step: int,
-    spec: EstimatorSpec,
-    preprocessing: Preprocessing,
+    start: _Start,
     options: TeachOptions,
     device: torch.device,
 ) -> float:
     for group in optimizer.param_groups:
         group["lr"] = _compute_lr(step, options)
-    mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
+    mean = torch.tensor(start.preprocessing.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(start.preprocessing.std, device=device).view(1, 3, 1, 1)
     pixels = ((batch.images.to(device) - mean) / std).to(memory_format=torch.channels_last)
     target, valid = batch.target.to(device), batch.valid.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=choose_precision(options.precision, device) == "bfloat16"):
         predicted = network(pixel_values=pixels).predicted_depth.float()
     if predicted.shape[-2:] != target.shape[-2:]:
         predicted = interpolate(predicted[:, None], size=target.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-    if spec.kind is DepthKind.METRIC:
+    if start.spec.kind is DepthKind.METRIC:
         loss = metric_depth_loss(predicted, target, valid)
     else:
-        anchor = options.anchor if options.anchor is not None else (0.1 if spec.alias in SIZES else 0.0)
-        loss = relative_depth_loss(predicted, target, valid, anchor=anchor)
+        loss = relative_depth_loss(predicted, target, valid, anchor=start.anchor)
     if not torch.isfinite(loss):
         raise UserError(f"the loss is {loss.item()} at step {step}; continue with a lower --lr or --precision float32")
     optimizer.zero_grad(set_to_none=True)
@@ -297,12 +308,14 @@ def _load_state(folder: Path, network: nn.Module, optimizer: torch.optim.AdamW) 
     return int(cursor["step"])
 
 
-def _publish(folder: Path, network: nn.Module, spec: EstimatorSpec, preprocessing: Preprocessing) -> None:
+def _publish(folder: Path, start: _Start) -> None:
     """Write the model folder; the weights come last, so a folder with weights is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_preprocessing(preprocessing, folder, spec)
-    write_spec(replace(spec, alias=folder.resolve().name, hub_id=None, revision=None, weights_sha256=None), folder)
-    write_network(network, folder)
+    write_preprocessing(start.preprocessing, folder, start.spec)
+    write_spec(
+        replace(start.spec, alias=folder.resolve().name, hub_id=None, revision=None, weights_sha256=None), folder
+    )
+    write_network(start.network, folder, dtype=start.stored_as)
     unfinished = folder / _UNFINISHED
     if unfinished.is_dir():
         for path in unfinished.iterdir():

@@ -97,6 +97,16 @@ def test_taught_folder_opens_everywhere_and_knows_its_kind(tmp_path, scenes):
     }  # fmt: skip
 
 
+def test_stored_precision_is_that_of_the_start(tmp_path, scenes, depth_anything_folder):
+    options = TeachOptions(steps=1, batch_size=1, input_size=28, precision="float32")
+    teach(scenes, "nano", tmp_path / "half", options=options)  # from nothing: float16
+    teach(scenes, str(tmp_path / "half"), tmp_path / "still-half", options=options)
+    teach(scenes, str(depth_anything_folder), tmp_path / "full", options=options)
+    for name, dtype in (("half", torch.float16), ("still-half", torch.float16), ("full", torch.float32)):
+        tensors = load_file(tmp_path / name / "model.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} == {dtype}, name
+
+
 def test_teaching_lowers_the_loss(tmp_path, scenes):
     losses: list[float] = []
     options = TeachOptions(steps=40, batch_size=5, input_size=28, precision="float32", lr=3e-3, jitter=0, flip=0)
