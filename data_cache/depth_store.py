@@ -47,7 +47,7 @@ __all__ = [
     "verify_store",
 ]
 
-_OPEN_FILES = 32
+_OPEN_FILES = 12
 """Shards a reader keeps open; more cost memory in every worker."""
 _ATTEMPTS = 5
 """A reader that loses the race against a writer's merge this often is not racing."""

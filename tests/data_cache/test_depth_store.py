@@ -369,4 +369,4 @@ def test_opening_lists_nothing(tmp_path):
     before = len(list(descriptors.iterdir()))
     for number in range(60):
         store.read(f"i{number:02d}")
-    assert len(list(descriptors.iterdir())) - before <= 32
+    assert len(list(descriptors.iterdir())) - before <= 12
