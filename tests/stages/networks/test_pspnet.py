@@ -15,8 +15,7 @@ from stages.networks.pspnet import EFFECTIVE_PX, pool_regions
 from stages.training.transfer import copy_part
 
 SMALL = {"encoder": "resnet18", "encoder_weights": "none", "decoder_channels": 8}
-quiet = pytest.mark.filterwarnings("ignore:PSPNet's pyramid")
-pytestmark = quiet
+pytestmark = pytest.mark.filterwarnings("ignore:PSPNet's pyramid")
 
 
 def build(num_classes=5, **options):
