@@ -166,12 +166,14 @@ class Loader:
                 if isinstance(collated, Failure):
                     raise UserError(collated.message)
                 yield from collated
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # A dead worker is a RuntimeError of torch's, or a broken pipe while its tensors were being handed over.
+            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
                 raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"a data loading worker died ({str(error).splitlines()[0]}); often it had no memory left. Use fewer "
-                "workers (--set data.workers=0 uses none) or a smaller batch"
+                f"a data loading worker died ({reason}); often it had no memory left. Use fewer workers "
+                "(--set data.workers=0 uses none) or a smaller batch"
             ) from error
 
 
