@@ -30,6 +30,8 @@ class Architecture(NamedTuple):
     """Smallest side of the deepest feature map; smaller images are padded."""
     pools_globally: bool = False
     """Whether batch norm follows a global pooling, so that training needs two images per batch."""
+    global_context: bool = False
+    """Whether the decoder mixes the whole image into every pixel, so that tiles of a large image can never equal it."""
     reinitialised: bool = True
     """Whether smp draws the decoder and head again by its own rule instead of keeping torch's initialisation."""
     upsampling_from_depth: bool = False
@@ -42,17 +44,18 @@ STAGES = (256, 128, 64, 32, 16)
 ARCHITECTURES = {
     "unet":          Architecture("Unet", STAGES, any_size=True),
     "unetplusplus":  Architecture("UnetPlusPlus", STAGES),
-    "manet":         Architecture("MAnet", STAGES),
+    "manet":         Architecture("MAnet", STAGES, global_context=True),
     "linknet":       Architecture("Linknet", None),
     "fpn":           Architecture("FPN", 256, (("decoder_pyramid_channels", 1), ("decoder_segmentation_channels", 2)),
                                   channel_multiple=64, min_depth=3, upsampling_from_depth=True),
     "pan":           Architecture("PAN", 32, min_depth=3, output_strides=(16, 32), min_features_px=8,
-                                  pools_globally=True),
-    "upernet":       Architecture("UPerNet", 256, min_depth=3, pools_globally=True),
+                                  pools_globally=True, global_context=True),
+    "upernet":       Architecture("UPerNet", 256, min_depth=3, pools_globally=True, global_context=True),
     "segformer":     Architecture("Segformer", 256, (("decoder_segmentation_channels", 1),), min_depth=3),
-    "deeplabv3":     Architecture("DeepLabV3", 256, output_strides=(8, 16), pools_globally=True, reinitialised=False),
-    "deeplabv3plus": Architecture("DeepLabV3Plus", 256, min_depth=3, output_strides=(16, 8), pools_globally=True,
-                                  reinitialised=False),
+    "deeplabv3":     Architecture("DeepLabV3", 256, output_strides=(8, 16), reinitialised=False,
+                                  pools_globally=True, global_context=True),
+    "deeplabv3plus": Architecture("DeepLabV3Plus", 256, min_depth=3, output_strides=(16, 8), reinitialised=False,
+                                  pools_globally=True, global_context=True),
 }
 # fmt: on
 """Name → row. Source: the model classes of segmentation_models_pytorch 0.6."""

@@ -113,6 +113,8 @@ class SmpNetwork(nn.Module):
             self.depth_decoder = _draw_decoder_like(self.seg_decoder, redraw=redraw)
             self.depth_head = _draw_depth_head_like(self.seg_head, redraw=redraw)
         self.size_rule = self._compute_size_rule()
+        self.tile_grid_px = int(self.encoder.output_stride)
+        self.global_context = ARCHITECTURES[architecture].global_context
 
     def parts(self) -> dict[Part, nn.Module]:
         """Return each part's module; the depth parts are missing when built without them."""
