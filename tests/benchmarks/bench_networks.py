@@ -78,7 +78,7 @@ def bench_seg_phase(dual: Network, encoder: str, size: tuple[int, int], runs: in
     dual_s, single_s = time_in_turns(make_step(dual, images, labels), make_step(single, images, labels), runs)
     ratio = dual_s / single_s
     print(
-        f"  seg step on the dual / single-decoder network: {ratio:.3f} (budget {SEG_PHASE_BUDGET}; {dual_s * 1e3:.0f} ms)"
+        f"  seg step, dual / single-decoder network: {ratio:.3f} (budget {SEG_PHASE_BUDGET}; {dual_s * 1e3:.0f} ms)"
     )
 
 
