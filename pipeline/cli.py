@@ -113,13 +113,14 @@ def cli(ctx: click.Context, workdir: str | None, json_mode: bool, quiet: bool) -
 
 
 @cli.command()
+@click.option("--recipe", default="demo", show_default=True, help="Bundled recipe or path of a TOML file.")
 @device_option
 @click.pass_obj
-def demo(session: Session, device: str) -> None:
+def demo(session: Session, recipe: str, device: str) -> None:
     """Run everything offline on drawn scenes: label, train two schedules, compare, export, report."""
     from pipeline.demo import run_demo
 
-    session.show(run_demo(session, device))
+    session.show(run_demo(session, recipe, device))
 
 
 @cli.command("pseudo-depth")

@@ -189,7 +189,7 @@ class RunConfig(Section):
     """Everything that decides what a run is."""
 
     recipe: str = ""
-    """Name of the recipe, by which runs are grouped in tables."""
+    """Name or file of the recipe, as it was asked for."""
     card: Card = Card()
     seed: int = Field(default=0, ge=0)
     data: DataConfig = DataConfig()
@@ -229,6 +229,10 @@ class RunConfig(Section):
         """Return everything as JSON-able data, the card excepted."""
         return self.model_dump(mode="json", exclude={"card"})
 
+    def content(self) -> dict[str, Any]:
+        """Return what decides the result, as JSON-able data: everything but the card and where the recipe lay."""
+        return self.model_dump(mode="json", exclude={"card", "recipe"})
+
 
 def named_schedule(name: str) -> Schedule:
     """Return a row of the schedule table; UserError names the nearest one."""
@@ -260,10 +264,13 @@ def load_config(recipe: str, overrides: Mapping[str, Any] | None = None, assignm
     Raises:
         UserError: listing every problem found, with the nearest known key for unknown ones.
     """
-    tree = {"recipe": Path(recipe).stem} | _read_recipe(recipe)
+    tree = {"recipe": recipe} | _read_recipe(recipe)
+    written_for = tree.get("data", {}).get("dataset")
     for key, value in (overrides or {}).items():
         if value is not None:
             _assign(tree, key, value)
+    if tree.get("data", {}).get("dataset") != written_for:
+        tree["data"].pop("options", None)  # they were meant for the dataset that the recipe names
     for text in assignments:
         key, separator, value = text.partition("=")
         if not separator:

@@ -15,14 +15,14 @@ from stages.comparison.formats import FORMATS
 ROWS = ("depth-first+copy", "seg-only")
 
 
-def run_demo(session: Session, device: str) -> Result:
-    """Run everything offline on drawn scenes.
+def run_demo(session: Session, recipe: str, device: str) -> Result:
+    """Run everything: label, train two schedules, compare, export, report.
 
     Returns:
         ``runs``, ``rows``, ``export``, ``report``, ``stores``, ``seconds``.
     """
     started_at = time.perf_counter()
-    config = load_config("demo")
+    config = load_config(recipe)
     labels = label_splits(config, session, (), device)
     runs = []
     for row in ROWS:

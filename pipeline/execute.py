@@ -216,7 +216,7 @@ def _describe_node(
 
 def _describe_run(run: PlannedRun, phases: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
     config = run.config
-    compared = config.resolved()
+    compared = config.content()
     del compared["seed"], compared["schedule"]
     return {
         "run": run.name,
@@ -224,7 +224,7 @@ def _describe_run(run: PlannedRun, phases: list[dict[str, Any]], device: torch.d
         "seed": config.seed,
         "network": config.network.label,
         "dataset": config.data.dataset,
-        "recipe": config.recipe,
+        "recipe": Path(config.recipe).stem,
         "schedule": {"name": run.row, "steps": [str(step) for step in run.schedule.steps]},
         "phases": phases,
         "total_steps": run.steps,

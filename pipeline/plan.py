@@ -69,7 +69,7 @@ class PlannedRun:
     def name(self) -> str:
         """Folder name: network, row, seed, and a hash of all that decides the result."""
         config = self.config
-        decided = {"config": config.resolved(), "nodes": [node.folder for node in self.nodes]}
+        decided = {"config": config.content(), "nodes": [node.folder for node in self.nodes]}
         return f"{config.network.label}-{self.row}-s{config.seed}-{content_hash(decided, 8)}"
 
     @property

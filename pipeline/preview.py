@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from data_cache.errors import unknown_name
 from pipeline.config import RunConfig, content_hash
 from pipeline.console import plain_table
 from pipeline.labels import gather_facts, open_split
@@ -16,6 +17,7 @@ from pipeline.plan import Node, Plan, plan_runs
 from pipeline.session import Result, Session
 from pipeline.tables import find_table, table_rows
 from pipeline.workspace import read_json, write_json
+from stages.networks import NETWORKS
 from stages.training.schedule import EVERYTHING, CopyWeights, Part
 
 Rows = list[tuple[str, RunConfig]]
@@ -30,6 +32,9 @@ def rows_of(config: RunConfig, table: str | None, seeds: tuple[int, ...]) -> Row
 
 def make_plan(rows: Rows, session: Session, *, reuse: bool) -> Plan:
     """Look at the data and lay out the trainings."""
+    for _, config in rows:
+        if config.network.name not in NETWORKS:
+            raise unknown_name("network", config.network.name, NETWORKS)
     needs_depth = any(config.build_schedule().needs_depth for _, config in rows)
     facts = gather_facts(rows[0][1], session.workspace, needs_depth=needs_depth)
     return plan_runs(rows, facts, reuse=reuse)

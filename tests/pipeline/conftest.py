@@ -1,0 +1,57 @@
+"""The command line as a person calls it, on a tiny recipe, in a work directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from pipeline.cli import main
+
+TINY = Path(__file__).parent / "tiny.toml"
+
+
+class Answer(NamedTuple):
+    """What a command answered."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one object on stdout."""
+        return json.loads(self.stdout)
+
+
+@pytest.fixture
+def call(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
+    """Call the command line in this process, in ``tmp_path / "work"``, with ``--json``."""
+    monkeypatch.setenv("PIPELINE_WORKDIR", str(tmp_path / "work"))
+
+    def run(*words: str | Path, as_json: bool = True) -> Answer:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([*(["--json"] if as_json else []), *map(str, words)])
+        captured = capsys.readouterr()
+        return Answer(ended.value.code or 0, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start the command line as a process of its own, in ``tmp_path / "work"``."""
+
+    def run(*words: str | Path) -> subprocess.Popen[str]:
+        environment = os.environ | {"PIPELINE_WORKDIR": str(tmp_path / "work"), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "pipeline.cli", "--json", *map(str, words)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return run

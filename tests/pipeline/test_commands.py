@@ -1,0 +1,272 @@
+"""Every command by its contract: one JSON object on stdout, one clear message for what a person can mend."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+Call = Callable[..., Any]
+TINY = Path(__file__).parent / "tiny.toml"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work directory with labels and one run of depth-first+copy and of seg-only."""
+    import sys
+    from subprocess import run
+
+    work = tmp_path_factory.mktemp("trained")
+    for words in (
+        ["pseudo-depth"],
+        ["run", "--schedule", "seg-only"],
+        ["run", "--schedule", "depth-first", "--copy-weights"],
+    ):
+        command = [
+            sys.executable,
+            "-m",
+            "pipeline.cli",
+            "--workdir",
+            str(work),
+            "--quiet",
+            *words,
+            "--recipe",
+            str(TINY),
+        ]
+        run(command, check=True, capture_output=True)
+    return work
+
+
+def test_pseudo_depth_labels_once(call: Call, tmp_path: Path) -> None:
+    first = call("pseudo-depth", "--recipe", TINY).json
+    assert (first["images"], first["labelled"], first["skipped"], first["failed"]) == (16, 16, 0, [])
+    assert first["images_per_second"] > 0 and first["seconds"] > 0
+    again = call("pseudo-depth", "--recipe", TINY).json
+    assert (again["labelled"], again["skipped"], again["stores"]) == (0, 16, first["stores"])
+    with h5py.File(Path(first["stores"][0]) / "index.h5") as index:
+        assert index["depth/train-00003"].shape == (64, 64)
+
+
+def test_run_reports_phases_and_metrics(call: Call, trained: Path) -> None:
+    answer = call("--workdir", trained, "run", "--recipe", TINY, "--schedule", "depth-first", "--copy-weights").json
+    assert answer["schedule"] == "depth-first+copy"
+    assert [phase["name"] for phase in answer["phases"]] == ["depth", "seg", "joint"]
+    assert all(phase["reused"] and phase["steps"] == 3 and phase["key"] for phase in answer["phases"])
+    expected = {
+        "miou_macro", "miou_micro", "miou_micro_imagewise", "miou_imagewise_macro", "pixel_acc", "acc_binary",
+        "iiou_macro_fg", "iiou_micro_fg", "fwiou", "boundary_f1", "depth_mse", "depth_absrel", "depth_delta1",
+    }  # fmt: skip
+    assert set(answer["metrics"]) == expected
+    assert all(0 <= answer["metrics"][name] < 10 for name in expected)
+
+
+def test_a_run_folder_tells_everything(trained: Path) -> None:
+    (folder,) = (trained / "runs").glob("*depth-first+copy*")
+    record = json.loads((folder / "run.json").read_text())
+    assert record["selection"] == "last" and record["split"] == "val"
+    assert sum(map(sum, record["confusion"])) == 4 * 64 * 64, "every labelled pixel of the split is counted once"
+    assert record["versions"]["torch"] and record["config"]["network"]["encoder"] == "tu-resnet10t"
+    assert record["depth_store"]["estimator"] == "dataset"
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["phase"], line["step"]) for line in logged] == [
+        (phase, step) for phase in ("depth", "seg", "joint") for step in (1, 2, 3)
+    ]
+    assert sum(logged[-1]["share"].values()) == pytest.approx(1)
+    assert len(list((folder / "panels").glob("*.png"))) == 1
+
+
+def test_seg_only_needs_no_store(call: Call) -> None:
+    answer = call("run", "--recipe", TINY, "--schedule", "seg-only", "--iterations", "1")
+    assert answer.status == 0 and "depth_mse" not in answer.json["metrics"]
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "csv", "json", "latex"])
+def test_compare_in_every_format(call: Call, trained: Path, form: str) -> None:
+    answer = call("--workdir", trained, "compare", "--format", form, as_json=False)
+    assert answer.status == 0
+    assert "depth-first+copy" in answer.stdout and "seg-only" in answer.stdout
+    rows = call("--workdir", trained, "compare").json["rows"]
+    assert rows[0]["paper"]["miou"] == 0.7703 and rows[1]["paper"]["miou"] == 0.7789
+
+
+def test_export_predict_and_evaluate_the_export(call: Call, trained: Path, tmp_path: Path) -> None:
+    exported = call("--workdir", trained, "export", "--out", tmp_path / "model").json
+    assert exported["run"].startswith("unet-tu-resnet10t-depth-first+copy-s0-"), "the newest run is the default"
+    assert exported["proof"]["max_abs_difference"]["stripped_vs_full"] == 0
+    assert exported["proof"]["parameters"]["after"] < exported["proof"]["parameters"]["before"]
+    assert {Path(file).name for file in exported["files"]} >= {
+        "config.json", "model.safetensors", "model.onnx", "preprocess.json", "proof.json", "README.md",
+    }  # fmt: skip
+    assert call("--workdir", trained, "export", "--out", tmp_path / "model").json["reused"]
+
+    of_run = call("--workdir", trained, "evaluate", exported["run"], "--save-predictions", tmp_path / "maps").json
+    of_export = call("--workdir", trained, "evaluate", tmp_path / "model").json
+    assert of_export["confusion"] == of_run["confusion"], "what is shipped scores as what was trained"
+    assert len(list((tmp_path / "maps").glob("*.png"))) == 4
+    test_split = call("--workdir", trained, "evaluate", exported["run"], "--split", "test").json
+    assert test_split["split"] == "test" and test_split["confusion"] != of_run["confusion"]
+
+    picture = tmp_path / "street.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(picture)
+    files = call("--workdir", trained, "predict", tmp_path / "model", picture, "--out", tmp_path / "out").json["files"]
+    labels = np.array(Image.open(next(file for file in files if "labels" in file)))
+    assert labels.shape == (70, 90) and labels.max() < 8
+
+
+def test_report_is_one_file(call: Call, trained: Path, tmp_path: Path) -> None:
+    page = Path(call("--workdir", trained, "report", "--out", tmp_path / "r.html").json["report"]).read_text()
+    assert "depth-first+copy" in page
+    assert 'src="http' not in page and 'href="http' not in page
+
+
+def test_plan_says_what_is_left(call: Call, trained: Path) -> None:
+    plan = call("--workdir", trained, "plan", "schedules", "--recipe", TINY).json
+    assert (plan["nodes"], plan["unshared"]) == (16, 25)
+    assert sum(phase["done"] for phase in plan["phases"]) == 4
+    copies = [phase["copies"] for phase in plan["phases"] if phase["copies"]]
+    assert copies and all(copy["tensors"] == 60 for found in copies for copy in found)
+    assert call("--workdir", trained, "plan", "--recipe", TINY).json["phases"][0]["trains"] == [
+        "encoder", "depth-decoder", "depth-head",
+    ]  # fmt: skip
+
+
+def test_cache_commands(call: Call, trained: Path, tmp_path: Path) -> None:
+    info = call("--workdir", trained, "cache", "info").json
+    assert info["images"] == 16 and {found["split"] for found in info["provenance"]} == {"train", "val"}
+    assert call("--workdir", trained, "cache", "verify").json["bad"] == []
+    sheets = call("--workdir", trained, "cache", "preview", "--recipe", TINY, "--out", tmp_path).json["files"]
+    assert all(Image.open(sheet).width > 300 for sheet in sheets) and len(sheets) == 2
+    maps = call("--workdir", trained, "cache", "export", "--form", "npy", "--out", tmp_path / "maps").json
+    assert maps["images"] == 16 and len(list((tmp_path / "maps").rglob("*.npy"))) == 16
+
+
+def test_a_damaged_store_is_found_mended_and_labelled_again(call: Call, tmp_path: Path) -> None:
+    store = Path(call("pseudo-depth", "--recipe", TINY).json["stores"][0])
+    shard = next(store.glob("shard-*.h5"))
+    content = bytearray(shard.read_bytes())
+    middle = slice(len(content) // 2, len(content) // 2 + 64)
+    content[middle] = bytes(64)
+    shard.write_bytes(bytes(content))
+    found = call("cache", "verify", store)
+    assert found.status == 2 and found.json["bad"]
+    assert call("cache", "repair", store).json["bad"]
+    again = call("pseudo-depth", "--recipe", TINY).json
+    assert again["labelled"] >= 1 and again["labelled"] + again["skipped"] == 16
+    assert call("cache", "verify").status == 0
+
+
+@pytest.mark.parametrize("name", ["networks", "schedules", "estimators", "recipes", "datasets"])
+def test_lists_are_not_empty(call: Call, name: str) -> None:
+    answer = call(name)
+    assert answer.status == 0 and len(answer.json[name]) >= 1
+    assert call(name, as_json=False).stdout.strip()
+
+
+def test_doctor_checks_this_machine(call: Call) -> None:
+    assert {check["name"] for check in call("doctor").json["checks"]} >= {"python", "torch", "gpu", "work directory"}
+
+
+def test_dataset_doctor(call: Call) -> None:
+    assert call("datasets", "scenes").json["problems"] == []
+    assert "unknown dataset 'senes' (did you mean 'scenes'?)" in call("datasets", "senes").json["error"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rnu"], "no such command 'rnu' (did you mean 'run'?)"),
+        (["run", "--shedule", "joint"], "No such option"),
+        (["run", "--schedule", "depht-first"], "unknown schedule 'depht-first' (did you mean 'depth-first'?)"),
+        (["run", "--schedule", "depth-first+cpy"], "the only suffix is +copy"),
+        (["run", "--schedule", "joint", "--copy-weights"], "nothing to copy"),
+        (["run", "--network", "unnet"], "unknown network 'unnet' (did you mean 'unet'?)"),
+        (["run", "--encoder", "resnet19", "--schedule", "seg-only"], "resnet19"),
+        (["run", "--set", "network.decoder_chanels=[1]", "--schedule", "seg-only"], "decoder_chanels"),
+        (["run", "--device", "cuda:7", "--schedule", "seg-only"], "cuda:7"),
+        (["run", "--dataset", "camvid"], "--data-root"),
+        (["run", "--dataset", "camvid", "--data-root", "nowhere"], "nowhere"),
+        (["table", "schedule"], "unknown table 'schedule' (did you mean 'schedules'?)"),
+        (["table", "schedules", "--seeds", "0,x"], "whole numbers"),
+        (["export"], "no finished run"),
+        (["compare"], "no finished run"),
+        (["evaluate", "nothing"], "is no run"),
+        (["cache", "info"], "no depth store"),
+        (["pseudo-depth", "--estimator", "bundeled"], "unknown estimator 'bundeled' (did you mean 'bundled'?)"),
+        (["pseudo-depth", "--split", "vall"], "did you mean 'val'?"),
+        (["fetch"], "name what to fetch"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_a_person_can_mend_is_one_message(call: Call, words: list[str], message: str) -> None:
+    needs_recipe = words[0] in ("run", "table", "pseudo-depth")
+    answer = call(*words, *(["--recipe", TINY] if needs_recipe else []))
+    assert answer.status == 2
+    assert message in answer.json["error"]
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_depth_phase_without_a_store_names_the_command(call: Call) -> None:
+    error = call("run", "--recipe", TINY).json["error"]
+    assert "no depth store for scenes train" in error and f"pipeline pseudo-depth --recipe {TINY}" in error
+
+
+def test_a_store_of_another_estimator_is_not_taken(call: Call) -> None:
+    assert call("pseudo-depth", "--recipe", TINY).status == 0
+    answer = call("run", "--recipe", TINY, "--estimator", "bundled")
+    assert answer.status == 2 and "by bundled" in answer.json["error"]
+
+
+def test_a_store_that_lacks_an_image_is_told_before_training(call: Call, tmp_path: Path) -> None:
+    (images := tmp_path / "own/images/train").mkdir(parents=True)
+    (masks := tmp_path / "own/masks/train").mkdir(parents=True)
+    (tmp_path / "own/classes.txt").write_text("ground\nthing\n")
+    for name in ("a", "b", "c", "broken"):
+        Image.new("RGB", (64, 64), (90, 120, 60)).save(images / f"{name}.png")
+        Image.new("L", (64, 64), 1).save(masks / f"{name}.png")
+    (images / "broken.png").write_bytes(b"no picture")
+    words = ["--recipe", TINY, "--dataset", "folder", "--data-root", tmp_path / "own", "--set", "data.options={}"]
+    words += ["--estimator", "bundled"]
+    labelled = call("pseudo-depth", *words, "--split", "train")
+    assert labelled.status == 2 and labelled.json["labelled"] == 3
+    assert [failure["image"] for failure in labelled.json["failed"]] == ["broken"]
+    answer = call("run", *words, "--set", "evaluation.split=train")
+    assert answer.status == 2 and "broken" in answer.json["error"]
+
+
+def test_a_full_disk_is_one_message_and_keeps_what_was_done(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    assert call("pseudo-depth", "--recipe", TINY).status == 0
+    if not shutil.which("sh"):
+        pytest.skip("no shell")
+    import subprocess
+    import sys
+
+    limit = 200_000  # bytes a file may grow to: smaller than the weights, larger than everything before them
+    code = "import sys; from pipeline.cli import main; main(sys.argv[1:])"
+
+    def limit_file_size() -> None:
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails as on a full disk, with an OSError
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", "--recipe", str(TINY), "--schedule", "seg-only"],
+        preexec_fn=limit_file_size,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert call("run", "--recipe", TINY, "--schedule", "seg-only").status == 0, "with space again it goes on"

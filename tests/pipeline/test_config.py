@@ -1,0 +1,102 @@
+"""A recipe is strict: what it cannot mean is refused with the nearest thing it could."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_cache.errors import UserError
+from pipeline.config import RunConfig, load_config, recipe_names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_bundled_recipe_loads_with_a_full_card(name: str) -> None:
+    config = load_config(name)
+    assert all(config.card.model_dump().values()), "every field of the card is filled in"
+    assert config.build_schedule().name == "depth-first+copy"
+
+
+def test_recipes_of_the_house_are_there() -> None:
+    assert {"demo", "camvid", "camvid-full", "voc2012", "cityscapes"} <= set(recipe_names())
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("data.corp=[64,64]", "unknown key 'data.corp' .did you mean 'crop'"),
+        ("trainig.lr=1", "unknown key 'trainig' .did you mean 'training'"),
+        ("training.lr=-1", "training.lr: .*greater than 0, found -1"),
+        ("training.epochs=many", "training.epochs: .*integer, found 'many'"),
+        ("training.optimizer=adan", "training.optimizer: .*'adam', 'adamw' or 'sgd'"),
+        ("data.crop=[8,64]", "at least 32 px"),
+        ("data.scale=[2.0,0.5]", "the smaller first"),
+        ("data.root.x=1", "cannot set 'data.root.x'"),
+        ("data.crop", "has no '='"),
+    ],
+)
+def test_nonsense_is_refused_by_name(assignment: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config("demo", {"data.root": "somewhere"}, [assignment])
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(
+        UserError, match=r"(?s)training.lr.*unknown key 'data.corp'|unknown key 'data.corp'.*training.lr"
+    ):
+        load_config("demo", {}, ["data.corp=1", "training.lr=-1"])
+
+
+def test_assignments_win_over_flags_and_flags_over_the_recipe() -> None:
+    assert load_config("demo", {"training.lr": 0.5}).training.lr == 0.5
+    assert load_config("demo", {"training.lr": 0.5}, ["training.lr=0.25"]).training.lr == 0.25
+    assert load_config("demo", {"training.lr": None}) == load_config("demo")
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown recipe 'demmo' .did you mean 'demo'"):
+        load_config("demmo")
+    with pytest.raises(UserError, match=r"cannot read recipe .*nowhere.toml"):
+        load_config("nowhere.toml")
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text("[data\n")
+    with pytest.raises(UserError, match=r"own.toml is not valid TOML"):
+        load_config(str(file))
+
+
+def test_own_steps_make_a_schedule() -> None:
+    steps = (
+        {"phase": "warm", "trains": ("encoder", "depth-branch"), "mse": 1.0, "epochs": 2},
+        {"copy_from": "depth-decoder", "copy_to": "seg-decoder"},
+        {"phase": "main", "trains": ("everything",), "focal": 0.5, "mse": 0.5},
+    )
+    schedule = RunConfig().changed({"schedule": {"name": "mine", "steps": steps}}).build_schedule()
+    assert [str(step) for step in schedule.steps] == ["warm", "copy depth-decoder -> seg-decoder", "main"]
+    assert schedule.phases[1].focal == 0.5, "own weights are not replaced by the recipe's joint weights"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule.name": "depht-first"}, "unknown schedule 'depht-first' .did you mean 'depth-first'"),
+        ({"schedule.name": "joint", "schedule.copy_weights": True}, "nothing to copy"),
+        ({"schedule.name": "seg-only", "schedule.copy_weights": True}, "nothing to copy"),
+        ({"schedule.steps": ({"phase": "a", "trains": ("encoder", "seg-brunch"), "focal": 1.0},)}, "unknown part"),
+        ({"schedule.steps": ({"phase": "a", "trains": ("everything",), "focal": 1.0},)}, "mse has weight 0"),
+        ({"schedule.steps": ({"copy_from": "depth-decoder", "copy_to": "seg-decoder"},)}, "no phase"),
+        ({"schedule.steps": ({"trains": ("encoder",)},)}, "needs either `phase`"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config("demo").changed({"schedule.copy_weights": False} | changes).build_schedule()
+
+
+def test_joint_weights_of_the_recipe_reach_named_schedules() -> None:
+    schedule = load_config("demo", {}, ["loss.joint_focal=0.6", "loss.joint_mse=0.4"]).build_schedule()
+    joint = schedule.phases[-1]
+    assert (joint.focal, joint.mse) == (0.6, 0.4)
+    assert [phase.focal for phase in schedule.phases[:2]] == [0.0, 1.0], "single phases keep theirs"

@@ -1,0 +1,118 @@
+"""Nodes are content: equal work has equal keys, and whatever changes the outcome changes the key."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from data_cache.errors import UserError
+from pipeline.config import RunConfig, load_config
+from pipeline.plan import DataFacts, Plan, plan_runs
+from pipeline.tables import TABLES, table_rows
+from stages.training.schedules import CONTROLS, PAPER_ROWS
+
+FACTS = DataFacts(num_images=400, num_classes=8, dataset_fingerprint="data", store_key="store")
+
+
+def plan(*rows: str, config: RunConfig | None = None, facts: DataFacts = FACTS, reuse: bool = True) -> Plan:
+    config = config or load_config("demo")
+    table = {row.name: row for row in TABLES["schedules"].rows}
+    return plan_runs([(row, config.changed(table[row].changes)) for row in rows], facts, reuse=reuse)
+
+
+def test_the_ten_rows_share_their_beginnings() -> None:
+    made = plan(*PAPER_ROWS)
+    assert (len(made.nodes), made.unshared) == (15, 22)
+
+
+def test_the_controls_add_one_training() -> None:
+    made = plan(*PAPER_ROWS, *CONTROLS)
+    assert len(made.nodes) == 16, "depth-then-seg is a beginning of depth-first"
+
+
+def test_without_reuse_every_run_trains_its_own_from_the_same_random_state() -> None:
+    shared, alone = plan(*PAPER_ROWS), plan(*PAPER_ROWS, reuse=False)
+    assert len(alone.nodes) == 22
+    keys = [[node.key for node in run.nodes] for run in shared.runs]
+    assert [[node.key for node in run.nodes] for run in alone.runs] == keys
+
+
+def test_seeds_share_nothing() -> None:
+    rows = table_rows(TABLES["schedules"], load_config("demo"), (0, 1))
+    assert len(plan_runs(rows, FACTS).nodes) == 2 * 16
+
+
+def test_the_long_control_has_the_budget_of_three_phases() -> None:
+    made = plan("seg-only-long", "depth-first+copy")
+    assert made.runs[0].steps == made.runs[1].steps
+
+
+def test_a_total_budget_gives_every_row_equal_steps() -> None:
+    config = load_config("demo", {"training.budget": "total", "training.iterations": 600})
+    assert {run.steps for run in plan(*PAPER_ROWS, *CONTROLS, config=config).runs} == {600}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"training.lr": 0.01},
+        {"training.epochs": 3},
+        {"training.batch_size": 4},
+        {"training.ema_decay": 0.9},
+        {"training.precision": "float32"},
+        {"loss.gamma": 1.0},
+        {"data.flip": 0.1},
+        {"data.crop": (64, 64)},
+        {"network.encoder": "resnet34"},
+    ],
+    ids=str,
+)
+def test_what_changes_the_weights_changes_the_key(change: dict[str, object]) -> None:
+    before, after = plan("seg-only"), plan("seg-only", config=load_config("demo").changed(change))
+    assert before.nodes.keys() != after.nodes.keys()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training.log_every": 3},
+        {"training.checkpoint_every": 7},
+        {"data.workers": 2},
+        {"data.root": "elsewhere"},
+        {"evaluation.split": "test"},
+        {"depth.batch_size": 3},
+        {"depth.target": "minmax"},
+        {"loss.depth": "l1"},
+        {"loss.joint_focal": 0.5},
+    ],
+    ids=str,
+)
+def test_what_leaves_a_segmentation_phase_alone_leaves_its_key(change: dict[str, object]) -> None:
+    before, after = plan("seg-only"), plan("seg-only", config=load_config("demo").changed(change))
+    assert before.nodes.keys() == after.nodes.keys()
+
+
+def test_a_segmentation_phase_does_not_care_for_the_store() -> None:
+    other = DataFacts(400, 8, "data", "another store")
+    assert plan("seg-only").nodes.keys() == plan("seg-only", facts=other).nodes.keys()
+    assert plan("joint").nodes.keys() != plan("joint", facts=other).nodes.keys()
+
+
+def test_a_copy_is_part_of_the_path() -> None:
+    with_copy, without = plan("depth-first+copy").runs[0].nodes, plan("depth-first").runs[0].nodes
+    assert with_copy[0].key == without[0].key
+    assert with_copy[1].key != without[1].key
+
+
+def test_a_depth_phase_without_a_store_is_refused() -> None:
+    with pytest.raises(UserError, match="reads depth; label first with: pipeline pseudo-depth"):
+        plan("joint", facts=DataFacts(400, 8, "data", None))
+
+
+@pytest.mark.parametrize("module", ["pipeline.plan", "pipeline.cli", "pipeline.comparing", "pipeline.preview"])
+def test_planning_and_comparing_import_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,107 @@
+"""The house has an order: pipeline -> stages -> data_cache; stages and third parties keep to their rooms."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("pipeline", "stages", "data_cache")
+FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+ROOMS = {
+    "click": {"pipeline/cli.py"},
+    "transformers": {"stages/pseudo_depth/estimators.py"},
+    "h5py": {"data_cache/depth_file.py"},
+    "segmentation_models_pytorch": {"stages/networks/", "stages/export/proof.py"},
+    "matplotlib": {"stages/comparison/figures.py"},
+    "rich": {"pipeline/"},
+    "pydantic": {"pipeline/config.py"},
+}
+"""Third party -> files, or folders ending in a slash, that may import it."""
+TORCH_FREE = (
+    "stages/networks/parts.py",
+    "stages/training/schedule.py",
+    "stages/training/schedules.py",
+    "stages/comparison/",
+    "pipeline/plan.py",
+    "pipeline/cli.py",
+    "pipeline/config.py",
+    "data_cache/sample.py",
+    "data_cache/order.py",
+)
+FORBIDDEN = {"pickle", "dill", "cloudpickle", "joblib", "mmcv", "albumentations", "hydra"}
+NAMELESS = {"utils.py", "common.py", "helpers.py", "base.py", "misc.py"}
+
+
+def imports(tree: ast.AST, *, at_import_time: bool = False) -> Iterator[str]:
+    """Yield the absolute module names a file imports; optionally only those its own import triggers."""
+    for node in ast.iter_child_nodes(tree):
+        if at_import_time and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if at_import_time and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute, so that a reader sees the room"
+            yield node.module or ""
+        else:
+            yield from imports(node, at_import_time=at_import_time)
+
+
+def broken_rules(path: Path, source: str) -> list[str]:
+    """Return what a file does that its place in the house forbids."""
+    name, tree = path.as_posix(), ast.parse(source)
+    wanted = list(imports(tree))
+    problems = [f"imports {module}" for module in wanted if module.split(".")[0] in FORBIDDEN]
+    for module in wanted:
+        parts = module.split(".")
+        if parts[0] in PACKAGES and PACKAGES.index(parts[0]) < PACKAGES.index(path.parts[0]):
+            problems.append(f"imports {module}, which lies above it")
+        among_stages = parts[0] == path.parts[0] == "stages" and len(parts) > 1 and len(path.parts) > 2
+        if among_stages and parts[1] not in (path.parts[1], "networks"):
+            problems.append(f"imports {module}, another stage")
+        allowed = ROOMS.get(parts[0])
+        if allowed is not None and not any(
+            name == room or (room[-1] == "/" and name.startswith(room)) for room in allowed
+        ):
+            problems.append(f"imports {module} outside {', '.join(sorted(allowed))}")
+    if any(name == place or (place[-1] == "/" and name.startswith(place)) for place in TORCH_FREE):
+        heavy = [module for module in imports(tree, at_import_time=True) if module.split(".")[0].startswith("torch")]
+        problems += [f"imports {module} at import time" for module in heavy]
+    if path.name in NAMELESS:
+        problems.append("has a name that says nothing")
+    return problems
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_file_keeps_to_its_room(path: Path) -> None:
+    assert broken_rules(path, (ROOT / path).read_text(encoding="utf8")) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("data_cache/x.py", "import stages.training.loop"),
+        ("stages/training/x.py", "from pipeline.config import RunConfig"),
+        ("stages/training/x.py", "from stages.evaluation.metrics import SegCounts"),
+        ("stages/training/x.py", "def f():\n    import click"),
+        ("pipeline/x.py", "import h5py"),
+        ("data_cache/x.py", "import pickle"),
+        ("stages/comparison/x.py", "import torch"),
+        ("pipeline/utils.py", ""),
+    ],
+)
+def test_the_guard_sees_what_it_guards(path: str, source: str) -> None:
+    assert broken_rules(Path(path), source)
+
+
+def test_there_is_something_to_guard() -> None:
+    assert {path.parts[0] for path in FILES} == set(PACKAGES)
+    assert {path.parts[1] for path in FILES if path.parts[0] == "stages"} >= {
+        "pseudo_depth", "training", "evaluation", "comparison", "export", "networks",
+    }  # fmt: skip

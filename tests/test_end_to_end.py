@@ -1,0 +1,106 @@
+"""The whole way, through the command line only: label, train a table, compare, export, open elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+TINY = Path(__file__).parent / "pipeline" / "tiny.toml"
+pytestmark = pytest.mark.slow
+
+
+def call(work: Path, *words: str | Path) -> dict[str, Any]:
+    """Run a command in a process of its own and return its JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "--workdir", str(work), "--json", "--quiet", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def tensors(work: Path, key: str) -> dict[str, bytes]:
+    return {name: value.tobytes() for name, value in load_file(work / "nodes" / key / "weights.safetensors").items()}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """All twelve rows, trained with shared beginnings."""
+    work = tmp_path_factory.mktemp("table")
+    call(work, "pseudo-depth", "--recipe", TINY)
+    return work, call(work, "table", "schedules", "--recipe", TINY, "--seeds", "0")
+
+
+def test_the_table_trains_sixteen_nodes_for_twelve_rows_and_then_none(table: tuple[Path, dict[str, Any]]) -> None:
+    work, first = table
+    assert (first["trained"], first["reused"], first["unshared"]) == (16, 0, 25)
+    assert len(first["rows"]) == 12 and first["rows"][0]["name"] == "seg-only"
+    again = call(work, "table", "schedules", "--recipe", TINY, "--seeds", "0")
+    assert (again["trained"], again["reused"]) == (0, 16)
+    assert [row["metrics"] for row in again["rows"]] == [row["metrics"] for row in first["rows"]]
+
+
+@pytest.mark.parametrize("row", ["depth-first+copy", "seg-first"])
+def test_a_shared_run_is_the_same_bits_as_one_trained_alone(
+    table: tuple[Path, dict[str, Any]], tmp_path: Path, row: str
+) -> None:
+    work, _ = table
+    call(tmp_path, "pseudo-depth", "--recipe", TINY)
+    alone = call(tmp_path, "run", "--recipe", TINY, "--schedule", row, "--no-reuse")
+    shared = call(work, "run", "--recipe", TINY, "--schedule", row)
+    assert all(phase["reused"] for phase in shared["phases"]) and not any(phase["reused"] for phase in alone["phases"])
+    assert alone["metrics"] == shared["metrics"]
+    for mine, theirs in zip(alone["phases"], shared["phases"], strict=True):
+        assert mine["key"] != theirs["key"], "declining to share trains in a place of its own"
+        assert tensors(tmp_path, mine["key"]) == tensors(work, theirs["key"])
+
+
+def test_an_export_opens_with_smp_alone_and_gives_the_same_logits(
+    table: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    work, _ = table
+    run = call(work, "run", "--recipe", TINY, "--schedule", "depth-first", "--copy-weights")["run"]
+    exported = call(work, "export", run, "--out", tmp_path / "model")
+    assert exported["proof"]["max_abs_difference"]["stripped_vs_full"] == 0
+
+    images = np.random.default_rng(0).normal(size=(2, 3, 64, 96)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    script = (
+        "import sys, numpy, torch, segmentation_models_pytorch as smp\n"
+        "assert not any(name in sys.modules for name in ('pipeline', 'stages', 'data_cache'))\n"
+        "model = smp.from_pretrained('model').eval()\n"
+        "with torch.inference_mode():\n"
+        "    numpy.save('logits.npy', model(torch.from_numpy(numpy.load('images.npy'))).numpy())\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, check=True, env=environment)
+
+    import torch
+
+    from pipeline.models import open_run
+    from pipeline.session import Session
+
+    full = open_run(Session.start(str(work)), work / "runs" / run, torch.device("cpu")).network
+    with torch.inference_mode():
+        expected = full(torch.from_numpy(images), depth=False).seg_logits.numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-6)
+
+
+def test_the_demo_prints_where_everything_is(tmp_path: Path) -> None:
+    shown = call(tmp_path, "demo", "--recipe", TINY)
+    assert [run["schedule"] for run in shown["runs"]] == ["depth-first+copy", "seg-only"]
+    assert {row["name"] for row in shown["rows"]} == {"depth-first+copy", "seg-only"}
+    assert shown["export"]["proof"]["max_abs_difference"]["stripped_vs_full"] == 0
+    assert Path(shown["report"]).is_file() and Path(shown["export"]["out"]).is_dir()
+    assert shown["seconds"] > 0
