@@ -159,4 +159,4 @@ def _jitter(image: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
         return image
     draws = rng.uniform(-strength, strength, 5)
     gain = torch.tensor((1 + draws[0]) * (1 + 0.5 * draws[1:4]), dtype=torch.float32).view(3, 1, 1)
-    return ((image - 128) * gain + 128 * (1 + draws[4])).clamp(0, 255).to(torch.uint8)
+    return ((image.float() - 128) * gain + 128 * (1 + draws[4])).clamp(0, 255).to(torch.uint8)  # uint8 would wrap

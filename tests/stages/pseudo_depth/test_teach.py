@@ -14,10 +14,12 @@ from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 from data_cache.datasets import open_dataset
 from data_cache.errors import UserError
 from data_cache.sample import DepthKind
+from stages.pseudo_depth.aliases import ESTIMATORS
 from stages.pseudo_depth.depth_losses import metric_depth_loss, relative_depth_loss
 from stages.pseudo_depth.estimators import load_estimator
+from stages.pseudo_depth.model_folder import Preprocessing
 from stages.pseudo_depth.teach import TeachProgress, teach
-from stages.pseudo_depth.teach_data import TeachOptions
+from stages.pseudo_depth.teach_data import TeachOptions, iterate_batches
 
 TINY = TeachOptions(steps=6, batch_size=2, input_size=28, precision="float32", checkpoint_every=2)
 
@@ -95,6 +97,20 @@ def test_taught_folder_opens_everywhere_and_knows_its_kind(tmp_path, scenes):
     assert {path.name for path in (tmp_path / "taught").iterdir()} == {
         "config.json", "preprocessor_config.json", "model.safetensors", "estimator.json",
     }  # fmt: skip
+
+
+def test_jitter_changes_colours_but_never_the_order_of_greys(scenes):
+    """Per channel an increasing affine map, cut off at the ends; wrapping around in uint8 would break the order."""
+    options = {"batch_size": 2, "input_size": 28, "flip": 0.0}
+    spec, preprocessing = ESTIMATORS["bundled"], Preprocessing((0, 0, 0), (255, 255, 255), "bicubic")
+    plain, jittered = (
+        next(iterate_batches(scenes, spec, preprocessing, (28, 42), TeachOptions(jitter=jitter, **options), 0))
+        for jitter in (0.0, 0.3)
+    )
+    assert not torch.equal(plain.images, jittered.images)
+    for before, after in zip(plain.images.flatten(0, 1), jittered.images.flatten(0, 1), strict=True):
+        order = before.flatten().argsort()
+        assert (after.flatten()[order].int().diff() >= 0).all()
 
 
 def test_stored_precision_is_that_of_the_start(tmp_path, scenes, depth_anything_folder):
