@@ -120,8 +120,8 @@ def preview_labels(config: RunConfig, session: Session, out: Path | None) -> Res
 def export_maps(session: Session, folders: list[Path], out: Path | None, form: str) -> Result:
     """Write every map as NPY (raw float32) or 16-bit PNG (its own minimum to maximum, see the scales file).
 
-    A PNG holds round(65535 * (raw - min) / (max - min)) and 0 where the raw number is not finite; ``scales.csv`` beside
-    the pictures has each image's min and max, so that the raw numbers can be had back.
+    A PNG holds 1 + round(65534 * (raw - min) / (max - min)), and 0 where the raw number is not finite; ``scales.csv``
+    beside the pictures has each image's min and max, so that the raw numbers can be had back.
     """
     written = 0
     target = out or session.workspace.root / "depth-maps"
@@ -149,4 +149,4 @@ def export_maps(session: Session, folders: list[Path], out: Path | None, form: s
 def _to_16_bits(found: DepthMap) -> NDArray[np.uint16]:
     low, span = found.stats.min, found.stats.max - found.stats.min
     scaled = (found.raw - low) / (span or 1.0)
-    return np.where(np.isfinite(found.raw), np.round(65535 * scaled.clip(0, 1)), 0).astype(np.uint16)
+    return np.where(np.isfinite(found.raw), 1 + np.round(65534 * scaled.clip(0, 1)), 0).astype(np.uint16)

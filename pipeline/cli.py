@@ -267,6 +267,8 @@ def _parse_seeds(text: str | None, default: int) -> tuple[int, ...]:
 @click.option("--size", type=click.Choice(["original", "recipe"]), help="Size at which images enter the network.")
 @click.option("--data-root", help="Folder of the dataset, if it moved.")
 @click.option("--save-predictions", type=click.Path(path_type=Path), help="Write label-id PNGs here.")
+@click.option("--tile", type=int, help="Run the network in tiles of this side, px.")
+@click.option("--margin", type=int, default=64, show_default=True, help="What the network sees around a tile, px.")
 @device_option
 @click.pass_obj
 def evaluate(
@@ -276,13 +278,18 @@ def evaluate(
     size: str | None,
     data_root: str | None,
     save_predictions: Path | None,
+    tile: int | None,
+    margin: int,
     device: str,
 ) -> None:
     """Score a run or an export folder on a split."""
     from pipeline.devices import choose_device
     from pipeline.scoring import score_model
 
-    session.show(score_model(session, model, split, size, data_root, save_predictions, choose_device(device)))
+    changes = {"evaluation.split": split, "evaluation.size": size, "data.root": data_root}
+    session.show(
+        score_model(session, model, changes, save_predictions, choose_device(device), tile=tile, margin=margin)
+    )
 
 
 @cli.command()

@@ -113,7 +113,10 @@ class TrainingConfig(Section):
     lr: float = Field(default=1e-4, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
+    decay_norm_and_bias: bool = True
+    """Whether weight decay also pulls on batch-norm weights and biases."""
     lr_schedule: Literal["constant", "poly", "cosine"] = "constant"
+    poly_power: float = Field(default=0.9, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     lr_factors: dict[str, float] = {}
     """Part or branch name to factor on the learning rate, for example {"seg-head" = 10.0}."""
@@ -139,6 +142,8 @@ class LossConfig(Section):
     joint_focal: float = Field(default=0.85, ge=0)
     joint_mse: float = Field(default=0.15, ge=0)
     balance: Literal["fixed", "uncertainty", "dwa"] = "fixed"
+    dwa_window: int = Field(default=100, ge=1)
+    """Steps whose mean losses `dwa` compares."""
 
 
 class StepConfig(Section):

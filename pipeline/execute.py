@@ -174,7 +174,9 @@ def _optim_settings(config: RunConfig) -> OptimSettings:
         lr=training.lr,
         weight_decay=training.weight_decay,
         momentum=training.momentum,
+        decay_norm_and_bias=training.decay_norm_and_bias,
         lr_schedule=training.lr_schedule,
+        poly_power=training.poly_power,
         warmup_steps=training.warmup_steps,
         clip_norm=training.clip_norm,
         ema_decay=training.ema_decay,
@@ -192,6 +194,7 @@ def _loss_settings(config: RunConfig) -> LossSettings:
         class_weights=loss.class_weights,
         depth=loss.depth,
         balance=loss.balance,
+        dwa_window=loss.dwa_window,
     )
 
 

@@ -10,17 +10,20 @@ from data_cache.sample import DepthKind
 from pipeline.session import Result, Session
 
 ENCODER_PREFIX = "encoder:"
+WHOLE_VGG = {"vgg16": False, "vgg16_bn": True}
+"""Name → batch norm; the whole classification network, whose fc6 and fc7 the FCN family starts from."""
 
 
 def fetch_weights(
     session: Session, names: Sequence[str], out: Path | None, *, kind: str | None, accept_noncommercial: bool
 ) -> Result:
-    """Fetch estimators by alias, Hub id or folder, and encoders as ``encoder:NAME``.
+    """Fetch estimators by alias, Hub id or folder, encoders as ``encoder:NAME``, whole VGG16 as ``vgg16``.
 
     Returns:
         ``files`` and per name the ``use`` of it.
     """
     from stages.networks.encoder_weights import fetch_encoder_weights
+    from stages.networks.vgg import fetch_vgg16_weights
     from stages.pseudo_depth.fetch import fetch_estimator
 
     if not names:
@@ -35,6 +38,10 @@ def fetch_weights(
         if name.startswith(ENCODER_PREFIX):
             encoder = name.removeprefix(ENCODER_PREFIX)
             files.append(fetch_encoder_weights(encoder, folder / f"{encoder.replace('/', '--')}.safetensors"))
+            uses.append(f"--set network.encoder_weights={files[-1]}")
+            continue
+        if name in WHOLE_VGG:
+            files.append(fetch_vgg16_weights(folder / f"{name}.safetensors", batch_norm=WHOLE_VGG[name]))
             uses.append(f"--set network.encoder_weights={files[-1]}")
             continue
         target = folder / (Path(name).name if Path(name).is_dir() else name.replace("/", "--"))

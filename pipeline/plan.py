@@ -182,7 +182,7 @@ def _describe(phase: Phase, steps: int, config: RunConfig, facts: DataFacts) -> 
     if phase.needs_depth:
         described["depth"] = [facts.store_key, config.depth.target, loss.depth]
     if phase.needs_seg and phase.needs_depth:
-        described["balance"] = loss.balance
+        described["balance"] = [loss.balance, loss.dwa_window] if loss.balance == "dwa" else loss.balance
     else:
         described["encoder-policy"] = training.encoder_policy
     return described

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipeline.session import Result, Session
 from stages.evaluation.evaluate import Evaluation, OnPredictions, evaluate
 from stages.evaluation.panels import PanelCollector, write_panels
 from stages.evaluation.predict import PredictionWriter, Segmenter, invert_raw_ids, predict_files
+from stages.evaluation.tiling import TiledNetwork
 from stages.networks import count_parameters
 from stages.networks.interface import Normalisation
 from stages.training.checkpoint import load_weights
@@ -91,26 +92,30 @@ def _evaluate(
 def score_model(
     session: Session,
     reference: str,
-    split: str | None,
-    size: str | None,
-    data_root: str | None,
+    changes: Mapping[str, Any],
     save_predictions: Path | None,
     device: torch.device,
+    *,
+    tile: int | None,
+    margin: int,
 ) -> Result:
     """Score a run or an export on a split.
+
+    Args:
+        changes: to the recipe it was trained with, under dotted keys; None leaves a key as it is.
 
     Returns:
         ``model``, ``weights``, ``split``, ``metrics``, ``metrics_paper``, ``per_class``, ``confusion``, ``images``.
     """
     model = open_model(session, reference, device)
-    changes = {"evaluation.split": split, "evaluation.size": size, "data.root": data_root}
     config = model.config.changed({key: value for key, value in changes.items() if value is not None})
     dataset = open_split(config, session.workspace, config.evaluation.split)
     learnt_depth = model.has_depth and config.build_schedule().needs_depth
     store = _labels_if_any(config, session, dataset) if learnt_depth else None
     writer = _prediction_writer(save_predictions, dataset) if save_predictions else None
     session.console.say(f"evaluating {model.weights} on {dataset.name} {dataset.split}")
-    evaluation = _evaluate(model.network, model.normalisation, dataset, store, config, device, writer)
+    network = TiledNetwork(model.network, tile=tile, margin=margin) if tile is not None else model.network
+    evaluation = _evaluate(network, model.normalisation, dataset, store, config, device, writer)
     facts = {
         "model": str(model.folder),
         "weights": str(model.weights),
