@@ -77,9 +77,7 @@ def bench_seg_phase(dual: Network, encoder: str, size: tuple[int, int], runs: in
     labels = torch.randint(CLASSES, (4, *size))
     dual_s, single_s = time_in_turns(make_step(dual, images, labels), make_step(single, images, labels), runs)
     ratio = dual_s / single_s
-    print(
-        f"  seg step, dual / single-decoder network: {ratio:.3f} (budget {SEG_PHASE_BUDGET}; {dual_s * 1e3:.0f} ms)"
-    )
+    print(f"  seg step, dual / single-decoder network: {ratio:.3f} (budget {SEG_PHASE_BUDGET}; {dual_s * 1e3:.0f} ms)")
 
 
 def make_step(network: Network, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], object]:
