@@ -93,6 +93,8 @@ class DepthEstimator:
             (B, h', w') float32, at least 0, on the estimator's device, at the network's output resolution; not
             necessarily finite, which the caller checks per image.
         """
+        if self.device.type == "cuda":
+            images = images.pin_memory()  # else the copy would wait for the batch before
         pixels = images.to(self.device, non_blocking=True)
         pixels = ((pixels - self._mean) / self._std).to(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):

@@ -36,6 +36,7 @@ _UNREADABLE = (UserError, OSError, ValueError, SyntaxError, Image.DecompressionB
 _BATCH_PIXELS = {"cpu": 400_000, "cuda": 8_000_000}
 """Input pixels per batch when no batch size is given: enough to keep the device busy, far from filling it."""
 _LARGEST_AUTO_BATCH = 64
+_OWN_DEPTH_AHEAD = 8
 _WAITING_BATCHES = 8
 """Images of rare sizes wait for company; beyond this many batches the fullest group is run as it is."""
 _QUEUED_BATCHES = 2
@@ -257,12 +258,14 @@ def _iterate_prepared(
     dataset: SegmentationDataset, estimator: DepthEstimator | OwnDepth, todo: list[int], workers: int
 ) -> Iterator[_Prepared | FailedImage]:
     """Yield images in order, read ahead by threads: decoding and resizing release the interpreter lock."""
+    # for a network a whole batch ahead, resized; own depth comes at full size and goes straight to the disk
+    window = workers + (_OWN_DEPTH_AHEAD if isinstance(estimator, OwnDepth) else _LARGEST_AUTO_BATCH)
     ahead: deque[Future[_Prepared | FailedImage]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
     try:
         for index in todo:
             ahead.append(pool.submit(_prepare, dataset, estimator, index))
-            if len(ahead) > workers + _LARGEST_AUTO_BATCH:
+            if len(ahead) > window:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
