@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ from stages.pseudo_depth.aliases import EstimatorSpec
 
 WEIGHTS_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
+_REACH_TIMEOUT_S = 10.0
 _PICKLED_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LOADED_PATTERNS = ("config.json", "preprocessor_config.json", "model*.safetensors", SHARD_INDEX)
 
@@ -76,20 +79,19 @@ def download_snapshot(spec: EstimatorSpec, *, pickled: bool = False) -> Path:
         UserError: when neither cache nor Hub can be had, or the repository is unknown or closed.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     assert spec.hub_id is not None
     patterns = [*_LOADED_PATTERNS, *(_PICKLED_PATTERNS if pickled else ())]
-    if spec.revision is not None:  # a commit never changes: what is in the cache needs no look at the network
-        try:
-            folder = Path(
-                snapshot_download(spec.hub_id, revision=spec.revision, allow_patterns=patterns, local_files_only=True)
-            )
-        except LocalEntryNotFoundError:
-            pass
-        else:
-            if _is_complete(folder, pickled=pickled):
-                return folder
+    cached = _find_cached(spec, patterns, pickled=pickled)
+    if cached is not None and spec.revision is not None:
+        return cached  # a commit never changes: what is in the cache needs no look at the network
+    try:
+        _check_reachable(spec)
+    except UserError:
+        if cached is not None:
+            return cached
+        raise
     try:
         folder = Path(snapshot_download(spec.hub_id, revision=spec.revision, allow_patterns=patterns))
     except RepositoryNotFoundError as error:
@@ -101,6 +103,34 @@ def download_snapshot(spec: EstimatorSpec, *, pickled: bool = False) -> Path:
     if not (folder / "config.json").is_file():
         raise _unreachable(spec)  # offline, the client returns what an interrupted download left
     return folder
+
+
+def _find_cached(spec: EstimatorSpec, patterns: list[str], *, pickled: bool) -> Path | None:
+    """Return the repository's folder in the Hub cache when it is whole; no network call."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    assert spec.hub_id is not None
+    try:
+        folder = snapshot_download(spec.hub_id, revision=spec.revision, allow_patterns=patterns, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    return Path(folder) if _is_complete(Path(folder), pickled=pickled) else None
+
+
+def _check_reachable(spec: EstimatorSpec) -> None:
+    """Ask the Hub for a sign of life: its own client retries aloud for 23 s before it gives up."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise _unreachable(spec)
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=_REACH_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return  # it answered
+    except Exception as error:  # no route, no name, a proxy that says no, a malformed address: all come to the same
+        raise _unreachable(spec) from error
 
 
 def _is_complete(folder: Path, *, pickled: bool) -> bool:

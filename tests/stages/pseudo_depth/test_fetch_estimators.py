@@ -110,6 +110,20 @@ def test_cached_snapshot_of_an_alias_needs_no_network(tmp_path, monkeypatch, pic
     assert estimator.revision == spec.revision and estimator.spec.size_multiple == 28
 
 
+def test_newest_commit_comes_from_the_cache_when_the_hub_is_out_of_reach(tmp_path, monkeypatch, depth_anything_folder):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--LiheYoung--depth-anything-small-hf"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(depth_anything_folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    estimator = load_estimator("depth-anything-small")
+    assert estimator.revision == commit and estimator.spec.alias == "depth-anything-small"
+    (repository / "snapshots" / commit / "model.safetensors").unlink()  # as an interrupted download leaves it
+    with pytest.raises(UserError, match="cannot be reached"):
+        load_estimator("depth-anything-small")
+
+
 def test_offline_fetch_says_so(tmp_path):
     with pytest.raises(UserError, match=r"depth-anything-small.*cannot be reached"):
         fetch_estimator("depth-anything-small", tmp_path / "out")
