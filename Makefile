@@ -40,13 +40,13 @@ report: $(INSTALLED)  ## one self-contained page about all runs
 	$(BIN)/pipeline report $(ARGS)
 
 test: $(INSTALLED)  ## all tests (no GPU, no network)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(INSTALLED)  ## lint, types, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 bench: $(INSTALLED)  ## print the speed ratios of tests/benchmarks
 	$(BIN)/python -m tests.benchmarks $(ARGS)

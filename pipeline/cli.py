@@ -362,11 +362,14 @@ def export(
 
 @cli.command()
 @data_options
-@depth_options
+@click.option("--kind", type=click.Choice(["relative", "metric"]), help="Meaning of --init where nothing says it.")
+@click.option("--accept-noncommercial", is_flag=True, default=None, help="Start from weights with such a licence.")
 @click.option("--init", default="mini", show_default=True, help="A size (from nothing), or an estimator to adapt.")
 @click.option("--steps", type=int, default=2000, show_default=True)
 @click.option("--batch-size", type=int, default=16, show_default=True)
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Peak learning rate; 1e-5 for large teachers.")
+@click.option("--input-size", type=int, help="Side the images are brought to, px; default the estimator's.")
+@click.option("--jitter", type=float, default=0.2, show_default=True, help="Strength of colour jitter.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder that from_pretrained opens.")
 @device_option
@@ -379,6 +382,8 @@ def teach(
     steps: int,
     batch_size: int,
     lr: float,
+    input_size: int | None,
+    jitter: float,
     seed: int,
     out: Path,
     device: str,
@@ -386,10 +391,11 @@ def teach(
 ) -> None:
     """Train a depth estimator on a dataset that brings its own depth."""
     from pipeline.labels import teach_estimator
+    from stages.pseudo_depth.teach import TeachOptions
 
     config = _config(recipe, assignments, **flags)
-    options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
-    session.show(teach_estimator(config, session, init, out, device=device, **options))
+    options = TeachOptions(steps, batch_size, lr, jitter=jitter, input_size=input_size, seed=seed)
+    session.show(teach_estimator(config, session, init, out, device=device, options=options))
 
 
 @cli.command()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from data_cache.depth_store import DepthStore
     from stages.pseudo_depth.estimators import DepthEstimator
     from stages.pseudo_depth.labelling import LabelReport, OwnDepth
+    from stages.pseudo_depth.teach import TeachOptions
 
 
 def open_split(config: RunConfig, workspace: Workspace, split: str) -> SegmentationDataset:
@@ -151,23 +152,22 @@ def _describe_labels(facts: dict[str, Any]) -> str:
 
 
 def teach_estimator(
-    config: RunConfig, session: Session, init: str, out: Path, *, device: str, **options: Any
+    config: RunConfig, session: Session, init: str, out: Path, *, device: str, options: TeachOptions
 ) -> Result:
     """Train a depth estimator on the recipe's dataset, which must bring its own depth.
 
     Args:
         init: name of a size (from nothing), or an estimator to adapt.
-        options: fields of ``TeachOptions``.
+        options: how long and how.
 
     Returns:
         ``estimator`` (the folder), ``steps``, ``resumed_at``, ``final_loss``, ``seconds``.
     """
     from pipeline.devices import choose_device
-    from stages.pseudo_depth.teach import TeachOptions, TeachProgress, teach
+    from stages.pseudo_depth.teach import TeachProgress, teach
 
     dataset = open_split(config, session.workspace, "train")
-    wanted = TeachOptions(**options)
-    with session.console.progress(f"teaching {init}", wanted.steps) as advance:
+    with session.console.progress(f"teaching {init}", options.steps) as advance:
 
         def show(progress: TeachProgress) -> None:
             advance(progress.step, f"loss {progress.loss:.4f}, {progress.images_per_second:.1f} images/s")
@@ -176,7 +176,7 @@ def teach_estimator(
             dataset,
             init,
             out,
-            options=wanted,
+            options=options,
             kind=DepthKind(config.depth.kind) if config.depth.kind else None,
             device=choose_device(device),
             accept_noncommercial=config.depth.accept_noncommercial,
