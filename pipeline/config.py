@@ -13,10 +13,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_cache.errors import UserError, nearest, unknown_name
+from stages.networks import NETWORKS
+from stages.training.encoder_policy import EncoderPolicy
 from stages.training.schedule import CopyWeights, Part, Phase, Schedule
 from stages.training.schedules import SCHEDULES, resolve_schedule
 
 Size = tuple[int, int]
+TransferMode = Literal["feature-extractor", "low-level-extractor", "fine-tune", "scratch"]
+MEDIAN_FREQUENCY = "median-frequency"
 Fraction = Field(ge=0.0, le=1.0)
 
 
@@ -120,8 +124,10 @@ class TrainingConfig(Section):
     warmup_steps: int = Field(default=0, ge=0)
     lr_factors: dict[str, float] = {}
     """Part or branch name to factor on the learning rate, for example {"seg-head" = 10.0}."""
-    encoder_policy: Literal["train", "freeze", "low-lr"] = "train"
-    """What the encoder does in phases with one decoder."""
+    encoder_policy: EncoderPolicy = "train"
+    """What the encoder does in phases with one decoder; the always- ones hold in every phase."""
+    transfer: TransferMode | None = None
+    """How much of the encoder's pretraining is kept; sets encoder_policy and options of the network (transfer.py)."""
     clip_norm: float | None = Field(default=None, gt=0)
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -137,7 +143,8 @@ class LossConfig(Section):
     seg: Literal["focal", "cross-entropy", "ohem"] = "focal"
     gamma: float = Field(default=2.0, ge=0)
     alpha: float = Field(default=1.0, gt=0)
-    class_weights: tuple[float, ...] | None = None
+    class_weights: tuple[float, ...] | Literal["median-frequency"] | None = None
+    """One weight per class, or "median-frequency": computed from the training split before anything is trained."""
     depth: Literal["mse", "l1", "ssi"] = "mse"
     joint_focal: float = Field(default=0.85, ge=0)
     joint_mse: float = Field(default=0.15, ge=0)
@@ -200,10 +207,22 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     depth: DepthConfig = DepthConfig()
     network: NetworkConfig = NetworkConfig()
+    network_options: dict[str, dict[str, Any]] = {}
+    """Name of a network → options it gets whenever it is chosen: by the recipe, by --network, or by a table's row.
+
+    Naming another network puts the options under ``network`` aside, which were written for the recipe's own.
+    """
     training: TrainingConfig = TrainingConfig()
     loss: LossConfig = LossConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _check_names(self) -> RunConfig:
+        for name in self.network_options:
+            if name not in NETWORKS:
+                raise ValueError(f"network_options are for no network {name!r}{nearest(name, NETWORKS)}")
+        return self
 
     def build_schedule(self) -> Schedule:
         """Return the schedule with the recipe's joint weights.
@@ -226,17 +245,23 @@ class RunConfig(Section):
     def changed(self, changes: Mapping[str, Any]) -> RunConfig:
         """Return this configuration with other values under dotted keys, checked like a recipe."""
         tree = self.model_dump()
+        _choose_network(tree, changes.get("network.name"))
         for key, value in changes.items():
             _assign(tree, key, value)
         return _validated(tree, "table row")
 
     def resolved(self) -> dict[str, Any]:
-        """Return everything as JSON-able data, the card excepted."""
-        return self.model_dump(mode="json", exclude={"card"})
+        """Return everything as JSON-able data, except the card and options of networks that were not chosen."""
+        return self.model_dump(mode="json", exclude={"card", "network_options"})
 
     def content(self) -> dict[str, Any]:
-        """Return what decides the result, as JSON-able data: everything but the card and where the recipe lay."""
-        return self.model_dump(mode="json", exclude={"card", "recipe"})
+        """Return what decides the result, as JSON-able data: what is resolved, but not where the recipe lay.
+
+        A transfer mode counts by what it set; left out unless given, it keeps the names of runs made before it was.
+        """
+        content = self.model_dump(mode="json", exclude={"card", "recipe", "network_options"})
+        del content["training"]["transfer"]
+        return content
 
 
 def named_schedule(name: str) -> Schedule:
@@ -270,18 +295,34 @@ def load_config(recipe: str, overrides: Mapping[str, Any] | None = None, assignm
         UserError: listing every problem found, with the nearest known key for unknown ones.
     """
     tree = {"recipe": recipe} | _read_recipe(recipe)
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    assigned = [_parse_assignment(text) for text in assignments]
+    _add_network_options(tree)
+    _choose_network(tree, (given | dict(assigned)).get("network.name"))  # before options of it are set
     written_for = tree.get("data", {}).get("dataset")
-    for key, value in (overrides or {}).items():
-        if value is not None:
-            _assign(tree, key, value)
+    for key, value in given.items():
+        _assign(tree, key, value)
     if tree.get("data", {}).get("dataset") != written_for:
         tree["data"].pop("options", None)  # they were meant for the dataset that the recipe names
-    for text in assignments:
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise UserError(f"--set {text!r} has no '='; write for example --set data.crop=[256,256]")
-        _assign(tree, key.strip(), _parse_value(value.strip()))
+    for key, value in assigned:
+        _assign(tree, key, value)
     return _validated(tree, f"recipe {recipe!r}")
+
+
+def _add_network_options(tree: dict[str, Any]) -> None:
+    """Put what ``network_options`` say of the recipe's own network beneath what ``network`` says."""
+    network, options = tree.get("network", {}), tree.get("network_options", {})
+    if isinstance(network, dict) and isinstance(options, dict):
+        name = network.get("name", NetworkConfig().name)
+        tree["network"] = {**options.get(name, {}), "name": name, **network}
+
+
+def _choose_network(tree: dict[str, Any], name: str | None) -> None:
+    """Replace the network and its options by those of another name; nothing happens for the name it has."""
+    network, options = tree.get("network", {}), tree.get("network_options", {})
+    if name is None or not isinstance(network, dict) or network.get("name") == name:
+        return
+    tree["network"] = {**options.get(name, {}), "name": name}
 
 
 def _validated(tree: dict[str, Any], what: str) -> RunConfig:
@@ -312,6 +353,13 @@ def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(tree, dict):
             raise UserError(f"cannot set {dotted!r}: {'.'.join(sections[:depth])!r} is a value, not a section")
     tree[last] = value
+
+
+def _parse_assignment(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise UserError(f"--set {text!r} has no '='; write for example --set data.crop=[256,256]")
+    return key.strip(), _parse_value(value.strip())
 
 
 def _parse_value(text: str) -> Any:

@@ -9,7 +9,7 @@ the same bits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,8 @@ class PlannedRun:
         """Folder name: network, row, seed, and a hash of all that decides the result."""
         config = self.config
         decided = {"config": config.content(), "nodes": [node.folder for node in self.nodes]}
-        return f"{config.network.label}-{self.row}-s{config.seed}-{content_hash(decided, 8)}"
+        label = "" if self.row.startswith(config.network.name) else f"{config.network.label}-"
+        return f"{label}{self.row}-s{config.seed}-{content_hash(decided, 8)}"
 
     @property
     def steps(self) -> int:
@@ -95,19 +96,27 @@ class Plan:
         return sum(len(run.nodes) for run in self.runs)
 
 
-def plan_runs(rows: Iterable[tuple[str, RunConfig]], facts: DataFacts, *, reuse: bool = True) -> Plan:
+def plan_runs(
+    rows: Iterable[tuple[str, RunConfig]], facts: DataFacts | Callable[[RunConfig], DataFacts], *, reuse: bool = True
+) -> Plan:
     """Lay out the trainings of several runs.
 
     Args:
         rows: row name and configuration of each run.
-        facts: what the data looks like.
+        facts: what the data looks like; a function where it is not the same for all rows.
         reuse: whether runs share nodes; without it each run trains its own.
     """
-    return Plan(tuple(_plan_run(row, config, facts, reuse) for row, config in rows))
+    find = facts if callable(facts) else lambda _: facts
+    return Plan(tuple(_plan_run(row, config, find(config), reuse) for row, config in rows))
 
 
 def _plan_run(row: str, config: RunConfig, facts: DataFacts, reuse: bool) -> PlannedRun:
     schedule = config.build_schedule()
+    if schedule.needs_depth and config.network.options.get("with_depth") is False:
+        raise UserError(
+            f"schedule {schedule.name!r} trains a depth branch, but network.with_depth is false; "
+            "build the network with it, or choose a schedule without depth (seg-only)"
+        )
     if schedule.needs_depth and facts.store_key is None:
         raise UserError(f"schedule {schedule.name!r} reads depth; label first with: pipeline pseudo-depth")
     path: list[Any] = [_start(config, facts)]
@@ -161,7 +170,7 @@ def _content(value: Any) -> Any:
     return value
 
 
-_ELSEWHERE = {"epochs", "iterations", "budget", "lr", "encoder_policy"}
+_ELSEWHERE = {"epochs", "iterations", "budget", "lr", "encoder_policy", "transfer"}
 """Training settings that a phase's description says in its own way."""
 _WITHOUT_EFFECT = {"checkpoint_every", "log_every", "tensorboard"}
 """Training settings that leave the weights as they are."""
@@ -183,6 +192,6 @@ def _describe(phase: Phase, steps: int, config: RunConfig, facts: DataFacts) -> 
         described["depth"] = [facts.store_key, config.depth.target, loss.depth]
     if phase.needs_seg and phase.needs_depth:
         described["balance"] = [loss.balance, loss.dwa_window] if loss.balance == "dwa" else loss.balance
-    else:
+    if not (phase.needs_seg and phase.needs_depth) or training.encoder_policy.startswith("always-"):
         described["encoder-policy"] = training.encoder_policy
     return described

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from data_cache.errors import UserError, nearest, unknown_name
 from stages.networks.interface import Network
 from stages.networks.parts import ENCODER, NAMED_PARTS, Part
+from stages.training.encoder_policy import EncoderPolicy, find_encoder_lr_factor, freezes_encoder
 from stages.training.schedule import Phase
 
-LOW_LR_FACTOR = 0.1  # the pseudo-depth paper's open question "does the encoder train?", third answer: gently
 OPTIMIZERS = ("adam", "adamw", "sgd")
 LR_SCHEDULES = ("constant", "poly", "cosine")
-ENCODER_POLICIES = ("train", "freeze", "low-lr")
+ENCODER_POLICIES = get_args(EncoderPolicy)
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class OptimSettings:
     """Decay of the moving average of the weights; None keeps none. With it, a phase ends with the average."""
     part_lr_factors: Mapping[str, float] = field(default_factory=dict)
     """Part or branch name to factor on the learning rate; of two that fit a part, the narrower one holds."""
-    encoder_policy: Literal["train", "freeze", "low-lr"] = "train"
-    """What the encoder does in phases with a single loss; "low-lr" trains it at a tenth of the rate."""
+    encoder_policy: EncoderPolicy = "train"
+    """Whether the encoder learns, stands still, or learns at a tenth of the rate; see ``encoder_policy.py``."""
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -92,11 +92,11 @@ def parts_to_train(phase: Phase, settings: OptimSettings) -> Part:
     Raises:
         UserError: the policy leaves nothing to train.
     """
-    if settings.encoder_policy != "freeze" or _has_both_losses(phase):
+    if not freezes_encoder(settings.encoder_policy, phase):
         return phase.trains
     if not phase.trains & ~ENCODER:
         raise UserError(
-            f"phase {phase.name!r} trains only the encoder, which encoder policy 'freeze' forbids; "
+            f"phase {phase.name!r} trains only the encoder, which encoder policy {settings.encoder_policy!r} forbids; "
             "use encoder policy 'train' or 'low-lr', or drop the phase"
         )
     return phase.trains & ~ENCODER
@@ -108,8 +108,7 @@ def compute_lr_factors(phase: Phase, settings: OptimSettings) -> dict[Part, floa
     named = [(NAMED_PARTS[name], factor) for name, factor in settings.part_lr_factors.items()]
     for parts, factor in sorted(named, key=lambda item: -len(item[0].names())):  # narrower ones later, so they hold
         factors |= dict.fromkeys((part for part in Part if part in parts), factor)
-    if settings.encoder_policy == "low-lr" and not _has_both_losses(phase):
-        factors[ENCODER] *= LOW_LR_FACTOR
+    factors[ENCODER] *= find_encoder_lr_factor(settings.encoder_policy, phase)
     return factors
 
 
@@ -255,10 +254,6 @@ class MovingAverage:
         """Take over what ``state`` returned."""
         for name, value in self._average.items():
             value.copy_(state[name])
-
-
-def _has_both_losses(phase: Phase) -> bool:
-    return phase.needs_seg and phase.needs_depth
 
 
 def _group_parts(
