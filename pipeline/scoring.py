@@ -38,7 +38,7 @@ def score_run(run: PlannedRun, session: Session, folder: Path, device: torch.dev
     network.to(device=device, memory_format=torch.channels_last)
     session.console.say(f"evaluating {run.name} on {config.evaluation.split} ({weights})")
     store = _labels_if_any(config, session, dataset) if run.schedule.needs_depth else None
-    panels = PanelCollector(network.normalisation, limit=config.evaluation.panels)
+    panels = PanelCollector(network.normalisation, image_ids=_spread(dataset.image_ids, config.evaluation.panels))
     evaluation = _evaluate(network, network.normalisation, dataset, store, config, device, panels)
     write_panels(panels.items, folder / "panels", class_names=dataset.classes, palette=dataset.palette)
     return {
@@ -49,6 +49,11 @@ def score_run(run: PlannedRun, session: Session, folder: Path, device: torch.dev
         "image_size": list(dataset.read_image(0).shape[:2]),
         **evaluation.to_json(),
     }
+
+
+def _spread(image_ids: Sequence[str], count: int) -> Sequence[str]:
+    """Return so many ids from all over a split; neighbours are often frames of one film."""
+    return [image_ids[place * len(image_ids) // count] for place in range(min(count, len(image_ids)))]
 
 
 def _labels_if_any(config: RunConfig, session: Session, dataset: SegmentationDataset) -> DepthStore | None:
