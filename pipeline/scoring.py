@@ -38,7 +38,11 @@ def score_run(run: PlannedRun, session: Session, folder: Path, device: torch.dev
     network.to(device=device, memory_format=torch.channels_last)
     session.console.say(f"evaluating {run.name} on {config.evaluation.split} ({weights})")
     store = _labels_if_any(config, session, dataset) if run.schedule.needs_depth else None
-    panels = PanelCollector(network.normalisation, image_ids=_spread(dataset.image_ids, config.evaluation.panels))
+    panels = PanelCollector(
+        network.normalisation,
+        limit=config.evaluation.panels,
+        image_ids=_spread(dataset.image_ids, config.evaluation.panels),
+    )
     evaluation = _evaluate(network, network.normalisation, dataset, store, config, device, panels)
     write_panels(panels.items, folder / "panels", class_names=dataset.classes, palette=dataset.palette)
     return {
