@@ -23,7 +23,7 @@ from pipeline.provenance import describe_software
 from pipeline.scoring import score_run
 from pipeline.session import Session
 from pipeline.workspace import NodeFolder, Workspace, exclusive, explaining_full_disk, read_json, write_json
-from stages.networks import build_network
+from stages.networks import build_network, build_without_weights
 from stages.networks.interface import Network, Normalisation
 from stages.training.checkpoint import load_weights, save_weights
 from stages.training.freezing import as_module
@@ -124,11 +124,10 @@ def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.
 
 def build_start(node: Node, workspace: Workspace, num_classes: int) -> Network:
     """Build the network a node starts from: its parent's last weights, or the one its seed gives."""
-    options = node.config.network.options
-    if node.parent is not None and "encoder_weights" in options:
-        options["encoder_weights"] = "none"  # the parent's weights hold them already
+    wanted = node.config.network
+    build = build_network if node.parent is None else build_without_weights  # the parent's weights hold them already
     torch.manual_seed(node.config.seed)
-    network = build_network(node.config.network.name, num_classes, **options)
+    network = build(wanted.name, num_classes, **wanted.options)
     if node.parent is not None:
         load_weights(as_module(network), workspace.node(node.parent).weights)
     return network
@@ -187,6 +186,7 @@ def _optim_settings(config: RunConfig) -> OptimSettings:
 
 def _loss_settings(config: RunConfig) -> LossSettings:
     loss = config.loss
+    assert not isinstance(loss.class_weights, str), "named weights became numbers before the plan was made"
     return LossSettings(
         seg=loss.seg,
         gamma=loss.gamma,

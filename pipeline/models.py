@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.config import RunConfig
 from pipeline.session import Session
 from pipeline.workspace import read_json
-from stages.networks import build_network
+from stages.networks import build_without_weights
 from stages.networks.interface import Network, Normalisation
 from stages.training.checkpoint import load_weights
 
@@ -92,10 +92,7 @@ def restore_config(record: dict[str, Any]) -> RunConfig:
 
 def build_untrained(config: RunConfig, num_classes: int) -> Any:
     """Build the recipe's network without loading pretrained weights: its own follow."""
-    options = config.network.options
-    if "encoder_weights" in options:
-        options["encoder_weights"] = "none"
-    network: Network = build_network(config.network.name, num_classes, **options)
+    network: Network = build_without_weights(config.network.name, num_classes, **config.network.options)
     return network
 
 

@@ -85,6 +85,26 @@ def rebuild_network(spec: NetworkSpec) -> Network:
     return build_network(spec.name, spec.num_classes, with_depth=spec.with_depth, **spec.options)
 
 
+def build_without_weights(name: str, num_classes: int, *, with_depth: bool = True, **options: Any) -> Network:
+    """Build the network that ``build_network`` would, but load no pretrained weights: others follow.
+
+    What follows from pretrained weights besides their values stays as with them: normalisation, and options that a
+    network settles by them.
+    """
+    wanted = {**network_options(name), **options}
+    weights = wanted.get("encoder_weights", "none")
+    if weights == "none":
+        return build_network(name, num_classes, with_depth=with_depth, **options)
+    settle = getattr(NETWORKS[name].load(), "settle_options", dict)
+    bare = {**options, **settle(wanted), "encoder_weights": "none"}
+    network = build_network(name, num_classes, with_depth=with_depth, **bare)
+    if "encoder" in wanted:
+        from stages.networks.encoders import find_normalisation
+
+        network.normalisation = find_normalisation(wanted["encoder"], weights)
+    return network
+
+
 def network_options(name: str) -> dict[str, Any]:
     """Return the options of a network with their defaults.
 
@@ -125,6 +145,7 @@ __all__ = [
     "NetworkEntry",
     "NetworkSpec",
     "build_network",
+    "build_without_weights",
     "count_parameters",
     "network_options",
     "rebuild_network",

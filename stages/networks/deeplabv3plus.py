@@ -6,7 +6,7 @@ which the paper leaves open, is three 3×3 convolutions and a 1×1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -157,9 +157,9 @@ class _DeepLab(BranchedNetwork):
         _check_branch_options(plan)
         self.num_classes = num_classes
         self.normalisation = find_normalisation(choice.encoder, choice.encoder_weights)
-        stride_plan = choose_stride_plan(choice.encoder, choice.encoder_weights, choice.stride_plan)
         # A network rebuilt without its pretrained weights must not settle "auto" the other way.
-        self.settled_options = {"stride_plan": stride_plan}
+        self.settled_options = self.settle_options(choice._asdict())
+        stride_plan: str = self.settled_options["stride_plan"]
         if not plan.rates:
             plan = plan._replace(rates=RATES_AT_8 if stride_plan == "os8" else RATES)
         backbone = build_tapped_encoder(**choice._replace(stride_plan=stride_plan)._asdict())
@@ -175,6 +175,12 @@ class _DeepLab(BranchedNetwork):
         if with_depth:
             self.depth_decoder = build_decoder()
             self.depth_head = _build_head(plan.width, 1)
+
+    @staticmethod
+    def settle_options(options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that follow from others; ``auto`` strides follow from whether weights are pretrained."""
+        encoder, weights = options["encoder"], options["encoder_weights"]
+        return {"stride_plan": choose_stride_plan(encoder, weights, options["stride_plan"])}
 
     def restore(self, maps: Tensor, size: torch.Size) -> Tensor:
         """Enlarge a head's output fourfold, to the size of the images."""
