@@ -37,6 +37,7 @@ RECIPE_FLAGS = {
     "precision": "training.precision",
     "budget": "training.budget",
     "encoder_policy": "training.encoder_policy",
+    "transfer": "training.transfer",
     "compile": "training.compile",
     "seed": "seed",
 }
@@ -85,9 +86,20 @@ training_options = _options(
     click.option("--precision", type=click.Choice(["auto", "bfloat16", "float32"])),
     click.option("--budget", type=click.Choice(["phase", "total"]), help="Epochs per phase, or shared by all phases."),
     click.option(
-        "--encoder-policy", type=click.Choice(["train", "freeze", "low-lr"]), help="In phases of one decoder."
+        "--encoder-policy",
+        type=click.Choice(["train", "freeze", "low-lr", "always-freeze", "always-low-lr"]),
+        help="What the encoder does in phases of one decoder, or always.",
+    ),
+    click.option(
+        "--transfer",
+        type=click.Choice(["feature-extractor", "low-level-extractor", "fine-tune", "scratch"]),
+        help="How much of the encoder's pretraining is kept (see `pipeline advise`).",
     ),
     click.option("--compile/--no-compile", default=None, help="Compile the network with torch.compile."),
+)
+table_options = _options(
+    click.option("--baseline", help="Row that differences are taken to; default the table's, else seg-only."),
+    click.option("--table", "of_table", metavar="NAME", help="Only runs of rows of this table, in its order."),
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 seed_option = click.option("--seed", type=int, help="Seed of initial weights, data order and augmentation.")
@@ -295,25 +307,25 @@ def evaluate(
 @cli.command()
 @click.argument("runs", nargs=-1, metavar="[RUN…]")
 @click.option("--format", "form", type=click.Choice(["text", "markdown", "csv", "json", "latex"]), default="text")
-@click.option("--baseline", default="seg-only", show_default=True, help="Row that differences are taken to.")
+@table_options
 @click.pass_obj
-def compare(session: Session, runs: Sequence[str], form: str, baseline: str) -> None:
+def compare(session: Session, runs: Sequence[str], form: str, baseline: str | None, of_table: str | None) -> None:
     """Put runs side by side; all finished runs by default."""
     from pipeline.comparing import compare_runs
 
-    session.show(compare_runs(session, runs, form, baseline))
+    session.show(compare_runs(session, runs, form, baseline, of_table))
 
 
 @cli.command()
 @click.argument("runs", nargs=-1, metavar="[RUN…]")
 @click.option("--out", type=click.Path(path_type=Path), help="HTML file; default <workdir>/report.html.")
-@click.option("--baseline", default="seg-only", show_default=True)
+@table_options
 @click.pass_obj
-def report(session: Session, runs: Sequence[str], out: Path | None, baseline: str) -> None:
+def report(session: Session, runs: Sequence[str], out: Path | None, baseline: str | None, of_table: str | None) -> None:
     """Write one self-contained page about runs; all finished runs by default."""
     from pipeline.comparing import report_runs
 
-    session.show(report_runs(session, runs, out, baseline))
+    session.show(report_runs(session, runs, out, baseline, of_table))
 
 
 @cli.command()

@@ -212,6 +212,8 @@ class RunConfig(Section):
 
     Naming another network puts the options under ``network`` aside, which were written for the recipe's own.
     """
+    row_changes: dict[str, dict[str, Any]] = {}
+    """Row of a table → what it changes in this recipe besides, under dotted keys."""
     training: TrainingConfig = TrainingConfig()
     loss: LossConfig = LossConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -252,14 +254,14 @@ class RunConfig(Section):
 
     def resolved(self) -> dict[str, Any]:
         """Return everything as JSON-able data, except the card and options of networks that were not chosen."""
-        return self.model_dump(mode="json", exclude={"card", "network_options"})
+        return self.model_dump(mode="json", exclude={"card", "network_options", "row_changes"})
 
     def content(self) -> dict[str, Any]:
         """Return what decides the result, as JSON-able data: what is resolved, but not where the recipe lay.
 
         A transfer mode counts by what it set; left out unless given, it keeps the names of runs made before it was.
         """
-        content = self.model_dump(mode="json", exclude={"card", "recipe", "network_options"})
+        content = self.model_dump(mode="json", exclude={"card", "recipe", "network_options", "row_changes"})
         del content["training"]["transfer"]
         return content
 

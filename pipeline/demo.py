@@ -32,7 +32,7 @@ def run_demo(session: Session, recipe: str, device: str) -> Result:
     folders = [session.workspace.runs / run["run"] for run in runs]
     table = tabulate(folders)
     exported = export_run(session, runs[0]["run"], None)
-    report = report_runs(session, [str(folder) for folder in folders], None, "seg-only")
+    report = report_runs(session, [str(folder) for folder in folders], None, None)
     seconds = time.perf_counter() - started_at
     facts = {
         "runs": runs,

@@ -10,34 +10,49 @@ from rich.console import Group
 from rich.text import Text
 
 from data_cache.errors import unknown_name
+from pipeline.class_weights import resolve_class_weights
 from pipeline.config import RunConfig, content_hash
 from pipeline.console import plain_table
 from pipeline.labels import gather_facts, open_split
-from pipeline.plan import Node, Plan, plan_runs
+from pipeline.plan import DataFacts, Node, Plan, plan_runs
 from pipeline.session import Result, Session
 from pipeline.tables import find_table, table_rows
+from pipeline.transfer import apply_transfer
 from pipeline.workspace import read_json, write_json
 from stages.networks import NETWORKS
-from stages.training.schedule import EVERYTHING, CopyWeights, Part
+from stages.training.encoder_policy import find_encoder_lr_factor, freezes_encoder
+from stages.training.schedule import ENCODER, EVERYTHING, CopyWeights, Part
 
 Rows = list[tuple[str, RunConfig]]
 
 
 def rows_of(config: RunConfig, table: str | None, seeds: tuple[int, ...]) -> Rows:
-    """Return the rows of a table, or the one row that the recipe itself is."""
-    if table is not None:
-        return table_rows(find_table(table), config, seeds)
-    return [(config.build_schedule().name, config.changed({"seed": seed})) for seed in seeds]
+    """Return the rows of a table, or the one row that the recipe itself is, with transfer modes spelled out."""
+    rows = (
+        table_rows(find_table(table), config, seeds)
+        if table is not None
+        else [(config.build_schedule().name, config.changed({"seed": seed})) for seed in seeds]
+    )
+    for _, changed in rows:
+        if changed.network.name not in NETWORKS:
+            raise unknown_name("network", changed.network.name, NETWORKS)
+    return [(name, apply_transfer(changed)) for name, changed in rows]
 
 
 def make_plan(rows: Rows, session: Session, *, reuse: bool) -> Plan:
-    """Look at the data and lay out the trainings."""
-    for _, config in rows:
-        if config.network.name not in NETWORKS:
-            raise unknown_name("network", config.network.name, NETWORKS)
-    needs_depth = any(config.build_schedule().needs_depth for _, config in rows)
-    facts = gather_facts(rows[0][1], session.workspace, needs_depth=needs_depth)
-    return plan_runs(rows, facts, reuse=reuse)
+    """Look at the data of every row and lay out the trainings."""
+    weighed = [(name, resolve_class_weights(config, session)) for name, config in rows]
+    known: dict[str, DataFacts] = {}
+
+    def find_facts(config: RunConfig) -> DataFacts:
+        needs_depth = config.build_schedule().needs_depth
+        data = config.data.model_dump(include={"dataset", "root", "options"})
+        key = content_hash([data, config.depth.model_dump() if needs_depth else None], 16)
+        if key not in known:
+            known[key] = gather_facts(config, session.workspace, needs_depth=needs_depth)
+        return known[key]
+
+    return plan_runs(weighed, find_facts, reuse=reuse)
 
 
 def preview_plan(
@@ -49,10 +64,9 @@ def preview_plan(
         ``nodes`` (distinct trainings), ``unshared``, ``phases``, ``runs``, ``disk_bytes``, ``disk_free_bytes``.
     """
     plan = make_plan(rows_of(config, table, seeds), session, reuse=reuse)
-    parts = _count_part_tensors(config, session)
-    phases = [_describe(node, session, parts) for node in plan.nodes.values()]
+    phases = [_describe(node, session, _count_part_tensors(node.config, session)) for node in plan.nodes.values()]
     to_train = [phase for phase in phases if not phase["done"]]
-    disk = len(to_train) * sum(count["bytes"] for count in parts.values())
+    disk = sum(phase["bytes"] for phase in to_train)
     session.workspace.root.mkdir(parents=True, exist_ok=True)
     facts = {
         "nodes": len(phases),
@@ -78,13 +92,10 @@ def _count_part_tensors(config: RunConfig, session: Session) -> dict[str, dict[s
         return read_json(file)
     import torch
 
-    from stages.networks import build_network
+    from stages.networks import build_without_weights
 
-    options = config.network.options
-    if "encoder_weights" in options:
-        options["encoder_weights"] = "none"
     with torch.device("meta"):  # shapes without memory
-        network = build_network(config.network.name, num_classes, **options)
+        network = build_without_weights(config.network.name, num_classes, **config.network.options)
     counts = {}
     for part, module in network.parts().items():
         tensors = module.state_dict().values()
@@ -94,21 +105,25 @@ def _count_part_tensors(config: RunConfig, session: Session) -> dict[str, dict[s
 
 
 def _describe(node: Node, session: Session, parts: dict[str, dict[str, int]]) -> dict[str, Any]:
-    frozen = EVERYTHING & ~node.phase.trains
+    policy = node.config.training.encoder_policy
+    trains = node.phase.trains & ~ENCODER if freezes_encoder(policy, node.phase) else node.phase.trains
     return {
         "name": node.phase.name,
         "key": node.folder,
         "parent": node.parent,
         "done": session.workspace.node(node.folder).finished,
         "seed": node.config.seed,
-        "trains": list(node.phase.trains.names()),
-        "frozen": list(frozen.names()),
+        "network": node.config.network.label,
+        "trains": list(trains.names()),
+        "frozen": [name for name in (EVERYTHING & ~trains).names() if name in parts],
         "batch_norm": _describe_batch_norm(node),
         "focal": node.phase.focal,
         "mse": node.phase.mse,
         "steps": node.steps,
         "lr": node.lr,
+        "encoder_lr_factor": find_encoder_lr_factor(policy, node.phase) if ENCODER & trains else 0.0,
         "copies": [_describe_copy(copy, parts) for copy in node.copies],
+        "bytes": sum(count["bytes"] for count in parts.values()),
     }
 
 
@@ -118,17 +133,30 @@ def _describe_copy(copy: CopyWeights, parts: dict[str, dict[str, int]]) -> dict[
 
 
 def _describe_batch_norm(node: Node) -> str:
-    single = not (node.phase.needs_seg and node.phase.needs_depth)
-    if single and node.config.training.encoder_policy == "freeze" and Part.ENCODER in node.phase.trains:
-        return "statistics move in trained decoders; the encoder's stand still (policy freeze)"
+    policy = node.config.training.encoder_policy
+    if freezes_encoder(policy, node.phase) and Part.ENCODER in node.phase.trains:
+        return f"statistics move in trained decoders; the encoder's stand still (policy {policy})"
     return "statistics move in trained parts, stand still elsewhere"
 
 
 def _render(plan: Plan, facts: dict[str, Any]) -> Iterable[Any]:
-    columns = ["phase", "seed", "trains", "focal", "mse", "steps", "copied before", "key", "state"]
+    several = len({phase["network"] for phase in facts["phases"]}) > 1
+    columns = [
+        "phase",
+        *(["network"] if several else []),
+        "seed",
+        "trains",
+        "focal",
+        "mse",
+        "steps",
+        "copied before",
+        "key",
+        "state",
+    ]
     rows = [
         [
             phase["name"],
+            *([phase["network"]] if several else []),
             phase["seed"],
             " ".join(phase["trains"]),
             phase["focal"],

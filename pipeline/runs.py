@@ -45,7 +45,7 @@ def train_table(
     finished = [key for key in plan.nodes if session.workspace.node(key).finished]
     records = execute_plan(plan, session, choose_device(device))
     folders = [session.workspace.runs / record["run"] for record in records]
-    compared = tabulate(folders, table.baseline, [row.name for row in table.rows])
+    compared = tabulate(folders, table)
     facts = {
         **compared.to_json(),
         "trained": len(plan.nodes) - len(finished),

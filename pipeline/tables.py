@@ -1,14 +1,23 @@
-"""Tables of runs: which rows, what each changes in the recipe, and what the paper printed. Imports no torch."""
+"""Tables of runs: which rows, what each changes in the recipe, and what the papers printed. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_cache.errors import unknown_name
+from data_cache.errors import UserError, nearest, unknown_name
 from pipeline.config import RunConfig
+from stages.comparison.table import MAIN_METRICS
+from stages.networks import NETWORKS
 from stages.training.schedules import PAPER_ROWS, TABLE_ROWS
+
+SINGLE_TASK_METRICS = ("miou_macro", "boundary_f1", "miou_imagewise_macro", "pixel_acc")
+BACKBONES = (
+    "tu-resnet10t", "resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "vgg16_bn", "mobilenet_v2",
+    "tu-xception65",
+)  # fmt: skip
+"""Encoders of the segmentation lecture, its "ResNet 10" as timm's resnet10t, and Xception65 of the fusion paper."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +25,12 @@ class TableRow:
     """One row: its name, its changes to the recipe under dotted keys, and the paper's scores for it."""
 
     name: str
+    """Unique over all tables."""
     changes: Mapping[str, Any]
     paper: Mapping[str, float] = field(default_factory=dict)
+    """By the paper's own columns (miou, iiou, acc), as fractions."""
+    budget: int = 1
+    """Multiplies the recipe's epochs or iterations."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +40,113 @@ class TableSpec:
     title: str
     baseline: str
     rows: tuple[TableRow, ...]
+    note: str
+    """What the paper's figures are of, or that there are none."""
+    metrics: tuple[str, ...] = MAIN_METRICS
+    """What people read first; every metric is in the CSV and JSON."""
+
+    @property
+    def order(self) -> list[str]:
+        """Names of the rows."""
+        return [row.name for row in self.rows]
 
 
 def _schedule_row(name: str) -> TableRow:
     base, _, copy = name.partition("+")
     changes = {"schedule": {"name": base, "copy_weights": bool(copy), "steps": ()}}
-    return TableRow(name, changes, paper_scores(name))
+    printed = PAPER_ROWS.get(name)
+    return TableRow(name, changes, dict(printed._asdict()) if printed else {})
 
 
-def paper_scores(row: str) -> dict[str, float]:
-    """Return the paper's mIoU, iIoU and acc of a schedule row; empty for our own rows."""
-    printed = PAPER_ROWS.get(row)
-    return dict(printed._asdict()) if printed else {}
+def _single_task_row(
+    name: str, network: str, changes: Mapping[str, Any] | None = None, *, miou: float | None = None, budget: int = 1
+) -> TableRow:
+    """Return a row that trains segmentation alone, on a network without depth branch."""
+    seg_only = {"schedule": {"name": "seg-only", "copy_weights": False, "steps": ()}, "network.with_depth": False}
+    paper = {} if miou is None else {"miou": miou}
+    return TableRow(name, {"network.name": network, **seg_only, **(changes or {})}, paper, budget)
 
 
-TABLES = {
-    "schedules": TableSpec("Training schedules", "seg-only", tuple(_schedule_row(name) for name in TABLE_ROWS)),
+def _fusion_row(name: str, *, entry: bool, middle: bool, dilated: bool = True, miou: float) -> TableRow:
+    changes = {"network.entry": entry, "network.middle": middle, "network.dilated": dilated}
+    return _single_task_row(name, "deeplabv3plus-mff", changes, miou=miou)
+
+
+def _fcn_row(name: str, network: str, decay: float, *, miou: float | None = None, budget: int = 1) -> TableRow:
+    changes = {"loss.seg": "cross-entropy", "training.optimizer": "adam", "training.weight_decay": decay}
+    return _single_task_row(name, network, changes, miou=miou, budget=budget)
+
+
+COPIED_DECODERS: dict[str, dict[str, Any]] = {
+    **{name: {"network.depth_branch": "full"} for name in ("fcn32s", "fcn16s", "fcn8s")},
+    "dcsa-resnet": {"network.decoder": "unet"},
 }
+"""Networks whose plain form has nothing to copy between the tasks, and the option that gives them something."""
+
+
+def _network_row(network: str) -> TableRow:
+    changes = {"schedule": {"name": "depth-first", "copy_weights": True, "steps": ()}, "network.name": network}
+    return TableRow(f"{network}-depth-first", changes | COPIED_DECODERS.get(network, {}))
+
+
+SCHEDULES_NOTE = (
+    "paper: scores as printed, on PASCAL VOC. Its mIoU is pixel-weighted (compare miou_micro_imagewise, not "
+    "miou_macro) and its acc one-vs-rest binary accuracy (acc_binary, not pixel_acc); 0.9974 is a misprint, the other "
+    "rows imply 0.9873"
+)
+FUSION_NOTE = (
+    "paper: mIoU as printed, on the validation split of Cityscapes at full size, one run each. It says that mIoU is "
+    "the mean over images of each image's mIoU (compare miou_imagewise_macro); the level is that of pooled counts "
+    "(miou_macro). Fusion adds 11.6 million weights to the baseline and the row without dilation has 13.5 million "
+    "less, so neither tells dilation from capacity"
+)
+FCN_NOTE = (
+    "paper: mIoU as printed by the FCN-8s report, on the validation split of PASCAL VOC, one run each, after 20,000 "
+    "iterations (exp3: 40,000); that it is a class mean over pooled counts is assumed. Of conv-vgg it shows pictures "
+    "only; its claim of better borders is boundary_f1 here"
+)
+BACKBONES_NOTE = "no paper column: the segmentation lecture compares backbones in words; cost: pipeline advise"
+DCSA_NOTE = "no paper column: the paper of deformable-convolution self-attention is a design without an experiment"
+NETWORKS_NOTE = "no paper column: no paper trains these networks by the schedules of pseudo depth"
+
+# fmt: off
+TABLES = {
+    "schedules": TableSpec(
+        "Training schedules", "seg-only", tuple(_schedule_row(name) for name in TABLE_ROWS), SCHEDULES_NOTE),
+    "mff": TableSpec("Multi-path feature fusion in DeepLabV3+ (Park & Heo 2021, tables 1 and 2)", "mff-exit", (
+        _fusion_row("mff-exit",      entry=False, middle=False, miou=0.77854),
+        _fusion_row("mff-entry",     entry=True,  middle=False, miou=0.78918),
+        _fusion_row("mff-middle",    entry=False, middle=True,  miou=0.78570),
+        _fusion_row("mff-both",      entry=True,  middle=True,  miou=0.78990),
+        _fusion_row("mff-undilated", entry=True,  middle=True,  dilated=False, miou=0.76440),
+        _single_task_row("mff-unet", "unet-classic",            miou=0.57417),
+    ), FUSION_NOTE, SINGLE_TASK_METRICS),
+    "bisenet": TableSpec("Multi-path feature fusion in BiSeNet (Park & Heo 2021, table 3)", "bisenet", (
+        _single_task_row("bisenet",     "bisenet",     miou=0.65005),
+        _single_task_row("bisenet-mff", "bisenet-mff", miou=0.66062),
+    ), FUSION_NOTE.partition(" Fusion adds")[0].rstrip("."), SINGLE_TASK_METRICS),
+    "fcn8s": TableSpec("FCN-8s against VGG16 without skips (FCN-8s report, experiments 1 to 3)", "conv-vgg", (
+        _fcn_row("conv-vgg",   "conv-vgg", 1e-6),
+        _fcn_row("fcn8s-exp1", "fcn8s",    1e-6, miou=0.5160),
+        _fcn_row("fcn8s-exp2", "fcn8s",    1e-5, miou=0.5129),
+        _fcn_row("fcn8s-exp3", "fcn8s",    1e-6, miou=0.5591, budget=2),
+    ), FCN_NOTE, SINGLE_TASK_METRICS),
+    "backbones": TableSpec("Encoders under one U-Net", "backbone-resnet50", tuple(
+        _single_task_row(f"backbone-{name.removeprefix('tu-')}", "unet", {"network.encoder": name})
+        for name in BACKBONES
+    ), BACKBONES_NOTE, SINGLE_TASK_METRICS),
+    "dcsa": TableSpec("Deformable-convolution self-attention in a ResNet", "dcsa-without", (
+        _single_task_row("dcsa-without",     "dcsa-resnet", {"network.place": "none"}),
+        _single_task_row("dcsa-inside",      "dcsa-resnet", {"network.place": "inside"}),
+        _single_task_row("dcsa-after-stage", "dcsa-resnet", {"network.place": "after_stage"}),
+    ), DCSA_NOTE, SINGLE_TASK_METRICS),
+    "networks": TableSpec("Every network by depth-first+copy", "unet-depth-first", tuple(
+        _network_row(name) for name in NETWORKS
+    ), NETWORKS_NOTE),
+}
+# fmt: on
+
+_TABLE_OF_ROW = {row.name: (table, row) for table in TABLES.values() for row in table.rows}
 
 
 def find_table(name: str) -> TableSpec:
@@ -53,6 +156,33 @@ def find_table(name: str) -> TableSpec:
     return TABLES[name]
 
 
+def tables_of(rows: Iterable[str]) -> list[TableSpec]:
+    """Return the tables that the named rows belong to, each once; rows of nobody's table add none."""
+    found = [_TABLE_OF_ROW[row][0] for row in rows if row in _TABLE_OF_ROW]
+    return [table for table in TABLES.values() if table in found]
+
+
+def paper_scores(row: str) -> dict[str, float]:
+    """Return the paper's scores of a row; empty for rows of our own."""
+    return dict(_TABLE_OF_ROW[row][1].paper) if row in _TABLE_OF_ROW else {}
+
+
 def table_rows(table: TableSpec, config: RunConfig, seeds: tuple[int, ...]) -> list[tuple[str, RunConfig]]:
-    """Return row name and configuration for every row and seed, seeds innermost."""
-    return [(row.name, config.changed({**row.changes, "seed": seed})) for row in table.rows for seed in seeds]
+    """Return row name and configuration for every row and seed, seeds innermost.
+
+    Raises:
+        UserError: the recipe changes a row that is in no table.
+    """
+    if strangers := [name for name in config.row_changes if name not in _TABLE_OF_ROW]:
+        hints = ", ".join(f"{name!r}{nearest(name, _TABLE_OF_ROW)}" for name in strangers)
+        raise UserError(f"the recipe's row_changes are for rows that no table has: {hints}")
+    return [(row.name, _configure(row, config, seed)) for row in table.rows for seed in seeds]
+
+
+def _configure(row: TableRow, config: RunConfig, seed: int) -> RunConfig:
+    changed = config.changed({**row.changes, **config.row_changes.get(row.name, {}), "seed": seed})
+    training = changed.training
+    if row.budget == 1:
+        return changed
+    what, amount = ("epochs", training.epochs) if training.iterations is None else ("iterations", training.iterations)
+    return changed.changed({f"training.{what}": row.budget * amount})

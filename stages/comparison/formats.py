@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from stages.comparison.statistics import Difference, Estimate
 from stages.comparison.table import HEADLINE, METRICS, PAPER_COLUMNS, Row, Table, label_rows
 
-MAIN_METRICS = ("miou_macro", "miou_micro_imagewise", "iiou_macro_fg", "pixel_acc", "depth_mse")
-"""What people read; CSV and JSON hold every metric."""
 TEXT_WIDTH = 120
 EMPTY = "–"
-_PAPER_TITLES = {"miou": "mIoU", "iiou": "iIoU", "acc": "acc"}
+PAPER_TITLES = {"miou": "mIoU", "iiou": "iIoU", "acc": "acc"}
 
 
 @dataclass(frozen=True)
@@ -132,14 +130,14 @@ def _reading_columns(
             columns.append(Column(fact, values, is_number=False, importance=5))
     columns.append(Column("seeds", tuple(str(len(row.seeds)) for row in rows), importance=6))
     columns.append(Column("steps", tuple(str(row.total_steps) for row in rows), importance=7))
-    for metric in MAIN_METRICS:
-        star, importance = ("*", 9) if metric == HEADLINE else ("", 4 - MAIN_METRICS.index(metric) // 2)
+    for place, metric in enumerate(table.main_metrics):
+        star, importance = ("*", 9) if metric == HEADLINE else ("", 4 - place // 2)
         cells = tuple(number(row.metrics.get(metric), _digits(metric)) for row in rows)
         columns.append(Column(metric + star, cells, importance=importance))
     if difference and table.baseline:
         cells = tuple(number(row.differences.get(HEADLINE), 3) for row in rows)
         columns.append(Column(f"{HEADLINE} vs {table.baseline}", cells))
-    return columns + (_paper_columns(rows, in_one=paper_in_one) if any(row.paper for row in rows) else [])
+    return columns + _paper_columns(table, in_one=paper_in_one)
 
 
 def _apart(row: Row) -> tuple[str, ...]:
@@ -147,18 +145,27 @@ def _apart(row: Row) -> tuple[str, ...]:
     return (row.name, row.dataset, row.split, row.recipe, row.network)
 
 
-def _paper_columns(rows: Sequence[Row], *, in_one: bool) -> list[Column]:
-    single = {
-        column: tuple(f"{row.paper[column]:.3f}" if column in row.paper else EMPTY for row in rows)
-        for column in PAPER_COLUMNS
-    }
-    if not in_one:
-        return [Column(f"paper {_PAPER_TITLES[column]}", cells) for column, cells in single.items()]
+def _paper_columns(table: Table, *, in_one: bool) -> list[Column]:
+    """Return what the paper printed, in one narrow column or in one each; none where it printed nothing."""
+    rows, present = table.rows, table.paper_columns
+    single = {column: _paper_cells(rows, column) for column in present}
+    if not in_one or len(present) == 1:
+        return [Column(f"paper {PAPER_TITLES[column]}", cells, importance=3) for column, cells in single.items()]
     joined = tuple(
-        " ".join(cell.removeprefix("0") for cell in cells) if row.paper else EMPTY
-        for row, *cells in zip(rows, *single.values(), strict=True)
+        " ".join(f"{row.paper[column]:.3f}".removeprefix("0") if column in row.paper else EMPTY for column in present)
+        if row.paper
+        else EMPTY
+        for row in rows
     )
-    return [Column("paper\nmIoU iIoU  acc", joined, importance=3)]
+    titles = " ".join(f"{PAPER_TITLES[column]:>4}" for column in present).strip()
+    return [Column(f"paper\n{titles}", joined, importance=3)] if present else []
+
+
+def _paper_cells(rows: Sequence[Row], column: str) -> tuple[str, ...]:
+    """Return a column with as many digits, three to five, as the paper printed."""
+    values = [row.paper[column] for row in rows if column in row.paper]
+    digits = next((count for count in (3, 4) if all(round(value, count) == value for value in values)), 5)
+    return tuple(f"{row.paper[column]:.{digits}f}" if column in row.paper else EMPTY for row in rows)
 
 
 def _describe_common(table: Table) -> str:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from data_cache.errors import UserError
 from stages.comparison.figures import SERIES, draw_classes, draw_losses, draw_scores
-from stages.comparison.formats import MAIN_METRICS
+from stages.comparison.formats import PAPER_TITLES
 from stages.comparison.losses import read_losses
 from stages.comparison.page import build_figure, build_page, build_section
 from stages.comparison.statistics import Difference, Estimate, estimate_mean
-from stages.comparison.table import HEADLINE, PAPER_COLUMNS, Row, Table, label_rows
+from stages.comparison.table import HEADLINE, Row, Table, label_rows
 
 _ABSENT = '<span class="absent">–</span>'
 
@@ -103,19 +103,19 @@ def _score_figure(table: Table) -> str:
 
 
 def _score_table(table: Table) -> str:
-    has_paper = any(row.paper for row in table.rows)
+    paper = table.paper_columns
     varying = [fact for fact in ("dataset", "network") if len({getattr(row, fact) for row in table.rows}) > 1]
     heads = [f'<th rowspan="2" class="text">{fact}</th>' for fact in ("row", *varying)]
     heads += ['<th rowspan="2">seeds</th>', '<th rowspan="2">steps</th>']
-    for metric in MAIN_METRICS:
+    for metric in table.main_metrics:
         kind = ' class="headline"' if metric == HEADLINE else ""
         heads.append(f'<th rowspan="2"{kind}>{metric.replace("_", "_<wbr>")}</th>')
         if metric == HEADLINE and table.baseline:
             heads.append(f'<th rowspan="2">vs {escape(table.baseline)}</th>')
-    if has_paper:
-        heads.append('<th class="group" colspan="3">paper, as printed</th>')
-    lower = "".join(f"<th>{column}</th>" for column in ("mIoU", "iIoU", "acc")) if has_paper else ""
-    body = "".join(_score_row(row, table, varying, has_paper) for row in table.rows)
+    if paper:
+        heads.append(f'<th class="group" colspan="{len(paper)}">paper, as printed</th>')
+    lower = "".join(f"<th>{PAPER_TITLES[column]}</th>" for column in paper)
+    body = "".join(_score_row(row, table, varying) for row in table.rows)
     return _scrolling(f"<thead><tr>{''.join(heads)}</tr><tr>{lower}</tr></thead><tbody>{body}</tbody>")
 
 
@@ -124,23 +124,22 @@ def _scrolling(rows: str, kind: str = "") -> str:
     return f'<div class="scroll"><table class="{kind}">{rows}</table></div>'
 
 
-def _score_row(row: Row, table: Table, varying: Sequence[str], has_paper: bool) -> str:
+def _score_row(row: Row, table: Table, varying: Sequence[str]) -> str:
     cells = [
         f"<td>{escape(row.name)}</td>",
         *(f'<td class="text">{escape(getattr(row, fact))}</td>' for fact in varying),
     ]
     cells += [f"<td>{len(row.seeds)}</td>", f"<td>{row.total_steps}</td>"]
-    for metric in MAIN_METRICS:
+    for metric in table.main_metrics:
         kind = ' class="headline"' if metric == HEADLINE else ""
         digits = 4 if metric == "depth_mse" else 3
         cells.append(f"<td{kind}>{_number(row.metrics.get(metric), digits)}</td>")
         if metric == HEADLINE and table.baseline:
             cells.append(f"<td>{_signed(row.differences.get(metric))}</td>")
-    if has_paper:
-        cells += [
-            f'<td class="paper">{row.paper[key]:.4g}</td>' if key in row.paper else f"<td>{_ABSENT}</td>"
-            for key in PAPER_COLUMNS
-        ]
+    cells += [
+        f'<td class="paper">{row.paper[key]:.5g}</td>' if key in row.paper else f"<td>{_ABSENT}</td>"
+        for key in table.paper_columns
+    ]
     kind = ' class="baseline"' if row.name == table.baseline else ""
     return f"<tr{kind}>{''.join(cells)}</tr>"
 

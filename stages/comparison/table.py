@@ -15,13 +15,9 @@ METRICS = (
     "iiou_macro_fg", "iiou_micro_fg", "fwiou", "boundary_f1", "depth_mse", "depth_absrel", "depth_delta1",
 )  # fmt: skip
 """Every metric a table can hold, in column order; a test compares them with what evaluation computes."""
+MAIN_METRICS = ("miou_macro", "miou_micro_imagewise", "iiou_macro_fg", "pixel_acc", "depth_mse")
+"""What people read unless a table has other ones; CSV and JSON hold every metric."""
 PAPER_COLUMNS = ("miou", "iiou", "acc")
-
-PAPER_NOTE = (
-    "paper: scores as printed, on PASCAL VOC. Its mIoU is pixel-weighted (compare miou_micro_imagewise, not "
-    "miou_macro) and its acc one-vs-rest binary accuracy (acc_binary, not pixel_acc); 0.9974 is a misprint, the other "
-    "rows imply 0.9873"
-)
 
 
 @dataclass(frozen=True)
@@ -69,6 +65,13 @@ class Table:
     baseline: str | None
     """Name of the baseline where any row is compared with one."""
     notes: tuple[str, ...]
+    main_metrics: tuple[str, ...] = MAIN_METRICS
+    """What people read first."""
+
+    @property
+    def paper_columns(self) -> tuple[str, ...]:
+        """Those of PAPER_COLUMNS that any row has."""
+        return tuple(column for column in PAPER_COLUMNS if any(column in row.paper for row in self.rows))
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values; numbers are fractions, not per cent, and not rounded."""
@@ -109,6 +112,8 @@ def build_table(
     paper: Mapping[str, Mapping[str, float]] | None = None,
     baseline: str | None = "seg-only",
     order: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    main_metrics: tuple[str, ...] = MAIN_METRICS,
 ) -> Table:
     """Group runs into rows and compare each with the baseline, paired by seed.
 
@@ -118,8 +123,10 @@ def build_table(
     Args:
         paper: row name → the paper's scores by PAPER_COLUMNS.
         baseline: row name; a row is compared with the baseline row of its own recipe, settings and network, or with the
-            only one there is on the same data set and split.
+            only one there is on the same data set and split, if need be of the same recipe.
         order: row names in the order wanted; others follow in order of appearance.
+        notes: what a reader must know besides, for instance what the paper's scores are of.
+        main_metrics: those of METRICS that people read first.
     """
     latest, num_dropped = _latest_per_seed(runs)
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
@@ -130,7 +137,8 @@ def build_table(
     rows.sort(key=lambda row: places.get(row.name, len(places)))
     compared = tuple(_compare_row(row, rows, baseline) for row in rows)
     is_compared = any(row.baseline for row in compared)
-    return Table(compared, baseline if is_compared else None, tuple(_build_notes(compared, num_dropped)))
+    told = (*_build_notes(compared), *notes, *_dropped_note(num_dropped))
+    return Table(compared, baseline if is_compared else None, told, main_metrics)
 
 
 def label_rows(rows: Sequence[Row]) -> list[str]:
@@ -187,7 +195,8 @@ def _compare_row(row: Row, rows: Sequence[Row], baseline: str | None) -> Row:
         other for other in rows if other.name == baseline and (other.dataset, other.split) == (row.dataset, row.split)
     ]
     same = [other for other in candidates if _row_key(other.runs[0])[:-1] == _row_key(row.runs[0])[:-1]]
-    chosen = same or (candidates if len(candidates) == 1 else [])
+    of_recipe = [other for other in candidates if other.recipe == row.recipe]
+    chosen = same or next((found for found in (candidates, of_recipe) if len(found) == 1), [])
     if not chosen or chosen[0] is row:
         return row
     found = {name: compare_paired(row.by_seed(name), chosen[0].by_seed(name)) for name in row.metrics}
@@ -195,7 +204,11 @@ def _compare_row(row: Row, rows: Sequence[Row], baseline: str | None) -> Row:
     return Row(**{**vars(row), "baseline": baseline, "differences": differences}) if differences else row
 
 
-def _build_notes(rows: Sequence[Row], num_dropped: int) -> list[str]:
+def _dropped_note(num_dropped: int) -> list[str]:
+    return [f"{num_dropped} earlier runs of the same row and seed are left out"] if num_dropped else []
+
+
+def _build_notes(rows: Sequence[Row]) -> list[str]:
     """Return what a reader must know, as sentences."""
     notes = []
     if any(len(row.seeds) > 1 for row in rows):
@@ -215,10 +228,6 @@ def _build_notes(rows: Sequence[Row], num_dropped: int) -> list[str]:
             )
     if len({(row.dataset, row.split) for row in rows}) > 1:
         notes.append("rows are of different data sets or splits; compare only within one")
-    if any(row.paper for row in rows):
-        notes.append(PAPER_NOTE)
-    if num_dropped:
-        notes.append(f"{num_dropped} earlier runs of the same row and seed are left out")
     return notes
 
 

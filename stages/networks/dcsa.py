@@ -74,7 +74,7 @@ class DcsaNetwork(BranchedNetwork):
             encoder: a ResNet, VGG or MobileNet of smp, or with ``tu-`` in front of timm.
             encoder_weights: ``imagenet``, ``none``, or the path of a safetensors file of the encoder without attention.
             output_stride: 8, 16 or 32; VGG cannot be dilated and has 32.
-            place: ``inside`` every block, or ``after_stage``.
+            place: ``inside`` every block, or ``after_stage``; ``none`` leaves the attention out, for comparison.
             gate: ``spatial`` (one map) or ``elementwise`` (a map per channel, with reduction 1).
             reduction: Query and Value have 1/reduction of the channels; by default 2 inside, 4 after a stage, and 1 for
                 the elementwise gate.

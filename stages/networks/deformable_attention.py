@@ -23,7 +23,7 @@ from torchvision.ops import DeformConv2d, deform_conv2d
 from data_cache.errors import UserError
 
 Gate = Literal["spatial", "elementwise"]
-Place = Literal["inside", "after_stage"]
+Place = Literal["inside", "after_stage", "none"]
 
 KERNEL_TAPS = 9  # of a 3×3 kernel
 
@@ -133,7 +133,8 @@ def insert_attention(encoder: nn.Module, name: str, place: Place, options: Atten
 
     ``inside`` is in front of the last convolution of every block, where a bottleneck has its 3×3 convolution, norm and
     ReLU behind it: ResNets (of smp and timm) and MobileNets; in VGG between every two convolutions of a stage.
-    ``after_stage`` is behind the stages at 1/4, 1/8, 1/16 and 1/32, in VGG in front of all five poolings.
+    ``after_stage`` is behind the stages at 1/4, 1/8, 1/16 and 1/32, in VGG in front of all five poolings. ``none`` is
+    nowhere, which makes the network that the attention is compared with.
 
     Args:
         encoder: as smp builds it, its weights loaded already: the names of its weights change.
@@ -149,6 +150,8 @@ def insert_attention(encoder: nn.Module, name: str, place: Place, options: Atten
     """
     if place not in get_args(Place):
         raise UserError(f"unknown place {place!r} for the attention; possible: {', '.join(get_args(Place))}")
+    if place == "none":
+        return 0
     slots = list(_find_slots_inside(encoder) if place == "inside" else _find_slots_after_stages(encoder))
     if not slots:
         raise UserError(
