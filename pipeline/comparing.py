@@ -81,11 +81,12 @@ def tabulate(folders: Sequence[Path], table: TableSpec | None = None, baseline: 
     records = [RunRecord.from_json(folder) for folder in folders]
     tables = tables_of(record.name for record in records)
     chosen = table or (tables[0] if len(tables) == 1 else SCHEDULES)
+    in_order = (chosen, *(each for each in tables if each is not chosen))
     return build_table(
         records,
         paper={record.name: paper_scores(record.name) for record in records},
         baseline=baseline or chosen.baseline,
-        order=[name for each in dict.fromkeys((chosen, *tables)) for name in each.order],
+        order=[name for each in in_order for name in each.order],
         notes=[note for each in tables if (note := _find_note(each, records))],
         main_metrics=chosen.metrics,
     )
