@@ -127,7 +127,8 @@ def _reading_columns(
     for fact in ("dataset", "split", "recipe", "network", "settings"):
         values = tuple(str(getattr(row, fact)) for row in rows)
         if len(set(values)) > 1 and (fact != "settings" or len({_apart(row) for row in rows}) < len(rows)):
-            columns.append(Column(fact, values, is_number=False, importance=5))
+            told_apart = len({row.name for row in rows}) == len(rows)  # by their names, without this column
+            columns.append(Column(fact, values, is_number=False, importance=2 if told_apart else 5))
     columns.append(Column("seeds", tuple(str(len(row.seeds)) for row in rows), importance=6))
     columns.append(Column("steps", tuple(str(row.total_steps) for row in rows), importance=7))
     for place, metric in enumerate(table.main_metrics):
@@ -150,7 +151,7 @@ def _paper_columns(table: Table, *, in_one: bool) -> list[Column]:
     rows, present = table.rows, table.paper_columns
     single = {column: _paper_cells(rows, column) for column in present}
     if not in_one or len(present) == 1:
-        return [Column(f"paper {PAPER_TITLES[column]}", cells, importance=3) for column, cells in single.items()]
+        return [Column(f"paper {PAPER_TITLES[column]}", cells, importance=8) for column, cells in single.items()]
     joined = tuple(
         " ".join(f"{row.paper[column]:.3f}".removeprefix("0") if column in row.paper else EMPTY for column in present)
         if row.paper
