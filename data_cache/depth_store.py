@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ __all__ = [
     "DepthStats",
     "DepthStore",
     "DepthStoreWriter",
+    "NoDepthStore",
     "Provenance",
     "RepairReport",
     "find_store",
@@ -198,6 +199,10 @@ class DepthStore:
             return read_map(files.open(name), image_id)
 
 
+class NoDepthStore(UserError):
+    """Nobody has labelled this split with this estimator yet."""
+
+
 def find_store(
     depth_root: Path,
     dataset: str,
@@ -205,36 +210,46 @@ def find_store(
     estimator: str,
     *,
     dataset_fingerprint: str | None = None,
+    made_by: Callable[[Provenance], bool] | None = None,
     command: str | None = None,
 ) -> Path:
     """Return the folder of the store made from a dataset split by an estimator.
 
     Args:
         dataset_fingerprint: accept only stores of exactly this version of the dataset.
+        made_by: accept only stores whose provenance it accepts, beyond the estimator's name.
         command: the command line that makes the store, for messages; None names dataset, split and estimator.
 
     Raises:
-        UserError: there is none, or there are several.
+        NoDepthStore: there is none.
+        UserError: there are several, or only such as were made otherwise.
     """
     folders = matching_folders(depth_root, dataset, split, estimator)
-    found = [
-        folder for folder in folders if dataset_fingerprint in (None, DepthStore(folder).provenance.dataset_fingerprint)
-    ]
-    if len(found) == 1:
-        return found[0]
     command = command or label_command(dataset, split, estimator)
+    if not folders:
+        raise NoDepthStore(
+            f"no depth store for {dataset} {split} by {estimator} in {depth_root}; make it with: {command}"
+        )
+    made = {folder: DepthStore(folder).provenance for folder in folders}
+    of_data = [folder for folder in folders if dataset_fingerprint in (None, made[folder].dataset_fingerprint)]
+    if not of_data:
+        raise UserError(
+            f"the depth store {folders[0]} was made from other files than {dataset} {split} has now; "
+            f"label these with: {command}"
+        )
+    found = [folder for folder in of_data if made_by is None or made_by(made[folder])]
+    if not found:
+        raise UserError(
+            f"the depth store {of_data[0]} was made with other weights, input size or precision than {estimator} has "
+            f"now; label with these with: {command}"
+        )
     if len(found) > 1:
         raise UserError(
             f"{len(found)} depth stores fit {dataset} {split} by {estimator}: {', '.join(f.name for f in found)} in "
             f"{depth_root / dataset}; they differ in settings of the estimator or in the dataset's files. "
             "Remove those that are not meant"
         )
-    if folders:
-        raise UserError(
-            f"the depth store {folders[0]} was made from other files than {dataset} {split} has now; "
-            f"label these with: {command}"
-        )
-    raise UserError(f"no depth store for {dataset} {split} by {estimator} in {depth_root}; make it with: {command}")
+    return found[0]
 
 
 def store_folder(depth_root: Path, provenance: Provenance) -> Path:

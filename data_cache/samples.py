@@ -14,6 +14,7 @@ from data_cache.datasets.interface import SegmentationDataset
 from data_cache.depth_store import DepthStore
 from data_cache.depth_target import compute_inverse_depth_target
 from data_cache.errors import UserError
+from data_cache.fingerprint import check_stored_images
 from data_cache.sample import Sample
 from data_cache.transforms import (
     Augmentation,
@@ -154,13 +155,7 @@ def check_source(source: Source, with_depth: bool) -> None:
             f"{store.folder} holds the depth of {made_for.dataset} {made_for.split}, not of {dataset.name} "
             f"{dataset.split}; label that with: pipeline pseudo-depth --dataset {dataset.name} --split {dataset.split}"
         )
-    missing = store.missing(dataset.image_ids)
-    if missing:
-        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise UserError(
-            f"{store.folder} lacks depth for {len(missing)} of {len(dataset)} images ({shown}); "
-            f"add it with: {made_for.label_command()}"
-        )
+    check_stored_images(dataset, store, made_for.label_command())
 
 
 def _whole(source: Size, target: Size) -> Geometry:

@@ -6,6 +6,7 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -156,7 +157,7 @@ def pseudo_depth(
     """Label the images of a dataset with pseudo depth into an HDF5 store."""
     from pipeline.labels import label_splits
 
-    sized = [f"depth.batch_size={batch_size}"] if batch_size else []
+    sized = [] if batch_size is None else [f"depth.batch_size={batch_size}"]
     config = _config(recipe, (*assignments, *sized), **flags)
     result = label_splits(config, session, tuple(splits), device, compile_model=compile_model)
     session.show(result)
@@ -265,7 +266,7 @@ def table(
 
 def _parse_seeds(text: str | None, default: int) -> tuple[int, ...]:
     try:
-        seeds = tuple(int(part) for part in text.split(",")) if text else (default,)
+        seeds = (default,) if text is None else tuple(int(part) for part in text.split(","))
     except ValueError:
         raise UserError(f"--seeds {text!r} is no list of whole numbers; write for example 0,1,2") from None
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):
@@ -560,6 +561,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _run(arguments: list[str]) -> int:
     from pipeline.console import Console
+    from pipeline.workspace import explain_os_error
 
     console = Console(json_mode="--json" in arguments)
     try:
@@ -571,11 +573,24 @@ def _run(arguments: list[str]) -> int:
     except click.ClickException as problem:
         console.fail(problem.format_message())
         return problem.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        console.say("interrupted; what was done is kept, the same command continues")
+    except (KeyboardInterrupt, click.Abort) as interruption:
+        told = str(interruption.__cause__ or interruption)  # click wraps the one that was raised
+        console.fail(told or "what was done is kept, the same command continues", label="interrupted")
         return 130
     except BrokenPipeError:  # the reader of stdout went away, for example `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain while closing it
         return 0
+    except OSError as problem:
+        message = explain_os_error(problem)
+        if message is None:
+            raise
+        console.fail(message)
+        return 2
+    except RuntimeError as problem:
+        if type(problem).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        console.fail(f"the device is out of memory ({problem}); lower --batch-size or --set data.crop=[height,width]")
+        return 2
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ def report_runs(
     compared = tabulate(find_folders(session, references, spec), spec, baseline)
     titles = [found.title for found in tables_of(row.name for row in compared.rows) if found is not SCHEDULES]
     out = out or session.workspace.root / (f"report-{table}.html" if table else "report.html")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name the file, for example {out / 'report.html'}")
     file = write_report(compared, out, title=titles[0]) if len(titles) == 1 else write_report(compared, out)
     return Result({"report": str(file), "rows": compared.to_json()["rows"]}, f"report: {file}")
 

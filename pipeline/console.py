@@ -38,11 +38,11 @@ class Console:
         """Tell a person what is going on."""
         self._stderr.print(text, markup=False, soft_wrap=True)
 
-    def fail(self, text: str) -> None:
-        """Show an error; not even ``--quiet`` hides it. With ``--json`` stdout gets it as an object, too."""
-        RichConsole(stderr=True, highlight=False).print(f"error: {text}", markup=False, soft_wrap=True)
+    def fail(self, text: str, label: str = "error") -> None:
+        """Say why it ended; not even ``--quiet`` hides it. With ``--json`` stdout gets it as an object, too."""
+        RichConsole(stderr=True, highlight=False).print(f"{label}: {text}", markup=False, soft_wrap=True)
         if self.json_mode:
-            print(json.dumps({"error": text}, ensure_ascii=False), file=sys.stdout)  # noqa: T201
+            print(json.dumps({label: text}, ensure_ascii=False), file=sys.stdout)  # noqa: T201
 
     def result(self, value: dict[str, Any], text: RenderableType) -> None:
         """Print the command's result: one JSON object with ``--json``, else the text or table."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -20,14 +19,14 @@ from pipeline.console import Advance
 from pipeline.labels import find_labels, open_split
 from pipeline.plan import Node, Plan, PlannedRun
 from pipeline.provenance import describe_software
-from pipeline.scoring import score_run
+from pipeline.scoring import inspect_evaluation, score_run
 from pipeline.session import Session
-from pipeline.workspace import NodeFolder, Workspace, exclusive, explaining_full_disk, read_json, write_json
+from pipeline.workspace import NodeFolder, Workspace, exclusive, read_json, write_json
 from stages.networks import build_network, build_without_weights
 from stages.networks.interface import Network, Normalisation
-from stages.training.checkpoint import load_weights, save_weights
+from stages.training.checkpoint import load_weights, remove_checkpoints, save_weights
 from stages.training.freezing import as_module
-from stages.training.interruption import StopFlag, stop_on_signals
+from stages.training.interruption import stop_on_signals
 from stages.training.loop import PhaseSummary, train_phase
 from stages.training.losses import LossSettings
 from stages.training.metrics_log import MetricsLog, StepReport
@@ -56,39 +55,57 @@ class FinishedNode:
 
 
 def execute_plan(plan: Plan, session: Session, device: torch.device) -> list[dict[str, Any]]:
-    """Train what is missing, evaluate what is new; return the record of every run, in the plan's order."""
-    with stop_on_signals() as stop, explaining_full_disk(session.workspace.root):
-        return [_execute_run(run, session, device, stop) for run in plan.runs]
+    """Train what is missing, evaluate what is new; return the record of every run, in the plan's order.
+
+    Raises:
+        UserError: before anything is trained where the reported split could not be evaluated; else what the stages say.
+        KeyboardInterrupt: at SIGINT or SIGTERM, with the state of the phase in training saved.
+    """
+    inspections = [inspect_evaluation(run, session) for run in plan.runs]
+    return [
+        _execute_run(run, session, device, evaluated_on)
+        for run, evaluated_on in zip(plan.runs, inspections, strict=True)
+    ]
 
 
-def _execute_run(run: PlannedRun, session: Session, device: torch.device, stop: StopFlag) -> dict[str, Any]:
+def _execute_run(
+    run: PlannedRun, session: Session, device: torch.device, evaluated_on: dict[str, str | None]
+) -> dict[str, Any]:
     folder = session.workspace.runs / run.name
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    nodes = [finish_node(node, session, device, stop) for node in run.nodes]
-    phases = [node.to_json() for node in nodes]
-    if (folder / "run.json").is_file():
-        return read_json(folder / "run.json") | {"phases": phases}
+    phases = [finish_node(node, session, device).to_json() for node in run.nodes]
+    if (record := _finished_record(folder, evaluated_on)) is not None:
+        session.workspace.mark_newest(folder)
+        return record | {"phases": phases}
     with exclusive(folder, "evaluating a run"):
-        record = (
-            {"started_at": started_at} | _describe_run(run, phases, device) | score_run(run, session, folder, device)
-        )
+        scores = score_run(run, session, folder, device)
+        record = {"started_at": started_at} | _describe_run(run, phases, device) | scores
+        record["evaluated_on"] = evaluated_on
         _gather_metrics(run, session, folder)
         write_json(folder / "run.json", record)
     return record
 
 
-def finish_node(node: Node, session: Session, device: torch.device, stop: StopFlag) -> FinishedNode:
+def _finished_record(folder: Path, evaluated_on: dict[str, str | None]) -> dict[str, Any] | None:
+    """Return what is known of a run, unless the reported split or its depth has changed since."""
+    if not (folder / "run.json").is_file():
+        return None
+    record: dict[str, Any] = read_json(folder / "run.json")
+    return record if record.get("evaluated_on") in (None, evaluated_on) else None
+
+
+def finish_node(node: Node, session: Session, device: torch.device) -> FinishedNode:
     """Train a node unless it is trained already."""
     folder = session.workspace.node(node.folder)
     if folder.finished:
         return FinishedNode(node, True, read_json(folder.record))
     with exclusive(folder.path, "training this phase"):
-        if not folder.finished:  # while this process waited for the folder, another may have finished it
-            _train_node(node, folder, session, device, stop)
+        if not folder.finished:  # another process may have finished it between the look and the lock
+            _train_node(node, folder, session, device)
     return FinishedNode(node, False, read_json(folder.record))
 
 
-def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.device, stop: StopFlag) -> None:
+def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.device) -> None:
     config, training = node.config, node.config.training
     dataset = open_split(config, session.workspace, "train")
     store = find_labels(config, session.workspace, dataset) if node.phase.needs_depth else None
@@ -97,6 +114,7 @@ def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.
     title = f"{config.network.label} s{config.seed} {node.phase.name}"
     board = folder.path / "tensorboard" if training.tensorboard else None
     with (
+        stop_on_signals() as stop,  # only here: elsewhere an interruption has nothing to save and may come at once
         session.console.progress(title, node.steps) as advance,
         MetricsLog(folder.metrics, log_every=training.log_every, tensorboard=board) as log,
     ):
@@ -117,9 +135,11 @@ def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.
             stop=stop,
             compile=training.compile,
         )
-    save_weights(as_module(network), folder.weights)
-    write_json(folder.record, _describe_node(node, copies, summary, store))
-    shutil.rmtree(folder.checkpoint, ignore_errors=True)
+        save_weights(as_module(network), folder.weights)
+        write_json(folder.record, _describe_node(node, copies, summary, store))
+        remove_checkpoints(folder.checkpoint)
+    if stop.is_set():
+        raise KeyboardInterrupt(f"phase {node.phase.name!r} was finished")
 
 
 def build_start(node: Node, workspace: Workspace, num_classes: int) -> Network:
@@ -221,6 +241,9 @@ def _describe_run(run: PlannedRun, phases: list[dict[str, Any]], device: torch.d
     config = run.config
     compared = config.content()
     del compared["seed"], compared["schedule"]
+    resolved = config.resolved()
+    if config.data.root:  # so that `evaluate` finds it from any folder
+        resolved["data"]["root"] = str(Path(config.data.root).expanduser().absolute())
     return {
         "run": run.name,
         "name": run.row,
@@ -235,7 +258,7 @@ def _describe_run(run: PlannedRun, phases: list[dict[str, Any]], device: torch.d
         "nodes": [node.folder for node in run.nodes],
         "depth_store": next((phase["depth_store"] for phase in phases if phase["depth_store"]), None),
         "settings": content_hash(compared, 8),
-        "config": config.resolved(),
+        "config": resolved,
         "device": str(device),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **describe_software(),

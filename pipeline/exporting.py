@@ -13,7 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.console import plain_table
 from pipeline.models import ORIGIN_FILE, open_run, restore_config
 from pipeline.session import Result, Session
-from pipeline.workspace import explaining_full_disk, read_json, write_json
+from pipeline.workspace import read_json, write_json
 from stages.export.card import CardFacts, LicenceLink
 from stages.export.export import ExportReport, export_network
 
@@ -35,23 +35,22 @@ def export_run(
     """
     folder = session.workspace.find_run(reference)
     record = read_json(folder / "run.json")
-    model = open_run(session, folder, torch.device("cpu"))
+    model = open_run(folder, torch.device("cpu"))
     out = out or session.workspace.exports / folder.name
-    with explaining_full_disk(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        report = export_network(
-            model.network,
-            out,
-            input_size=input_size or tuple(record["image_size"]),
-            class_names=model.class_names,
-            palette=model.palette,
-            card_facts=_describe_origin(record),
-            formats=formats,
-            dynamic=dynamic,
-            overwrite=overwrite,
-            progress=session.console.say,
-        )
-        write_json(out / ORIGIN_FILE, record)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    report = export_network(
+        model.network,
+        out,
+        input_size=input_size or tuple(record["image_size"]),
+        class_names=model.class_names,
+        palette=model.palette,
+        card_facts=_describe_origin(record),
+        formats=formats,
+        dynamic=dynamic,
+        overwrite=overwrite,
+        progress=session.console.say,
+    )
+    write_json(out / ORIGIN_FILE, record)
     files = sorted({*report.files, ORIGIN_FILE})
     facts = {
         "out": str(out),

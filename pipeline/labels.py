@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_cache.datasets import open_dataset
-from data_cache.fingerprint import dataset_fingerprint
+from data_cache.fingerprint import check_stored_images, dataset_fingerprint
 from data_cache.sample import DepthKind
 from pipeline.config import RunConfig
 from pipeline.plan import DataFacts
 from pipeline.session import Result, Session
-from pipeline.workspace import Workspace, explaining_full_disk
+from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from data_cache.datasets.interface import SegmentationDataset
@@ -37,29 +38,46 @@ def splits_to_label(config: RunConfig) -> tuple[str, ...]:
 
 
 def find_labels(config: RunConfig, workspace: Workspace, dataset: SegmentationDataset) -> DepthStore:
-    """Return the depth store of a split.
+    """Return the depth store of a split, which has a map for every image.
 
     Raises:
-        UserError: no store of this estimator for this very data, with the command that makes it.
+        NoDepthStore: none was made by this estimator yet; the message has the command that makes it.
+        UserError: those that were made are of other images or other weights, or lack images.
     """
     from data_cache.depth_store import DepthStore, find_store
+    from stages.pseudo_depth.identity import identify_estimator
 
+    depth, command = config.depth, _label_command(config, dataset.split)
+    estimator = identify_estimator(
+        depth.estimator,
+        kind=DepthKind(depth.kind) if depth.kind else None,
+        input_size=depth.input_size,
+        precision=depth.precision,
+    )
     folder = find_store(
         workspace.depth,
         dataset.name,
         dataset.split,
-        config.depth.estimator,
+        estimator.name,
         dataset_fingerprint=dataset_fingerprint(dataset, labels=False),
-        command=_label_command(config, dataset.split),
+        made_by=estimator.made,
+        command=command,
     )
-    return DepthStore(folder)
+    store = DepthStore(folder)
+    check_stored_images(dataset, store, command)
+    return store
 
 
 def _label_command(config: RunConfig, split: str) -> str:
-    words = ["pipeline pseudo-depth", f"--recipe {config.recipe}"]
+    """Return the command line that labels a split of a recipe; only settings of the estimator are in it besides."""
+    words = ["pipeline", "pseudo-depth", "--recipe", config.recipe, "--dataset", config.data.dataset]
     if config.data.root:
-        words.append(f"--data-root {config.data.root}")
-    return " ".join([*words, f"--estimator {config.depth.estimator} --split {split}"])
+        words += ["--data-root", config.data.root]
+    if config.depth.input_size is not None:
+        words += ["--set", f"depth.input_size={config.depth.input_size}"]
+    if config.depth.precision != "auto":
+        words += ["--set", f"depth.precision={config.depth.precision}"]
+    return shlex.join([*words, "--estimator", config.depth.estimator, "--split", split])
 
 
 def gather_facts(config: RunConfig, workspace: Workspace, *, needs_depth: bool) -> DataFacts:
@@ -80,12 +98,9 @@ def label_splits(
     Returns:
         ``stores``, ``images``, ``labelled``, ``skipped``, ``failed``, ``seconds``, ``images_per_second``.
     """
+    datasets = [open_split(config, session.workspace, split) for split in splits or splits_to_label(config)]
     estimator = _open_estimator(config, device, compile_model=compile_model)
-    reports = []
-    for split in splits or splits_to_label(config):
-        with explaining_full_disk(session.workspace.root):
-            dataset = open_split(config, session.workspace, split)
-            reports.append(_label_split(config, session, dataset, estimator))
+    reports = [_label_split(config, session, dataset, estimator) for dataset in datasets]
     failed = [failure._asdict() for report in reports for failure in report.failed]
     labelled, seconds = sum(report.labelled for report in reports), sum(report.seconds for report in reports)
     facts = {

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.config import RunConfig
 from pipeline.session import Session
-from pipeline.workspace import read_json
+from pipeline.workspace import Workspace, read_json
 from stages.networks import build_without_weights
 from stages.networks.interface import Network, Normalisation
 from stages.training.checkpoint import load_weights
@@ -45,15 +45,15 @@ def open_model(session: Session, reference: str, device: torch.device) -> Model:
     """
     if (Path(reference) / ORIGIN_FILE).is_file():
         return _open_export(Path(reference), device)
-    return open_run(session, session.workspace.find_run(reference), device)
+    return open_run(session.workspace.find_run(reference), device)
 
 
-def open_run(session: Session, folder: Path, device: torch.device) -> Model:
+def open_run(folder: Path, device: torch.device) -> Model:
     """Open the last weights of a finished run."""
     record = read_json(folder / "run.json")
     config = restore_config(record)
     network = build_untrained(config, len(record["classes"]))
-    weights = session.workspace.node(record["nodes"][-1]).weights
+    weights = Workspace(folder.resolve().parent.parent).node(record["nodes"][-1]).weights  # beside it, wherever it lies
     load_weights(network, weights)
     return Model(
         _place(network, device),

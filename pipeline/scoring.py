@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from rich.console import Group
 from rich.text import Text
 
 from data_cache.datasets.interface import SegmentationDataset
-from data_cache.depth_store import DepthStore
-from data_cache.errors import UserError
+from data_cache.depth_store import DepthStore, NoDepthStore
+from data_cache.fingerprint import dataset_fingerprint
 from data_cache.loaders import Source, build_evaluation_loader
 from pipeline.config import RunConfig
 from pipeline.console import plain_table
@@ -60,11 +61,26 @@ def _spread(image_ids: Sequence[str], count: int) -> Sequence[str]:
     return [image_ids[place * len(image_ids) // count] for place in range(min(count, len(image_ids)))]
 
 
+def inspect_evaluation(run: PlannedRun, session: Session) -> dict[str, str | None]:
+    """Return fingerprints of what a run's scores depend on besides its weights: the reported split and its depth.
+
+    Raises:
+        UserError: there is no such split, or its depth store is unfit; having none at all is no fault.
+    """
+    config = run.config
+    dataset = open_split(config, session.workspace, config.evaluation.split)
+    store = None
+    if run.schedule.needs_depth:
+        with contextlib.suppress(NoDepthStore):
+            store = find_labels(config, session.workspace, dataset)
+    return {"split": dataset_fingerprint(dataset), "depth": store.fingerprint() if store else None}
+
+
 def _labels_if_any(config: RunConfig, session: Session, dataset: SegmentationDataset) -> DepthStore | None:
     """Return the split's depth store; without one the depth metrics are left out, and that is said."""
     try:
         return find_labels(config, session.workspace, dataset)
-    except UserError as problem:
+    except NoDepthStore as problem:
         session.console.say(f"no depth metrics on split {dataset.split!r}: {problem}")
         return None
 

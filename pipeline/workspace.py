@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ from typing import Any
 from data_cache.errors import UserError, nearest
 
 ENVIRONMENT_VARIABLE = "PIPELINE_WORKDIR"
+LISTED_RUNS = 20
+"""Names that an error message lists."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,14 @@ class Workspace:
         return NodeFolder(self.root / "nodes" / key)
 
     def finished_runs(self) -> list[Path]:
-        """Return the folders of finished runs, oldest first."""
+        """Return the folders of finished runs; last the one that was asked for last, see ``mark_newest``."""
         found = sorted(self.runs.glob("*/run.json"), key=lambda path: (path.stat().st_mtime_ns, path.parent.name))
         return [path.parent for path in found]
+
+    def mark_newest(self, run: Path) -> None:
+        """Make a finished run the newest: asking for it again is what ``export`` then goes by."""
+        with contextlib.suppress(OSError):  # not the owner's: then the order stays
+            os.utime(run / "run.json")
 
     def find_run(self, reference: str | None) -> Path:
         """Return the folder of a run.
@@ -84,14 +91,16 @@ class Workspace:
         if len(exact or matches) == 1:
             return (exact or matches)[0]
         names = [run.name for run in (matches or runs)]
-        listing = "\n  ".join(names) or "none"
+        listing = "\n  ".join(names[-LISTED_RUNS:]) or "none"
+        if len(names) > LISTED_RUNS:
+            listing += f"\n  and {len(names) - LISTED_RUNS} older ones"
         problem = "matches several runs" if matches else f"is no run{nearest(reference, names)}"
         raise UserError(f"{reference!r} {problem}; runs in {self.runs}:\n  {listing}")
 
 
 @dataclass(frozen=True)
 class NodeFolder:
-    """One training node on disk: finished exactly when ``node.json`` exists."""
+    """One training node on disk: finished exactly when ``node.json`` and the weights exist."""
 
     path: Path
 
@@ -117,8 +126,8 @@ class NodeFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the phase ran to its end."""
-        return self.record.is_file()
+        """Whether the phase ran to its end, and its weights were not removed since."""
+        return self.record.is_file() and self.weights.is_file()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -147,27 +156,36 @@ def read_json(path: Path) -> Any:
 def exclusive(folder: Path, doing: str) -> Iterator[None]:
     """Hold a folder for one process; a second one gets a UserError instead of a race.
 
-    The kernel drops the lock with the process, so a killed one leaves nothing to clean up.
+    The kernel drops the lock with the process, so a killed one leaves nothing to clean up. It is a POSIX lock: unlike
+    flock it is not inherited by forked loader workers, which may outlive a killed process by seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # which of the two is up to the system
             raise UserError(f"another process is {doing} in {folder}; wait for it, or stop it and repeat") from None
         yield
 
 
-@contextmanager
-def explaining_full_disk(folder: Path) -> Iterator[None]:
-    """Turn a full disk into one clear message; what was published before stays."""
-    try:
-        yield
-    except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(folder if folder.exists() else folder.anchor or ".").free
-        raise UserError(
-            f"no space left below {folder} ({free / 1e6:.0f} MB free); what was finished is kept. "
-            "Free some space, or choose another place with --workdir, and repeat the command"
-        ) from problem
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNUSABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO,
+    errno.ENOLCK, errno.ENOTSUP,
+}  # fmt: skip
+
+
+def explain_os_error(problem: OSError) -> str | None:
+    """Return one clear message for what a person can mend about a disk or a path, None for what must be a bug."""
+    where = f" {problem.filename}" if problem.filename else ""
+    if problem.errno in _FULL:
+        return (
+            f"cannot write{where}: {problem.strerror}; what was finished is kept. Free some space, or choose another "
+            "place with --workdir or --out, and repeat the command"
+        )
+    if problem.errno in _UNUSABLE:
+        return (
+            f"cannot use{where}: {problem.strerror}; choose another place (--workdir, --out, --data-root) or mend "
+            "its permissions. What was finished is kept"
+        )
+    return None

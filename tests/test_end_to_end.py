@@ -89,9 +89,8 @@ def test_an_export_opens_with_smp_alone_and_gives_the_same_logits(
     import torch
 
     from pipeline.models import open_run
-    from pipeline.session import Session
 
-    full = open_run(Session.start(str(work)), work / "runs" / run, torch.device("cpu")).network
+    full = open_run(work / "runs" / run, torch.device("cpu")).network
     full.to(memory_format=torch.contiguous_format)  # as smp has it; another layout sums in another order
     with torch.inference_mode():
         expected = full(torch.from_numpy(images), depth=False).seg_logits.numpy()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -25,8 +24,15 @@ from data_cache.errors import UserError, nearest
 from data_cache.sample import DepthKind
 from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, OWN_DEPTH, EstimatorSpec
 from stages.pseudo_depth.geometry import compute_input_size, resize_image
-from stages.pseudo_depth.model_folder import Preprocessing, describe_folder, read_preprocessing
-from stages.pseudo_depth.weights import download_snapshot, find_weights, hash_files
+from stages.pseudo_depth.model_folder import (
+    Preprocessing,
+    describe_folder,
+    find_weights,
+    hash_files,
+    read_config,
+    read_preprocessing,
+)
+from stages.pseudo_depth.weights import download_snapshot
 
 PRECISIONS = ("auto", "bfloat16", "float32")
 
@@ -150,6 +156,8 @@ def resolve_estimator(
     """Return an estimator's description and the folder of its files, downloading a Hub id unless it is cached."""
     if name == OWN_DEPTH:
         raise UserError(f"{OWN_DEPTH!r} is the dataset's own depth and has no weights to open; choose an estimator")
+    if name in ESTIMATORS and kind not in (None, ESTIMATORS[name].kind):
+        raise UserError(f"estimator {name!r} gives {ESTIMATORS[name].kind} depth, --kind says {kind}; drop --kind")
     if name == "bundled":
         return ESTIMATORS["bundled"], BUNDLED_FOLDER
     if name in ESTIMATORS:
@@ -217,7 +225,7 @@ def open_network(folder: Path) -> nn.Module:
 
 def read_stored_dtype(folder: Path) -> torch.dtype:
     """Return the precision a model folder's weights are stored in."""
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)
     name = config.get("dtype") or config.get("torch_dtype") or "float32"  # transformers 4 wrote torch_dtype
     return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name, torch.float32)
 

@@ -12,15 +12,16 @@ from data_cache.errors import UserError, unknown_name
 from data_cache.sample import DepthKind
 from stages.pseudo_depth.aliases import ESTIMATORS, EstimatorSpec
 from stages.pseudo_depth.estimators import check_licence
-from stages.pseudo_depth.model_folder import SPEC_FILE, describe_folder, write_spec
-from stages.pseudo_depth.weights import (
+from stages.pseudo_depth.model_folder import (
+    SPEC_FILE,
     WEIGHTS_FILE,
-    convert_pickled_weights,
-    download_snapshot,
+    describe_folder,
     find_pickled_weights,
     find_weights,
     hash_files,
+    write_spec,
 )
+from stages.pseudo_depth.weights import convert_pickled_weights, download_snapshot
 
 
 class FetchedFile(NamedTuple):

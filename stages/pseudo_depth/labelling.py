@@ -23,9 +23,9 @@ from torch import Tensor
 
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.depth_map import Provenance, to_float16
-from data_cache.depth_store import DepthStoreWriter, store_folder
+from data_cache.depth_store import DepthStore, DepthStoreWriter, store_folder
 from data_cache.errors import UserError
-from data_cache.fingerprint import dataset_fingerprint
+from data_cache.fingerprint import check_unchanged_images, dataset_fingerprint
 from data_cache.sample import DepthKind
 from stages.pseudo_depth.aliases import OWN_DEPTH
 from stages.pseudo_depth.estimators import DepthEstimator
@@ -180,6 +180,9 @@ def label_split(
     started = time.perf_counter()
     with DepthStoreWriter(folder, provenance, shard_size=shard_size) as writer:
         todo = [index for index, image_id in enumerate(dataset.image_ids) if image_id not in writer.image_ids]
+        if len(todo) < len(dataset):
+            skipped = sorted(set(range(len(dataset))) - set(todo))
+            check_unchanged_images(dataset, DepthStore(folder), skipped, provenance.label_command())
         failed: list[FailedImage] = []
         done = 0
         with _StoreThread(writer, dataset, failed, estimator) as store:

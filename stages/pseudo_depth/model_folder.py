@@ -1,7 +1,8 @@
-"""What a model folder says about itself: meaning of the numbers, sizes, normalisation. Plain JSON, no torch."""
+"""What a model folder says about itself: meaning of the numbers, sizes, normalisation, weights. Imports no torch."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +15,10 @@ from stages.pseudo_depth.aliases import EstimatorSpec
 
 SPEC_FILE = "estimator.json"
 """Written beside fetched and taught weights, so that a folder knows what its numbers mean."""
+
+WEIGHTS_FILE = "model.safetensors"
+SHARD_INDEX = "model.safetensors.index.json"
+PICKLED_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 _PIL_RESAMPLING = {"bilinear": 2, "bicubic": 3}
 
@@ -42,7 +47,7 @@ def describe_folder(folder: Path, *, alias: str, kind: DepthKind | None) -> Esti
         if kind is not None and kind is not spec.kind:
             raise UserError(f"{spec_file} says the numbers are {spec.kind}, --kind says {kind}; drop --kind")
         return spec
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)
     max_depth_m = None
     if config.get("model_type") == "depth_anything":
         stated = DepthKind(config.get("depth_estimation_type", "relative"))
@@ -67,8 +72,8 @@ def describe_folder(folder: Path, *, alias: str, kind: DepthKind | None) -> Esti
 
 def read_spec(path: Path) -> EstimatorSpec:
     """Read an ``estimator.json``."""
-    fields: dict[str, Any] = json.loads(path.read_text())
     try:
+        fields = _read_json(path)
         return EstimatorSpec(**fields | {"kind": DepthKind(fields["kind"])})
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} does not describe an estimator ({error}); fetch or teach it again") from error
@@ -138,5 +143,60 @@ def write_preprocessing(preprocessing: Preprocessing, folder: Path, spec: Estima
     (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the folder's ``config.json``."""
+    return _read_json(folder / "config.json")
+
+
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """Return a file's object, an empty one when there is no file; UserError when it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); fetch or teach the estimator again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (no JSON object); fetch or teach the estimator again")
+    return value
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model folder, in order.
+
+    Raises:
+        UserError: when there are none, or only pickled ones.
+    """
+    single = folder / WEIGHTS_FILE
+    if single.is_file():
+        return [single]
+    index = folder / SHARD_INDEX
+    if index.is_file():
+        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise UserError(f"{folder} lacks the weights {', '.join(missing)} that {SHARD_INDEX} names; fetch it again")
+        return [folder / name for name in names]
+    pickled = find_pickled_weights(folder)
+    if pickled:
+        raise UserError(
+            f"{folder} holds pickled weights only ({', '.join(path.name for path in pickled)}), which can run code "
+            f"when opened; turn them into {WEIGHTS_FILE} once with: pipeline fetch {folder}"
+        )
+    raise UserError(
+        f"{folder} holds no weights ({WEIGHTS_FILE} is missing); "
+        f"point to a folder that has config.json and {WEIGHTS_FILE}"
+    )
+
+
+def find_pickled_weights(folder: Path) -> list[Path]:
+    """Return the pickled weight files of a model folder."""
+    return sorted(path for pattern in PICKLED_PATTERNS for path in folder.glob(pattern))
+
+
+def hash_files(paths: list[Path]) -> str:
+    """Return the SHA-256 of the files' bytes, one after another."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

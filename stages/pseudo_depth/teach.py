@@ -33,9 +33,14 @@ from stages.pseudo_depth.estimators import (
     write_network,
 )
 from stages.pseudo_depth.geometry import compute_input_size
-from stages.pseudo_depth.model_folder import Preprocessing, read_preprocessing, write_preprocessing, write_spec
+from stages.pseudo_depth.model_folder import (
+    WEIGHTS_FILE,
+    Preprocessing,
+    read_preprocessing,
+    write_preprocessing,
+    write_spec,
+)
 from stages.pseudo_depth.teach_data import TeachBatch, TeachOptions, iterate_batches
-from stages.pseudo_depth.weights import WEIGHTS_FILE
 
 SIZES = {
     "mini": {

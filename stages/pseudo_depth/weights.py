@@ -1,4 +1,4 @@
-"""Weights as files: find them on this machine, fetch them from the Hub, hash them, turn pickles into safetensors.
+"""Weights as files: fetch them from the Hub, turn pickles into safetensors.
 
 Only safetensors are ever loaded. Pickled weights are opened in exactly one place, ``convert_pickled_weights``, which
 ``pipeline fetch`` calls with ``weights_only=True``.
@@ -6,8 +6,6 @@ Only safetensors are ever loaded. Pickled weights are opened in exactly one plac
 
 from __future__ import annotations
 
-import hashlib
-import json
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -17,55 +15,17 @@ from safetensors.torch import save_file
 
 from data_cache.errors import UserError
 from stages.pseudo_depth.aliases import EstimatorSpec
+from stages.pseudo_depth.model_folder import (
+    PICKLED_PATTERNS,
+    SHARD_INDEX,
+    WEIGHTS_FILE,
+    find_pickled_weights,
+    find_weights,
+    hash_files,
+)
 
-WEIGHTS_FILE = "model.safetensors"
-SHARD_INDEX = "model.safetensors.index.json"
 _REACH_TIMEOUT_S = 10.0
-_PICKLED_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LOADED_PATTERNS = ("config.json", "preprocessor_config.json", "model*.safetensors", SHARD_INDEX)
-
-
-def find_weights(folder: Path) -> list[Path]:
-    """Return the safetensors files of a model folder, in order.
-
-    Raises:
-        UserError: when there are none, or only pickled ones.
-    """
-    single = folder / WEIGHTS_FILE
-    if single.is_file():
-        return [single]
-    index = folder / SHARD_INDEX
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise UserError(f"{folder} lacks the weights {', '.join(missing)} that {SHARD_INDEX} names; fetch it again")
-        return [folder / name for name in names]
-    pickled = find_pickled_weights(folder)
-    if pickled:
-        raise UserError(
-            f"{folder} holds pickled weights only ({', '.join(path.name for path in pickled)}), which can run code "
-            f"when opened; turn them into {WEIGHTS_FILE} once with: pipeline fetch {folder}"
-        )
-    raise UserError(
-        f"{folder} holds no weights ({WEIGHTS_FILE} is missing); "
-        f"point to a folder that has config.json and {WEIGHTS_FILE}"
-    )
-
-
-def find_pickled_weights(folder: Path) -> list[Path]:
-    """Return the pickled weight files of a model folder."""
-    return sorted(path for pattern in _PICKLED_PATTERNS for path in folder.glob(pattern))
-
-
-def hash_files(paths: list[Path]) -> str:
-    """Return the SHA-256 of the files' bytes, one after another."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def download_snapshot(spec: EstimatorSpec, *, pickled: bool = False) -> Path:
@@ -82,7 +42,7 @@ def download_snapshot(spec: EstimatorSpec, *, pickled: bool = False) -> Path:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     assert spec.hub_id is not None
-    patterns = [*_LOADED_PATTERNS, *(_PICKLED_PATTERNS if pickled else ())]
+    patterns = [*_LOADED_PATTERNS, *(PICKLED_PATTERNS if pickled else ())]
     cached = _find_cached(spec, patterns, pickled=pickled)
     if cached is not None and spec.revision is not None:
         return cached  # a commit never changes: what is in the cache needs no look at the network

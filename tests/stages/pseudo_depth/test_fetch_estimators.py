@@ -17,7 +17,8 @@ from data_cache.sample import DepthKind
 from stages.pseudo_depth.aliases import ESTIMATORS
 from stages.pseudo_depth.estimators import load_estimator
 from stages.pseudo_depth.fetch import fetch_estimator
-from stages.pseudo_depth.weights import convert_pickled_weights, hash_files
+from stages.pseudo_depth.model_folder import hash_files
+from stages.pseudo_depth.weights import convert_pickled_weights
 
 
 @pytest.fixture

@@ -1,0 +1,78 @@
+"""Which stores an estimator has made, by the name a person gives it. Imports no torch."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from data_cache.depth_map import Provenance
+from data_cache.sample import DepthKind
+from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, OWN_DEPTH
+from stages.pseudo_depth.model_folder import describe_folder, find_weights, hash_files
+
+
+class EstimatorIdentity(NamedTuple):
+    """What must be equal for a store to be this estimator's; None is not known here and not compared."""
+
+    name: str
+    """Under which stores are filed: alias, Hub id, or what a model folder calls itself."""
+    weights_sha256: str | None = None
+    """Of local weights, which may have been taught anew under the same name."""
+    revision: str | None = None
+    input_size: int | None = None
+    dtype: str | None = None
+
+    def made(self, store: Provenance) -> bool:
+        """Whether a store of this name is of these very weights and settings."""
+        return all(
+            wanted is None or wanted == found
+            for wanted, found in (
+                (self.weights_sha256, store.weights_sha256),
+                (self.revision, store.revision),
+                (self.input_size, store.input_size),
+                (self.dtype, store.dtype),
+            )
+        )
+
+
+def identify_estimator(
+    name: str, *, kind: DepthKind | None = None, input_size: int | None = None, precision: str = "auto"
+) -> EstimatorIdentity:
+    """Return the identity of an estimator under the settings of a recipe.
+
+    Args:
+        name: alias, ``dataset``, model folder or Hub id.
+        kind: what its numbers mean, where nothing else says it.
+        input_size: replaces the recommended size, px.
+        precision: ``auto`` fits stores of either type.
+
+    Raises:
+        UserError: a model folder is damaged or contradicts ``kind``.
+    """
+    if name == OWN_DEPTH:
+        return EstimatorIdentity(name)
+    folder = BUNDLED_FOLDER if name == "bundled" else Path(name).expanduser()
+    dtype = None if precision == "auto" else precision
+    if (folder / "config.json").is_file():
+        spec = describe_folder(folder, alias=folder.resolve().name, kind=kind)
+        return EstimatorIdentity(
+            name if name in ESTIMATORS else spec.alias,
+            _hash_folder(folder.resolve(), tuple(path.stat().st_mtime_ns for path in find_weights(folder))),
+            input_size=input_size or spec.recommended_size,
+            dtype=dtype,
+        )
+    if name in ESTIMATORS:
+        spec = ESTIMATORS[name]
+        return EstimatorIdentity(
+            name, revision=spec.revision, input_size=input_size or spec.recommended_size, dtype=dtype
+        )
+    is_path = name.count("/") != 1 or name.startswith((".", "/", "~"))
+    # A folder that is gone leaves its name: the store it made is still good.
+    return EstimatorIdentity(folder.name if is_path else name, input_size=input_size, dtype=dtype)
+
+
+@lru_cache
+def _hash_folder(folder: Path, _written_at_ns: tuple[int, ...]) -> str:
+    """Return the hash of a folder's weights, computed once for each state of the files."""
+    return hash_files(find_weights(folder))
