@@ -3,6 +3,7 @@
 import json
 import resource
 import signal
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -25,15 +26,20 @@ TENSORS = {
 }
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """Let no file grow beyond 1 KiB, which the system reports as it reports a full disk: by a failing write."""
+    """Let no file grow beyond 1 KiB, which the system reports as it reports a full disk: by a failing write.
+
+    Not a fixture: pytest's own report, when it goes to a file, is written while fixtures are still up.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, former)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, former)
 
 
 def test_state_comes_back_as_it_was(tmp_path):
@@ -93,20 +99,18 @@ def test_damaged_state_is_explained(tmp_path, name):
         read_checkpoint(tmp_path, GUARD)
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_full_disk_is_explained_and_the_former_state_stays(tmp_path):
     write_checkpoint(tmp_path, 1, TENSORS, GUARD)
-    with pytest.raises(UserError, match=r"cannot write checkpoint .*step-00000002.*Free some space"):
+    with full_disk(), pytest.raises(UserError, match=r"cannot write checkpoint .*step-00000002.*Free some space"):
         write_checkpoint(tmp_path, 2, {"network/a": torch.zeros(1000)}, GUARD)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert read_checkpoint(tmp_path, GUARD).step == 1
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_full_disk_leaves_former_weights(tmp_path):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"former")
-    with pytest.raises(UserError, match="cannot write weights"):
+    with full_disk(), pytest.raises(UserError, match="cannot write weights"):
         save_weights(build_toy(), path)
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("weights.safetensors", b"former")]
 
