@@ -57,11 +57,12 @@ def read_losses(run_folder: Path) -> LossCurves | None:
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, int, dict[str, float]]]:
-    """Yield phase, step within the phase, and unweighted losses of each line."""
+    """Yield phase, step within the phase, and unweighted losses of each line, means since the line before."""
     for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
         try:
             entry = json.loads(line)
-            yield entry["phase"], int(entry["step"]), {term: float(value) for term, value in entry["raw"].items()}
+            losses = entry.get("mean", entry["raw"])  # files from before there were means have the step's own
+            yield entry["phase"], int(entry["step"]), {term: float(value) for term, value in losses.items()}
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise UserError(
                 f"line {number} of {path} is damaged ({problem}); repeat the run to write it anew"

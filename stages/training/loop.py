@@ -26,6 +26,10 @@ from stages.training.trainer import Engine, PhaseTrainer
 __all__ = ["Interrupted", "MetricsLog", "PhaseSummary", "StepReport", "StopFlag", "stop_on_signals", "train_phase"]
 
 
+_LOG = "log/"
+"""In front of the names under which a checkpoint holds what the log has summed since its last line."""
+
+
 @dataclass(frozen=True)
 class PhaseSummary:
     """How a phase ended."""
@@ -106,8 +110,6 @@ def train_phase(
         )
         keeper = _StateKeeper(trainer, checkpoint_folder, _guard(phase, total_steps, seed, optim, losses, engine), log)
         first_step = keeper.resume()
-        if log:
-            log.rewind(phase.name, first_step)
         run = _Run(phase.name, first_step, total_steps, checkpoint_every, stop)
         return _run_steps(run, trainer, keeper, scope, batches_from, log, on_step)
 
@@ -135,19 +137,26 @@ class _StateKeeper:
     log: MetricsLog | None
 
     def resume(self) -> int:
-        """Return how many steps are done."""
+        """Return how many steps are done; the log is then as it was after them."""
         checkpoint = read_checkpoint(self.folder, self.guard) if self.folder else None
-        if checkpoint is None:
-            return 0
-        self.trainer.load_state(checkpoint.tensors)
-        return checkpoint.step
+        tensors = checkpoint.tensors if checkpoint else {}
+        summed = {name: tensors.pop(name).item() for name in list(tensors) if name.startswith(_LOG)}
+        if checkpoint:
+            self.trainer.load_state(tensors)
+        step = checkpoint.step if checkpoint else 0
+        if self.log:
+            self.log.rewind(self.guard["phase"], step)
+            self.log.load_state({name.removeprefix(_LOG): value for name, value in summed.items()})
+        return step
 
     def save(self, step: int) -> None:
         if self.folder is None:
             return
         if self.log:
             self.log.sync()  # a checkpoint presumes the lines before it
-        write_checkpoint(self.folder, step, self.trainer.state(), self.guard)
+        summed = self.log.state() if self.log else {}
+        tensors = {f"{_LOG}{name}": torch.tensor(value, dtype=torch.float64) for name, value in summed.items()}
+        write_checkpoint(self.folder, step, self.trainer.state() | tensors, self.guard)
 
 
 def _run_steps(

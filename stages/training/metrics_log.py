@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +41,8 @@ class StepReport(NamedTuple):
 class MetricsLog:
     """Appends step reports to a JSON-lines file. Holds no clock times, so equal trainings write equal files.
 
+    A line tells its step's losses (``raw``) and their mean over the steps since the line before (``mean``).
+
     Args:
         path: file to append to; its folder is made.
         log_every: steps between lines; the last step of a phase is always logged.
@@ -55,20 +57,27 @@ class MetricsLog:
             raise UserError(f"log_every {log_every} must be at least 1 step")
         self.path = path
         self._log_every = log_every
+        self._sums: dict[str, float] = {}
+        self._num_summed = 0
         self._board = _open_board(tensorboard) if tensorboard else None
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf8")
 
     def write(self, report: StepReport) -> None:
-        """Log a step if its turn has come."""
+        """Log a step if its turn has come; every step must come by, because means are over all of them."""
+        self._num_summed += 1
+        for term, value in report.raw.items():
+            self._sums[term] = self._sums.get(term, 0.0) + value
         if report.step % self._log_every and report.step != report.total_steps:
             return
         line = report._asdict()
         del line["total_steps"], line["images"]
+        line["mean"] = {term: self._sums[term] / self._num_summed for term in report.raw}
+        self._sums, self._num_summed = {}, 0
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._board:
-            for kind in ("raw", "weighted", "share"):
+            for kind in ("raw", "mean", "weighted", "share"):
                 for term, value in line[kind].items():
                     self._board.add_scalar(f"{report.phase}/{kind}/{term}", value, report.step)
             for name in ("total", "lr", "grad_norm"):
@@ -76,12 +85,22 @@ class MetricsLog:
 
     def rewind(self, phase: str, step: int) -> None:
         """Drop what was logged of a phase after that step, and any broken last line a kill left behind."""
+        self._sums, self._num_summed = {}, 0
         self._file.close()
         kept = [line for line, entry in read_lines(self.path) if entry["phase"] != phase or entry["step"] <= step]
         shorter = self.path.with_name(f"{self.path.name}.tmp")
         shorter.write_text("".join(kept), encoding="utf8")
         shorter.replace(self.path)
         self._file = self.path.open("a", encoding="utf8")
+
+    def state(self) -> dict[str, float]:
+        """Return what is summed since the last line: the number of steps under "", and the losses by term."""
+        return {"": float(self._num_summed), **self._sums}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Take over what ``state`` returned; call it after ``rewind``."""
+        self._num_summed = int(state.get("", 0.0))
+        self._sums = {term: value for term, value in state.items() if term}
 
     def sync(self) -> None:
         """Return only when all lines are on the disk; called before a checkpoint that presumes them."""

@@ -57,7 +57,7 @@ def train(folder: Path, workers: int, optimizer: str, balance: str, hang_at: str
     )  # type: ignore[arg-type]
     losses = LossSettings(balance=balance, dwa_window=2)  # type: ignore[arg-type]
     network = build_toy()
-    with stop_on_signals() as stop, MetricsLog(folder / "metrics.jsonl", log_every=1) as log:
+    with stop_on_signals() as stop, MetricsLog(folder / "metrics.jsonl", log_every=2) as log:
         for phase in resolve_schedule("depth-first-direct").phases:
             weights, state = folder / f"{phase.name}.safetensors", folder / f"{phase.name}-state"
             if not weights.exists():

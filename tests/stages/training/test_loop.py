@@ -320,6 +320,6 @@ def test_log_holds_every_nth_and_the_last_step(tmp_path):
         train(build_toy(), JOINT, steps=5, log=log)
     lines = [json.loads(line) for line in log.path.read_text().splitlines()]
     assert [(line["phase"], line["step"]) for line in lines] == [("joint", 2), ("joint", 4), ("joint", 5)]
-    assert set(lines[0]) == {"phase", "step", "total", "raw", "weighted", "share", "lr", "grad_norm"}
+    assert set(lines[0]) == {"phase", "step", "total", "raw", "weighted", "share", "lr", "grad_norm", "mean"}
     assert lines[0]["weighted"]["depth"] == pytest.approx(0.15 * lines[0]["raw"]["depth"], rel=1e-6)
     assert lines[0]["total"] == pytest.approx(sum(lines[0]["weighted"].values()), rel=1e-6)

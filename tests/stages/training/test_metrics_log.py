@@ -53,7 +53,34 @@ def test_line_cut_exactly_before_its_end_is_dropped(path):
 
 def test_every_line_is_strict_json_without_clock_times(path):
     lines = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
-    assert set(lines[0]) == {"phase", "step", "total", "raw", "weighted", "share", "lr", "grad_norm"}
+    assert set(lines[0]) == {"phase", "step", "total", "raw", "weighted", "share", "lr", "grad_norm", "mean"}
+
+
+def test_mean_is_over_all_steps_since_the_line_before(tmp_path):
+    with MetricsLog(tmp_path / "metrics.jsonl", log_every=4) as log:
+        for step in range(1, 7):
+            log.write(report("seg", step))
+    first, last = [entry for _, entry in read_lines(tmp_path / "metrics.jsonl")]
+    assert first["mean"]["seg"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
+    assert last["mean"]["seg"] == pytest.approx((1 / 5 + 1 / 6) / 2)
+
+
+def test_sums_survive_a_resumption(tmp_path):
+    whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
+    with MetricsLog(whole, log_every=4) as log:
+        for step in range(1, 7):
+            log.write(report("seg", step))
+    with MetricsLog(resumed, log_every=4) as log:
+        for step in range(1, 4):
+            log.write(report("seg", step))
+        kept = log.state()
+        log.write(report("seg", 4))
+    with MetricsLog(resumed, log_every=4) as log:
+        log.rewind("seg", 3)
+        log.load_state(kept)
+        for step in range(4, 7):
+            log.write(report("seg", step))
+    assert resumed.read_bytes() == whole.read_bytes()
 
 
 def test_log_every_must_be_positive(tmp_path):
