@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from data_cache.errors import UserError, nearest, unknown_name
+from stages.networks.option_types import describe, fits
 from stages.networks.spec import NetworkSpec
 
 if TYPE_CHECKING:
@@ -72,12 +73,25 @@ def build_network(name: str, num_classes: int, *, with_depth: bool = True, **opt
         raise UserError(f"network {name!r} has no option {hints}; it has: {', '.join(defaults)}")
     if num_classes < 1:
         raise UserError(f"network {name!r} cannot have {num_classes} classes; give at least 1")
+    _check_kinds(name, {**options, "with_depth": with_depth})
     resolved = {**defaults, **options}
     network = NETWORKS[name](num_classes, with_depth=with_depth, **resolved)
     # Defaults that follow from other options are written down too, so that rebuilding without weights keeps them.
     resolved |= getattr(network, "settled_options", {})
     network.spec = NetworkSpec(name, num_classes, with_depth, resolved)  # type: ignore[assignment]
     return network  # type: ignore[return-value]
+
+
+def _check_kinds(name: str, options: dict[str, Any]) -> None:
+    """Refuse what no constructor expects, before it stumbles over it somewhere inside."""
+    hints = get_type_hints(NETWORKS[name].load().__init__)
+    wrong = [
+        f"{option} must be {describe(hints[option])}, found {value!r}"
+        for option, value in options.items()
+        if not fits(value, hints.get(option, Any))
+    ]
+    if wrong:
+        raise UserError(f"network {name!r}: {'; '.join(wrong)}")
 
 
 def rebuild_network(spec: NetworkSpec) -> Network:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from data_cache.errors import UserError
 from stages.networks import NETWORKS, build_network, count_parameters, segmentation_only, strip_depth
 from stages.networks.interface import Network, Outputs
 from stages.networks.parts import DEPTH_BRANCH, SEG_BRANCH, Part
@@ -247,3 +248,20 @@ def test_a_decoder_copy_fits_except_for_the_declared_names(network):
                 assert name in other, f"{name} of {part} has nothing to copy to and is not declared"
                 assert other[name].shape == tensor.shape, f"{name} is of another shape and not declared"
     assert network.uncopied <= known
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": 5}, "encoder must be text, found 5"),
+        ({"encoder_depth": "deep"}, "encoder_depth must be whole number, found 'deep'"),
+        ({"encoder_depth": True}, "encoder_depth must be whole number"),
+        ({"decoder_channels": "wide"}, "decoder_channels must be whole number or a list of whole numbers"),
+        ({"with_depth": "no"}, "with_depth must be truth value"),
+        ({"encoder": 5, "output_stride": 1.5}, "encoder must .*; output_stride must be whole number"),
+    ],
+    ids=str,
+)
+def test_an_option_of_another_kind_is_named(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_network("unet", NUM_CLASSES, **{**SMALL_ENCODER, **options})
