@@ -203,7 +203,7 @@ class RunConfig(Section):
     recipe: str = ""
     """Name or file of the recipe, as it was asked for."""
     card: Card = Card()
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     data: DataConfig = DataConfig()
     depth: DepthConfig = DepthConfig()
     network: NetworkConfig = NetworkConfig()
@@ -244,26 +244,42 @@ class RunConfig(Section):
         except ValueError as problem:
             raise UserError(str(problem)) from problem
 
-    def changed(self, changes: Mapping[str, Any]) -> RunConfig:
-        """Return this configuration with other values under dotted keys, checked like a recipe."""
+    def changed(self, changes: Mapping[str, Any], what: str = "table row") -> RunConfig:
+        """Return this configuration with other values under dotted keys, checked like a recipe.
+
+        Args:
+            what: who asked for the changes, for messages.
+        """
         tree = self.model_dump()
         _choose_network(tree, changes.get("network.name"))
         for key, value in changes.items():
             _assign(tree, key, value)
-        return _validated(tree, "table row")
+        return _validated(tree, what)
 
     def resolved(self) -> dict[str, Any]:
         """Return everything as JSON-able data, except the card and options of networks that were not chosen."""
         return self.model_dump(mode="json", exclude={"card", "network_options", "row_changes"})
 
     def content(self) -> dict[str, Any]:
-        """Return what decides the result, as JSON-able data: what is resolved, but not where the recipe lay.
+        """Return what decides the result, as JSON-able data: what is resolved, but not where things lay or how fast.
 
         A transfer mode counts by what it set; left out unless given, it keeps the names of runs made before it was.
         """
         content = self.model_dump(mode="json", exclude={"card", "recipe", "network_options", "row_changes"})
         del content["training"]["transfer"]
+        for section, names in _WITHOUT_EFFECT.items():
+            fields = type(getattr(self, section)).model_fields
+            content[section].update({name: fields[name].default for name in names})
         return content
+
+
+_WITHOUT_EFFECT = {
+    "data": ("root", "workers"),  # the data themselves count by their fingerprint
+    "depth": ("batch_size", "codec", "accept_noncommercial"),
+    "training": ("checkpoint_every", "log_every", "tensorboard"),
+    "evaluation": ("batch_size",),
+}
+"""Section → keys that leave weights and scores as they are; they count as if nobody had set them."""
 
 
 def named_schedule(name: str) -> Schedule:
@@ -296,33 +312,33 @@ def load_config(recipe: str, overrides: Mapping[str, Any] | None = None, assignm
     Raises:
         UserError: listing every problem found, with the nearest known key for unknown ones.
     """
+    what = f"recipe {recipe!r}"
     tree = {"recipe": recipe} | _read_recipe(recipe)
+    _validated(tree, what)  # by itself first: what follows relies on sections being sections
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     assigned = [_parse_assignment(text) for text in assignments]
     _add_network_options(tree)
-    _choose_network(tree, (given | dict(assigned)).get("network.name"))  # before options of it are set
-    written_for = tree.get("data", {}).get("dataset")
-    for key, value in given.items():
+    wanted = given | dict(assigned)
+    _choose_network(tree, wanted.get("network.name"))  # before options of it are set
+    data = tree.get("data", {})
+    if wanted.get("data.dataset", data.get("dataset")) != data.get("dataset"):
+        data.pop("options", None)  # they were meant for the dataset that the recipe names
+    for key, value in (*given.items(), *assigned):
         _assign(tree, key, value)
-    if tree.get("data", {}).get("dataset") != written_for:
-        tree["data"].pop("options", None)  # they were meant for the dataset that the recipe names
-    for key, value in assigned:
-        _assign(tree, key, value)
-    return _validated(tree, f"recipe {recipe!r}")
+    return _validated(tree, what)
 
 
 def _add_network_options(tree: dict[str, Any]) -> None:
     """Put what ``network_options`` say of the recipe's own network beneath what ``network`` says."""
     network, options = tree.get("network", {}), tree.get("network_options", {})
-    if isinstance(network, dict) and isinstance(options, dict):
-        name = network.get("name", NetworkConfig().name)
-        tree["network"] = {**options.get(name, {}), "name": name, **network}
+    name = network.get("name", NetworkConfig().name)
+    tree["network"] = {**options.get(name, {}), "name": name, **network}
 
 
 def _choose_network(tree: dict[str, Any], name: str | None) -> None:
     """Replace the network and its options by those of another name; nothing happens for the name it has."""
     network, options = tree.get("network", {}), tree.get("network_options", {})
-    if name is None or not isinstance(network, dict) or network.get("name") == name:
+    if not isinstance(name, str) or network.get("name") == name:
         return
     tree["network"] = {**options.get(name, {}), "name": name}
 
@@ -344,7 +360,7 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf8"))
     except OSError as problem:
         raise UserError(f"cannot read recipe {path}: {problem.strerror}") from problem
-    except tomllib.TOMLDecodeError as problem:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise UserError(f"recipe {path} is not valid TOML: {problem}") from problem
 
 
@@ -386,9 +402,20 @@ def _explain(problem: ValidationError) -> list[str]:
         if error["type"] == "extra_forbidden":
             known = _known_keys(sections)
             lines.append(f"  unknown key {where!r}{nearest(name, known)}; known here: {', '.join(known)}")
+        elif error["type"] == "value_error":  # our own validators say what they found
+            lines.append(f"  {where}: {error['msg'].removeprefix('Value error, ')}")
         else:
-            lines.append(f"  {where}: {error['msg']}, found {error['input']!r}")
+            wanted = _TOML_WORDS.get(error["type"], error["msg"])
+            lines.append(f"  {where}: {wanted}, found {error['input']!r}")
     return lines
+
+
+_TOML_WORDS = {
+    "model_type": "Input should be a table",
+    "dict_type": "Input should be a table",
+    "tuple_type": "Input should be a list",
+}
+"""Type of a problem → what it is called in a recipe, where Python's word would puzzle."""
 
 
 def _known_keys(sections: list[str]) -> list[str]:

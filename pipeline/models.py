@@ -87,7 +87,7 @@ def _open_export(folder: Path, device: torch.device) -> Model:
 
 def restore_config(record: dict[str, Any]) -> RunConfig:
     """Return the resolved recipe of a run's record."""
-    return RunConfig().changed(record["config"])
+    return RunConfig().changed(record["config"], f"run.json of {record['run']}")
 
 
 def build_untrained(config: RunConfig, num_classes: int) -> Any:

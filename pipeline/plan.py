@@ -9,6 +9,7 @@ the same bits.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +72,8 @@ class PlannedRun:
         config = self.config
         decided = {"config": config.content(), "nodes": [node.folder for node in self.nodes]}
         label = "" if self.row.startswith(config.network.name) else f"{config.network.label}-"
-        return f"{label}{self.row}-s{config.seed}-{content_hash(decided, 8)}"
+        readable = re.sub(r"[^\w.+-]+", "-", f"{label}{self.row}")  # own schedules and encoders may have any name
+        return f"{readable}-s{config.seed}-{content_hash(decided, 8)}"
 
     @property
     def steps(self) -> int:

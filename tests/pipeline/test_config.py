@@ -14,7 +14,8 @@ from pipeline.config import RunConfig, load_config, recipe_names
 def test_every_bundled_recipe_loads_with_a_full_card(name: str) -> None:
     config = load_config(name)
     assert all(config.card.model_dump().values()), "every field of the card is filled in"
-    assert config.build_schedule().name == "depth-first+copy"
+    single_task = config.network.options.get("with_depth") is False or config.schedule.name == "seg-only"
+    assert config.build_schedule().name == ("seg-only" if single_task else "depth-first+copy")
 
 
 def test_recipes_of_the_house_are_there() -> None:
@@ -65,6 +66,44 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     file.write_text("[data\n")
     with pytest.raises(UserError, match=r"own.toml is not valid TOML"):
         load_config(str(file))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x85\xff", "own.toml is not valid TOML"),
+        (b"data = 3", "data: Input should be a table, found 3"),
+        (b"network = 'unet'", "network: Input should be a table"),
+        (b"[network_options]\nunet = 3", "network_options.unet: Input should be a table"),
+        (b"[data]\ndataset = 3\ncrop = 'big'\n[trainig]\nlr = 1", r"(?s)dataset: .*crop: .*a list.*'trainig' .did you"),
+        (b"[[schedule.steps]]\nphase = 'x'\ntrain = ['encoder']", "'schedule.steps.0.train' .did you mean 'trains'"),
+    ],
+)
+def test_a_recipe_with_mistakes_is_explained(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "own.toml"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_config(str(file), {"network.name": "segnet", "data.dataset": "camvid"})
+
+
+@pytest.mark.parametrize("assignment", ["network.name=[1]", "network=5", "data.dataset=[1]", "network_options.unet=5"])
+def test_values_of_another_kind_are_refused(assignment: str) -> None:
+    with pytest.raises(UserError, match="Input should be a"):
+        load_config("demo", {}, [assignment])
+
+
+@pytest.mark.parametrize("assignment", ["seed=-1", f"seed={2**63}"])
+def test_a_seed_fits_torch(assignment: str) -> None:
+    with pytest.raises(UserError, match="seed: "):
+        load_config("demo", {}, [assignment])
+
+
+@pytest.mark.parametrize("words", [({"data.dataset": "voc"}, []), ({}, ["data.dataset=voc"])], ids=["flag", "set"])
+def test_another_dataset_does_not_get_the_options_of_the_recipes_own(words: tuple[dict, list]) -> None:
+    options = ["data.options={sbd_list='x'}"]
+    assert load_config("demo", {"data.options.seed": 1}).data.options == {"seed": 1}
+    assert load_config("demo", words[0], words[1]).data.options == {}
+    assert load_config("demo", words[0], [*words[1], *options]).data.options == {"sbd_list": "x"}
 
 
 def test_own_steps_make_a_schedule() -> None:

@@ -95,6 +95,37 @@ def test_what_leaves_a_segmentation_phase_alone_leaves_its_key(change: dict[str,
     assert before.nodes.keys() == after.nodes.keys()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training.log_every": 3},
+        {"training.checkpoint_every": 7},
+        {"data.workers": 2},
+        {"data.root": "elsewhere"},
+        {"depth.batch_size": 3},
+        {"depth.codec": "gzip"},
+        {"evaluation.batch_size": 1},
+    ],
+    ids=str,
+)
+def test_what_leaves_the_result_alone_leaves_the_run_its_name(change: dict[str, object]) -> None:
+    before, after = plan("joint"), plan("joint", config=load_config("demo").changed(change))
+    assert before.runs[0].name == after.runs[0].name
+
+
+@pytest.mark.parametrize("change", [{"evaluation.split": "test"}, {"evaluation.size": "recipe"}], ids=str)
+def test_another_evaluation_is_another_run_of_the_same_nodes(change: dict[str, object]) -> None:
+    before, after = plan("joint"), plan("joint", config=load_config("demo").changed(change))
+    assert before.nodes.keys() == after.nodes.keys() and before.runs[0].name != after.runs[0].name
+
+
+def test_a_run_folder_has_a_plain_name() -> None:
+    steps = ({"phase": "x", "trains": ("encoder", "seg-branch"), "focal": 1.0},)
+    config = load_config("demo").changed({"schedule": {"name": "../a b", "steps": steps}})
+    (run,) = plan_runs([(config.build_schedule().name, config)], FACTS).runs
+    assert "/" not in run.name and " " not in run.name and "-a-b-s0-" in run.name
+
+
 def test_a_segmentation_phase_does_not_care_for_the_store() -> None:
     other = DataFacts(400, 8, "data", "another store")
     assert plan("seg-only").nodes.keys() == plan("seg-only", facts=other).nodes.keys()
