@@ -68,7 +68,8 @@ class Workspace:
     def mark_newest(self, run: Path) -> None:
         """Make a finished run the newest: asking for it again is what ``export`` then goes by."""
         with contextlib.suppress(OSError):  # not the owner's: then the order stays
-            os.utime(run / "run.json")
+            now = time.time_ns()  # the file system's own clock may tick too coarsely to tell two runs apart
+            os.utime(run / "run.json", ns=(now, now))
 
     def find_run(self, reference: str | None) -> Path:
         """Return the folder of a run.
