@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from data_cache.depth_store import DepthMap, DepthStore, repair_store, verify_st
 from data_cache.errors import UserError
 from data_cache.sample import DepthKind
 from pipeline.config import RunConfig
-from pipeline.console import plain_table
+from pipeline.console import count, plain_table
 from pipeline.labels import find_labels, open_split, splits_to_label
 from pipeline.session import Result, Session
 
@@ -69,19 +70,23 @@ def check_stores(folders: list[Path]) -> Result:
     bad = [{"store": str(folder), **found._asdict()} for folder in folders for found in verify_store(folder)]
     lines = [f"{found['store']}/{found['file']} {found['image_id']}: {found['reason']}" for found in bad]
     lines.append(
-        f"{len(bad)} problems; drop what is damaged with: pipeline cache repair, then label again"
+        f"{count(len(bad), 'problem')}; drop what is damaged with: pipeline cache repair, then label again"
         if bad
-        else f"{len(folders)} stores verified; every map is as it was written"
+        else f"{count(len(folders), 'store')} verified; every map is as it was written"
     )
-    return Result({"images": _count_images(folders), "bad": bad, "provenance": None}, "\n".join(lines))
+    return Result({**_describe_readable(folders), "bad": bad}, "\n".join(lines))
 
 
-def _count_images(folders: list[Path]) -> int | None:
-    """Return how many maps the stores hold; None when one of them cannot be opened."""
-    try:
-        return sum(len(DepthStore(folder)) for folder in folders)
-    except UserError:
-        return None
+def _describe_readable(folders: list[Path]) -> dict[str, Any]:
+    """Return maps and provenance of the stores that can be opened."""
+    stores = []
+    for folder in folders:
+        with contextlib.suppress(UserError):  # `bad` says what is wrong with it
+            stores.append(DepthStore(folder))
+    return {
+        "images": sum(len(store) for store in stores),
+        "provenance": [asdict(store.provenance) for store in stores],
+    }
 
 
 def mend_stores(folders: list[Path]) -> Result:
@@ -92,16 +97,16 @@ def mend_stores(folders: list[Path]) -> Result:
         report = repair_store(folder)
         kept += report.kept
         bad += [{"store": str(folder), **found._asdict()} for found in report.dropped]
-    text = f"{kept} maps kept, {len(bad)} problems dropped"
+    text = f"{count(kept, 'map')} kept, {count(len(bad), 'problem')} dropped"
     advice = "; label what is missing with: pipeline pseudo-depth" if bad else ""
-    return Result({"images": kept, "bad": bad, "provenance": None}, text + advice)
+    return Result({**_describe_readable(folders), "images": kept, "bad": bad}, text + advice)
 
 
 def preview_labels(config: RunConfig, session: Session, out: Path | None) -> Result:
     """Draw a contact sheet per labelled split of a recipe: each image beside its depth, near is bright."""
     from stages.evaluation.panels import SheetItem, contact_sheet
 
-    files = []
+    files, drawn, provenance = [], 0, []
     for split in splits_to_label(config):
         dataset = open_split(config, session.workspace, split)
         store = find_labels(config, session.workspace, dataset)
@@ -114,7 +119,10 @@ def preview_labels(config: RunConfig, session: Session, out: Path | None) -> Res
         folder = out or session.workspace.root / "previews"
         folder.mkdir(parents=True, exist_ok=True)
         files.append(str(contact_sheet(items, folder / f"{dataset.name}-{store.folder.name}.png")))
-    return Result({"images": None, "bad": [], "provenance": None, "files": files}, "\n".join(files))
+        drawn += len(items)
+        provenance.append(asdict(store.provenance))
+    facts = {"images": drawn, "bad": [], "provenance": provenance, "files": files}
+    return Result(facts, "\n".join(files))
 
 
 def export_maps(session: Session, folders: list[Path], out: Path | None, form: str) -> Result:
@@ -142,8 +150,8 @@ def export_maps(session: Session, folders: list[Path], out: Path | None, form: s
                     Image.fromarray(_to_16_bits(found)).save(path)
                 scales.writerow((image_id, found.stats.min, found.stats.max))
                 written += 1
-    facts = {"images": written, "bad": [], "provenance": None, "out": str(target)}
-    return Result(facts, f"{written} maps written to {target}")
+    facts = {**_describe_readable(folders), "images": written, "bad": [], "out": str(target)}
+    return Result(facts, f"{count(written, 'map')} written to {target}")
 
 
 def _to_16_bits(found: DepthMap) -> NDArray[np.uint16]:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rich.console import Console as RichConsole
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 
 class Advance(Protocol):
@@ -90,12 +91,17 @@ class Console:
         return advance
 
 
-def plain_table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
-    """Build a borderless table of texts; numbers to the right."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+def plain_table(title: str, columns: list[str], rows: list[list[Any]]) -> Group:
+    """Build a title above a borderless table of texts; numbers to the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
     numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
     for name, right in zip(columns, numeric, strict=True):
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
-    return table
+    return Group(Text(title, style="italic"), table)  # not the table's own title, which would wrap at its width
+
+
+def count(number: int, noun: str) -> str:
+    """Return "1 problem", "2 problems"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -120,6 +120,7 @@ def headlines(proof: dict[str, Any]) -> list[tuple[str, str]]:
         for size in facts["sizes"]:
             difference = f"max difference {size['max_abs_difference']:.2g}"
             agreement = f"same class on {size['argmax_agreement']:.4%} of pixels"
-            rows.append((f"{name} at {size['height']}x{size['width']}", f"{difference}, {agreement}"))
+            batch = f", batch of {size['batch']}" if size["batch"] > 1 else ""
+            rows.append((f"{name} at {size['height']}x{size['width']}{batch}", f"{difference}, {agreement}"))
     rows += [(what, f"{proof[what]['before']:,} -> {proof[what]['after']:,}") for what in ("parameters", "flops")]
     return [*rows, ("latency", f"{latency['before']:.1f} ms -> {latency['after']:.1f} ms ({latency['device']})")]

@@ -180,9 +180,10 @@ def teach_estimator(
     """
     from pipeline.devices import choose_device
     from stages.pseudo_depth.teach import TeachProgress, teach
+    from stages.training.interruption import stop_on_signals
 
     dataset = open_split(config, session.workspace, "train")
-    with session.console.progress(f"teaching {init}", options.steps) as advance:
+    with stop_on_signals() as stop, session.console.progress(f"teaching {init}", options.steps) as advance:
 
         def show(progress: TeachProgress) -> None:
             advance(progress.step, f"loss {progress.loss:.4f}, {progress.images_per_second:.1f} images/s")
@@ -196,6 +197,7 @@ def teach_estimator(
             device=choose_device(device),
             accept_noncommercial=config.depth.accept_noncommercial,
             progress=show,
+            stop=stop.is_set,
         )
     facts = {
         "estimator": str(report.folder),

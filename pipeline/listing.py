@@ -12,7 +12,7 @@ from rich.text import Text
 
 from data_cache.errors import unknown_name
 from pipeline.config import load_config, recipe_names
-from pipeline.console import plain_table
+from pipeline.console import count, plain_table
 from pipeline.session import Result, Session
 from pipeline.tables import paper_scores
 from stages.training.schedule import Phase
@@ -118,20 +118,22 @@ def examine_dataset(session: Session, name: str, data_root: str | None) -> Resul
 def _render_report(report: DoctorReport) -> Iterator[Any]:
     """Show splits, classes, the id table and what is wrong."""
     splits = [
-        [split, count, report.labelled[split], f"{report.void[split]:.1%}", _list_sizes(report.sizes[split])]
-        for split, count in report.images.items()
-        if count
+        [split, num_images, report.labelled[split], f"{report.void[split]:.1%}", _list_sizes(report.sizes[split])]
+        for split, num_images in report.images.items()
+        if num_images
     ]
-    yield plain_table(report.dataset, ["split", "images", "labelled", "void", "sizes"], splits)
-    names = list(next(iter(report.classes.values()), {}))
-    shares = [[name, *(f"{report.classes[split][name]:.2%}" for split in report.classes)] for name in names]
-    yield plain_table("\nShare of labelled pixels", ["class", *report.classes], shares)
-    yield Text(f"\nids in mask files: {report.id_table}")
+    if splits:
+        columns = ["split", "images", "labelled", "void", "sizes (width x height, px)"]
+        yield plain_table(report.dataset, columns, splits)
+        names = list(next(iter(report.classes.values()), {}))
+        shares = [[name, *(f"{report.classes[split][name]:.2%}" for split in report.classes)] for name in names]
+        yield plain_table("\nShare of labelled pixels", ["class", *report.classes], shares)
+        yield Text(f"\nids in mask files: {report.id_table}")
     for note in report.notes:
         yield Text(f"note: {note}")
     for problem in report.problems:
         yield Text(f"problem: {problem}")
-    yield Text(f"{len(report.problems)} problems" if report.problems else "no problems")
+    yield Text(count(len(report.problems), "problem") if report.problems else "no problems")
 
 
 def _list_sizes(sizes: dict[str, int]) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -185,13 +185,13 @@ def _build_exporter_error(name: str, job: ExportJob, error: Exception) -> UserEr
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep a library's chatter off stdout, which carries the one JSON object, and its warnings off the terminal."""
+    """Drop a library's chatter: stdout carries the one JSON object, and warnings are for who wrote the exporter."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

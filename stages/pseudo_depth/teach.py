@@ -9,18 +9,18 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import interpolate
 
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.errors import UserError
+from data_cache.fingerprint import dataset_fingerprint
 from data_cache.sample import DepthKind
 from stages.pseudo_depth.aliases import ESTIMATORS, EstimatorSpec
 from stages.pseudo_depth.depth_losses import metric_depth_loss, relative_depth_loss
@@ -34,13 +34,13 @@ from stages.pseudo_depth.estimators import (
 )
 from stages.pseudo_depth.geometry import compute_input_size
 from stages.pseudo_depth.model_folder import (
-    WEIGHTS_FILE,
     Preprocessing,
     read_preprocessing,
     write_preprocessing,
     write_spec,
 )
 from stages.pseudo_depth.teach_data import TeachBatch, TeachOptions, iterate_batches
+from stages.pseudo_depth.teach_state import RECORD, UNFINISHED, check_out_folder, find_finished, load_state, save_state
 
 SIZES = {
     "mini": {
@@ -83,8 +83,6 @@ SIZES = {
 _FRESH_PREPROCESSING = Preprocessing(
     mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255), resampling="bicubic"
 )
-_UNFINISHED = "unfinished"
-"""Sub-folder of the result that holds the state of a teaching that was stopped."""
 
 
 class TeachProgress(NamedTuple):
@@ -129,8 +127,9 @@ def teach(
     device: str | torch.device = "cpu",
     accept_noncommercial: bool = False,
     progress: Callable[[TeachProgress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> TeachReport:
-    """Train an estimator on a dataset's own depth; called again after an interruption, it continues.
+    """Train an estimator on a dataset's own depth; called again it continues, and once finished does nothing.
 
     Args:
         dataset: must bring depth of its own.
@@ -141,21 +140,26 @@ def teach(
         device: where to train.
         accept_noncommercial: start from weights whose licence forbids commercial use.
         progress: called after every step.
+        stop: asked after every step; True ends the teaching with its state saved.
 
     Raises:
         UserError: when the dataset has no depth, its depth cannot teach this kind of estimator, the folder holds
             something else, or the loss is not finite.
+        KeyboardInterrupt: ``stop`` said so.
     """
     options = options or TeachOptions()
     device = torch.device(device)
+    task = {"init": init, "dataset": dataset_fingerprint(dataset), **asdict(options)}
+    if (finished := find_finished(out_folder, task)) is not None:
+        return TeachReport(out_folder, options.steps, options.steps, finished, 0.0)
     start = _open_start(init, kind, options, accept_noncommercial)
     spec, preprocessing = start.spec, start.preprocessing
     _check_dataset(dataset, spec)
-    _check_out_folder(out_folder, options)
+    check_out_folder(out_folder, task)
     size = _choose_input_size(dataset, spec)
     network = start.network.to(device).to(memory_format=torch.channels_last).train()
     optimizer = _build_optimizer(network, options)
-    first_step = _load_state(out_folder, network, optimizer)
+    first_step = load_state(out_folder, network, optimizer)
     started = time.perf_counter()
     loss = math.nan
     batches = iterate_batches(dataset, spec, preprocessing, size, options, first_step)
@@ -165,9 +169,15 @@ def teach(
             rate = (step + 1 - first_step) * options.batch_size / (time.perf_counter() - started)
             left_s = (options.steps - step - 1) * options.batch_size / rate
             progress(TeachProgress(step + 1, options.steps, loss, rate, left_s))
-        if (step + 1) % options.checkpoint_every == 0 and step + 1 < options.steps:
-            _save_state(out_folder, network, optimizer, options, step + 1)
-    _publish(out_folder, start)
+        stopped = stop is not None and stop()
+        if step + 1 < options.steps and (stopped or (step + 1) % options.checkpoint_every == 0):
+            save_state(out_folder, network, optimizer, task, step + 1)
+        if stopped and step + 1 < options.steps:
+            raise KeyboardInterrupt(
+                f"teaching stopped after {step + 1} of {options.steps} steps; the state is in {out_folder}; "
+                "repeat the command to go on"
+            )
+    _publish(out_folder, start, {**task, "final_loss": loss})
     return TeachReport(out_folder, options.steps, first_step, loss, time.perf_counter() - started)
 
 
@@ -197,24 +207,6 @@ def _check_dataset(dataset: SegmentationDataset, spec: EstimatorSpec) -> None:
             f"estimator {spec.alias!r} speaks metres, but the depth of {dataset.name!r} has no unit; "
             "start from a relative estimator such as depth-anything-v2-small"
         )
-
-
-def _check_out_folder(folder: Path, options: TeachOptions) -> None:
-    if (folder / WEIGHTS_FILE).exists():
-        raise UserError(f"{folder} already holds a finished estimator; choose another --out or delete it")
-    if folder.exists() and any(path.name != _UNFINISHED for path in folder.iterdir()):
-        raise UserError(f"{folder} is not empty and no stopped teaching; choose another --out")
-    state = folder / _UNFINISHED / "state.json"
-    if state.is_file():
-        begun = json.loads(state.read_text())["options"]
-        changed = [
-            f"{name} was {begun.get(name)!r}" for name, value in asdict(options).items() if begun.get(name) != value
-        ]
-        if changed:
-            raise UserError(
-                f"{folder} holds a teaching that was begun with other options ({', '.join(changed)}); "
-                "repeat them to continue, or choose another --out"
-            )
 
 
 def _choose_input_size(dataset: SegmentationDataset, spec: EstimatorSpec) -> tuple[int, int]:
@@ -271,57 +263,15 @@ def _compute_lr(step: int, options: TeachOptions) -> float:
     return options.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, options.steps - warmup)))
 
 
-def _save_state(
-    folder: Path, network: nn.Module, optimizer: torch.optim.AdamW, options: TeachOptions, step: int
-) -> None:
-    """Write network and optimiser; the cursor is written last and by rename, so a half-written state is never read."""
-    unfinished = folder / _UNFINISHED
-    unfinished.mkdir(parents=True, exist_ok=True)
-    tensors = {f"network.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
-    for index, parameter_state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value.contiguous() for key, value in parameter_state.items()}
-    name = f"step-{step}.safetensors"
-    save_file(tensors, unfinished / name)
-    partial = unfinished / "state.json.partial"
-    partial.write_text(json.dumps({"step": step, "tensors": name, "options": asdict(options)}, indent=2) + "\n")
-    partial.replace(unfinished / "state.json")
-    for old in unfinished.glob("step-*.safetensors"):
-        if old.name != name:
-            old.unlink()
-
-
-def _load_state(folder: Path, network: nn.Module, optimizer: torch.optim.AdamW) -> int:
-    """Restore a stopped teaching and return the step to go on with, 0 when there is none."""
-    cursor_file = folder / _UNFINISHED / "state.json"
-    if not cursor_file.is_file():
-        return 0
-    cursor = json.loads(cursor_file.read_text())
-    tensors = load_file(folder / _UNFINISHED / cursor["tensors"])
-    network.load_state_dict(
-        {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
-    )
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            like = parameters[int(index)]
-            # the fused update walks memory, not indices: moments must have their parameter's memory layout
-            value = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
-            state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(cursor["step"])
-
-
-def _publish(folder: Path, start: _Start) -> None:
+def _publish(folder: Path, start: _Start, record: Mapping[str, Any]) -> None:
     """Write the model folder; the weights come last, so a folder with weights is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf8")
     write_preprocessing(start.preprocessing, folder, start.spec)
     write_spec(
         replace(start.spec, alias=folder.resolve().name, hub_id=None, revision=None, weights_sha256=None), folder
     )
     write_network(start.network, folder, dtype=start.stored_as)
-    unfinished = folder / _UNFINISHED
+    unfinished = folder / UNFINISHED
     if unfinished.is_dir():
         for path in unfinished.iterdir():
             path.unlink()

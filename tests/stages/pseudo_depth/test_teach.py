@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def test_taught_folder_opens_everywhere_and_knows_its_kind(tmp_path, scenes):
     assert AutoModelForDepthEstimation.from_pretrained(tmp_path / "taught").config.model_type == "depth_anything"
     assert AutoImageProcessor.from_pretrained(tmp_path / "taught").ensure_multiple_of == 14
     assert {path.name for path in (tmp_path / "taught").iterdir()} == {
-        "config.json", "preprocessor_config.json", "model.safetensors", "estimator.json",
+        "config.json", "preprocessor_config.json", "model.safetensors", "estimator.json", "teaching.json",
     }  # fmt: skip
 
 
@@ -158,6 +159,50 @@ def test_teaching_goes_on_only_with_the_options_it_began_with(tmp_path, scenes):
     other = TeachOptions(steps=6, batch_size=2, input_size=28, precision="float32", checkpoint_every=2, lr=0.5)
     with pytest.raises(UserError, match=r"begun with other options \(lr was 0\.001\)"):
         teach(scenes, "nano", tmp_path / "stopped", options=other)
+
+
+def test_asked_to_stop_it_saves_that_very_step(tmp_path, scenes):
+    teach(scenes, "nano", tmp_path / "whole", options=TINY)
+    steps = iter([False, False, True])
+    with pytest.raises(KeyboardInterrupt, match="after 3 of 6 steps"):
+        teach(scenes, "nano", tmp_path / "stopped", options=TINY, stop=lambda: next(steps))
+    report = teach(scenes, "nano", tmp_path / "stopped", options=TINY)
+    assert report.resumed_at == 3
+    whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+def test_a_finished_teaching_is_not_done_again(tmp_path, scenes):
+    first = teach(scenes, "nano", tmp_path / "taught", options=TINY)
+    written_at = (tmp_path / "taught" / "model.safetensors").stat().st_mtime_ns
+    again = teach(scenes, "nano", tmp_path / "taught", options=TINY)
+    assert (again.resumed_at, again.seconds, again.final_loss) == (6, 0.0, first.final_loss)
+    assert (tmp_path / "taught" / "model.safetensors").stat().st_mtime_ns == written_at
+    with pytest.raises(UserError, match=r"taught otherwise \(lr was 0\.001\); choose another --out"):
+        teach(scenes, "nano", tmp_path / "taught", options=dataclasses.replace(TINY, lr=0.5))
+
+
+def test_a_folder_of_something_else_is_refused_before_training(tmp_path, scenes):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and no stopped teaching"):
+        teach(scenes, "nano", tmp_path, options=TINY)
+
+
+def test_stopped_while_it_was_published_it_publishes_again(tmp_path, scenes):
+    teach(scenes, "nano", tmp_path / "taught", options=TINY)
+    (tmp_path / "taught" / "model.safetensors").unlink()
+    assert teach(scenes, "nano", tmp_path / "taught", options=TINY).resumed_at == 0
+    assert (tmp_path / "taught" / "model.safetensors").is_file()
+
+
+def test_a_damaged_state_says_what_to_delete(tmp_path, scenes):
+    steps = iter([False, False, True])
+    with pytest.raises(KeyboardInterrupt):
+        teach(scenes, "nano", tmp_path / "stopped", options=TINY, stop=lambda: next(steps))
+    (state,) = (tmp_path / "stopped" / "unfinished").glob("*.safetensors")
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"unfinished is damaged .*delete .*stopped and teach again"):
+        teach(scenes, "nano", tmp_path / "stopped", options=TINY)
 
 
 def test_a_given_estimator_is_taught_from_where_it_is(tmp_path, scenes, depth_anything_folder):
