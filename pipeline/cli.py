@@ -17,6 +17,7 @@ import click
 from data_cache.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from pipeline.advise import Similarity
     from pipeline.config import RunConfig
     from pipeline.session import Session
 
@@ -539,6 +540,33 @@ def recipes(session: Session) -> None:
     from pipeline.listing import list_recipes
 
     session.show(list_recipes())
+
+
+@cli.command()
+@click.option("--images", type=int, required=True, help="Number of training images.")
+@click.option(
+    "--similarity",
+    type=click.Choice(["similar", "different"]),
+    required=True,
+    help="Of your images to those of the pretraining (ImageNet: photographs of single things).",
+)
+@click.option("--input-size", help="Pixels, or small-objects, balanced (default), fast.")
+@click.option("--target", help="Where the network will run: accuracy (default), edge or cpu.")
+@click.option("--small-below", type=int, help="Fewer images than this are few (default 1000; the lecture has none).")
+@click.option("--remeasure", is_flag=True, help="Measure the encoders again.")
+@click.pass_obj
+def advise(
+    session: Session,
+    images: int,
+    similarity: Similarity,
+    remeasure: bool,
+    **choices: Any,
+) -> None:
+    """Say how to use pretrained weights, which encoder, network and image size to take, and what they cost here."""
+    from pipeline.advise import give_advice
+
+    given = {name: value for name, value in choices.items() if value is not None}
+    session.show(give_advice(session, images=images, similarity=similarity, remeasure=remeasure, **given))
 
 
 @cli.command()
