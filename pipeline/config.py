@@ -213,7 +213,7 @@ class RunConfig(Section):
     Naming another network puts the options under ``network`` aside, which were written for the recipe's own.
     """
     row_changes: dict[str, dict[str, Any]] = {}
-    """Row of a table → what it changes in this recipe besides, under dotted keys."""
+    """Row of a table → what it changes in this recipe besides, under dotted keys; overrides of the recipe win."""
     training: TrainingConfig = TrainingConfig()
     loss: LossConfig = LossConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -323,6 +323,9 @@ def load_config(recipe: str, overrides: Mapping[str, Any] | None = None, assignm
     data = tree.get("data", {})
     if wanted.get("data.dataset", data.get("dataset")) != data.get("dataset"):
         data.pop("options", None)  # they were meant for the dataset that the recipe names
+    for changes in tree.get("row_changes", {}).values():
+        for key in wanted:
+            changes.pop(key, None)  # what is asked for now holds for every row
     for key, value in (*given.items(), *assigned):
         _assign(tree, key, value)
     return _validated(tree, what)

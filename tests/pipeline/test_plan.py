@@ -27,6 +27,13 @@ def test_the_ten_rows_share_their_beginnings() -> None:
     assert (len(made.nodes), made.unshared) == (15, 22)
 
 
+@pytest.mark.parametrize(("overrides", "epochs"), [({}, [24, 24, 24, 48]), ({"training.epochs": 2}, [2, 2, 2, 4])])
+def test_what_a_recipe_changes_for_a_row_holds_until_something_else_is_asked_for(overrides, epochs) -> None:
+    rows = table_rows(TABLES["fcn8s"], load_config("scenes-small", overrides), (0,))
+    assert [config.training.epochs for _, config in rows] == epochs
+    assert {config.training.lr for _, config in rows} == {3e-4}
+
+
 def test_the_controls_add_one_training() -> None:
     made = plan(*PAPER_ROWS, *CONTROLS)
     assert len(made.nodes) == 16, "depth-then-seg is a beginning of depth-first"
