@@ -91,6 +91,7 @@ def tabulate(folders: Sequence[Path], table: TableSpec | None = None, baseline: 
         order=[name for each in in_order for name in each.order],
         notes=[note for each in tables if (note := _find_note(each, records))],
         main_metrics=chosen.metrics,
+        compared_metrics=chosen.compared_metrics,
     )
 
 

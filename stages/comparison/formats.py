@@ -36,7 +36,8 @@ def render_text(table: Table, *, width: int = TEXT_WIDTH) -> str:
         return "no runs"
     columns, left_out = _fit(_reading_columns(table, _compact, paper_in_one=True), width)
     lines = [_describe_common(table), "", *_lay_out(columns), ""]
-    lines += _difference_lines(table, width)
+    for metric in table.compared_metrics:
+        lines += _difference_lines(table, metric, width)
     notes = [f"* headline metric: {HEADLINE}", *table.notes]
     if left_out:
         notes.append(f"left out for width: {', '.join(left_out)}; --format csv and json show every column")
@@ -135,9 +136,9 @@ def _reading_columns(
         star, importance = ("*", 9) if metric == HEADLINE else ("", 4 - place // 2)
         cells = tuple(number(row.metrics.get(metric), _digits(metric)) for row in rows)
         columns.append(Column(metric + star, cells, importance=importance))
-    if difference and table.baseline:
-        cells = tuple(number(row.differences.get(HEADLINE), 3) for row in rows)
-        columns.append(Column(f"{HEADLINE} vs {table.baseline}", cells))
+    for metric in table.compared_metrics if difference and table.baseline else ():
+        cells = tuple(number(row.differences.get(metric), _digits(metric)) for row in rows)
+        columns.append(Column(f"{metric} vs {table.baseline}", cells))
     return columns + _paper_columns(table, in_one=paper_in_one)
 
 
@@ -179,14 +180,14 @@ def _describe_common(table: Table) -> str:
     return " · ".join(words)
 
 
-def _difference_lines(table: Table, width: int) -> list[str]:
-    """Return the paired differences of the headline metric as lines of text."""
+def _difference_lines(table: Table, metric: str, width: int) -> list[str]:
+    """Return the paired differences of a metric as lines of text."""
     labelled = zip(label_rows(table.rows), table.rows, strict=True)
-    compared = [(label, row.differences[HEADLINE]) for label, row in labelled if HEADLINE in row.differences]
+    compared = [(label, row.differences[metric]) for label, row in labelled if metric in row.differences]
     if not compared:
         return []
     name_width = max(len(label) for label, _ in compared)
-    lines = [f"{HEADLINE} minus that of {table.baseline}, paired by seed:"]
+    lines = [f"{metric} minus that of {table.baseline}, paired by seed:"]
     for label, found in compared:
         spread = "one seed, no interval" if found.half_width is None else f"±{found.half_width:.3f}"
         verdict = "" if found.half_width is None or found.is_clear else "  (may be chance)"

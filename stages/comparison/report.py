@@ -110,7 +110,7 @@ def _score_table(table: Table) -> str:
     for metric in table.main_metrics:
         kind = ' class="headline"' if metric == HEADLINE else ""
         heads.append(f'<th rowspan="2"{kind}>{metric.replace("_", "_<wbr>")}</th>')
-        if metric == HEADLINE and table.baseline:
+        if metric in table.compared_metrics and table.baseline:
             heads.append(f'<th rowspan="2">vs {escape(table.baseline)}</th>')
     if paper:
         heads.append(f'<th class="group" colspan="{len(paper)}">paper, as printed</th>')
@@ -134,7 +134,7 @@ def _score_row(row: Row, table: Table, varying: Sequence[str]) -> str:
         kind = ' class="headline"' if metric == HEADLINE else ""
         digits = 4 if metric == "depth_mse" else 3
         cells.append(f"<td{kind}>{_number(row.metrics.get(metric), digits)}</td>")
-        if metric == HEADLINE and table.baseline:
+        if metric in table.compared_metrics and table.baseline:
             cells.append(f"<td>{_signed(row.differences.get(metric))}</td>")
     cells += [
         f'<td class="paper">{row.paper[key]:.5g}</td>' if key in row.paper else f"<td>{_ABSENT}</td>"

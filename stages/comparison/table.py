@@ -67,6 +67,8 @@ class Table:
     notes: tuple[str, ...]
     main_metrics: tuple[str, ...] = MAIN_METRICS
     """What people read first."""
+    compared_metrics: tuple[str, ...] = (HEADLINE,)
+    """Those of ``main_metrics`` whose differences to the baseline people read, too."""
 
     @property
     def paper_columns(self) -> tuple[str, ...]:
@@ -114,6 +116,7 @@ def build_table(
     order: Sequence[str] = (),
     notes: Sequence[str] = (),
     main_metrics: tuple[str, ...] = MAIN_METRICS,
+    compared_metrics: tuple[str, ...] = (HEADLINE,),
 ) -> Table:
     """Group runs into rows and compare each with the baseline, paired by seed.
 
@@ -127,6 +130,7 @@ def build_table(
         order: row names in the order wanted; others follow in order of appearance.
         notes: what a reader must know besides, for instance what the paper's scores are of.
         main_metrics: those of METRICS that people read first.
+        compared_metrics: those of main_metrics whose differences to the baseline they read, too.
     """
     latest, num_dropped = _latest_per_seed(runs)
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
@@ -137,8 +141,8 @@ def build_table(
     rows.sort(key=lambda row: places.get(row.name, len(places)))
     compared = tuple(_compare_row(row, rows, baseline) for row in rows)
     is_compared = any(row.baseline for row in compared)
-    told = (*_build_notes(compared), *notes, *_dropped_note(num_dropped))
-    return Table(compared, baseline if is_compared else None, told, main_metrics)
+    told = (*_build_notes(compared, compared_metrics), *notes, *_dropped_note(num_dropped))
+    return Table(compared, baseline if is_compared else None, told, main_metrics, compared_metrics)
 
 
 def label_rows(rows: Sequence[Row]) -> list[str]:
@@ -208,7 +212,7 @@ def _dropped_note(num_dropped: int) -> list[str]:
     return [f"{num_dropped} earlier runs of the same row and seed are left out"] if num_dropped else []
 
 
-def _build_notes(rows: Sequence[Row]) -> list[str]:
+def _build_notes(rows: Sequence[Row], compared_metrics: Sequence[str]) -> list[str]:
     """Return what a reader must know, as sentences."""
     notes = []
     if any(len(row.seeds) > 1 for row in rows):
@@ -217,7 +221,8 @@ def _build_notes(rows: Sequence[Row]) -> list[str]:
     if single:
         which = "every row" if len(single) == len(rows) else ", ".join(dict.fromkeys(single))
         notes.append(f"one seed only ({which}): no interval can be given, and differences may be chance")
-    num_tested = sum(HEADLINE in row.differences and row.differences[HEADLINE].half_width is not None for row in rows)
+    shown = [row.differences[metric] for row in rows for metric in compared_metrics if metric in row.differences]
+    num_tested = sum(found.half_width is not None for found in shown)
     if num_tested >= 5:
         notes.append(f"{num_tested} differences at 95 % each: about one in twenty looks clear by chance alone")
     notes += _budget_notes(rows)

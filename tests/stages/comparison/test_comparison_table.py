@@ -183,6 +183,17 @@ def test_text_marks_what_one_seed_cannot_tell():
     assert "+0.050 one seed, no interval" in text and "±" not in text
 
 
+def test_differences_of_every_compared_metric_are_read(runs):
+    table = build_table(runs, compared_metrics=("miou_macro", "pixel_acc"))
+    text, markdown = render_text(table), render_markdown(table)
+    for metric in ("miou_macro", "pixel_acc"):
+        assert f"{metric} minus that of seg-only, paired by seed:\n  depth-first+copy  +0.040 ±0.025" in text
+        assert f"{metric} vs seg-only" in markdown and f"{metric} vs seg-only" in render_latex(table).replace(
+            "\\_", "_"
+        )
+    assert "pixel_acc vs" not in render_markdown(build_table(runs))
+
+
 def test_no_runs_give_a_sentence():
     assert render_text(build_table([])) == "no runs"
 
