@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def _check_available(encoder: str, encoder_weights: str) -> None:
 def load_encoder_file(encoder: nn.Module, name: str, file: Path) -> None:
     """Load a safetensors file into an encoder as smp or timm builds it.
 
-    The file may hold an encoder (as ``fetch_encoder_weights`` writes it) or a whole network with ``encoder.`` in front,
-    as an export folder does; classifier weights and stages beyond the chosen depth are left out.
+    The file may hold an encoder (as ``fetch_encoder_weights`` writes it), a classifier as torchvision or timm publish
+    it, or a whole network with ``encoder.`` in front, as an export folder does; classifier weights and stages beyond
+    the chosen depth are left out.
 
     Raises:
         UserError: when the file is missing, no safetensors file, or of another architecture.
@@ -97,7 +99,10 @@ def load_encoder_file(encoder: nn.Module, name: str, file: Path) -> None:
         weights = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
     weights = {key: value for key, value in weights.items() if not key.startswith(CLASSIFIER_PREFIXES)}
     wanted = encoder.state_dict()
-    encoder.load_state_dict(match_weights(name, file, wanted, weights, optional=_all_stage_names(name, wanted)))
+    known = _all_stage_names(name, wanted)
+    if name.startswith("tu-"):
+        weights = {_find_smp_name(key, known): value for key, value in weights.items()}
+    encoder.load_state_dict(match_weights(name, file, wanted, weights, optional=known))
 
 
 def match_weights(
@@ -184,11 +189,21 @@ def read_weights_file(file: Path) -> dict[str, Tensor]:
 
 
 def _all_stage_names(name: str, wanted: Mapping[str, Any]) -> set[str]:
-    """Names of the encoder at full depth: timm builds only the stages asked for, a file has them all."""
+    """Names that a file of this encoder may hold: those of all stages, and those of timm's whole classifier."""
     if not name.startswith("tu-"):
         return set(wanted)
     with torch.device("meta"):
-        return set(wanted) | set(get_encoder(name, weights=None).state_dict())
+        whole, classifier = get_encoder(name, weights=None), timm.create_model(name.removeprefix("tu-"))
+    return {*wanted, *whole.state_dict(), *classifier.state_dict()}
+
+
+def _find_smp_name(key: str, known: Collection[str]) -> str:
+    """Return smp's name of a weight that timm calls ``conv1.…`` or ``blocks.1.…``; other names as they are.
+
+    smp has ``model.`` in front; for some architectures timm, asked for features, flattens that to ``blocks_1.…``.
+    """
+    flattened = re.sub(r"^(\w+)\.(\d+)\.", r"\1_\2.", key)
+    return next((name for name in (f"model.{key}", f"model.{flattened}") if name in known), key)
 
 
 def _describe_mismatch(

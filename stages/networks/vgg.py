@@ -104,9 +104,9 @@ def load_vgg16(features: nn.Module, copies: Sequence[FullyConvolutional], encode
         return
     name = PUBLISHED[any(isinstance(layer, nn.BatchNorm2d) for layer in features.modules())]
     if is_weights_file(encoder_weights):
-        given = _rename(read_weights_file(Path(encoder_weights)))
+        given = rename_vgg16(read_weights_file(Path(encoder_weights)))
     else:
-        given = _rename(_download(name, encoder_weights))
+        given = rename_vgg16(_download(name, encoder_weights))
     wanted = {f"features.{key}": value for key, value in features.state_dict().items()}
     wanted |= copies[0].state_dict() if copies else {}
     loaded = match_weights(name, encoder_weights, wanted, given, optional=FULLY_CONVOLUTIONAL)
@@ -122,7 +122,7 @@ def fetch_vgg16_weights(out_file: Path, *, batch_norm: bool = False) -> Path:
         UserError: without a connection.
     """
     name = PUBLISHED[batch_norm]
-    return write_weights_file(_rename(_download(name, "imagenet")), name, out_file)
+    return write_weights_file(rename_vgg16(_download(name, "imagenet")), name, out_file)
 
 
 def _download(name: str, encoder_weights: str) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ def _download(name: str, encoder_weights: str) -> dict[str, Tensor]:
         raise build_no_connection_error(name, error) from error
 
 
-def _rename(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def rename_vgg16(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give torchvision's and timm's classifier our names and shapes; the last layer, 1000 classes wide, is left out."""
     renamed = {}
     for key, value in weights.items():

@@ -1,6 +1,9 @@
 """Pretrained weights from local files, and one clear message where there is no connection."""
 
+import re
+
 import pytest
+import timm
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
@@ -34,6 +37,24 @@ def test_a_local_file_fills_the_encoder(tmp_path, encoder, prefix):
     network = build(file, encoder)
     assert all(torch.equal(value, donor[name]) for name, value in network.encoder.state_dict().items())
     assert network.spec.options["encoder_weights"] == str(file)
+
+
+@pytest.mark.parametrize("encoder", ["resnet10t", "mobilenetv3_small_050", "xception41"])
+def test_timms_own_file_fills_the_encoder(tmp_path, encoder):
+    """With its classifier, and by other names than smp's: Xception's blocks are numbered with a dot there."""
+    torch.manual_seed(1)
+    donor = timm.create_model(encoder).state_dict()
+    save_file(donor, tmp_path / "model.safetensors")
+    state = build(tmp_path / "model.safetensors", f"tu-{encoder}").encoder.state_dict()
+    dotted = {re.sub(r"^(stem|blocks)_", r"\1.", name.removeprefix("model.")): value for name, value in state.items()}
+    assert len(dotted) > 50
+    assert all(torch.equal(value, donor[name]) for name, value in dotted.items())
+
+
+def test_timms_file_of_another_model_shows_both_sides(tmp_path):
+    save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"(?s)the file lacks \([1-9]\d*\): model\..*the encoder lacks \([1-9]"):
+        build(tmp_path / "model.safetensors", "tu-mobilenetv3_small_050")
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet10t"])

@@ -13,7 +13,8 @@ from torchvision.models.vgg import make_layers
 
 from data_cache.errors import UserError
 from stages.networks import build_network
-from stages.networks.vgg import PUBLISHED, build_vgg16_features, load_vgg16
+from stages.networks.vgg import FC_WIDTH as PAPERS_FC_WIDTH
+from stages.networks.vgg import PUBLISHED, FullyConvolutional, build_vgg16_features, load_vgg16, rename_vgg16
 
 WIDTH, FC_WIDTH = 4, 6
 DEEP = 8 * WIDTH
@@ -74,6 +75,17 @@ def test_full_width_features_are_torchvisions(batch_norm):
 
 def test_published_names_exist():
     assert all(timm.is_model_pretrained(name) for name in PUBLISHED.values())
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_timms_own_names_are_understood(batch_norm):
+    """At full width: features, fc6 and fc7 in our names and shapes, and nothing else."""
+    with torch.device("meta"):
+        theirs = timm.create_model(PUBLISHED[batch_norm].partition(".")[0]).state_dict()
+        features, fc = build_vgg16_features(batch_norm=batch_norm), FullyConvolutional(512, PAPERS_FC_WIDTH, padding=3)
+    ours = {f"features.{name}": value.shape for name, value in features.state_dict().items()}
+    ours |= {name: value.shape for name, value in fc.state_dict().items()}
+    assert {name: value.shape for name, value in rename_vgg16(theirs).items()} == ours
 
 
 @pytest.mark.parametrize("layout", ["torchvision_file", "timm_file"])
