@@ -121,16 +121,18 @@ class BiSeNetDecoder(nn.Module):
 
     def forward(self, paths: TwoPaths) -> Fused:
         """Return what the heads read."""
-        # "nearest" as in CoinCheung's, by size instead of factor so that odd sizes fit.
+        # "nearest" as in CoinCheung's, by size instead of factor so that odd sizes fit. The spatial path sets the size:
+        # it keeps ceil(H/8), and so does a ResNet, but VGG and others round down.
+        size = paths.spatial.shape[-2:]
         deep = self.refine32(paths.context32) + self.pooled(pool_globally(paths.context32))
         deep = self.smooth32(F.interpolate(deep, size=paths.context16.shape[-2:], mode="nearest"))
         context = self.refine16(paths.context16) + deep
-        context = self.smooth16(F.interpolate(context, size=paths.context8.shape[-2:], mode="nearest"))
+        context = self.smooth16(F.interpolate(context, size=size, mode="nearest"))
         maps = [paths.spatial, context]
         if self.entry is not None:
-            maps.append(self.entry(paths.context8))
+            maps.append(resize_bilinear(self.entry(paths.context8), size))
         if self.middle is not None:
-            maps.append(resize_bilinear(self.middle(paths.context16), paths.context8.shape[-2:]))
+            maps.append(resize_bilinear(self.middle(paths.context16), size))
         return Fused(self.convolve(self.fuse(*maps)), context, deep)
 
 
@@ -169,6 +171,7 @@ class _BiSeNet(BranchedNetwork):
     """
 
     global_context = True
+    one_value_px = 32
 
     def __init__(
         self,

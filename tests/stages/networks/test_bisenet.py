@@ -49,6 +49,15 @@ def test_both_paths_meet_at_an_eighth_of_any_size(side_px, features_px):
     assert paths.context8.shape == (1, 128, features_px, features_px)
 
 
+@pytest.mark.parametrize("size", [(65, 97), (95, 64), (513, 600)], ids=str)
+@pytest.mark.parametrize("encoder", ["vgg11", "tu-convnext_atto"])
+def test_encoders_that_round_down_meet_the_spatial_path(encoder, size):
+    """Their stage at 1/8 is then a pixel smaller than the spatial path, whose convolutions round up."""
+    outputs = build_on_meta(encoder=encoder, with_depth=True)(torch.empty(2, 3, *size, device="meta"))
+    assert outputs.seg_logits.shape == (2, 19, *size)
+    assert outputs.depth.shape == (2, *size)
+
+
 @pytest.mark.parametrize(
     ("options", "channels"),
     [({"entry": False, "middle": False}, 256), ({"entry": False}, 384), ({"middle": False}, 384), ({}, 512)],
