@@ -21,13 +21,16 @@ FULL_STRIDE = 32
 """Of the deepest features when nothing is dilated."""
 
 
-def build_encoder(encoder: str, encoder_weights: str, *, output_stride: int = FULL_STRIDE) -> nn.Module:
+def build_encoder(
+    encoder: str, encoder_weights: str, *, output_stride: int = FULL_STRIDE, can_stay_undilated: bool = True
+) -> nn.Module:
     """Build an encoder that maps images to six feature maps, the first the image itself or of its size.
 
     Args:
         encoder: smp's name, or ``tu-`` and a timm name.
         encoder_weights: ``imagenet`` (or another published set), ``none``, or the path of a safetensors file.
         output_stride: 8, 16 or 32; below 32 the last stages are dilated and keep their resolution.
+        can_stay_undilated: whether the network has an ``output_stride`` that the message may say to set to 32.
 
     Returns:
         The encoder with smp's ``out_channels``; weights that reach none of its features are gone.
@@ -49,11 +52,10 @@ def build_encoder(encoder: str, encoder_weights: str, *, output_stride: int = FU
     except OSError as error:
         raise build_no_connection_error(encoder, error) from error
     except (ValueError, TypeError, NotImplementedError, AssertionError, RuntimeError) as error:
-        remedy = (
-            "choose another encoder"
-            if output_stride == FULL_STRIDE
-            else f"set output_stride = {FULL_STRIDE}, or choose a ResNet or MobileNet, which can be dilated"
-        )
+        remedy = "choose another encoder"
+        if output_stride != FULL_STRIDE:
+            undilated = f"set output_stride = {FULL_STRIDE}, or " if can_stay_undilated else ""
+            remedy = f"{undilated}choose a ResNet or MobileNet, which can be dilated"
         raise UserError(
             f"encoder {encoder!r} cannot be built with output_stride {output_stride} ({error}); {remedy}"
         ) from error

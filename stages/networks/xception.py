@@ -177,7 +177,7 @@ class StagedEncoder(TappedEncoder):
     def __init__(self, encoder: str, encoder_weights: str, stride_plan: str) -> None:
         super().__init__()
         output_stride = {"os16": 16, "os8": 8}.get(stride_plan, 32)
-        self.model = build_encoder(encoder, encoder_weights, output_stride=output_stride)
+        self.model = build_encoder(encoder, encoder_weights, output_stride=output_stride, can_stay_undilated=False)
         if output_stride == 32:
             if not isinstance(self.model, ResNet):
                 raise UserError(

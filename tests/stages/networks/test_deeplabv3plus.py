@@ -130,7 +130,7 @@ def test_normalisation_is_that_of_the_encoder():
         ({"branch_rates": []}, r"branch_rates \[\] are not possible"),
         ({"stride_plan": "8-8-8"}, "unknown stride_plan '8-8-8'"),
         ({"encoder": "resnet81"}, "unknown encoder 'resnet81'"),
-        ({"encoder": "vgg16"}, "'vgg16' cannot be built with output_stride 16.*choose a ResNet or MobileNet"),
+        ({"encoder": "vgg16"}, r"'vgg16' cannot be built with output_stride 16 .*; choose a ResNet or MobileNet"),
     ],
     ids=str,
 )
