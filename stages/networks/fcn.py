@@ -116,6 +116,7 @@ class Fcn(BranchedNetwork):
             self.depth_decoder = build_decoder(1)
             self.depth_head = build_head(1)
         self.uncopied = frozenset(f"scores.{name}" for name in self.seg_decoder.scores.state_dict())
+        self.copy_remedy = "" if own_fc or head == "pool5" else 'depth_branch = "full"'
         copies = [module for module in self.modules() if isinstance(module, FullyConvolutional)]
         load_vgg16(features, copies, encoder_weights)
 

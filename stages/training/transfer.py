@@ -43,9 +43,13 @@ def plan_copy(network: Network, source: Part, target: Part) -> CopyReport:
             "differ; build both decoders alike or run the schedule without --copy-weights"
         )
     if not copied:
+        found = (
+            f"all {len(skipped)} tensors of these decoders depend on the task" if skipped else "there are no weights"
+        )
+        remedy = getattr(network, "copy_remedy", "")
         raise UserError(
-            f"copy {what} has nothing to copy: all {len(skipped)} tensors of these decoders depend on the "
-            "task; run the schedule without --copy-weights"
+            f"copy {what} has nothing to copy: {found}; {f'set {remedy}, or ' if remedy else ''}"
+            "run the schedule without --copy-weights"
         )
     return CopyReport(tuple(copied), tuple(skipped))
 

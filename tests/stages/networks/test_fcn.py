@@ -184,9 +184,16 @@ def test_full_branch_copies_fc6_and_fc7_and_names_the_scores_it_skips():
     assert torch.equal(network.seg_decoder.fc.fc6.weight, network.depth_decoder.fc.fc6.weight)
 
 
-@pytest.mark.parametrize("options", [{}, {"head": "pool5"}, {"head": "pool5", "depth_branch": "full"}])
-def test_a_branch_of_scores_alone_has_nothing_to_copy(options):
-    with pytest.raises(UserError, match="has nothing to copy"):
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({}, 'set depth_branch = "full", or run'),
+        ({"head": "pool5"}, "run"),
+        ({"head": "pool5", "depth_branch": "full"}, "run"),
+    ],
+)
+def test_a_branch_of_scores_alone_has_nothing_to_copy(options, remedy):
+    with pytest.raises(UserError, match=f"has nothing to copy: all 6 tensors .*; {remedy} the schedule without"):
         copy_part(build(**options), Part.DEPTH_DECODER, Part.SEG_DECODER)
 
 
