@@ -55,13 +55,16 @@ def check_tiling(tile: int, margin: int, network: object = None) -> None:
     Raises:
         UserError: tile or margin is no multiple of the network's grid; the message computes the nearest ones.
     """
-    grid = _get_grid_px(network)
+    grid, any_margin = _get_grid_px(network), _get_border_px(network) > 0
     for what, value, least in (("tile", tile, max(SMALLEST_TILE_PX, grid)), ("margin", margin, 0)):
-        aligned = value % grid == 0 or (what == "margin" and _get_border_px(network) > 0)
+        aligned = value % grid == 0 or (what == "margin" and any_margin)
         if value < least or not aligned:
             below = max(least, value // grid * grid)
             nearest = f"{below} or {below + grid}"
-            raise UserError(f"--{what} {value} must be a multiple of {grid} and at least {least}; use {nearest}")
+            rule = (
+                f"at least {least}" if any_margin and what == "margin" else f"a multiple of {grid} and at least {least}"
+            )
+            raise UserError(f"--{what} {value} must be {rule}; use {nearest}")
 
 
 @torch.no_grad()
@@ -80,7 +83,7 @@ def predict_tiled(
         images: (B, 3, H, W), normalised.
         tile: side of the centres, px, multiple of the network's ``tile_grid_px``.
         margin: what a window sees on each side of its centre, px, a multiple likewise; for ``unet-valid`` any number,
-            of which at least the border that the network eats is used.
+            of which at least the border that the network eats is used. More than the image's own length is not.
         seg: whether to compute segmentation logits.
         depth: whether to compute depth.
 
@@ -134,7 +137,8 @@ def _plan_axis(network: Any, size: int, tile: int, margin: int) -> Axis:
     centre = min(tile, _round_up(size, grid))
     last = _round_up(size - centre, grid)
     starts = (*range(0, last, centre), last)
-    spare = _round_up(max(0, margin - eaten), grid)
+    # Beyond its own length an image shows nothing but its mirror images again; memory is not spent on them.
+    spare = min(_round_up(max(0, margin - eaten), grid), _round_up(size, grid))
     # A network without padding is fed a size that each of its poolings halves evenly.
     after = network.compute_border_after(spare + centre + spare) if eaten else 0
     return Axis(starts, centre, before=eaten + spare, after=spare + after, eaten=eaten)

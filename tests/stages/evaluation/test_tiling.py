@@ -144,3 +144,21 @@ def test_networks_without_global_pooling_are_not(unet_valid):
 def test_sizes_off_the_grid_are_refused_with_the_nearest(tile, margin, match):
     with pytest.raises(UserError, match=match):
         TiledNetwork(lambda windows: windows, tile=tile, margin=margin)
+
+
+def test_a_network_that_takes_any_margin_asks_only_for_one_of_at_least_0(unet_valid):
+    TiledNetwork(unet_valid, tile=64, margin=7)
+    with pytest.raises(UserError, match="--margin -3 must be at least 0"):
+        TiledNetwork(unet_valid, tile=64, margin=-3)
+
+
+def test_a_margin_beyond_the_image_costs_no_memory():
+    sizes = []
+
+    def network(windows):
+        sizes.append(tuple(windows.shape[-2:]))
+        return windows
+
+    images = random_images(70, 130)
+    assert torch.equal(predict_tiled(network, images, tile=64, margin=32_000).seg_logits, images)
+    assert set(sizes) == {(64 + 2 * 96, 64 + 2 * 160)}
