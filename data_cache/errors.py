@@ -23,3 +23,12 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
     """Build the error for a name that is not in a table of names."""
     names = sorted(known)
     return UserError(f"unknown {what} {name!r}{nearest(name, names)}; known: {', '.join(names)}")
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an exception says that memory ran out; torch has an own class for GPUs only, and text for the CPU."""
+    return (
+        isinstance(problem, MemoryError)
+        or type(problem).__name__ == "OutOfMemoryError"
+        or (isinstance(problem, RuntimeError) and "DefaultCPUAllocator: " in str(problem))
+    )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from data_cache.errors import UserError
+from data_cache.errors import UserError, is_out_of_memory
 from data_cache.sample import IGNORE_INDEX, Batch
 from stages.evaluation.colour import PAPER, RGB, colour_labels
 from stages.evaluation.evaluate import Precision, evaluation_mode, predict_labels, run_network
@@ -112,9 +112,12 @@ def _predict_one(
 ) -> list[Path]:
     try:
         labels = segmenter.label(image)
-    except torch.OutOfMemoryError as problem:
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
         height, width = image.shape[:2]
-        raise UserError(f"{file} ({width} x {height}) does not fit into memory whole; use --tile 512") from problem
+        remedy = "use --tile 512" if segmenter.tile is None else f"use a --tile below {segmenter.tile}"
+        raise UserError(f"{file} ({width} x {height}) does not fit into memory; {remedy}") from problem
     written = [out / "labels" / f"{name}.png", out / "overlays" / f"{name}.png"]
     write_labels(labels, written[0], palette)
     write_png(Image.fromarray(draw_overlay(image, labels, palette)), written[1])

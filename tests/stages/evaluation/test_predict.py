@@ -84,6 +84,16 @@ def test_unreadable_pictures_are_named_after_the_others_are_done(tmp_path):
     assert [path.name for path in (tmp_path / "out/labels").iterdir()] == ["fine.png"]
 
 
+@pytest.mark.parametrize(("options", "remedy"), [({}, "--tile 512"), ({"tile": 64, "margin": 0}, "a --tile below 64")])
+def test_a_picture_beyond_memory_is_named_with_what_helps(tmp_path, options, remedy):
+    def greedy(images, *, seg=True, depth=True):
+        return Outputs(torch.empty(1 << 60, device=images.device), None)
+
+    segmenter = Segmenter(greedy, PLAIN, **options)
+    with pytest.raises(UserError, match=rf"a.png \(100 x 80\) does not fit into memory; use {remedy}"):
+        predict_files(segmenter, [save(tmp_path / "a.png")], tmp_path / "out", class_names=NAMES, palette=PALETTE)
+
+
 def test_same_names_in_several_folders_do_not_overwrite(tmp_path):
     files = [save(tmp_path / name) for name in ("x/a/1.png", "y/a/1.png", "x/b/1.jpg", "x/b/2.png")]
     predict(files, tmp_path / "out")
