@@ -130,16 +130,24 @@ def _verify_format(
     cases = [(batches[-1] if size == sizes[0] else 1, size) for size in sizes]
     if batches[-1] != 1:
         cases.insert(0, (1, sizes[0]))
-    return [_verify_case(name, row, opened, reference, batch, size) for batch, size in cases]
+    remedy = f"leave {name!r} out of the formats"
+    if len(sizes) > 1:
+        remedy = f"export without dynamic sizes, or {remedy}"
+    return [_verify_case(name, row, opened, reference, batch, size, remedy) for batch, size in cases]
 
 
 def _verify_case(
-    name: str, row: Format, opened: SegmentationFunction, reference: nn.Module, batch: int, size: tuple[int, int]
+    name: str,
+    row: Format,
+    opened: SegmentationFunction,
+    reference: nn.Module,
+    batch: int,
+    size: tuple[int, int],
+    remedy: str,
 ) -> dict[str, Any]:
     images = _draw_images(batch, size)
     expected = reference(images)
     where = f"{name} at batch {batch}, {size[0]}x{size[1]} px"
-    remedy = f"export without dynamic sizes, or leave {name!r} out of the formats"
     try:
         answered = opened(images)
     except Exception as error:  # a foreign runtime may raise anything; whatever it is, the file is unfit
