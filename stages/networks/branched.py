@@ -21,12 +21,16 @@ class BranchedNetwork(nn.Module):
 
     aux_weight: float = 0.0
     uncopied: frozenset[str] = frozenset()
+    copy_remedy: str = ""
+    """Option that gives the decoders something to copy, where this network was built without."""
     spec: NetworkSpec
     num_classes: int
     normalisation: Normalisation
 
     smallest_input_px: ClassVar[int] = 32
     """Shorter sides are refused: nothing would be left of them in the deepest feature map."""
+    one_value_px: int = 0
+    """Up to this side the deepest map is one pixel, behind which batch norm cannot train on a single image."""
     tile_grid_px: ClassVar[int] = 32
     """Windows of a tiled image must start on multiples of this to see the pooling grid of the whole image."""
     global_context: ClassVar[bool] = False
@@ -55,7 +59,7 @@ class BranchedNetwork(nn.Module):
             Outputs at the size of the images.
 
         Raises:
-            UserError: when a side is shorter than ``smallest_input_px``.
+            UserError: when a side is shorter than ``smallest_input_px``, or too short to train on a single image.
         """
         depth = depth and hasattr(self, "depth_head")
         if not torch.compiler.is_exporting():
@@ -71,13 +75,19 @@ class BranchedNetwork(nn.Module):
         )
 
     def check_size(self, images: Tensor) -> None:
-        """Raise UserError when images are too small for the strides."""
+        """Raise UserError when images are too small for the strides, or a single one too small for batch norm."""
         height, width = images.shape[-2:]
         least = self.smallest_input_px
         if min(height, width) < least:
             raise UserError(
                 f"images of {height}x{width} px are too small for {type(self).__name__} (at least {least} px a side); "
                 f"pad or resize them to at least {max(height, least)}x{max(width, least)}"
+            )
+        if self.training and images.shape[0] == 1 and max(height, width) <= self.one_value_px:
+            raise UserError(
+                f"{type(self).__name__} cannot train on a single image of {height}x{width} px, because its batch norm "
+                "would see one value per channel; set batch_size to at least 2 or a crop side above "
+                f"{self.one_value_px}"
             )
 
     def prepare(self, images: Tensor) -> Tensor:

@@ -92,6 +92,7 @@ class DcsaNetwork(BranchedNetwork):
             raise unknown_name("decoder", decoder, get_args(Decoder))
         self.num_classes = num_classes
         self.normalisation = find_normalisation(encoder, encoder_weights)
+        self.one_value_px = output_stride
         if reduction is None:
             reduction = 1 if gate == "elementwise" else 2 if place == "inside" else 4  # 4 keeps wide stages affordable
         check_attention_options(gate, reduction)
@@ -99,6 +100,7 @@ class DcsaNetwork(BranchedNetwork):
         options = AttentionOptions(reduction, gate, modulated, scale_attention, gain)
         insert_attention(self.encoder, encoder, place, options)
         channels: Sequence[int] = self.encoder.out_channels  # type: ignore[assignment]
+        self.copy_remedy = 'decoder = "unet"' if decoder == "none" else ""
         self.seg_decoder = _build_decoder(decoder, channels, decoder_channels)
         self.seg_head = _build_head(decoder, channels, decoder_channels, num_classes)
         if with_depth:

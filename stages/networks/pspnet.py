@@ -70,6 +70,7 @@ class PspNet(BranchedNetwork):
         self.num_classes = num_classes
         self.normalisation = find_normalisation(encoder, encoder_weights)
         self.aux_weight = AUX_WEIGHT if aux else 0.0
+        self.one_value_px = output_stride
         self.encoder = build_encoder(encoder, encoder_weights, output_stride=output_stride)
         stage3, stage4 = self.encoder.out_channels[-2:]  # type: ignore[index]
         self.seg_decoder = PyramidPooling(stage4, decoder_channels)

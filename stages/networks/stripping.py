@@ -35,6 +35,7 @@ def build_stripped(network: Network) -> Network:
         stripped = rebuild_network(network.spec.without_depth().without_pretrained())
     assert isinstance(stripped, nn.Module)
     stripped.spec = network.spec.without_depth()
+    stripped.normalisation = network.normalisation  # some published weights have their own; none were asked for here
     first = next(network.parameters())
     stripped.to(device=first.device, dtype=first.dtype)
     weights = network.state_dict()

@@ -29,6 +29,7 @@ class UNetClassic(BranchedNetwork):
     """Contracting path; per task an expanding path, which copies, and a 1×1 head."""
 
     smallest_input_px = GRID_PX
+    one_value_px = GRID_PX
     tile_grid_px = GRID_PX
     padded = True
 
@@ -67,6 +68,7 @@ class UNetValid(UNetClassic):
     """
 
     padded = False
+    one_value_px = 0
     valid_border_px = 92
     """What unpadded convolutions eat on each side; (572 − 388) / 2."""
 

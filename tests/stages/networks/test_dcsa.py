@@ -163,6 +163,19 @@ def test_insertion_changes_no_shape(encoder, place):
     assert len(collect_attention(network)) == (INSIDE[encoder] if place == "inside" else stages)
 
 
+@pytest.mark.parametrize("place", ["inside", "after_stage"])
+@pytest.mark.parametrize("encoder", ["resnet18", "vgg11", "mobilenet_v2"])
+def test_attention_learns_in_every_family(encoder, place):
+    """Also where layers work in place on what the attention keeps for its gradient."""
+    torch.manual_seed(0)
+    options = {"encoder": encoder, "place": place, "reduction": 8, "output_stride": 32, "encoder_weights": "none"}
+    network = build_network("dcsa-resnet", 3, **options)
+    outputs = network(torch.randn(2, 3, 32, 64))
+    (outputs.seg_logits.square().mean() + outputs.depth.square().mean()).backward()
+    for attention in collect_attention(network):
+        assert all(weight.grad.abs().max() > 0 for weight in attention.parameters())
+
+
 def test_inside_is_behind_the_3x3_convolution_of_a_bottleneck():
     network = build_on_meta()
     widths = [block.conv3.attention.widths[0] for block in network.encoder.layer1]
@@ -198,7 +211,7 @@ def test_without_decoder_every_phase_finds_its_parts_and_a_copy_is_refused():
     for schedule in SCHEDULES.values():
         for phase in schedule.phases:
             assert all(part in parts for part in Part if part in phase.trains)
-    with pytest.raises(UserError, match="nothing to copy"):
+    with pytest.raises(UserError, match='nothing to copy: there are no weights; set decoder = "unet", or run'):
         copy_part(network, Part.SEG_DECODER, Part.DEPTH_DECODER)
 
 

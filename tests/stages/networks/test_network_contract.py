@@ -10,9 +10,15 @@ from torch import nn
 
 from data_cache.errors import UserError
 from stages.networks import NETWORKS, build_network, count_parameters, segmentation_only, strip_depth
-from stages.networks.interface import Network, Outputs
+from stages.networks.interface import Network, Normalisation, Outputs
 from stages.networks.parts import DEPTH_BRANCH, SEG_BRANCH, Part
 from stages.networks.smp_architectures import ARCHITECTURES
+from stages.training.freezing import check_parts_exist
+from stages.training.schedule import CopyWeights
+from stages.training.schedules import PAPER_ROWS, resolve_schedule
+from stages.training.transfer import copy_part
+
+pytestmark = pytest.mark.filterwarnings("ignore:PSPNet's pyramid")
 
 NUM_CLASSES = 4
 SMALL_CHANNELS = {"fpn": 64, "pan": 8, "upernet": 16, "segformer": 16, "deeplabv3": 16, "deeplabv3plus": 16}
@@ -49,6 +55,11 @@ SMALL_OPTIONS: dict[str, list[dict]] = {
     ],
 }
 """Name → options under which the network is small enough for a test, one set per kind worth testing."""
+
+NOTHING_TO_COPY = [
+    ("fcn32s", "light"), ("fcn16s", "light"), ("fcn8s", "light"), ("dcsa-resnet", "none"),
+]  # fmt: skip
+"""Networks whose decoders are as wide as the classes or not there, by ``depth_branch`` or ``decoder``."""
 
 CASES = [(name, options) for name, all_options in SMALL_OPTIONS.items() for options in all_options]
 
@@ -99,6 +110,22 @@ def count_leaf_calls(network: nn.Module, module: nn.Module, **asked: bool) -> Co
 
 def test_every_network_has_small_options():
     assert set(SMALL_OPTIONS) == set(NETWORKS)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_papers_network_takes_any_size_and_every_weight_learns(name):
+    """At the default options, which are the papers' except for the weights."""
+    options = {} if name.startswith("unet-") else {"encoder_weights": "none"}
+    with torch.device("meta"):
+        network = build_network(name, 21, **options)
+    for side_px in (600, 513, 500, 400, 200):
+        outputs = network(torch.empty(2, 3, side_px, side_px, device="meta"))
+        assert outputs.seg_logits.shape == (2, 21, side_px, side_px)
+        assert outputs.depth.shape == (2, side_px, side_px)
+        assert all(logits.shape == (2, 21, side_px, side_px) for logits in outputs.aux_seg_logits)
+    total = outputs.seg_logits.sum() + outputs.depth.sum() + sum(logits.sum() for logits in outputs.aux_seg_logits)
+    gradients = torch.autograd.grad(total, list(network.parameters()), allow_unused=True)
+    assert all(gradient is not None for gradient in gradients)
 
 
 def test_it_is_a_network_that_remembers_its_spec(case, network):
@@ -189,6 +216,38 @@ def test_a_fresh_network_sends_gradient_into_every_weight(fresh_network):
         assert not any(True for _ in module.parameters()) or max(gradients) > 0, part
 
 
+def test_a_single_image_of_the_smallest_side_trains_or_the_remedy_is_named(fresh_network):
+    network = copy.deepcopy(fresh_network).train()
+    rule = getattr(network, "size_rule", network)
+    side_px = rule.smallest_input_px
+    try:
+        outputs = network(draw_images(1, side_px, side_px))
+    except UserError as error:
+        assert "set batch_size to at least 2" in str(error)
+        assert network(draw_images(2, side_px, side_px)).depth.shape == (2, side_px, side_px)
+    else:
+        assert outputs.seg_logits.shape == (1, NUM_CLASSES, side_px, side_px)
+
+
+@pytest.mark.parametrize("row", PAPER_ROWS)
+def test_every_row_of_the_paper_finds_what_it_trains_and_copies(fresh_network, row):
+    network = copy.deepcopy(fresh_network)
+    options = network.spec.options
+    bare = (network.spec.name, options.get("depth_branch", options.get("decoder"))) in NOTHING_TO_COPY
+    for step in resolve_schedule(row).steps:
+        if not isinstance(step, CopyWeights):
+            check_parts_exist(network, step.trains)
+        elif bare:
+            with pytest.raises(UserError, match="has nothing to copy"):
+                copy_part(network, step.source, step.target)
+        else:
+            report = copy_part(network, step.source, step.target)
+            source, target = (network.parts()[part].state_dict() for part in (step.source, step.target))
+            assert set(report.skipped) <= network.uncopied
+            assert {*report.copied, *report.skipped} == set(source) == set(target)
+            assert all(torch.equal(source[name], target[name]) for name in report.copied)
+
+
 def test_stripping_leaves_the_logits_bit_equal(network):
     stripped = strip_depth(network)
     assert list(stripped.parts()) == [Part.ENCODER, Part.SEG_DECODER, Part.SEG_HEAD]
@@ -208,6 +267,13 @@ def test_stripped_state_is_the_full_one_without_the_depth_parts(network):
     stripped = strip_depth(network)
     assert list(stripped.state_dict()) == expected
     assert count_parameters(stripped) < count_parameters(network)
+
+
+def test_stripping_keeps_what_images_are_normalised_by(fresh_network):
+    """Weights may bring their own statistics, and a stripped network is built without asking for any."""
+    network = copy.deepcopy(fresh_network)
+    network.normalisation = Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert strip_depth(network).normalisation == network.normalisation
 
 
 def test_stripping_shares_no_memory_and_keeps_the_random_state(network):
