@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data_cache.errors import UserError, nearest, unknown_name
 from stages.networks import NETWORKS
+from stages.networks.parts import NAMED_PARTS
 from stages.training.encoder_policy import EncoderPolicy
 from stages.training.schedule import CopyWeights, Part, Phase, Schedule
 from stages.training.schedules import SCHEDULES, resolve_schedule
@@ -27,7 +28,9 @@ Fraction = Field(ge=0.0, le=1.0)
 class Section(BaseModel):
     """Common strictness: no coercion, no unknown keys, no mutation."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Card(Section):
@@ -137,6 +140,16 @@ class TrainingConfig(Section):
     log_every: int = Field(default=10, ge=1)
     tensorboard: bool = False
     """Also write TensorBoard files (needs the extra of that name)."""
+
+    @model_validator(mode="after")
+    def _check_lr_factors(self) -> TrainingConfig:
+        for name, factor in self.lr_factors.items():
+            if name not in NAMED_PARTS:
+                known = ", ".join(NAMED_PARTS)
+                raise ValueError(f"lr_factors has no part {name!r}{nearest(name, NAMED_PARTS)}; known: {known}")
+            if factor <= 0:
+                raise ValueError(f"lr factor {factor} of {name} must be positive; to freeze, do not train the part")
+        return self
 
 
 class LossConfig(Section):
@@ -398,9 +411,10 @@ def _freeze(value: Any) -> Any:
 
 
 def _explain(problem: ValidationError) -> list[str]:
-    lines = []
+    lines: list[str] = []
     for error in problem.errors():
-        *sections, name = (str(part) for part in error["loc"]) if error["loc"] else ("recipe",)
+        # Where several kinds of value are possible, pydantic adds the kind to the place: "tuple[float, ...]".
+        *sections, name = [str(part) for part in error["loc"] if "[" not in str(part)] or ["recipe"]
         where = ".".join((*sections, name))
         if error["type"] == "extra_forbidden":
             known = _known_keys(sections)
@@ -409,7 +423,10 @@ def _explain(problem: ValidationError) -> list[str]:
             lines.append(f"  {where}: {error['msg'].removeprefix('Value error, ')}")
         else:
             wanted = _TOML_WORDS.get(error["type"], error["msg"])
-            lines.append(f"  {where}: {wanted}, found {error['input']!r}")
+            begun, found = f"  {where}: ", f", found {error['input']!r}"
+            if lines and lines[-1].startswith(begun) and lines[-1].endswith(found):  # one of several possible kinds
+                wanted = f"{lines.pop()[len(begun) : -len(found)]} or {wanted.removeprefix('Input should be ')}"
+            lines.append(f"{begun}{wanted}{found}")
     return lines
 
 

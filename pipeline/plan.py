@@ -17,8 +17,9 @@ from typing import Any
 
 from data_cache.errors import UserError
 from data_cache.order import steps_per_epoch
-from pipeline.config import RunConfig, content_hash
-from stages.training.schedule import CopyWeights, Phase, Schedule
+from pipeline.config import NetworkConfig, RunConfig, content_hash
+from stages.training.encoder_policy import freezes_encoder
+from stages.training.schedule import ENCODER, CopyWeights, Phase, Schedule
 
 TRAINING_VERSION = 1
 """Raised by hand when the meaning of a training changes, so that nodes trained before are no longer reused."""
@@ -121,6 +122,7 @@ def _plan_run(row: str, config: RunConfig, facts: DataFacts, reuse: bool) -> Pla
         )
     if schedule.needs_depth and facts.store_key is None:
         raise UserError(f"schedule {schedule.name!r} reads depth; label first with: pipeline pseudo-depth")
+    _check_phases(schedule, config, facts)
     path: list[Any] = [_start(config, facts)]
     nodes: list[Node] = []
     copies: list[CopyWeights] = []
@@ -141,6 +143,30 @@ def _plan_run(row: str, config: RunConfig, facts: DataFacts, reuse: bool) -> Pla
     return PlannedRun(row, config, schedule, tuple(nodes))
 
 
+def _check_phases(schedule: Schedule, config: RunConfig, facts: DataFacts) -> None:
+    """Refuse what a later phase could not begin with, before an earlier one is trained for nothing."""
+    training, weights = config.training, config.loss.class_weights
+    problems = []
+    if isinstance(weights, tuple) and len(weights) != facts.num_classes and any(p.needs_seg for p in schedule.phases):
+        problems.append(
+            f"loss.class_weights has {len(weights)} weights for {facts.num_classes} classes; give one per class"
+        )
+    for phase in schedule.phases:
+        steps = count_steps(phase, config, len(schedule.phases), facts.num_images)
+        if training.warmup_steps >= steps:
+            problems.append(
+                f"phase {phase.name!r} has {steps} steps, not more than the {training.warmup_steps} of warm-up; "
+                "train longer or set training.warmup_steps lower"
+            )
+        if freezes_encoder(training.encoder_policy, phase) and not phase.trains & ~ENCODER:
+            problems.append(
+                f"phase {phase.name!r} trains only the encoder, which encoder policy {training.encoder_policy!r} "
+                "forbids; use encoder policy 'train' or 'low-lr', or drop the phase"
+            )
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def count_steps(phase: Phase, config: RunConfig, num_phases: int, num_images: int) -> int:
     """Return the optimiser steps of a phase under the recipe's budget."""
     training = config.training
@@ -154,15 +180,19 @@ def count_steps(phase: Phase, config: RunConfig, num_phases: int, num_images: in
 
 def _start(config: RunConfig, facts: DataFacts) -> dict[str, Any]:
     """Describe the state before the first step: seeded network and the data it will see."""
-    network = config.network.model_dump(mode="json")
     return {
         "version": TRAINING_VERSION,
         "dataset": facts.dataset_fingerprint,
-        "network": {key: _content(value) for key, value in network.items()},
+        "network": describe_network(config.network),
         "classes": facts.num_classes,
         "seed": config.seed,
         "augmentation": config.data.model_dump(mode="json", include={"crop", "scale", "flip", "jitter"}),
     }
+
+
+def describe_network(network: NetworkConfig) -> dict[str, Any]:
+    """Describe a network by what decides its first state, as JSON-able data."""
+    return {key: _content(value) for key, value in network.model_dump(mode="json").items()}
 
 
 def _content(value: Any) -> Any:

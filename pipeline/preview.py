@@ -14,11 +14,11 @@ from pipeline.class_weights import resolve_class_weights
 from pipeline.config import RunConfig, content_hash
 from pipeline.console import plain_table
 from pipeline.labels import gather_facts, open_split
+from pipeline.network_facts import NetworkFacts, inspect_network
 from pipeline.plan import DataFacts, Node, Plan, plan_runs
 from pipeline.session import Result, Session
 from pipeline.tables import find_table, table_rows
 from pipeline.transfer import apply_transfer
-from pipeline.workspace import read_json, write_json
 from stages.networks import NETWORKS
 from stages.training.encoder_policy import find_encoder_lr_factor, freezes_encoder
 from stages.training.schedule import ENCODER, EVERYTHING, CopyWeights, Part
@@ -52,7 +52,12 @@ def make_plan(rows: Rows, session: Session, *, reuse: bool) -> Plan:
             known[key] = gather_facts(config, session.workspace, needs_depth=needs_depth)
         return known[key]
 
-    return plan_runs(weighed, find_facts, reuse=reuse)
+    plan = plan_runs(weighed, find_facts, reuse=reuse)
+    for run in plan.runs:  # a network that cannot be built, or a copy that cannot be done, is told before any training
+        network = inspect_network(run.config.network, find_facts(run.config).num_classes, session.workspace)
+        for copy in (copy for node in run.nodes for copy in node.copies):
+            network.count_copied(copy)
+    return plan
 
 
 def preview_plan(
@@ -64,7 +69,7 @@ def preview_plan(
         ``nodes`` (distinct trainings), ``unshared``, ``phases``, ``runs``, ``disk_bytes``, ``disk_free_bytes``.
     """
     plan = make_plan(rows_of(config, table, seeds), session, reuse=reuse)
-    phases = [_describe(node, session, _count_part_tensors(node.config, session)) for node in plan.nodes.values()]
+    phases = [_describe(node, session, _find_network(node, session)) for node in plan.nodes.values()]
     to_train = [phase for phase in phases if not phase["done"]]
     disk = sum(phase["bytes"] for phase in to_train)
     session.workspace.root.mkdir(parents=True, exist_ok=True)
@@ -80,31 +85,13 @@ def preview_plan(
     return Result(facts, Group(*_render(plan, facts)))
 
 
-def _count_part_tensors(config: RunConfig, session: Session) -> dict[str, dict[str, int]]:
-    """Return per part how many state tensors and bytes it has.
-
-    Building a network needs torch and seconds, so the counts are kept in the work directory for the next preview.
-    """
-    num_classes = len(open_split(config, session.workspace, "train").classes)
-    wanted = {"network": config.network.model_dump(mode="json"), "classes": num_classes}
-    file = session.workspace.root / "networks" / f"{content_hash(wanted, 16)}.json"
-    if file.is_file():
-        return read_json(file)
-    import torch
-
-    from stages.networks import build_without_weights
-
-    with torch.device("meta"):  # shapes without memory
-        network = build_without_weights(config.network.name, num_classes, **config.network.options)
-    counts = {}
-    for part, module in network.parts().items():
-        tensors = module.state_dict().values()
-        counts[part.names()[0]] = {"tensors": len(tensors), "bytes": sum(value.nbytes for value in tensors)}
-    write_json(file, counts)
-    return counts
+def _find_network(node: Node, session: Session) -> NetworkFacts:
+    num_classes = len(open_split(node.config, session.workspace, "train").classes)
+    return inspect_network(node.config.network, num_classes, session.workspace)
 
 
-def _describe(node: Node, session: Session, parts: dict[str, dict[str, int]]) -> dict[str, Any]:
+def _describe(node: Node, session: Session, network: NetworkFacts) -> dict[str, Any]:
+    parts = network.parts
     policy = node.config.training.encoder_policy
     trains = node.phase.trains & ~ENCODER if freezes_encoder(policy, node.phase) else node.phase.trains
     return {
@@ -122,14 +109,14 @@ def _describe(node: Node, session: Session, parts: dict[str, dict[str, int]]) ->
         "steps": node.steps,
         "lr": node.lr,
         "encoder_lr_factor": find_encoder_lr_factor(policy, node.phase) if ENCODER & trains else 0.0,
-        "copies": [_describe_copy(copy, parts) for copy in node.copies],
+        "copies": [_describe_copy(copy, network) for copy in node.copies],
         "bytes": sum(count["bytes"] for count in parts.values()),
     }
 
 
-def _describe_copy(copy: CopyWeights, parts: dict[str, dict[str, int]]) -> dict[str, Any]:
+def _describe_copy(copy: CopyWeights, network: NetworkFacts) -> dict[str, Any]:
     source, target = copy.source.names()[0], copy.target.names()[0]
-    return {"from": source, "to": target, "tensors": parts.get(source, {"tensors": 0})["tensors"]}
+    return {"from": source, "to": target, "tensors": network.count_copied(copy)}
 
 
 def _describe_batch_norm(node: Node) -> str:
@@ -137,6 +124,12 @@ def _describe_batch_norm(node: Node) -> str:
     if freezes_encoder(policy, node.phase) and Part.ENCODER in node.phase.trains:
         return f"statistics move in trained decoders; the encoder's stand still (policy {policy})"
     return "statistics move in trained parts, stand still elsewhere"
+
+
+def _name_trained(phase: dict[str, Any]) -> str:
+    """Name the parts that learn, and how gently the encoder does."""
+    gently = f" (rate x{phase['encoder_lr_factor']:g})" if phase["encoder_lr_factor"] not in (0.0, 1.0) else ""
+    return " ".join(f"{name}{gently if name == 'encoder' else ''}" for name in phase["trains"])
 
 
 def _render(plan: Plan, facts: dict[str, Any]) -> Iterable[Any]:
@@ -158,7 +151,7 @@ def _render(plan: Plan, facts: dict[str, Any]) -> Iterable[Any]:
             phase["name"],
             *([phase["network"]] if several else []),
             phase["seed"],
-            " ".join(phase["trains"]),
+            _name_trained(phase),
             phase["focal"],
             phase["mse"],
             phase["steps"],

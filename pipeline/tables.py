@@ -182,7 +182,8 @@ def table_rows(table: TableSpec, config: RunConfig, seeds: tuple[int, ...]) -> l
 
 
 def _configure(row: TableRow, config: RunConfig, seed: int) -> RunConfig:
-    changed = config.changed({**row.changes, **config.row_changes.get(row.name, {}), "seed": seed})
+    changes = {**row.changes, **config.row_changes.get(row.name, {}), "seed": seed}
+    changed = config.changed(changes, f"table row {row.name!r}")
     training = changed.training
     if row.budget == 1:
         return changed

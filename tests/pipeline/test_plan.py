@@ -34,6 +34,12 @@ def test_what_a_recipe_changes_for_a_row_holds_until_something_else_is_asked_for
     assert {config.training.lr for _, config in rows} == {3e-4}
 
 
+def test_a_mistake_in_a_rows_changes_names_the_row() -> None:
+    config = load_config("demo", {"row_changes": {"mff-exit": {"training.lrr": 0.1}}})
+    with pytest.raises(UserError, match=r"(?s)table row 'mff-exit':.*'training.lrr' .did you mean 'lr'"):
+        table_rows(TABLES["mff"], config, (0,))
+
+
 def test_the_controls_add_one_training() -> None:
     made = plan(*PAPER_ROWS, *CONTROLS)
     assert len(made.nodes) == 16, "depth-then-seg is a beginning of depth-first"
@@ -148,6 +154,34 @@ def test_a_copy_is_part_of_the_path() -> None:
 def test_a_depth_phase_without_a_store_is_refused() -> None:
     with pytest.raises(UserError, match="reads depth; label first with: pipeline pseudo-depth"):
         plan("joint", facts=DataFacts(400, 8, "data", None))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss.class_weights": (1.0, 2.0)}, "class_weights has 2 weights for 8 classes; give one per class"),
+        ({"training.warmup_steps": 10**6}, r"phase 'seg' has \d+ steps, not more than the 1000000 of warm-up"),
+        (
+            {
+                "training.encoder_policy": "always-freeze",
+                "schedule": {"name": "own", "steps": ({"phase": "x", "trains": ("encoder",), "focal": 1.0},)},
+            },
+            "phase 'x' trains only the encoder, which encoder policy 'always-freeze' forbids",
+        ),
+    ],
+    ids=["class weights", "warm-up", "frozen encoder"],
+)
+def test_what_a_later_phase_could_not_begin_with_is_told_before_the_first(change, message: str) -> None:
+    config = load_config("demo").changed(change)
+    with pytest.raises(UserError, match=message):
+        plan_runs([("depth-first", config)], FACTS)
+
+
+def test_class_weights_do_not_matter_where_nothing_is_segmented() -> None:
+    steps = ({"phase": "x", "trains": ("encoder", "depth-branch"), "mse": 1.0},)
+    changes = {"loss.class_weights": (1.0, 2.0), "schedule": {"name": "own", "steps": steps}}
+    config = load_config("demo").changed(changes)
+    assert len(plan_runs([("x", config)], FACTS).nodes) == 1
 
 
 @pytest.mark.parametrize("module", ["pipeline.plan", "pipeline.cli", "pipeline.comparing", "pipeline.preview"])

@@ -1,0 +1,89 @@
+"""What a plan must know about a network, found by building it once, before anything is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from data_cache.errors import UserError
+from pipeline.config import NetworkConfig, content_hash
+from pipeline.plan import describe_network
+from pipeline.tables import COPIED_DECODERS
+from pipeline.workspace import Workspace, read_json, write_json
+from stages.training.schedule import CopyWeights
+
+_LAYOUT = 2
+"""Of the files in the work directory; raised when they say something else."""
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """Sizes of a network's parts, and what copies between its decoders would carry."""
+
+    name: str
+    parts: dict[str, dict[str, int]]
+    """Part → ``tensors`` and ``bytes`` of its state."""
+    copies: dict[str, dict[str, Any]]
+    """Copy → ``tensors`` that it carries, and the ``problem`` if it cannot be done."""
+
+    def count_copied(self, copy: CopyWeights) -> int:
+        """Return how many tensors a copy carries.
+
+        Raises:
+            UserError: it cannot be done.
+        """
+        found = self.copies[str(copy)]
+        if found["problem"] is None:
+            return int(found["tensors"])
+        remedies = [f"--set {key}={value}" for key, value in COPIED_DECODERS.get(self.name, {}).items()]
+        remedy = f", or give it something to copy: {' '.join(remedies)}" if remedies else ""
+        raise UserError(f"network {self.name!r}: {found['problem']}{remedy}")
+
+
+def inspect_network(network: NetworkConfig, num_classes: int, workspace: Workspace) -> NetworkFacts:
+    """Return the facts of a recipe's network.
+
+    Building a network needs torch and seconds, so the facts are kept in the work directory for the next time.
+
+    Raises:
+        UserError: it cannot be built, or its weights file is missing or of another architecture.
+    """
+    wanted = {"layout": _LAYOUT, "network": describe_network(network), "classes": num_classes}
+    file = workspace.root / "networks" / f"{content_hash(wanted, 16)}.json"
+    if file.is_file():
+        return NetworkFacts(**read_json(file))
+    facts = _build_and_look(network, num_classes)
+    write_json(file, facts)
+    return NetworkFacts(**facts)
+
+
+def _build_and_look(network: NetworkConfig, num_classes: int) -> dict[str, Any]:
+    import torch
+
+    from stages.networks import build_network, build_without_weights
+    from stages.networks.encoder_weights import is_weights_file
+
+    if is_weights_file(str(network.options.get("encoder_weights", "none"))):
+        built = build_network(network.name, num_classes, **network.options)  # for real: do they fit?
+    else:
+        with torch.device("meta"):  # shapes without memory
+            built = build_without_weights(network.name, num_classes, **network.options)
+    parts = {}
+    for part, module in built.parts().items():
+        tensors = module.state_dict().values()
+        parts[part.names()[0]] = {"tensors": len(tensors), "bytes": sum(value.nbytes for value in tensors)}
+    return {"name": network.name, "parts": parts, "copies": _try_copies(built)}
+
+
+def _try_copies(network: Any) -> dict[str, dict[str, Any]]:
+    from stages.training.schedule import Part
+    from stages.training.transfer import plan_copy
+
+    tried: dict[str, dict[str, Any]] = {}
+    for source, target in ((Part.SEG_DECODER, Part.DEPTH_DECODER), (Part.DEPTH_DECODER, Part.SEG_DECODER)):
+        try:
+            report = plan_copy(network, source, target)
+            tried[str(CopyWeights(source, target))] = {"tensors": len(report.copied), "problem": None}
+        except UserError as problem:
+            tried[str(CopyWeights(source, target))] = {"tensors": 0, "problem": str(problem)}
+    return tried
