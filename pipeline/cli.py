@@ -8,17 +8,19 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from data_cache.errors import UserError, nearest
+from data_cache.errors import UserError, is_out_of_memory, nearest
 
 if TYPE_CHECKING:
     from pipeline.advise import Similarity
     from pipeline.config import RunConfig
+    from pipeline.console import Console
     from pipeline.session import Session
 
 Command = Callable[..., None]
@@ -104,6 +106,9 @@ table_options = _options(
     click.option("--table", "of_table", metavar="NAME", help="Only runs of rows of this table, in its order."),
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
+margin_option = click.option(
+    "--margin", type=int, show_default="64", help="What the network sees around a tile, px; with --tile only."
+)
 seed_option = click.option("--seed", type=int, help="Seed of initial weights, data order and augmentation.")
 
 
@@ -282,7 +287,7 @@ def _parse_seeds(text: str | None, default: int) -> tuple[int, ...]:
 @click.option("--data-root", help="Folder of the dataset, if it moved.")
 @click.option("--save-predictions", type=click.Path(path_type=Path), help="Write label-id PNGs here.")
 @click.option("--tile", type=int, help="Run the network in tiles of this side, px.")
-@click.option("--margin", type=int, default=64, show_default=True, help="What the network sees around a tile, px.")
+@margin_option
 @device_option
 @click.pass_obj
 def evaluate(
@@ -293,7 +298,7 @@ def evaluate(
     data_root: str | None,
     save_predictions: Path | None,
     tile: int | None,
-    margin: int,
+    margin: int | None,
     device: str,
 ) -> None:
     """Score a run or an export folder on a split."""
@@ -335,11 +340,11 @@ def report(session: Session, runs: Sequence[str], out: Path | None, baseline: st
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for label maps and overlays.")
 @click.option("--tile", type=int, help="Cut larger pictures into tiles of this side, px.")
-@click.option("--margin", type=int, default=64, show_default=True, help="What the network sees around a tile, px.")
+@margin_option
 @device_option
 @click.pass_obj
 def predict(
-    session: Session, model: str, images: Sequence[Path], out: Path, tile: int | None, margin: int, device: str
+    session: Session, model: str, images: Sequence[Path], out: Path, tile: int | None, margin: int | None, device: str
 ) -> None:
     """Write label maps and overlays of image files."""
     from pipeline.devices import choose_device
@@ -587,13 +592,30 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(_run(arguments))
 
 
+def _show_warning(
+    console: Console,
+    show: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    *place: Any,
+    **more: Any,
+) -> None:
+    """Show what a person is warned of as one line; what programmers are warned of as Python does."""
+    if category is UserWarning:
+        console.say(f"warning: {message}")
+    else:
+        show(message, category, *place, **more)
+
+
 def _run(arguments: list[str]) -> int:
     from pipeline.console import Console
     from pipeline.workspace import explain_os_error
 
-    console = Console(json_mode="--json" in arguments)
+    console = Console(json_mode="--json" in arguments, quiet="--quiet" in arguments)
     try:
-        status = cli.main(args=arguments, prog_name="pipeline", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = functools.partial(_show_warning, console, warnings.showwarning)
+            status = cli.main(args=arguments, prog_name="pipeline", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except UserError as problem:
         console.fail(str(problem))
@@ -614,10 +636,11 @@ def _run(arguments: list[str]) -> int:
             raise
         console.fail(message)
         return 2
-    except RuntimeError as problem:
-        if type(problem).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
             raise
-        console.fail(f"the device is out of memory ({problem}); lower --batch-size or --set data.crop=[height,width]")
+        reason = str(problem).partition("\n")[0]
+        console.fail(f"the device is out of memory ({reason}); lower --batch-size or --set data.crop=[height,width]")
         return 2
 
 

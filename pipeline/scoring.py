@@ -13,6 +13,7 @@ from rich.text import Text
 
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.depth_store import DepthStore, NoDepthStore
+from data_cache.errors import UserError
 from data_cache.fingerprint import dataset_fingerprint
 from data_cache.loaders import Source, build_evaluation_loader
 from pipeline.config import RunConfig
@@ -28,6 +29,8 @@ from stages.evaluation.tiling import TiledNetwork
 from stages.networks import count_parameters
 from stages.networks.interface import Normalisation
 from stages.training.checkpoint import load_weights
+
+DEFAULT_MARGIN_PX = 64
 
 
 def score_run(run: PlannedRun, session: Session, folder: Path, device: torch.device) -> dict[str, Any]:
@@ -122,7 +125,7 @@ def score_model(
     device: torch.device,
     *,
     tile: int | None,
-    margin: int,
+    margin: int | None,
 ) -> Result:
     """Score a run or an export on a split.
 
@@ -132,6 +135,7 @@ def score_model(
     Returns:
         ``model``, ``weights``, ``split``, ``metrics``, ``metrics_paper``, ``per_class``, ``confusion``, ``images``.
     """
+    margin = _choose_margin(tile, margin)
     model = open_model(session, reference, device)
     config = model.config.changed({key: value for key, value in changes.items() if value is not None})
     dataset = open_split(config, session.workspace, config.evaluation.split)
@@ -149,6 +153,13 @@ def score_model(
         "predictions": str(save_predictions) if save_predictions else None,
     }
     return Result(facts, _render(evaluation))
+
+
+def _choose_margin(tile: int | None, margin: int | None) -> int:
+    """Return the margin asked for, or the usual one; UserError where there are no tiles that it could be around."""
+    if tile is None and margin is not None:
+        raise UserError(f"--margin {margin} is what a tile sees around itself, but no --tile is given; add --tile 512")
+    return DEFAULT_MARGIN_PX if margin is None else margin
 
 
 def _prediction_writer(folder: Path, dataset: SegmentationDataset) -> PredictionWriter:
@@ -181,13 +192,14 @@ def predict_images(
     device: torch.device,
     *,
     tile: int | None,
-    margin: int,
+    margin: int | None,
 ) -> Result:
     """Write label maps and overlays of image files.
 
     Returns:
         ``files``, ``model``.
     """
+    margin = _choose_margin(tile, margin)
     model = open_model(session, reference, device)
     size = model.config.data.crop if model.config.evaluation.size == "recipe" and tile is None else None
     segmenter = Segmenter(model.network, model.normalisation, device, size=size, tile=tile, margin=margin)

@@ -270,3 +270,61 @@ def test_a_full_disk_is_one_message_and_keeps_what_was_done(call: Call, monkeypa
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert call("run", "--recipe", TINY, "--schedule", "seg-only").status == 0, "with space again it goes on"
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "loss.class_weights=[1, 2]"], "2 weights for 8 classes"),
+        (["--network", "fcn8s", "--set", "network.width=4", "--set", "network.fc_width=8"], "depth_branch=full"),
+        (["--set", "network.encoder_weights=nowhere/some.safetensors"], "some.safetensors' does not exist"),
+        (["--set", "network.encoder_weights=OTHER"], "are not the weights of encoder 'tu-resnet10t'"),
+    ],
+    ids=["class weights", "nothing to copy", "no weights file", "weights of another architecture"],
+)
+def test_nothing_is_trained_before_all_is_known_to_work(
+    call: Call, tmp_path: Path, command: str, words: list[str], message: str
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"first.weight": torch.ones(2)}, other := tmp_path / "other.safetensors")
+    assert call("pseudo-depth", "--recipe", TINY).status == 0
+    if "fcn8s" in words:
+        words = [*words, "--set", "network.encoder_weights=none"]
+    answer = call(command, "--recipe", TINY, *(word.replace("OTHER", str(other)) for word in words))
+    assert answer.status == 2 and message in answer.json["error"]
+    assert not list((tmp_path / "work/nodes").glob("*/weights.safetensors"))
+
+
+def test_a_margin_without_tiles_is_refused(call: Call, tmp_path: Path) -> None:
+    answer = call("predict", "any", tmp_path / "a.png", "--out", tmp_path, "--margin", "32")
+    assert answer.status == 2 and "no --tile is given" in answer.json["error"]
+    assert "no --tile is given" in call("evaluate", "any", "--margin", "32").json["error"]
+
+
+def test_a_warning_is_one_line_without_a_place_in_the_code(call: Call) -> None:
+    words = ["--network", "pspnet", "--set", "network.encoder=resnet18", "--set", "network.encoder_weights=none"]
+    words += ["--set", "network.decoder_channels=8", "--schedule", "seg-only", "--iterations", "1"]
+    shown = call("run", "--recipe", TINY, *words).stderr
+    assert "\nwarning: PSPNet's pyramid is effective" in f"\n{shown}" and "UserWarning" not in shown
+
+
+def test_a_transfer_mode_shows_in_the_plan(call: Call, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+    from segmentation_models_pytorch.encoders import get_encoder
+
+    save_file(get_encoder("tu-resnet10t", weights=None).state_dict(), tmp_path / "encoder.safetensors")
+    words = [
+        "--recipe",
+        TINY,
+        "--schedule",
+        "seg-only",
+        "--set",
+        f"network.encoder_weights={tmp_path}/encoder.safetensors",
+    ]
+    shown = call("plan", *words, "--transfer", "fine-tune", as_json=False).stdout
+    assert "encoder (rate x0.1) seg-decoder" in shown
+    (phase,) = call("plan", *words, "--transfer", "feature-extractor").json["phases"]
+    assert phase["trains"] == ["seg-decoder", "seg-head"] and "encoder" in phase["frozen"]
