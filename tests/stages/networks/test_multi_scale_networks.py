@@ -1,20 +1,27 @@
 """What holds for DeepLabV3+, BiSeNet, both with fusion, and DCSA: the papers' counts, sizes, phases, copies, ONNX."""
 
 import copy
+from collections.abc import Iterator
 
 import numpy as np
 import onnxruntime
 import pytest
+import timm
 import torch
-import torch.nn.functional as F
+import torchvision
 from safetensors.torch import load_file, save_file
 from segmentation_models_pytorch.encoders import get_encoder
 
 from data_cache.errors import UserError
+from data_cache.sample import Batch
 from stages.networks import build_network, count_parameters, segmentation_only, strip_depth
 from stages.networks.interface import Network
-from stages.networks.parts import DEPTH_BRANCH, ENCODER, EVERYTHING, SEG_BRANCH, Part
-from stages.training.freezing import training_parts
+from stages.networks.parts import SEG_BRANCH, Part
+from stages.training.loop import train_phase
+from stages.training.losses import LossSettings
+from stages.training.optimisation import OptimSettings
+from stages.training.schedule import Phase
+from stages.training.schedules import DEPTH, JOINT, SEG
 from stages.training.transfer import copy_part
 
 RESNET10 = {"encoder": "tu-resnet10t", "encoder_weights": "none"}
@@ -24,6 +31,7 @@ SMALL = {
     "deeplabv3plus-mff": {"width": 8, "low_level_width": 4, **RESNET10},
     "deeplabv3plus-mff, shared": {"width": 8, "low_level_width": 4, "share_aspp": True, **RESNET10},
     "deeplabv3plus-mff, 1x1": {"width": 8, "low_level_width": 4, "dilated": False, **RESNET10},
+    "deeplabv3plus-mff, xception": {"width": 8, "encoder": "tu-xception41", "encoder_weights": "none"},
     "bisenet": {"width": 16, **RESNET10},
     "bisenet-mff": {"width": 16, **RESNET10},
     "dcsa-resnet": {"reduction": 8, "output_stride": 16, **RESNET10},
@@ -105,53 +113,45 @@ def test_counts_of_what_a_copy_carries(name):
     assert [count_parameters(decoder) for decoder in decoders] == [COPIED[name]] * 2
 
 
-@pytest.mark.parametrize("name", ["deeplabv3plus", "deeplabv3plus-mff", "bisenet", "bisenet-mff", "dcsa-resnet"])
-@pytest.mark.parametrize("side_px", [200, 400, 500, 513, 600])
-def test_full_size_networks_take_any_size(name, side_px):
-    outputs = build_on_meta(name, with_depth=True)(torch.empty(2, 3, side_px, side_px, device="meta"))
-    assert outputs.seg_logits.shape == (2, 19, side_px, side_px)
-    assert outputs.depth.shape == (2, side_px, side_px)
-    assert all(logits.shape == (2, 19, side_px, side_px) for logits in outputs.aux_seg_logits)
-    assert len(outputs.aux_seg_logits) == (2 if name.startswith("bisenet") else 0)
+def draw_batches(first_step: int) -> Iterator[Batch]:
+    generator = torch.Generator().manual_seed(first_step)
+    while True:
+        yield Batch(
+            ("a", "b"),
+            torch.randn(2, 3, 64, 64, generator=generator),
+            torch.randint(4, (2, 64, 64), generator=generator),
+            torch.rand(2, 64, 64, generator=generator),
+            torch.ones(2, 64, 64, dtype=torch.bool),
+        )
 
 
-@pytest.mark.parametrize("name", ["deeplabv3plus", "deeplabv3plus-mff", "bisenet", "bisenet-mff", "dcsa-resnet"])
-def test_every_weight_of_the_full_size_networks_gets_gradient(name):
-    network = build_on_meta(name, with_depth=True)
-    outputs = network(torch.empty(2, 3, 64, 64, device="meta"))
-    total = outputs.seg_logits.sum() + outputs.depth.sum() + sum(logits.sum() for logits in outputs.aux_seg_logits)
-    gradients = torch.autograd.grad(total, list(network.parameters()), allow_unused=True)
-    assert all(gradient is not None for gradient in gradients)
+SEG_WITHOUT_ENCODER = Phase("seg", trains=SEG_BRANCH, focal=1.0)
 
 
-def take_step(network: Network, parts: Part, images: torch.Tensor) -> None:
-    """One plain step on the sum of the losses of the branches that learn."""
-    batch, _, height, width = images.shape
-    seg, depth = Part.SEG_HEAD in parts, Part.DEPTH_HEAD in parts
-    with training_parts(network, parts):
-        optimiser = torch.optim.SGD([weight for weight in network.parameters() if weight.requires_grad], lr=0.1)
-        outputs = network(images, seg=seg, depth=depth)
-        labels = (torch.arange(height * width) % 4).reshape(1, height, width).expand(batch, -1, -1)
-        loss = torch.zeros(())
-        if seg:
-            loss = loss + sum(F.cross_entropy(each, labels) for each in (outputs.seg_logits, *outputs.aux_seg_logits))
-        if depth:
-            loss = loss + F.mse_loss(outputs.depth, torch.linspace(0, 1, width).expand(batch, height, width))
-        loss.backward()
-        optimiser.step()
-
-
-@pytest.mark.parametrize("parts", [ENCODER | SEG_BRANCH, ENCODER | DEPTH_BRANCH, EVERYTHING, SEG_BRANCH], ids=str)
-def test_a_step_moves_exactly_the_parts_it_trains(network, parts):
+@pytest.mark.parametrize("phase", [SEG, DEPTH, JOINT, SEG_WITHOUT_ENCODER], ids=lambda phase: str(phase.trains))
+def test_one_step_moves_exactly_the_parts_of_the_phase(network, phase):
     before = {part: copy.deepcopy(module.state_dict()) for part, module in network.parts().items()}
-    take_step(network, parts, torch.randn(2, 3, 64, 64))
+    train_phase(
+        network,
+        phase,
+        draw_batches,
+        total_steps=1,
+        seed=0,
+        optim=OptimSettings(lr=0.01),
+        losses=LossSettings(),
+        device=torch.device("cpu"),
+        precision="float32",
+    )
     for part, module in network.parts().items():
         moved = any(not torch.equal(value, before[part][name]) for name, value in module.state_dict().items())
-        assert moved == (part in parts and bool(before[part])), part
+        assert moved == (part in phase.trains and bool(before[part])), part
 
 
 def test_a_batch_of_one_trains(network):
-    take_step(network, EVERYTHING, torch.randn(1, 3, 64, 64))
+    outputs = network.train()(torch.randn(1, 3, 64, 64))
+    maps = (outputs.seg_logits, outputs.depth, *outputs.aux_seg_logits)
+    sum(each.square().mean() for each in maps).backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in network.parameters())
     assert all(value.isfinite().all() for value in network.state_dict().values())
 
 
@@ -175,6 +175,9 @@ def test_stripped_logits_are_bit_equal(network):
     images = torch.randn(1, 3, 71, 90)
     network.eval()
     with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if "offsets" in name:  # zero in a fresh network
+                torch.nn.init.normal_(weight, std=0.1)
         assert torch.equal(strip_depth(network)(images).seg_logits, network(images).seg_logits)
 
 
@@ -212,6 +215,32 @@ def test_a_local_file_fills_the_encoder(kind, resnet10_file):
     for name, value in weights.items():
         (found,) = [own for own in loaded if own == name or own.endswith(f".{name}")]
         assert torch.equal(loaded[found], value), name
+
+
+def get_backbone(network: Network) -> torch.nn.Module:
+    """The module that smp or timm built, wherever a network keeps it."""
+    encoder = network.parts()[Part.ENCODER]
+    return next((getattr(encoder, name) for name in ("context_path", "model") if hasattr(encoder, name)), encoder)
+
+
+@pytest.mark.parametrize("name", ["pspnet", "deeplabv3plus-mff", "bisenet", "bisenet-mff", "dcsa-resnet", "unet"])
+def test_torchvisions_own_resnet18_fills_the_encoder(name, tmp_path):
+    theirs = torchvision.models.resnet18(weights=None).state_dict()
+    save_file(theirs, tmp_path / "resnet18.safetensors")
+    network = build_network(name, 4, encoder="resnet18", encoder_weights=str(tmp_path / "resnet18.safetensors"))
+    state = {name.replace(".layer.", "."): value for name, value in get_backbone(network).state_dict().items()}
+    assert theirs.keys() - state.keys() == {"fc.weight", "fc.bias"}
+    assert all(torch.equal(state[name], value) for name, value in theirs.items() if name in state)
+
+
+def test_timms_own_xception65_fills_the_papers_encoder(tmp_path):
+    theirs = timm.create_model("xception65").state_dict()
+    save_file(theirs, tmp_path / "xception65.safetensors")
+    network = build_network("deeplabv3plus", 19, width=8, encoder_weights=str(tmp_path / "xception65.safetensors"))
+    state = get_backbone(network).state_dict()
+    assert theirs.keys() - state.keys() == {"head.fc.weight", "head.fc.bias"}
+    assert all(torch.equal(value, theirs[name]) for name, value in state.items())
+    assert network.spec.options["stride_plan"] == "8-8-16-b"
 
 
 @pytest.mark.parametrize("kind", ["deeplabv3plus", "bisenet", "dcsa-resnet"])
