@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from data_cache.errors import unknown_name
+from data_cache.errors import UserError, unknown_name
 from pipeline.config import load_config, recipe_names
 from pipeline.console import count, plain_table
+from pipeline.copying import COPYABLE_FORMS
 from pipeline.session import Result, Session
 from pipeline.tables import paper_scores
 from stages.training.schedule import Phase
@@ -20,6 +21,9 @@ from stages.training.schedules import CONTROLS, TABLE_ROWS, resolve_schedule
 
 if TYPE_CHECKING:
     from data_cache.datasets.doctor import DoctorReport
+
+LISTED_CLASSES = 21
+"""Number of classes that parameters are listed for: PASCAL VOC's, as in the papers' counts."""
 
 
 def list_schedules() -> Result:
@@ -78,15 +82,51 @@ def list_estimators() -> Result:
 
 
 def list_networks() -> Result:
-    """List the networks with their options."""
-    from stages.networks import NETWORKS, network_options
+    """List the networks with their papers, parameters, what copies between their decoders, and options."""
+    from stages.networks import NETWORKS
 
-    facts = [
-        {"name": name, "summary": entry.summary, "options": {k: str(v) for k, v in network_options(name).items()}}
-        for name, entry in NETWORKS.items()
-    ]
-    rows = [[fact["name"], fact["summary"], ", ".join(fact["options"])] for fact in facts]
-    return Result({"networks": facts}, plain_table("Networks", ["name", "what", "options"], rows))
+    facts = [_describe_network(name) for name in NETWORKS]
+    columns = ["name", "paper", "parameters", "with depth", "copied", "options"]
+    rows = [
+        [
+            fact["name"], fact["paper"], fact["parameters"], fact["parameters_with_depth"], fact["copied"],
+            ", ".join(fact["options"]),
+        ]
+        for fact in facts
+    ]  # fmt: skip
+    title = f"Networks (parameters for {LISTED_CLASSES} classes; tensors that a copy carries from decoder to decoder)"
+    return Result({"networks": facts}, plain_table(title, columns, rows))
+
+
+def _describe_network(name: str) -> dict[str, Any]:
+    """Return the facts of a network at its defaults, built without memory for its weights."""
+    import torch
+
+    from stages.networks import NETWORKS, build_without_weights, count_parameters, network_options
+    from stages.networks.parts import Part
+    from stages.training.transfer import plan_copy
+
+    def build(**options: Any) -> Any:
+        with torch.device("meta"):
+            return build_without_weights(name, LISTED_CLASSES, **options)
+
+    def count_copied(**options: Any) -> int:
+        try:
+            return len(plan_copy(build(**options), Part.DEPTH_DECODER, Part.SEG_DECODER).copied)
+        except UserError:
+            return 0
+
+    form = COPYABLE_FORMS.get(name)
+    return {
+        "name": name,
+        "paper": NETWORKS[name].paper,
+        "summary": NETWORKS[name].summary,
+        "parameters": count_parameters(build(with_depth=False)),
+        "parameters_with_depth": count_parameters(build()),
+        "copied": count_copied(),
+        "copied_with": {**form, "copied": count_copied(**form)} if form else None,
+        "options": {option: str(value) for option, value in network_options(name).items()},
+    }
 
 
 def list_datasets() -> Result:

@@ -8,7 +8,6 @@ from typing import Any
 from data_cache.errors import UserError
 from pipeline.config import NetworkConfig, content_hash
 from pipeline.plan import describe_network
-from pipeline.tables import COPIED_DECODERS
 from pipeline.workspace import Workspace, read_json, write_json
 from stages.training.schedule import CopyWeights
 
@@ -35,9 +34,7 @@ class NetworkFacts:
         found = self.copies[str(copy)]
         if found["problem"] is None:
             return int(found["tensors"])
-        remedies = [f"--set {key}={value}" for key, value in COPIED_DECODERS.get(self.name, {}).items()]
-        remedy = f", or give it something to copy: {' '.join(remedies)}" if remedies else ""
-        raise UserError(f"network {self.name!r}: {found['problem']}{remedy}")
+        raise UserError(f"network {self.name!r}: {found['problem']}")
 
 
 def inspect_network(network: NetworkConfig, num_classes: int, workspace: Workspace) -> NetworkFacts:

@@ -13,6 +13,7 @@ from data_cache.errors import unknown_name
 from pipeline.class_weights import resolve_class_weights
 from pipeline.config import RunConfig, content_hash
 from pipeline.console import plain_table
+from pipeline.copying import choose_copyable_forms
 from pipeline.labels import gather_facts, open_split
 from pipeline.network_facts import NetworkFacts, inspect_network
 from pipeline.plan import DataFacts, Node, Plan, plan_runs
@@ -41,6 +42,7 @@ def rows_of(config: RunConfig, table: str | None, seeds: tuple[int, ...]) -> Row
 
 def make_plan(rows: Rows, session: Session, *, reuse: bool) -> Plan:
     """Look at the data of every row and lay out the trainings."""
+    rows = choose_copyable_forms(rows, session.console.say)
     weighed = [(name, resolve_class_weights(config, session)) for name, config in rows]
     known: dict[str, DataFacts] = {}
 

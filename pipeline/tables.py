@@ -79,16 +79,9 @@ def _fcn_row(name: str, network: str, decay: float, *, miou: float | None = None
     return _single_task_row(name, network, changes, miou=miou, budget=budget)
 
 
-COPIED_DECODERS: dict[str, dict[str, Any]] = {
-    **{name: {"network.depth_branch": "full"} for name in ("fcn32s", "fcn16s", "fcn8s")},
-    "dcsa-resnet": {"network.decoder": "unet"},
-}
-"""Networks whose plain form has nothing to copy between the tasks, and the option that gives them something."""
-
-
 def _network_row(network: str) -> TableRow:
     changes = {"schedule": {"name": "depth-first", "copy_weights": True, "steps": ()}, "network.name": network}
-    return TableRow(f"{network}-depth-first", changes | COPIED_DECODERS.get(network, {}))
+    return TableRow(f"{network}-depth-first", changes)
 
 
 SCHEDULES_NOTE = (

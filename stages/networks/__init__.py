@@ -21,6 +21,7 @@ class NetworkEntry(NamedTuple):
 
     module: str
     class_name: str
+    paper: str
     summary: str
 
     def load(self) -> type[nn.Module]:
@@ -33,20 +34,33 @@ class NetworkEntry(NamedTuple):
 
 # fmt: off
 NETWORKS = {
-    "unet": NetworkEntry("stages.networks.smp_network", "SmpNetwork", "shared smp encoder, two smp decoders"),
-    "unet-classic": NetworkEntry("stages.networks.unet_classic", "UNetClassic", "U-Net of 2015, padded, batch norm"),
-    "unet-valid": NetworkEntry("stages.networks.unet_classic", "UNetValid", "U-Net of 2015, exact in tiles"),
-    "fcn32s": NetworkEntry("stages.networks.fcn", "Fcn32s", "VGG16, scores at stride 32, learnt deconvolution"),
-    "fcn16s": NetworkEntry("stages.networks.fcn", "Fcn16s", "FCN with a skip from pool4"),
-    "fcn8s": NetworkEntry("stages.networks.fcn", "Fcn8s", "FCN with skips from pool4 and pool3"),
-    "conv-vgg": NetworkEntry("stages.networks.conv_vgg", "ConvVgg", "VGG16 and one bilinear step, no skips"),
-    "segnet": NetworkEntry("stages.networks.segnet", "SegNet", "VGG16-BN, decoder unpools to the pooled positions"),
-    "pspnet": NetworkEntry("stages.networks.pspnet", "PspNet", "dilated ResNet, pyramid pooling at four scales"),
-    "deeplabv3plus": NetworkEntry("stages.networks.deeplabv3plus", "DeepLabV3Plus", "Xception65, atrous pyramid, skip"),
-    "deeplabv3plus-mff": NetworkEntry("stages.networks.deeplabv3plus", "DeepLabV3PlusMff", "DeepLabV3+ on 3 depths"),
-    "bisenet": NetworkEntry("stages.networks.bisenet", "BiSeNet", "ResNet18 beside a spatial path, real-time"),
-    "bisenet-mff": NetworkEntry("stages.networks.bisenet", "BiSeNetMff", "BiSeNet with multi-rate branches"),
-    "dcsa-resnet": NetworkEntry("stages.networks.dcsa", "DcsaNetwork", "ResNet with deformable self-attention"),
+    "unet": NetworkEntry(
+        "stages.networks.smp_network", "SmpNetwork", "pseudo-depth paper", "U-Net: one smp encoder, two smp decoders"),
+    "unet-classic": NetworkEntry(
+        "stages.networks.unet_classic", "UNetClassic", "Ronneberger 2015", "U-Net of 2015, padded, batch norm"),
+    "unet-valid": NetworkEntry(
+        "stages.networks.unet_classic", "UNetValid", "Ronneberger 2015", "U-Net of 2015, exact in tiles"),
+    "fcn32s": NetworkEntry(
+        "stages.networks.fcn", "Fcn32s", "Long 2015", "VGG16, scores at stride 32, learnt deconvolution"),
+    "fcn16s": NetworkEntry("stages.networks.fcn", "Fcn16s", "Long 2015", "FCN with a skip from pool4"),
+    "fcn8s": NetworkEntry(
+        "stages.networks.fcn", "Fcn8s", "Long 2015; FCN-8s report", "FCN with skips from pool4 and pool3"),
+    "conv-vgg": NetworkEntry(
+        "stages.networks.conv_vgg", "ConvVgg", "FCN-8s report", "VGG16 and one bilinear step, no skips"),
+    "segnet": NetworkEntry(
+        "stages.networks.segnet", "SegNet", "Badrinarayanan 2017", "VGG16-BN, decoder unpools to the pooled positions"),
+    "pspnet": NetworkEntry(
+        "stages.networks.pspnet", "PspNet", "Zhao 2017", "dilated ResNet, pyramid pooling at four scales"),
+    "deeplabv3plus": NetworkEntry(
+        "stages.networks.deeplabv3plus", "DeepLabV3Plus", "Chen 2018", "Xception65, atrous pyramid, skip"),
+    "deeplabv3plus-mff": NetworkEntry(
+        "stages.networks.deeplabv3plus", "DeepLabV3PlusMff", "Park & Heo 2021", "DeepLabV3+ on 3 depths"),
+    "bisenet": NetworkEntry(
+        "stages.networks.bisenet", "BiSeNet", "Yu 2018", "ResNet18 beside a spatial path, real-time"),
+    "bisenet-mff": NetworkEntry(
+        "stages.networks.bisenet", "BiSeNetMff", "Park & Heo 2021", "BiSeNet with multi-rate branches"),
+    "dcsa-resnet": NetworkEntry(
+        "stages.networks.dcsa", "DcsaNetwork", "DCSA paper", "ResNet with deformable self-attention"),
 }
 # fmt: on
 """Name → constructor; the constructor's keyword arguments are the keys of the recipe's ``[network]`` table."""

@@ -1,0 +1,60 @@
+"""Every network takes every schedule: where a copy would carry nothing, its decoders get something to copy."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.config import RunConfig, load_config
+from pipeline.copying import COPYABLE_FORMS, choose_copyable_forms
+from pipeline.tables import TABLES, table_rows
+from stages.networks import NETWORKS
+
+SCHEDULES = TABLES["schedules"]
+
+
+def rows_of_schedules(network: str, **options: object) -> list[tuple[str, RunConfig]]:
+    options = {f"network.{key}": value for key, value in options.items()}
+    return table_rows(SCHEDULES, load_config("scenes-small", {"network.name": network, **options}), (0,))
+
+
+@pytest.mark.parametrize("network", COPYABLE_FORMS)
+def test_all_rows_of_a_table_that_copies_get_one_form(network):
+    told = []
+    rows = choose_copyable_forms(rows_of_schedules(network), told.append)
+    (form,) = {tuple((key, config.network.options[key]) for key in COPYABLE_FORMS[network]) for _, config in rows}
+    assert dict(form) == COPYABLE_FORMS[network]
+    assert len(told) == 1 and told[0].startswith(f"{network}: ")
+
+
+@pytest.mark.parametrize("network", sorted(set(NETWORKS) - set(COPYABLE_FORMS)))
+def test_other_networks_stay_as_they_are(network):
+    rows, told = rows_of_schedules(network), []
+    assert choose_copyable_forms(rows, told.append) == rows
+    assert told == []
+
+
+def test_without_a_copy_nothing_changes():
+    rows = [row for row in rows_of_schedules("fcn8s") if "+copy" not in row[0]]
+    assert choose_copyable_forms(rows, print) == rows
+
+
+def test_what_a_recipe_says_itself_stays():
+    rows = choose_copyable_forms(rows_of_schedules("fcn8s", depth_branch="light"), print)
+    assert {config.network.options["depth_branch"] for _, config in rows} == {"light"}
+
+
+def test_a_row_without_depth_branch_stays_as_it_is():
+    config = load_config("scenes-small", {"network.name": "fcn8s"})
+    single = config.changed({"schedule": {"name": "seg-only", "copy_weights": False}, "network.with_depth": False})
+    rows = choose_copyable_forms([("both", config), ("single", single)], print)
+    assert rows[1] == ("single", single)
+    assert rows[0][1].network.options["depth_branch"] == "full"
+
+
+@pytest.mark.parametrize("network", COPYABLE_FORMS)
+def test_the_plan_of_all_ten_schedules_holds(call, network):
+    call("pseudo-depth", "--recipe", "scenes-small", "--set", "data.options={counts={train=8,val=2,test=2}}")
+    words = ("--recipe", "scenes-small", "--set", "data.options={counts={train=8,val=2,test=2}}", "--network", network)
+    answer = call("plan", "schedules", *words)
+    assert (answer.status, answer.json["nodes"]) == (0, 16)
+    assert "or a copy would carry nothing" in answer.stderr
