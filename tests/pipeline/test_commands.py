@@ -277,7 +277,7 @@ def test_a_full_disk_is_one_message_and_keeps_what_was_done(call: Call, monkeypa
     ("words", "message"),
     [
         (["--set", "loss.class_weights=[1, 2]"], "2 weights for 8 classes"),
-        (["--network", "fcn8s", "--set", "network.width=4", "--set", "network.fc_width=8"], "depth_branch=full"),
+        (["--network", "fcn8s", "--set", "network.width=4", "--set", "network.depth_branch=light"], "nothing to copy"),
         (["--set", "network.encoder_weights=nowhere/some.safetensors"], "some.safetensors' does not exist"),
         (["--set", "network.encoder_weights=OTHER"], "are not the weights of encoder 'tu-resnet10t'"),
     ],
