@@ -219,7 +219,7 @@ def _schedule_assignments(schedule: str | None, copy_weights: bool | None) -> li
 @depth_options
 @network_options
 @training_options
-@click.option("--seeds", default=None, help="Comma-separated seeds of a table.")
+@click.option("--seeds", help="Comma-separated seeds of a table.")
 @seed_option
 @click.option("--schedule", help="Row of `pipeline schedules`.")
 @click.option("--copy-weights/--no-copy-weights", default=None)
@@ -240,7 +240,7 @@ def plan(
     from pipeline.preview import preview_plan
 
     config = _config(recipe, (*_schedule_assignments(schedule, copy_weights), *assignments), **flags)
-    session.show(preview_plan(config, session, name, _parse_seeds(seeds, config.seed), reuse=not no_reuse))
+    session.show(preview_plan(config, session, name, _parse_seeds(seeds), reuse=not no_reuse))
 
 
 @cli.command()
@@ -249,7 +249,7 @@ def plan(
 @depth_options
 @network_options
 @training_options
-@click.option("--seeds", default="0", show_default=True, help="Comma-separated, for example 0,1,2.")
+@click.option("--seeds", help="Comma-separated, for example 0,1,2; default the recipe's one, for fcn8s 0,1,2.")
 @click.option("--no-reuse", is_flag=True, help="Train every row alone.")
 @device_option
 @click.pass_obj
@@ -267,12 +267,14 @@ def table(
     from pipeline.runs import train_table
 
     config = _config(recipe, assignments, **flags)
-    session.show(train_table(name, config, session, device, _parse_seeds(seeds, config.seed), reuse=not no_reuse))
+    session.show(train_table(name, config, session, device, _parse_seeds(seeds), reuse=not no_reuse))
 
 
-def _parse_seeds(text: str | None, default: int) -> tuple[int, ...]:
+def _parse_seeds(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
     try:
-        seeds = (default,) if text is None else tuple(int(part) for part in text.split(","))
+        seeds = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise UserError(f"--seeds {text!r} is no list of whole numbers; write for example 0,1,2") from None
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):

@@ -27,13 +27,17 @@ from stages.training.schedule import ENCODER, EVERYTHING, CopyWeights, Part
 Rows = list[tuple[str, RunConfig]]
 
 
-def rows_of(config: RunConfig, table: str | None, seeds: tuple[int, ...]) -> Rows:
-    """Return the rows of a table, or the one row that the recipe itself is, with transfer modes spelled out."""
-    rows = (
-        table_rows(find_table(table), config, seeds)
-        if table is not None
-        else [(config.build_schedule().name, config.changed({"seed": seed})) for seed in seeds]
-    )
+def rows_of(config: RunConfig, table: str | None, seeds: tuple[int, ...] | None) -> Rows:
+    """Return the rows of a table, or the one row that the recipe itself is, with transfer modes spelled out.
+
+    Where no seeds are given, they are the table's own, and where it has none, the recipe's one.
+    """
+    if table is not None:
+        found = find_table(table)
+        rows = table_rows(found, config, seeds or found.seeds or (config.seed,))
+    else:
+        name = config.build_schedule().name
+        rows = [(name, config.changed({"seed": seed})) for seed in seeds or (config.seed,)]
     for _, changed in rows:
         if changed.network.name not in NETWORKS:
             raise unknown_name("network", changed.network.name, NETWORKS)
@@ -63,7 +67,7 @@ def make_plan(rows: Rows, session: Session, *, reuse: bool) -> Plan:
 
 
 def preview_plan(
-    config: RunConfig, session: Session, table: str | None, seeds: tuple[int, ...], *, reuse: bool
+    config: RunConfig, session: Session, table: str | None, seeds: tuple[int, ...] | None, *, reuse: bool
 ) -> Result:
     """Describe nodes, parts, batch-norm, copies, steps and disk; train nothing.
 

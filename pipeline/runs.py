@@ -32,9 +32,9 @@ def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool) 
 
 
 def train_table(
-    name: str, config: RunConfig, session: Session, device: str, seeds: tuple[int, ...], *, reuse: bool
+    name: str, config: RunConfig, session: Session, device: str, seeds: tuple[int, ...] | None, *, reuse: bool
 ) -> Result:
-    """Train all rows of a table with all seeds.
+    """Train all rows of a table with all seeds; without seeds with its own.
 
     Returns:
         ``rows`` with the paper's scores, ``trained`` and ``reused`` (distinct trainings), ``unshared`` (trainings the

@@ -46,6 +46,8 @@ class TableSpec:
     """What people read first; every metric is in the CSV and JSON."""
     compared_metrics: tuple[str, ...] = (HEADLINE,)
     """Whose differences to the baseline they read, too: the headline's, and what the paper makes a claim of."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds it is trained with unless others are asked for; None is the recipe's one."""
 
     @property
     def order(self) -> list[str]:
@@ -125,7 +127,7 @@ TABLES = {
         _fcn_row("fcn8s-exp1", "fcn8s",    1e-6, miou=0.5160),
         _fcn_row("fcn8s-exp2", "fcn8s",    1e-5, miou=0.5129),
         _fcn_row("fcn8s-exp3", "fcn8s",    1e-6, miou=0.5591, budget=2),
-    ), FCN_NOTE, SINGLE_TASK_METRICS, compared_metrics=(HEADLINE, "boundary_f1")),
+    ), FCN_NOTE, SINGLE_TASK_METRICS, (HEADLINE, "boundary_f1"), seeds=(0, 1, 2)),
     "backbones": TableSpec("Encoders under one U-Net", "backbone-resnet50", tuple(
         _single_task_row(f"backbone-{name.removeprefix('tu-')}", "unet", {"network.encoder": name})
         for name in BACKBONES

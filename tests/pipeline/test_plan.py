@@ -10,6 +10,7 @@ import pytest
 from data_cache.errors import UserError
 from pipeline.config import RunConfig, load_config
 from pipeline.plan import DataFacts, Plan, plan_runs
+from pipeline.preview import rows_of
 from pipeline.tables import TABLES, table_rows
 from stages.training.schedules import CONTROLS, PAPER_ROWS
 
@@ -55,6 +56,15 @@ def test_without_reuse_every_run_trains_its_own_from_the_same_random_state() -> 
 def test_seeds_share_nothing() -> None:
     rows = table_rows(TABLES["schedules"], load_config("demo"), (0, 1))
     assert len(plan_runs(rows, FACTS).nodes) == 2 * 16
+
+
+@pytest.mark.parametrize(
+    ("table", "seeds", "trained"),
+    [("fcn8s", None, {0, 1, 2}), ("fcn8s", (5,), {5}), ("mff", None, {7}), (None, None, {7})],
+)
+def test_seeds_not_asked_for_are_those_of_the_table_or_the_recipe(table, seeds, trained) -> None:
+    rows = rows_of(load_config("scenes-small", {"seed": 7}), table, seeds)
+    assert {config.seed for _, config in rows} == trained
 
 
 def test_the_long_control_has_the_budget_of_three_phases() -> None:
