@@ -35,6 +35,8 @@ class BranchedNetwork(nn.Module):
     """Windows of a tiled image must start on multiples of this to see the pooling grid of the whole image."""
     global_context: ClassVar[bool] = False
     """Whether every pixel sees the whole image, so that tiles can never equal it."""
+    rounding_outliers: ClassVar[float] = 0.0
+    """Share of logits that another runtime's rounding may move far, because it decides between equal alternatives."""
 
     encoder: nn.Module
     seg_decoder: nn.Module

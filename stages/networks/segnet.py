@@ -32,8 +32,11 @@ class Pooled(NamedTuple):
 class SegNet(BranchedNetwork):
     """VGG16-BN; per task a decoder of twelve convolutions, which copies, and the last convolution as head.
 
-    Both decoders unpool with the same indices.
+    Both decoders unpool with the same indices. Of two values that are equal but for rounding, another runtime may take
+    the other one's place, which moves every logit that sees it.
     """
+
+    rounding_outliers = 0.02  # measured at full width, 360×480, random weights: 0.006 around the one place that moved
 
     def __init__(
         self,

@@ -236,6 +236,41 @@ def test_a_file_that_answers_differently_is_not_published(tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "moved", "published"),
+    [
+        ("segnet", {"width": 8}, 0.01, True),
+        ("segnet", {"width": 8}, 0.05, False),
+        ("unet", {"encoder": "tu-resnet10t"}, 0.01, False),
+    ],
+)
+def test_only_where_rounding_decides_may_some_logits_be_far_off(tmp_path, monkeypatch, name, options, moved, published):
+    """Unpooling puts a value elsewhere if rounding makes its neighbour greater; other networks have no excuse."""
+    onnx = FORMATS["onnx"]
+
+    def open_with_rounding(folder):
+        segment = onnx.open(folder)
+
+        def answer(images):
+            logits = segment(images).clone()
+            flat = logits.view(-1)
+            flat[: round(moved * flat.numel())] += 0.01 * max(1.0, flat.abs().max().item())
+            return logits
+
+        return answer
+
+    monkeypatch.setitem(FORMATS, "onnx", onnx._replace(open=open_with_rounding, min_agreement=0.9))
+    torch.manual_seed(0)
+    network = build_network(name, len(CLASSES), encoder_weights="none", **options)
+    if published:
+        report = export(network, tmp_path / "out", formats=("onnx",))
+        beyond = json.loads((report.out / "proof.json").read_text())["formats"]["onnx"]["sizes"][0]
+        assert beyond["share_beyond_tolerance"] == pytest.approx(moved, rel=0.1)
+    else:
+        with pytest.raises(UserError, match="answers differently: onnx"):
+            export(network, tmp_path / "out", formats=("onnx",))
+
+
 def test_an_export_killed_between_its_two_moves_is_put_back(tmp_path):
     export(build(), tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / ".out.replaced")
