@@ -47,7 +47,7 @@ class RunRecord:
     dataset: str
     recipe: str
     metrics: Mapping[str, float]
-    """By the names of design.md 5; finite."""
+    """By the names of ``METRICS``; finite."""
     phases: tuple[PhaseRecord, ...] = ()
     total_steps: int = 0
     """Optimiser steps of all phases, reused ones included."""

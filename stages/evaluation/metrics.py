@@ -23,7 +23,7 @@ the paper's (objects without background), not Cityscapes' instance-weighted one.
 
 A mean over nothing (no foreground class in truth or prediction, say) is 0, never NaN.
 
-Source: papers.md part 2; Long et al. 2015 for the pooled conventions.
+Source: the formulas of each paper, see the docstrings; Long et al. 2015 for the pooled conventions.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ PRESETS = {
     "standard": MetricPreset("ignore", miou="miou_macro", iiou="iiou_macro_fg", acc="pixel_acc"),
     "paper-002": MetricPreset("fp", miou="miou_micro_imagewise", iiou="iiou_macro_fg", acc="acc_binary"),
 }
-"""``paper-002`` is the recipe that is consistent with every printed row of the pseudo-depth paper (papers.md 2.3)."""
+"""``paper-002`` is the recipe that is consistent with every printed row of the pseudo-depth paper."""
 
 
 class ClassScore(NamedTuple):

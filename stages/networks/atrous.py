@@ -76,7 +76,7 @@ def build_atrous_pyramid(in_channels: int, out_channels: int, rates: Sequence[in
         out_channels: of every branch and of the result.
         rates: dilation of the 3×3 convolutions; three of them.
 
-    Source: Chen et al. 2018, section 3; papers.md 3.6 counts 15,535,104 weights for 2048 → 256.
+    Source: Chen et al. 2018, section 3; 15,535,104 weights for 2048 → 256.
     """
     pyramid = ASPP(in_channels, check_rates("rates", rates), out_channels)
     pyramid.convs[-1] = ImagePooling(in_channels, out_channels)

@@ -52,7 +52,7 @@ STRIDE_PLANS = {
     "os16": "entry and middle flow as the encoder has them, 1/16 at the end",
     "os8": "all of 1/8 from the entry flow on, dilated by 2 and 4",
 }
-"""How the encoder gets its strides. Source: papers.md 3.5, plans A and B."""
+"""How the encoder gets its strides. The fusion paper gives the strides 8, 8, 16 but not where; both are ours."""
 
 STRIDED_BLOCKS = {"xception41": (0, 1, 2), "xception65": (0, 1, 2), "xception71": (0, 2, 4)}
 """Entry-flow blocks of timm's aligned Xceptions whose last convolution halves the resolution; the second has the

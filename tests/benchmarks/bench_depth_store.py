@@ -1,4 +1,4 @@
-"""Measure the depth store against its budgets (design.md 7): reading, size, and a store of 100,000 images.
+"""Measure the depth store against its budgets: reading, size, and a store of 100,000 images.
 
     python -m tests.benchmarks.bench_depth_store
 

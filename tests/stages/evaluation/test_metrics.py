@@ -12,7 +12,7 @@ from torch import Tensor
 from data_cache.sample import IGNORE_INDEX
 from stages.evaluation.metrics import PRESETS, SEG_METRICS, SegCounts, find_background
 
-# Labelled VOC pixels per class in shares: background as measured, the other twenty alike except person (papers.md 2.2).
+# Labelled VOC pixels per class in shares: background as measured, the other twenty alike except person.
 BACKGROUND, PERSON = 0.7334, 0.049
 VOC_SHARES = [BACKGROUND] + [(1 - BACKGROUND - PERSON) / 19] * 14 + [PERSON] + [(1 - BACKGROUND - PERSON) / 19] * 5
 

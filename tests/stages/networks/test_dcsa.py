@@ -128,7 +128,6 @@ def test_counts_of_the_module(width, count):
     ids=str,
 )
 def test_counts_of_all_modules(options, modules, count):
-    """Source: papers.md 3.8."""
     attention = collect_attention(build_on_meta(**options))
     assert len(attention) == modules
     assert sum(count_parameters(module) for module in attention) == count

@@ -1,4 +1,4 @@
-"""The classic networks under training: every kind of phase moves exactly its parts, every network exports to ONNX."""
+"""The papers' networks: every kind of phase moves exactly its parts, and ONNX computes what they compute."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ import torch
 
 from data_cache.sample import Batch
 from stages.networks import build_network, segmentation_only, strip_depth
+from stages.networks.parts import SEG_BRANCH
 from stages.training.loop import train_phase
 from stages.training.losses import LossSettings
 from stages.training.optimisation import OptimSettings
+from stages.training.schedule import Phase
 from stages.training.schedules import DEPTH, JOINT, SEG
 
 NUM_CLASSES = 3
 VGG = {"encoder_weights": "none", "width": 4, "fc_width": 8}
+RESNET10 = {"encoder": "tu-resnet10t", "encoder_weights": "none"}
+ATROUS = {"width": 8, "low_level_width": 4, **RESNET10}
+DCSA = {"reduction": 8, "output_stride": 16, **RESNET10}
 CASES = {
     "fcn32s": ("fcn32s", VGG),
     "fcn16s": ("fcn16s", VGG),
@@ -29,13 +34,28 @@ CASES = {
     "pspnet": ("pspnet", {"encoder": "resnet18", "encoder_weights": "none", "decoder_channels": 8, "aux": True}),
     "unet-classic": ("unet-classic", {"width": 4}),
     "unet-valid": ("unet-valid", {"width": 2}),
+    "deeplabv3plus": ("deeplabv3plus", ATROUS),
+    "mff": ("deeplabv3plus-mff", ATROUS),
+    "mff-shared": ("deeplabv3plus-mff", {**ATROUS, "share_aspp": True}),
+    "mff-1x1": ("deeplabv3plus-mff", {**ATROUS, "dilated": False}),
+    "mff-xception": ("deeplabv3plus-mff", {**ATROUS, "encoder": "tu-xception41"}),
+    "bisenet": ("bisenet", {"width": 16, **RESNET10}),
+    "bisenet-mff": ("bisenet-mff", {"width": 16, **RESNET10}),
+    "dcsa": ("dcsa-resnet", DCSA),
+    "dcsa-modulated": ("dcsa-resnet", {**DCSA, "modulated": True}),
+    "dcsa-unet": ("dcsa-resnet", {**DCSA, "decoder": "unet", "decoder_channels": [8, 8, 8, 4, 4]}),
 }
+EXPORTED = [case for case in CASES if case not in ("mff-shared", "mff-1x1", "dcsa-unet")]
+"""Those with an operation that no other has; an export takes seconds."""
+
+SEG_WITHOUT_ENCODER = Phase("seg", trains=SEG_BRANCH, focal=1.0)
+
 pytestmark = pytest.mark.filterwarnings("ignore:PSPNet's pyramid")
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+@pytest.fixture(params=CASES)
 def network(request):
-    name, options = request.param
+    name, options = CASES[request.param]
     torch.manual_seed(0)
     return build_network(name, NUM_CLASSES, **options)
 
@@ -52,7 +72,7 @@ def draw_batches(first_step: int):
         )
 
 
-@pytest.mark.parametrize("phase", [SEG, DEPTH, JOINT], ids=str)
+@pytest.mark.parametrize("phase", [SEG, DEPTH, JOINT, SEG_WITHOUT_ENCODER], ids=lambda phase: str(phase.trains))
 def test_one_step_moves_exactly_the_parts_of_the_phase(network, phase):
     before = {part: [p.clone() for p in module.state_dict().values()] for part, module in network.parts().items()}
     train_phase(
@@ -68,20 +88,22 @@ def test_one_step_moves_exactly_the_parts_of_the_phase(network, phase):
     )
     for part, module in network.parts().items():
         same = [torch.equal(old, new) for old, new in zip(before[part], module.state_dict().values(), strict=True)]
-        learns = any(True for _ in module.parameters())  # frozen deconvolutions have none
+        learns = any(True for _ in module.parameters())  # frozen deconvolutions have none, nor has DCSA's decoder
         assert all(same) != (part in phase.trains and learns), part
 
 
+@pytest.mark.parametrize("network", EXPORTED, indirect=True)
 def test_onnx_computes_the_same_at_the_traced_size(network, tmp_path):
     """Also at a size that no stride divides."""
     size = (70, 101)
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
     module = segmentation_only(strip_depth(network)).eval()
-    with torch.no_grad():  # scores of a fresh FCN are practically 0 and would agree whatever they are made of
-        for weight in module.network.seg_decoder.parameters():
-            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
-        for weight in module.network.seg_head.parameters():
-            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
+    torch.manual_seed(2)
+    with torch.no_grad():
+        # What is practically 0 in a fresh network, FCN's scores and DCSA's offsets, would agree whatever it is made of.
+        for name, weight in module.network.named_parameters():
+            if "offsets" in name or not name.startswith("encoder."):
+                weight.add_(0.05 * torch.randn(weight.shape))
         expected = module(images).numpy()
     file = tmp_path / "model.onnx"
     torch.onnx.export(module, (images,), file, dynamo=True, verbose=False)
