@@ -31,13 +31,19 @@ def fits(value: Any, wanted: Any) -> bool:
 
 
 def describe(wanted: Any) -> str:
-    """Return an annotation in words."""
+    """Return an annotation in words that fit behind "must be"."""
     origin, arguments = get_origin(wanted), get_args(wanted)
     if origin in (Union, UnionType):
         return " or ".join(describe(argument) for argument in arguments if argument is not NoneType)
     if origin is Literal:
         return "one of " + ", ".join(map(repr, arguments))
     if origin in (Sequence, list, tuple):
-        return f"a list of {describe(arguments[0])}s"
-    words = {str: "text", int: "whole number", float: "number", bool: "truth value (true or false)"}
-    return words.get(wanted, "table" if origin is Mapping else str(wanted))
+        return f"a list of {_name(arguments[0])}s"
+    if origin is Mapping:
+        return "a table"
+    return "text" if wanted is str else f"a {_name(wanted)}"
+
+
+def _name(wanted: Any) -> str:
+    names = {str: "text", int: "whole number", float: "number", bool: "truth value (true or false)"}
+    return names.get(wanted, str(wanted))

@@ -320,11 +320,11 @@ def test_a_decoder_copy_fits_except_for_the_declared_names(network):
     ("options", "message"),
     [
         ({"encoder": 5}, "encoder must be text, found 5"),
-        ({"encoder_depth": "deep"}, "encoder_depth must be whole number, found 'deep'"),
-        ({"encoder_depth": True}, "encoder_depth must be whole number"),
-        ({"decoder_channels": "wide"}, "decoder_channels must be whole number or a list of whole numbers"),
-        ({"with_depth": "no"}, "with_depth must be truth value"),
-        ({"encoder": 5, "output_stride": 1.5}, "encoder must .*; output_stride must be whole number"),
+        ({"encoder_depth": "deep"}, "encoder_depth must be a whole number, found 'deep'"),
+        ({"encoder_depth": True}, "encoder_depth must be a whole number"),
+        ({"decoder_channels": "wide"}, "decoder_channels must be a whole number or a list of whole numbers"),
+        ({"with_depth": "no"}, "with_depth must be a truth value"),
+        ({"encoder": 5, "output_stride": 1.5}, "encoder must .*; output_stride must be a whole number"),
     ],
     ids=str,
 )
