@@ -30,11 +30,12 @@ Rows = list[tuple[str, RunConfig]]
 def rows_of(config: RunConfig, table: str | None, seeds: tuple[int, ...] | None) -> Rows:
     """Return the rows of a table, or the one row that the recipe itself is, with transfer modes spelled out.
 
-    Where no seeds are given, they are the table's own, and where it has none, the recipe's one.
+    Where no seeds are given, it is the one that the recipe or an override names, else they are the table's own.
     """
     if table is not None:
         found = find_table(table)
-        rows = table_rows(found, config, seeds or found.seeds or (config.seed,))
+        own = None if "seed" in config.model_fields_set else found.seeds  # set, be it to 0: asked for
+        rows = table_rows(found, config, seeds or own or (config.seed,))
     else:
         name = config.build_schedule().name
         rows = [(name, config.changed({"seed": seed})) for seed in seeds or (config.seed,)]

@@ -47,7 +47,7 @@ class TableSpec:
     compared_metrics: tuple[str, ...] = (HEADLINE,)
     """Whose differences to the baseline they read, too: the headline's, and what the paper makes a claim of."""
     seeds: tuple[int, ...] | None = None
-    """Seeds it is trained with unless others are asked for; None is the recipe's one."""
+    """Seeds it is trained with where neither recipe nor command names any; None is the usual one."""
 
     @property
     def order(self) -> list[str]:

@@ -59,11 +59,19 @@ def test_seeds_share_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "seeds", "trained"),
-    [("fcn8s", None, {0, 1, 2}), ("fcn8s", (5,), {5}), ("mff", None, {7}), (None, None, {7})],
+    ("table", "seed", "seeds", "trained"),
+    [
+        ("fcn8s", None, None, {0, 1, 2}),
+        ("fcn8s", 0, None, {0}),
+        ("fcn8s", None, (5,), {5}),
+        ("fcn8s", 7, (5,), {5}),
+        ("mff", None, None, {0}),
+        ("mff", 7, None, {7}),
+        (None, 7, None, {7}),
+    ],
 )
-def test_seeds_not_asked_for_are_those_of_the_table_or_the_recipe(table, seeds, trained) -> None:
-    rows = rows_of(load_config("scenes-small", {"seed": 7}), table, seeds)
+def test_seeds_not_asked_for_are_those_of_the_table_or_the_recipe(table, seed, seeds, trained) -> None:
+    rows = rows_of(load_config("scenes-small", {"seed": seed}), table, seeds)
     assert {config.seed for _, config in rows} == trained
 
 
