@@ -119,6 +119,8 @@ def headlines(proof: dict[str, Any]) -> list[tuple[str, str]]:
     for name, facts in proof["formats"].items():
         for size in facts["sizes"]:
             difference = f"max difference {size['max_abs_difference']:.2g}"
+            if beyond := size.get("share_beyond_tolerance", 0.0):  # exports made before it was allowed do not say it
+                difference += f" ({beyond:.2%} of logits beyond the tolerance)"
             agreement = f"same class on {size['argmax_agreement']:.4%} of pixels"
             batch = f", batch of {size['batch']}" if size["batch"] > 1 else ""
             rows.append((f"{name} at {size['height']}x{size['width']}{batch}", f"{difference}, {agreement}"))

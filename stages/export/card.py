@@ -164,5 +164,7 @@ def _render_proof(proof: Mapping[str, Any]) -> str:
     for name, facts in proof["formats"].items():
         worst = max(case["max_abs_difference"] for case in facts["sizes"])
         agreement = min(case["argmax_agreement"] for case in facts["sizes"])
-        lines += ["", f"`{name}`: logits within {worst:.2g}, {agreement:.3%} of pixels keep their class."]
+        beyond = max(case["share_beyond_tolerance"] for case in facts["sizes"])
+        moved = f" ({beyond:.2%} of them beyond the tolerance, moved by rounding)" if beyond else ""
+        lines += ["", f"`{name}`: logits within {worst:.2g}{moved}, {agreement:.3%} of pixels keep their class."]
     return "\n".join(lines)

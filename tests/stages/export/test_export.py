@@ -266,6 +266,7 @@ def test_only_where_rounding_decides_may_some_logits_be_far_off(tmp_path, monkey
         report = export(network, tmp_path / "out", formats=("onnx",))
         beyond = json.loads((report.out / "proof.json").read_text())["formats"]["onnx"]["sizes"][0]
         assert beyond["share_beyond_tolerance"] == pytest.approx(moved, rel=0.1)
+        assert "(1.00% of them beyond the tolerance, moved by rounding)" in (report.out / "README.md").read_text()
     else:
         with pytest.raises(UserError, match="answers differently: onnx"):
             export(network, tmp_path / "out", formats=("onnx",))
