@@ -53,18 +53,18 @@ def check_tiling(tile: int, margin: int, network: object = None) -> None:
     """Refuse sizes that would shift features against the whole image.
 
     Raises:
-        UserError: tile or margin is no multiple of the network's grid; the message computes the nearest ones.
+        UserError: tile or margin is too small or no multiple of the network's grid; the message computes the nearest.
     """
-    grid, any_margin = _get_grid_px(network), _get_border_px(network) > 0
-    for what, value, least in (("tile", tile, max(SMALLEST_TILE_PX, grid)), ("margin", margin, 0)):
-        aligned = value % grid == 0 or (what == "margin" and any_margin)
-        if value < least or not aligned:
+    grid = _get_grid_px(network)
+    margin_step = 1 if _get_border_px(network) else grid  # what a network eats is cut by the pixel
+    for what, value, least, step in (
+        ("tile", tile, max(SMALLEST_TILE_PX, grid), grid),
+        ("margin", margin, 0, margin_step),
+    ):
+        if value < least or value % step:
             below = max(least, value // grid * grid)
-            nearest = f"{below} or {below + grid}"
-            rule = (
-                f"at least {least}" if any_margin and what == "margin" else f"a multiple of {grid} and at least {least}"
-            )
-            raise UserError(f"--{what} {value} must be {rule}; use {nearest}")
+            rule = f"at least {least}" if step == 1 else f"a multiple of {step} and at least {least}"
+            raise UserError(f"--{what} {value} must be {rule}; use {below} or {below + grid}")
 
 
 @torch.no_grad()
