@@ -641,7 +641,7 @@ def _run(arguments: list[str]) -> int:
     except (RuntimeError, MemoryError) as problem:
         if not is_out_of_memory(problem):
             raise
-        reason = str(problem).partition("\n")[0]
+        reason = str(problem).partition("\n")[0] or type(problem).__name__  # Python's own MemoryError says nothing
         console.fail(f"the device is out of memory ({reason}); lower --batch-size or --set data.crop=[height,width]")
         return 2
 
