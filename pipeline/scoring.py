@@ -25,12 +25,10 @@ from pipeline.session import Result, Session
 from stages.evaluation.evaluate import Evaluation, OnPredictions, evaluate
 from stages.evaluation.panels import PanelCollector, write_panels
 from stages.evaluation.predict import PredictionWriter, Segmenter, invert_raw_ids, predict_files
-from stages.evaluation.tiling import TiledNetwork
+from stages.evaluation.tiling import DEFAULT_MARGIN_PX, TiledNetwork
 from stages.networks import count_parameters
 from stages.networks.interface import Normalisation
 from stages.training.checkpoint import load_weights
-
-DEFAULT_MARGIN_PX = 64
 
 
 def score_run(run: PlannedRun, session: Session, folder: Path, device: torch.device) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from data_cache.sample import IGNORE_INDEX, Batch
 from stages.evaluation.colour import PAPER, RGB, colour_labels
 from stages.evaluation.evaluate import Precision, evaluation_mode, predict_labels, run_network
 from stages.evaluation.panels import write_png
-from stages.evaluation.tiling import TiledNetwork, check_tiling
+from stages.evaluation.tiling import DEFAULT_MARGIN_PX, TiledNetwork, check_tiling
 from stages.networks.interface import Normalisation
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"})
@@ -39,7 +39,7 @@ class Segmenter:
     """(height, width) every picture is resized to for the network; None keeps its own."""
     tile: int | None = None
     """Side of the tiles a larger picture is cut into; None labels it whole."""
-    margin: int = 64
+    margin: int = DEFAULT_MARGIN_PX
     """Pixels around each tile that the network sees too."""
 
     def __post_init__(self) -> None:

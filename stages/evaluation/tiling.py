@@ -24,6 +24,7 @@ GRID_PX = 32
 Networks with another stride say so in ``tile_grid_px``.
 """
 SMALLEST_TILE_PX = 64
+DEFAULT_MARGIN_PX = 64
 
 
 class TiledNetwork(nn.Module):

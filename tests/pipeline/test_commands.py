@@ -328,3 +328,20 @@ def test_a_transfer_mode_shows_in_the_plan(call: Call, tmp_path: Path) -> None:
     assert "encoder (rate x0.1) seg-decoder" in shown
     (phase,) = call("plan", *words, "--transfer", "feature-extractor").json["phases"]
     assert phase["trains"] == ["seg-decoder", "seg-head"] and "encoder" in phase["frozen"]
+
+
+def test_help_tells_what_the_commands_take_when_nothing_is_said(call: Call) -> None:
+    """Written by hand there, because help imports nothing that would know."""
+    from pipeline.advise import SIZES, SMALL_DATASET, TARGETS
+    from pipeline.tables import TABLES
+    from stages.evaluation.tiling import DEFAULT_MARGIN_PX
+
+    def read_help(command: str) -> str:
+        return " ".join(call(command, "--help", as_json=False).stdout.split())
+
+    assert all(f"[default: ({DEFAULT_MARGIN_PX})]" in read_help(command) for command in ("predict", "evaluate"))
+    told = read_help("advise")
+    assert f"(default {SMALL_DATASET};" in told
+    assert all(name in told for name in (*SIZES, *TARGETS))
+    own_seeds = {name: table.seeds for name, table in TABLES.items() if table.seeds}
+    assert own_seeds == {"fcn8s": (0, 1, 2)} and "for fcn8s 0,1,2" in read_help("table")

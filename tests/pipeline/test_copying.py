@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from data_cache.errors import UserError
 from pipeline.config import RunConfig, load_config
 from pipeline.copying import COPYABLE_FORMS, choose_copyable_forms
 from pipeline.tables import TABLES, table_rows
-from stages.networks import NETWORKS
+from stages.networks import NETWORKS, build_without_weights
+from stages.training.schedule import Part
+from stages.training.transfer import plan_copy
 
 SCHEDULES = TABLES["schedules"]
 
@@ -24,6 +28,16 @@ def test_all_rows_of_a_table_that_copies_get_one_form(network):
     (form,) = {tuple((key, config.network.options[key]) for key in COPYABLE_FORMS[network]) for _, config in rows}
     assert dict(form) == COPYABLE_FORMS[network]
     assert len(told) == 1 and told[0].startswith(f"{network}: ")
+
+
+@pytest.mark.parametrize("network", COPYABLE_FORMS)
+def test_the_form_is_what_the_network_itself_names_as_remedy(network):
+    (option, value), *more = COPYABLE_FORMS[network].items()
+    with torch.device("meta"):
+        plain, copyable = (build_without_weights(network, 3, **options) for options in ({}, {option: value}))
+    with pytest.raises(UserError, match=f'set {option} = "{value}", or'):
+        plan_copy(plain, Part.SEG_DECODER, Part.DEPTH_DECODER)
+    assert plan_copy(copyable, Part.SEG_DECODER, Part.DEPTH_DECODER).copied and not more
 
 
 @pytest.mark.parametrize("network", sorted(set(NETWORKS) - set(COPYABLE_FORMS)))
