@@ -18,8 +18,8 @@ from typing import Any
 from data_cache.errors import UserError
 from data_cache.order import steps_per_epoch
 from pipeline.config import NetworkConfig, RunConfig, content_hash
-from stages.training.encoder_policy import freezes_encoder
-from stages.training.schedule import ENCODER, CopyWeights, Phase, Schedule
+from stages.training.encoder_policy import parts_to_train
+from stages.training.schedule import CopyWeights, Phase, Schedule
 
 TRAINING_VERSION = 1
 """Raised by hand when the meaning of a training changes, so that nodes trained before are no longer reused."""
@@ -158,11 +158,10 @@ def _check_phases(schedule: Schedule, config: RunConfig, facts: DataFacts) -> No
                 f"phase {phase.name!r} has {steps} steps, not more than the {training.warmup_steps} of warm-up; "
                 "train longer or set training.warmup_steps lower"
             )
-        if freezes_encoder(training.encoder_policy, phase) and not phase.trains & ~ENCODER:
-            problems.append(
-                f"phase {phase.name!r} trains only the encoder, which encoder policy {training.encoder_policy!r} "
-                "forbids; use encoder policy 'train' or 'low-lr', or drop the phase"
-            )
+        try:
+            parts_to_train(training.encoder_policy, phase)
+        except UserError as problem:
+            problems.append(str(problem))
     if problems:
         raise UserError("\n".join(problems))
 

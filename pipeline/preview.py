@@ -21,7 +21,7 @@ from pipeline.session import Result, Session
 from pipeline.tables import find_table, table_rows
 from pipeline.transfer import apply_transfer
 from stages.networks import NETWORKS
-from stages.training.encoder_policy import find_encoder_lr_factor, freezes_encoder
+from stages.training.encoder_policy import find_encoder_lr_factor, freezes_encoder, parts_to_train
 from stages.training.schedule import ENCODER, EVERYTHING, CopyWeights, Part
 
 Rows = list[tuple[str, RunConfig]]
@@ -100,7 +100,7 @@ def _find_network(node: Node, session: Session) -> NetworkFacts:
 def _describe(node: Node, session: Session, network: NetworkFacts) -> dict[str, Any]:
     parts = network.parts
     policy = node.config.training.encoder_policy
-    trains = node.phase.trains & ~ENCODER if freezes_encoder(policy, node.phase) else node.phase.trains
+    trains = parts_to_train(policy, node.phase)
     return {
         "name": node.phase.name,
         "key": node.folder,

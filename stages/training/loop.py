@@ -14,11 +14,12 @@ from data_cache.errors import UserError
 from data_cache.sample import Batch
 from stages.networks.interface import Network
 from stages.training.checkpoint import read_checkpoint, write_checkpoint
+from stages.training.encoder_policy import parts_to_train
 from stages.training.freezing import TrainingScope, as_module, training_parts
 from stages.training.interruption import Interrupted, StopFlag, stop_on_signals, worker_deaths_unheard
 from stages.training.losses import LossSettings
 from stages.training.metrics_log import MetricsLog, StepReport
-from stages.training.optimisation import OptimSettings, parts_to_train
+from stages.training.optimisation import OptimSettings
 from stages.training.precision import Precision, resolve_precision
 from stages.training.schedule import Phase
 from stages.training.trainer import Engine, PhaseTrainer
@@ -104,7 +105,7 @@ def train_phase(
     module = as_module(network).to(device)
     if channels_last:
         module.to(memory_format=torch.channels_last)
-    with training_parts(network, parts_to_train(phase, optim)) as scope:
+    with training_parts(network, parts_to_train(optim.encoder_policy, phase)) as scope:
         trainer = PhaseTrainer(
             network, phase, total_steps=total_steps, seed=seed, optim=optim, losses=losses, engine=engine
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data_cache.errors import UserError, nearest, unknown_name
 from stages.networks.interface import Network
 from stages.networks.parts import ENCODER, NAMED_PARTS, Part
-from stages.training.encoder_policy import EncoderPolicy, find_encoder_lr_factor, freezes_encoder
+from stages.training.encoder_policy import EncoderPolicy, find_encoder_lr_factor, parts_to_train
 from stages.training.schedule import Phase
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -84,22 +84,6 @@ class OptimSettings:
                 )
         if problems:
             raise UserError("; ".join(problems))
-
-
-def parts_to_train(phase: Phase, settings: OptimSettings) -> Part:
-    """Return the parts a phase really trains under the encoder policy.
-
-    Raises:
-        UserError: the policy leaves nothing to train.
-    """
-    if not freezes_encoder(settings.encoder_policy, phase):
-        return phase.trains
-    if not phase.trains & ~ENCODER:
-        raise UserError(
-            f"phase {phase.name!r} trains only the encoder, which encoder policy {settings.encoder_policy!r} forbids; "
-            "use encoder policy 'train' or 'low-lr', or drop the phase"
-        )
-    return phase.trains & ~ENCODER
 
 
 def compute_lr_factors(phase: Phase, settings: OptimSettings) -> dict[Part, float]:
@@ -260,7 +244,7 @@ def _group_parts(
     network: Network, phase: Phase, settings: OptimSettings, named: dict[str, nn.Parameter]
 ) -> Iterator[dict]:
     """Yield one parameter group per trained part and weight decay; fills ``named`` with what it grouped."""
-    trains = parts_to_train(phase, settings)
+    trains = parts_to_train(settings.encoder_policy, phase)
     factors = compute_lr_factors(phase, settings)
     for part, module in network.parts().items():
         if part not in trains:

@@ -16,10 +16,11 @@ from data_cache.sample import IGNORE_INDEX, Batch
 from stages.networks.interface import Network
 from stages.training.balance import LossBalance
 from stages.training.checkpoint import load_tensors
+from stages.training.encoder_policy import parts_to_train
 from stages.training.freezing import as_module
 from stages.training.losses import LossSettings, compute_terms
 from stages.training.metrics_log import StepReport
-from stages.training.optimisation import MovingAverage, OptimSettings, PhaseOptimiser, parts_to_train
+from stages.training.optimisation import MovingAverage, OptimSettings, PhaseOptimiser
 from stages.training.schedule import Phase
 
 
@@ -62,7 +63,7 @@ class PhaseTrainer:
         self._forward = _compiled(network, engine.device) if engine.compile else network
         self._balance = LossBalance(phase, losses, network.aux_weight, engine.device)
         self._optimiser = PhaseOptimiser(network, phase, optim, total_steps, self._balance)
-        trained = parts_to_train(phase, optim)
+        trained = parts_to_train(optim.encoder_policy, phase)
         self._average = None if optim.ema_decay is None else MovingAverage(network, trained, optim.ema_decay)
 
     def train_step(self, step: int, batch: Batch) -> StepReport:

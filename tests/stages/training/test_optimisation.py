@@ -9,6 +9,7 @@ from toy_network import build_toy
 from data_cache.errors import UserError
 from stages.networks.parts import DEPTH_BRANCH, ENCODER, EVERYTHING, SEG_BRANCH, Part
 from stages.training.balance import LossBalance
+from stages.training.encoder_policy import parts_to_train
 from stages.training.freezing import training_parts
 from stages.training.losses import LossSettings
 from stages.training.optimisation import (
@@ -17,7 +18,6 @@ from stages.training.optimisation import (
     PhaseOptimiser,
     compute_lr,
     compute_lr_factors,
-    parts_to_train,
 )
 from stages.training.schedule import Phase
 from stages.training.schedules import DEPTH, JOINT, SEG
@@ -79,14 +79,13 @@ def test_warmup_longer_than_the_phase_is_explained(steps):
     ],
 )
 def test_encoder_policy_acts_on_phases_with_a_single_loss(policy, phase, trains, encoder_factor):
-    settings = OptimSettings(encoder_policy=policy)
-    assert parts_to_train(phase, settings) == trains
-    assert compute_lr_factors(phase, settings)[ENCODER] == pytest.approx(encoder_factor)
+    assert parts_to_train(policy, phase) == trains
+    assert compute_lr_factors(phase, OptimSettings(encoder_policy=policy))[ENCODER] == pytest.approx(encoder_factor)
 
 
 def test_policy_that_leaves_nothing_to_train_is_explained():
     with pytest.raises(UserError, match="trains only the encoder, which encoder policy 'freeze' forbids"):
-        parts_to_train(Phase("warm", trains=ENCODER, focal=1.0), OptimSettings(encoder_policy="freeze"))
+        parts_to_train("freeze", Phase("warm", trains=ENCODER, focal=1.0))
 
 
 def test_narrower_factor_holds_whatever_the_order():
