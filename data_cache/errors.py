@@ -26,7 +26,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether an exception says that memory ran out; torch has an own class for GPUs only, and text for the CPU."""
+    """Whether an exception says that memory ran out; torch has a class for GPUs only, and for the CPU a text."""
     return (
         isinstance(problem, MemoryError)
         or type(problem).__name__ == "OutOfMemoryError"

@@ -642,7 +642,10 @@ def _run(arguments: list[str]) -> int:
         if not is_out_of_memory(problem):
             raise
         reason = str(problem).partition("\n")[0] or type(problem).__name__  # Python's own MemoryError says nothing
-        console.fail(f"the device is out of memory ({reason}); lower --batch-size or --set data.crop=[height,width]")
+        console.fail(
+            f"the device is out of memory ({reason}); for training lower --batch-size or --set "
+            "data.crop=[height,width], for evaluation and prediction use --tile 512 or a smaller one"
+        )
         return 2
 
 

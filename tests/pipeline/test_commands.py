@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 Call = Callable[..., Any]
@@ -286,7 +287,6 @@ def test_a_full_disk_is_one_message_and_keeps_what_was_done(call: Call, monkeypa
 def test_nothing_is_trained_before_all_is_known_to_work(
     call: Call, tmp_path: Path, command: str, words: list[str], message: str
 ) -> None:
-    import torch
     from safetensors.torch import save_file
 
     save_file({"first.weight": torch.ones(2)}, other := tmp_path / "other.safetensors")
@@ -345,3 +345,18 @@ def test_help_tells_what_the_commands_take_when_nothing_is_said(call: Call) -> N
     assert all(name in told for name in (*SIZES, *TARGETS))
     own_seeds = {name: table.seeds for name, table in TABLES.items() if table.seeds}
     assert own_seeds == {"fcn8s": (0, 1, 2)} and "for fcn8s 0,1,2" in read_help("table")
+
+
+@pytest.mark.parametrize(
+    ("exhaust", "reason"),
+    [
+        (lambda: bytearray(1 << 62), "(MemoryError)"),
+        (lambda: torch.empty(1 << 60), "DefaultCPUAllocator: "),
+    ],
+    ids=["Python", "torch"],
+)
+def test_running_out_of_memory_is_one_message(call: Call, monkeypatch: pytest.MonkeyPatch, exhaust, reason) -> None:
+    monkeypatch.setattr("pipeline.listing.list_recipes", exhaust)
+    answer = call("recipes")
+    assert answer.status == 2 and reason in answer.json["error"]
+    assert "lower --batch-size" in answer.json["error"] and "--tile 512" in answer.json["error"]
