@@ -9,7 +9,7 @@ from data_cache.errors import UserError
 from pipeline.config import NetworkConfig, content_hash
 from pipeline.plan import describe_network
 from pipeline.workspace import Workspace, read_json, write_json
-from stages.training.schedule import CopyWeights
+from stages.training.schedule import CopyWeights, Part
 
 _LAYOUT = 2
 """Of the files in the work directory; raised when they say something else."""
@@ -73,7 +73,6 @@ def _build_and_look(network: NetworkConfig, num_classes: int) -> dict[str, Any]:
 
 
 def _try_copies(network: Any) -> dict[str, dict[str, Any]]:
-    from stages.training.schedule import Part
     from stages.training.transfer import plan_copy
 
     tried: dict[str, dict[str, Any]] = {}
