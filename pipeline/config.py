@@ -337,8 +337,8 @@ def load_config(recipe: str, overrides: Mapping[str, Any] | None = None, assignm
     if wanted.get("data.dataset", data.get("dataset")) != data.get("dataset"):
         data.pop("options", None)  # they were meant for the dataset that the recipe names
     for changes in tree.get("row_changes", {}).values():
-        for key in wanted:
-            changes.pop(key, None)  # what is asked for now holds for every row
+        for name in [name for name in changes if any(f"{name}.".startswith(f"{key}.") for key in wanted)]:
+            del changes[name]  # what is asked for now, a key or its whole section, holds for every row
     for key, value in (*given.items(), *assigned):
         _assign(tree, key, value)
     return _validated(tree, what)

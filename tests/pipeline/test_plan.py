@@ -35,6 +35,11 @@ def test_what_a_recipe_changes_for_a_row_holds_until_something_else_is_asked_for
     assert {config.training.lr for _, config in rows} == {3e-4}
 
 
+def test_a_section_asked_for_as_a_whole_holds_for_every_row() -> None:
+    config = load_config("scenes-small", assignments=["training={lr=0.5, epochs=1}"])
+    assert {config.training.lr for _, config in table_rows(TABLES["fcn8s"], config, (0,))} == {0.5}
+
+
 def test_a_mistake_in_a_rows_changes_names_the_row() -> None:
     config = load_config("demo", {"row_changes": {"mff-exit": {"training.lrr": 0.1}}})
     with pytest.raises(UserError, match=r"(?s)table row 'mff-exit':.*'training.lrr' .did you mean 'lr'"):
