@@ -77,7 +77,7 @@ SMALLEST_PX = 64  # what every network promises to take
 PSPNET_FROM_PX = 500
 
 COSTS_FILE = "backbones.json"
-"""In the work directory: the measurements, so that a second call answers at once."""
+"""In the work directory: the measurements, so that a second call does not measure."""
 
 NETWORKS_FOR = (
     ("easy ones", "fcn8s: the lecture calls it light, but it has 134 million weights, unet on resnet18 14 million"),
@@ -158,7 +158,8 @@ def give_advice(
     chosen = TARGETS[target]
     costs = _read_or_measure(session, remeasure=remeasure)
     command = (
-        f"pipeline run --transfer {transfer.mode} --network unet --encoder {chosen.encoders[0]} "
+        "pipeline run --recipe camvid --dataset folder --data-root DIR "
+        f"--transfer {transfer.mode} --network unet --encoder {chosen.encoders[0]} "
         f"--set network.encoder_weights=imagenet --set data.crop=[{side_px},{side_px}]"
     )
     facts = {

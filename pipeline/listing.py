@@ -86,16 +86,13 @@ def list_networks() -> Result:
     from stages.networks import NETWORKS
 
     facts = [_describe_network(name) for name in NETWORKS]
-    columns = ["name", "paper", "parameters", "with depth", "copied", "options"]
-    rows = [
-        [
-            fact["name"], fact["paper"], fact["parameters"], fact["parameters_with_depth"], fact["copied"],
-            ", ".join(fact["options"]),
-        ]
-        for fact in facts
-    ]  # fmt: skip
+    columns = ["name", "paper", "what", "parameters", "with depth", "copied"]
+    keys = ("name", "paper", "summary", "parameters", "parameters_with_depth", "copied")
+    rows = [[fact[key] for key in keys] for fact in facts]
+    options = [[fact["name"], ", ".join(fact["options"])] for fact in facts]
     title = f"Networks (parameters for {LISTED_CLASSES} classes; tensors that a copy carries from decoder to decoder)"
-    return Result({"networks": facts}, plain_table(title, columns, rows))
+    tables = (plain_table(title, columns, rows), Text(), plain_table("Their options", ["name", "options"], options))
+    return Result({"networks": facts}, Group(*tables))
 
 
 def _describe_network(name: str) -> dict[str, Any]:

@@ -116,7 +116,8 @@ def _predict_one(
         if not is_out_of_memory(problem):
             raise
         height, width = image.shape[:2]
-        remedy = "use --tile 512" if segmenter.tile is None else f"use a --tile below {segmenter.tile}"
+        smaller = f"a smaller --tile or --margin (now {segmenter.tile} and {segmenter.margin})"
+        remedy = f"use {'--tile 512' if segmenter.tile is None else smaller}"
         raise UserError(f"{file} ({width} x {height}) does not fit into memory; {remedy}") from problem
     written = [out / "labels" / f"{name}.png", out / "overlays" / f"{name}.png"]
     write_labels(labels, written[0], palette)

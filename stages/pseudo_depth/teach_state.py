@@ -44,7 +44,7 @@ def check_out_folder(folder: Path, task: Mapping[str, Any]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / UNFINISHED / "state.json"
-    begun = [_read_json(state)["task"]] if state.is_file() else []
+    begun = [_read_json(state).get("task", {})] if state.is_file() else []
     begun += [_read_json(folder / RECORD)] if (folder / RECORD).is_file() else []  # stopped while it was published
     if not begun and any(path.name != UNFINISHED for path in folder.iterdir()):
         raise UserError(f"{folder} is not empty and no stopped teaching; choose another --out")

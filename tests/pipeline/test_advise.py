@@ -10,8 +10,10 @@ import pytest
 from data_cache.errors import UserError
 from pipeline import advise
 from pipeline.advise import TARGETS, parse_input_size, recommend_transfer, warn_of_size
+from pipeline.cli import RECIPE_FLAGS
 from pipeline.config import TransferMode, load_config
 from pipeline.tables import BACKBONES
+from pipeline.transfer import apply_transfer
 from stages.networks.encoders import check_encoder_name
 
 
@@ -95,9 +97,12 @@ def test_advice_by_command(call):
 
 def test_the_command_it_gives_is_a_recipe_that_holds(call):
     words = call("advise", "--images", 5000, "--similarity", "similar").json["command"].split()
-    assert (words[2], words[4], words[6], words[8]) == ("--transfer", "--network", "--encoder", "--set")
-    flags = {"training.transfer": words[3], "network.name": words[5], "network.encoder": words[7]}
-    config = load_config("demo", flags, [words[9], words[11]])
+    flags = dict(zip(words[2:-4:2], words[3:-4:2], strict=True))
+    overrides = {
+        RECIPE_FLAGS[flag.strip("-").replace("-", "_")]: value for flag, value in flags.items() if flag != "--recipe"
+    }
+    config = load_config(flags["--recipe"], overrides, [words[-3], words[-1]])
+    assert apply_transfer(config).network.options["encoder_weights"] == "imagenet"
     assert (config.training.transfer, config.data.crop) == ("fine-tune", (400, 400))
 
 

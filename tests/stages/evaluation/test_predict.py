@@ -84,7 +84,10 @@ def test_unreadable_pictures_are_named_after_the_others_are_done(tmp_path):
     assert [path.name for path in (tmp_path / "out/labels").iterdir()] == ["fine.png"]
 
 
-@pytest.mark.parametrize(("options", "remedy"), [({}, "--tile 512"), ({"tile": 64, "margin": 0}, "a --tile below 64")])
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [({}, "--tile 512"), ({"tile": 64, "margin": 0}, r"a smaller --tile or --margin \(now 64 and 0\)")],
+)
 def test_a_picture_beyond_memory_is_named_with_what_helps(tmp_path, options, remedy):
     def greedy(images, *, seg=True, depth=True):
         return Outputs(torch.empty(1 << 60, device=images.device), None)
