@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ class Failure(NamedTuple):
 _DepthPair = tuple[Tensor, Tensor] | tuple[None, None]
 
 
-class Samples(Dataset):
+class Samples(Dataset, ABC):
     """Reads single samples; what is wrong with an image is returned, not raised, since it may be a worker's."""
 
     def __init__(self, source: Source, normalisation: Normalisation, with_depth: bool) -> None:
@@ -66,8 +67,9 @@ class Samples(Dataset):
         except UserError as error:
             return Failure(str(error))
 
+    @abstractmethod
     def _build(self, key: Any) -> Sample:
-        raise NotImplementedError
+        """Read and prepare the sample of a key; UserError says what is wrong with it."""
 
     def _read_depth(
         self, index: int, image_size: Size, geometry: Geometry

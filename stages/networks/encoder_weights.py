@@ -221,7 +221,7 @@ def _describe_mismatch(
         f"  the encoder has, the file lacks ({len(missing)}): {_shorten(missing)}",
         f"  the file has, the encoder lacks ({len(extra)}): {_shorten(extra)}",
         f"  of another shape ({len(shapes)}): {_shorten(shapes)}",
-        f"give the file of {name!r}, or set encoder to the one that the file belongs to",
+        f"give the file of {name!r}, or choose the network or encoder that the file belongs to",
     ]
     return "\n".join(lines)
 
