@@ -410,7 +410,7 @@ def teach(
     device: str,
     **flags: Any,
 ) -> None:
-    """Train a depth estimator on a dataset that brings its own depth."""
+    """Train a depth estimator on a dataset that brings ground-truth depth."""
     from pipeline.labels import teach_estimator
     from stages.pseudo_depth.teach import TeachOptions
 

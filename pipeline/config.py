@@ -75,7 +75,7 @@ class DataConfig(Section):
 
 class DepthConfig(Section):
     estimator: str = "bundled"
-    """Alias (see `pipeline estimators`), Hub id, local folder, or "dataset" for the dataset's own depth."""
+    """Alias (see `pipeline estimators`), Hub id, local folder, or "dataset" for the dataset's ground-truth depth."""
     kind: Literal["relative", "metric"] | None = None
     """What the numbers of an estimator without an alias mean; an alias knows."""
     input_size: int | None = Field(default=None, ge=28)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from data_cache.datasets.interface import SegmentationDataset
     from data_cache.depth_store import DepthStore
     from stages.pseudo_depth.estimators import DepthEstimator
-    from stages.pseudo_depth.labelling import LabelReport, OwnDepth
+    from stages.pseudo_depth.labelling import GroundTruthDepth, LabelReport
     from stages.pseudo_depth.teach import TeachOptions
 
 
@@ -115,15 +115,15 @@ def label_splits(
     return Result(facts, _describe_labels(facts))
 
 
-def _open_estimator(config: RunConfig, device: str, *, compile_model: bool) -> DepthEstimator | OwnDepth:
+def _open_estimator(config: RunConfig, device: str, *, compile_model: bool) -> DepthEstimator | GroundTruthDepth:
     from pipeline.devices import choose_device
-    from stages.pseudo_depth.aliases import OWN_DEPTH
+    from stages.pseudo_depth.aliases import GROUND_TRUTH
     from stages.pseudo_depth.estimators import load_estimator
-    from stages.pseudo_depth.labelling import OwnDepth
+    from stages.pseudo_depth.labelling import GroundTruthDepth
 
     depth = config.depth
-    if depth.estimator == OWN_DEPTH:
-        return OwnDepth()
+    if depth.estimator == GROUND_TRUTH:
+        return GroundTruthDepth()
     return load_estimator(
         depth.estimator,
         kind=DepthKind(depth.kind) if depth.kind else None,
@@ -136,7 +136,7 @@ def _open_estimator(config: RunConfig, device: str, *, compile_model: bool) -> D
 
 
 def _label_split(
-    config: RunConfig, session: Session, dataset: SegmentationDataset, estimator: DepthEstimator | OwnDepth
+    config: RunConfig, session: Session, dataset: SegmentationDataset, estimator: DepthEstimator | GroundTruthDepth
 ) -> LabelReport:
     from stages.pseudo_depth.labelling import LabelProgress, label_split
 
@@ -169,7 +169,7 @@ def _describe_labels(facts: dict[str, Any]) -> str:
 def teach_estimator(
     config: RunConfig, session: Session, init: str, out: Path, *, device: str, options: TeachOptions
 ) -> Result:
-    """Train a depth estimator on the recipe's dataset, which must bring its own depth.
+    """Train a depth estimator on the recipe's dataset, which must bring ground-truth depth.
 
     Args:
         init: name of a size (from nothing), or an estimator to adapt.

@@ -77,7 +77,7 @@ def list_estimators() -> Result:
         [str(fact[column] or "-")[:12] if column == "revision" else fact[column] for column in columns]
         for fact in facts
     ]
-    title = "Estimators (or: any Hub id or folder with --kind; `dataset` for a dataset's own depth)"
+    title = "Estimators (or: any Hub id or folder with --kind; `dataset` for a dataset's ground-truth depth)"
     return Result({"estimators": facts}, plain_table(title, columns, rows))
 
 

@@ -1,4 +1,4 @@
-"""Cityscapes: fine annotations, 34 label ids mapped to 19 train ids, own disparity as depth.
+"""Cityscapes: fine annotations, 34 label ids mapped to 19 train ids, disparity as ground-truth depth.
 
 Layout: ``leftImg8bit/<split>/<city>/…_leftImg8bit.png``, ``gtFine/…_gtFine_labelIds.png``, optional
 ``disparity/…_disparity.png`` and ``camera/…_camera.json``.
@@ -61,7 +61,7 @@ class Cityscapes(PairedFiles):
         Args:
             root: folder that holds leftImg8bit and gtFine.
             split: train, val or test.
-            metric_depth: turn disparity into metres with the files of ``camera``; otherwise own depth is disparity.
+            metric_depth: turn disparity into metres with the files of ``camera``; otherwise depth is disparity.
 
         Raises:
             UserError: for an unknown or empty split, or missing camera files.
@@ -82,7 +82,7 @@ class Cityscapes(PairedFiles):
             _entry(root, split, image, has_disparity) for image in sorted(image_folder.glob("*/*_leftImg8bit.png"))
         ]
         check_not_empty(self.name, split, entries, image_folder)
-        own_depth_kind = (DepthKind.METRIC if metric_depth else DepthKind.RELATIVE) if has_disparity else None
+        ground_truth_depth_kind = (DepthKind.METRIC if metric_depth else DepthKind.RELATIVE) if has_disparity else None
         known = {entry.mask for entry in entries}
         super().__init__(
             split,
@@ -90,13 +90,13 @@ class Cityscapes(PairedFiles):
             classes=tuple(name for _, name, _ in _CLASSES),
             palette=tuple(colour for _, _, colour in _CLASSES),
             raw_ids=LABEL_IDS,
-            own_depth_kind=own_depth_kind,
+            ground_truth_depth_kind=ground_truth_depth_kind,
             orphans=[
                 path for path in sorted((root / "gtFine" / split).glob("*/*_gtFine_labelIds.png")) if path not in known
             ],
         )
 
-    def read_own_depth(self, index: int) -> NDArray[np.float32]:
+    def read_depth(self, index: int) -> NDArray[np.float32]:
         """Return (H, W): disparity in px, or metres with ``metric_depth``; nan where the matcher found nothing.
 
         Stored p > 0 means a disparity of (p - 1) / 256; 0 is invalid.
@@ -106,7 +106,7 @@ class Cityscapes(PairedFiles):
         """
         entry = self.entries[index]
         if entry.depth is None:
-            return super().read_own_depth(index)
+            return super().read_depth(index)
         disparity = (read_png16(entry.depth) - np.float32(1.0)) / np.float32(256.0)
         if not self._metric:
             return disparity

@@ -33,7 +33,7 @@ _KINDS = {
     "colour": "masks that are RGB images instead of ids",
     "size": "masks of another size than their image",
     "ids": "masks with ids outside the table",
-    "depth": "own depth maps that cannot be read",
+    "depth": "ground-truth depth maps that cannot be read",
 }
 
 
@@ -96,9 +96,9 @@ class _SplitExamination:
         except UserError as error:
             self.note("image", image_id, str(error))
         self._look_at_labels(index, image_id, size)
-        if self.dataset.own_depth_kind is not None:
+        if self.dataset.ground_truth_depth_kind is not None:
             try:
-                self.dataset.read_own_depth(index)
+                self.dataset.read_depth(index)
             except UserError as error:
                 self.note("depth", image_id, str(error))
         return checksum
@@ -171,7 +171,7 @@ def examine(
     progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
 ) -> DoctorReport:
-    """Examine a dataset: every image, mask and own depth map is read once, one at a time.
+    """Examine a dataset: every image, mask and ground-truth depth map is read once, one at a time.
 
     Args:
         name: key of ``DATASETS``.

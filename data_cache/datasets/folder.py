@@ -80,7 +80,7 @@ class Folder(PairedFiles):
             classes=names,
             palette=colours or build_colour_map(len(names) + 1)[1:],
             raw_ids=_build_id_table(len(names), first_id, void_ids),
-            own_depth_kind=self._depth_kind if self._has_depth else None,
+            ground_truth_depth_kind=self._depth_kind if self._has_depth else None,
             orphans=orphans,
         )
 
@@ -91,7 +91,7 @@ class Folder(PairedFiles):
             return mask
         return _find_colours(mask, self._colours, self.raw_ids, self.entries[index].mask)
 
-    def read_own_depth(self, index: int) -> NDArray[np.float32]:
+    def read_depth(self, index: int) -> NDArray[np.float32]:
         """Return (h, w): inverse depth, or metres, as ``depth_kind`` says; nan = unknown (0 in a PNG).
 
         Raises:
@@ -99,7 +99,7 @@ class Folder(PairedFiles):
         """
         entry = self.entries[index]
         if entry.depth is None:
-            return super().read_own_depth(index)
+            return super().read_depth(index)
         if self._depth_kind is None:
             raise UserError(
                 f"{entry.depth.parent} holds depth but not what it means; say it with: --set data.options.depth_kind="

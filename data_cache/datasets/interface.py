@@ -50,8 +50,8 @@ class SegmentationDataset(Protocol):
         ...
 
     @property
-    def own_depth_kind(self) -> DepthKind | None:
-        """What the dataset's own depth means; None when it brings none."""
+    def ground_truth_depth_kind(self) -> DepthKind | None:
+        """What the dataset's ground-truth depth means; None when it brings none."""
         ...
 
     def __len__(self) -> int: ...
@@ -64,8 +64,8 @@ class SegmentationDataset(Protocol):
         """Return (H, W) train ids, IGNORE_INDEX where void; always of the image's size."""
         ...
 
-    def read_own_depth(self, index: int) -> NDArray[np.float32]:
-        """Return (h, w) depth in ``own_depth_kind``'s unit; nan = unknown, inf = infinitely far (metric only)."""
+    def read_depth(self, index: int) -> NDArray[np.float32]:
+        """Return (h, w) in the unit of ``ground_truth_depth_kind``; nan = unknown, inf = infinitely far (metric only)."""
         ...
 
     def checksum(self, index: int) -> str:

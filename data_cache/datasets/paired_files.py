@@ -53,7 +53,7 @@ class PairedFiles:
         classes: tuple[str, ...],
         palette: tuple[RGB, ...],
         raw_ids: Mapping[int, int],
-        own_depth_kind: DepthKind | None = None,
+        ground_truth_depth_kind: DepthKind | None = None,
         orphans: Sequence[Path] = (),
     ) -> None:
         """Hold what a dataset's own constructor found.
@@ -64,7 +64,7 @@ class PairedFiles:
             classes: names by train id.
             palette: colours by train id.
             raw_ids: id in the mask file -> train id or void.
-            own_depth_kind: what ``read_own_depth`` returns, if the dataset has depth.
+            ground_truth_depth_kind: what ``read_depth`` returns, if the dataset has depth.
             orphans: masks without an image, for the doctor to tell about.
         """
         self.split = split
@@ -72,7 +72,7 @@ class PairedFiles:
         self.classes = classes
         self.palette = palette
         self.raw_ids = dict(raw_ids)
-        self.own_depth_kind = own_depth_kind
+        self.ground_truth_depth_kind = ground_truth_depth_kind
         self.orphans = tuple(orphans)
         self.image_ids: Sequence[str] = tuple(entry.image_id for entry in self.entries)
 
@@ -115,14 +115,14 @@ class PairedFiles:
             )
         return labels
 
-    def read_own_depth(self, index: int) -> NDArray[np.float32]:
+    def read_depth(self, index: int) -> NDArray[np.float32]:
         """Return (h, w) depth; datasets that bring some override this.
 
         Raises:
             UserError: for datasets that bring none.
         """
         raise UserError(
-            f"{self.name} brings no depth of its own ({self.describe(index)}); label it with an estimator, "
+            f"{self.name} brings no ground-truth depth ({self.describe(index)}); label it with an estimator, "
             "see: pipeline estimators"
         )
 

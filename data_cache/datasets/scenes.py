@@ -52,7 +52,7 @@ class Scenes:
     raw_ids: ClassVar[Mapping[int, int]] = MappingProxyType(
         {**{index: index for index in range(len(scene_layout.CLASSES))}, IGNORE_INDEX: IGNORE_INDEX}
     )
-    own_depth_kind: ClassVar[DepthKind | None] = DepthKind.METRIC
+    ground_truth_depth_kind: ClassVar[DepthKind | None] = DepthKind.METRIC
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Scenes:
         """Return (H, W) train ids; nothing in a drawing is void."""
         return self._read("labels", index)
 
-    def read_own_depth(self, index: int) -> NDArray[np.float32]:
+    def read_depth(self, index: int) -> NDArray[np.float32]:
         """Return (H, W) metres along the optical axis through each pixel's centre; the sky is inf."""
         return self._read("depth", index)
 

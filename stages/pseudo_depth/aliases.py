@@ -10,7 +10,7 @@ from data_cache.sample import DepthKind
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 """The small teacher that comes with the package and needs no network."""
 
-OWN_DEPTH = "dataset"
+GROUND_TRUTH = "dataset"
 """Name of the estimator that is none: the depth a dataset brings along."""
 
 

@@ -22,7 +22,7 @@ from torch.nn.functional import conv2d
 
 from data_cache.errors import UserError, nearest
 from data_cache.sample import DepthKind
-from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, OWN_DEPTH, EstimatorSpec
+from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, GROUND_TRUTH, EstimatorSpec
 from stages.pseudo_depth.geometry import compute_input_size, resize_image
 from stages.pseudo_depth.model_folder import (
     Preprocessing,
@@ -154,8 +154,10 @@ def resolve_estimator(
     name: str, *, kind: DepthKind | None = None, accept_noncommercial: bool = False
 ) -> tuple[EstimatorSpec, Path]:
     """Return an estimator's description and the folder of its files, downloading a Hub id unless it is cached."""
-    if name == OWN_DEPTH:
-        raise UserError(f"{OWN_DEPTH!r} is the dataset's own depth and has no weights to open; choose an estimator")
+    if name == GROUND_TRUTH:
+        raise UserError(
+            f"{GROUND_TRUTH!r} is the dataset's ground-truth depth and has no weights to open; choose an estimator"
+        )
     if name in ESTIMATORS and kind not in (None, ESTIMATORS[name].kind):
         raise UserError(f"estimator {name!r} gives {ESTIMATORS[name].kind} depth, --kind says {kind}; drop --kind")
     if name == "bundled":
@@ -176,8 +178,8 @@ def resolve_estimator(
         )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
-            f"unknown estimator {name!r}{nearest(name, ESTIMATORS)}; possible: {', '.join(ESTIMATORS)}, {OWN_DEPTH}, "
-            "the path of an existing model folder, or a Hub id OWNER/NAME with --kind"
+            f"unknown estimator {name!r}{nearest(name, ESTIMATORS)}; possible: {', '.join(ESTIMATORS)}, "
+            f"{GROUND_TRUTH}, the path of an existing model folder, or a Hub id OWNER/NAME with --kind"
         )
     return _resolve_hub_id(name, kind)
 

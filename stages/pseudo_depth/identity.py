@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from data_cache.depth_map import Provenance
 from data_cache.sample import DepthKind
-from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, OWN_DEPTH
+from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, GROUND_TRUTH
 from stages.pseudo_depth.model_folder import describe_folder, find_weights, hash_files
 
 
@@ -50,7 +50,7 @@ def identify_estimator(
     Raises:
         UserError: a model folder is damaged or contradicts ``kind``.
     """
-    if name == OWN_DEPTH:
+    if name == GROUND_TRUTH:
         return EstimatorIdentity(name)
     folder = BUNDLED_FOLDER if name == "bundled" else Path(name).expanduser()
     dtype = None if precision == "auto" else precision

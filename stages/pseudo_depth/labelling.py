@@ -27,7 +27,7 @@ from data_cache.depth_store import DepthStore, DepthStoreWriter, store_folder
 from data_cache.errors import UserError
 from data_cache.fingerprint import check_unchanged_images, dataset_fingerprint
 from data_cache.sample import DepthKind
-from stages.pseudo_depth.aliases import OWN_DEPTH
+from stages.pseudo_depth.aliases import GROUND_TRUTH
 from stages.pseudo_depth.estimators import DepthEstimator
 
 _UNREADABLE = (UserError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -36,7 +36,7 @@ _UNREADABLE = (UserError, OSError, ValueError, SyntaxError, Image.DecompressionB
 _BATCH_PIXELS = {"cpu": 400_000, "cuda": 8_000_000}
 """Input pixels per batch when no batch size is given: enough to keep the device busy, far from filling it."""
 _LARGEST_AUTO_BATCH = 64
-_OWN_DEPTH_AHEAD = 8
+_GROUND_TRUTH_AHEAD = 8
 _WAITING_BATCHES = 8
 """Images of rare sizes wait for company; beyond this many batches the fullest group is run as it is."""
 _QUEUED_BATCHES = 2
@@ -44,8 +44,8 @@ _QUEUED_BATCHES = 2
 
 
 @dataclass(frozen=True)
-class OwnDepth:
-    """The estimator that is none: passes the dataset's own depth on into a store."""
+class GroundTruthDepth:
+    """The estimator that is none: passes the dataset's ground-truth depth on into a store."""
 
 
 class LabelProgress(NamedTuple):
@@ -81,7 +81,7 @@ class LabelReport(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    """An image that is ready: for the network as uint8 (3, h, w), or its own depth (h, w) as it will be stored."""
+    """An image that is ready: for the network as uint8 (3, h, w), or ground-truth depth (h, w) as it will be stored."""
 
     position: int
     """Place in the split."""
@@ -97,22 +97,22 @@ class _Finished(NamedTuple):
 
 
 def describe_store(
-    dataset: SegmentationDataset, estimator: DepthEstimator | OwnDepth, *, codec: str = "lzf"
+    dataset: SegmentationDataset, estimator: DepthEstimator | GroundTruthDepth, *, codec: str = "lzf"
 ) -> Provenance:
     """Return the provenance of the store that labelling a split would make.
 
     Raises:
-        UserError: when the dataset's own depth is asked for and there is none.
+        UserError: when the dataset's ground-truth depth is asked for and there is none.
     """
     own = Provenance(
         dataset=dataset.name,
         dataset_fingerprint=dataset_fingerprint(dataset, labels=False),  # depth depends on the images alone
         split=dataset.split,
-        estimator=OWN_DEPTH,
+        estimator=GROUND_TRUTH,
         revision="",
         weights_sha256="",
-        kind=dataset.own_depth_kind or DepthKind.RELATIVE,
-        unit="m" if dataset.own_depth_kind is DepthKind.METRIC else "1",
+        kind=dataset.ground_truth_depth_kind or DepthKind.RELATIVE,
+        unit="m" if dataset.ground_truth_depth_kind is DepthKind.METRIC else "1",
         max_depth_m=None,
         resize_rule="none",
         input_size=None,
@@ -136,9 +136,9 @@ def describe_store(
             dtype=estimator.precision,
             licence=estimator.spec.licence,
         )
-    if dataset.own_depth_kind is None:
+    if dataset.ground_truth_depth_kind is None:
         raise UserError(
-            f"dataset {dataset.name!r} brings no depth of its own, so estimator {OWN_DEPTH!r} has nothing to store; "
+            f"dataset {dataset.name!r} brings no ground-truth depth: estimator {GROUND_TRUTH!r} has nothing to store; "
             "choose another, e.g. --estimator bundled"
         )
     return own
@@ -146,7 +146,7 @@ def describe_store(
 
 def label_split(
     dataset: SegmentationDataset,
-    estimator: DepthEstimator | OwnDepth,
+    estimator: DepthEstimator | GroundTruthDepth,
     depth_root: Path,
     *,
     batch_size: int | None = None,
@@ -162,7 +162,7 @@ def label_split(
 
     Args:
         dataset: the split.
-        estimator: an opened estimator, or ``OwnDepth()``.
+        estimator: an opened estimator, or ``GroundTruthDepth()``.
         depth_root: the store becomes ``<dataset>/<split>-<estimator>-<hash8>`` in it.
         batch_size: images per batch; None chooses by input size and device.
         workers: threads that read and resize images.
@@ -206,9 +206,9 @@ def label_split(
     )
 
 
-def _estimate(estimator: DepthEstimator | OwnDepth, batch: list[_Prepared]) -> Tensor:
+def _estimate(estimator: DepthEstimator | GroundTruthDepth, batch: list[_Prepared]) -> Tensor:
     images = torch.stack([image.content for image in batch])
-    if isinstance(estimator, OwnDepth):
+    if isinstance(estimator, GroundTruthDepth):
         return images
     try:
         return estimator.predict(images)
@@ -222,7 +222,7 @@ def _estimate(estimator: DepthEstimator | OwnDepth, batch: list[_Prepared]) -> T
 
 def _iterate_batches(
     dataset: SegmentationDataset,
-    estimator: DepthEstimator | OwnDepth,
+    estimator: DepthEstimator | GroundTruthDepth,
     todo: list[int],
     batch_size: int | None,
     workers: int,
@@ -249,20 +249,20 @@ def _iterate_batches(
     yield from groups.values()
 
 
-def _batch_size(estimator: DepthEstimator | OwnDepth, shape: torch.Size, wanted: int | None) -> int:
+def _batch_size(estimator: DepthEstimator | GroundTruthDepth, shape: torch.Size, wanted: int | None) -> int:
     if wanted is not None:
         return wanted
-    device = "cpu" if isinstance(estimator, OwnDepth) else estimator.device.type
+    device = "cpu" if isinstance(estimator, GroundTruthDepth) else estimator.device.type
     budget = _BATCH_PIXELS.get(device, _BATCH_PIXELS["cpu"])
     return min(_LARGEST_AUTO_BATCH, max(1, budget // (shape[-2] * shape[-1])))
 
 
 def _iterate_prepared(
-    dataset: SegmentationDataset, estimator: DepthEstimator | OwnDepth, todo: list[int], workers: int
+    dataset: SegmentationDataset, estimator: DepthEstimator | GroundTruthDepth, todo: list[int], workers: int
 ) -> Iterator[_Prepared | FailedImage]:
     """Yield images in order, read ahead by threads: decoding and resizing release the interpreter lock."""
-    # for a network a whole batch ahead, resized; own depth comes at full size and goes straight to the disk
-    window = workers + (_OWN_DEPTH_AHEAD if isinstance(estimator, OwnDepth) else _LARGEST_AUTO_BATCH)
+    # for a network a whole batch ahead, resized; ground-truth depth comes at full size and goes straight to the disk
+    window = workers + (_GROUND_TRUTH_AHEAD if isinstance(estimator, GroundTruthDepth) else _LARGEST_AUTO_BATCH)
     ahead: deque[Future[_Prepared | FailedImage]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
     try:
@@ -276,12 +276,14 @@ def _iterate_prepared(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _prepare(dataset: SegmentationDataset, estimator: DepthEstimator | OwnDepth, index: int) -> _Prepared | FailedImage:
+def _prepare(
+    dataset: SegmentationDataset, estimator: DepthEstimator | GroundTruthDepth, index: int
+) -> _Prepared | FailedImage:
     try:
         image = dataset.read_image(index)
         checksum = dataset.checksum(index)
-        if isinstance(estimator, OwnDepth):
-            content = torch.from_numpy(np.array(dataset.read_own_depth(index), np.float32))
+        if isinstance(estimator, GroundTruthDepth):
+            content = torch.from_numpy(np.array(dataset.read_depth(index), np.float32))
         else:
             content = estimator.prepare(image)
     except _UNREADABLE as error:
@@ -303,12 +305,12 @@ class _StoreThread:
         writer: DepthStoreWriter,
         dataset: SegmentationDataset,
         failed: list[FailedImage],
-        estimator: DepthEstimator | OwnDepth,
+        estimator: DepthEstimator | GroundTruthDepth,
     ) -> None:
         self._writer = writer
         self._dataset = dataset
         self._failed = failed
-        self._precision = None if isinstance(estimator, OwnDepth) else estimator.precision
+        self._precision = None if isinstance(estimator, GroundTruthDepth) else estimator.precision
         self._queue: queue.Queue[_Finished | None] = queue.Queue(_QUEUED_BATCHES)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="store")
@@ -352,7 +354,7 @@ class _StoreThread:
         self._writer.commit()
 
     def _find_flaw(self, image_id: str, raw: NDArray[np.float32]) -> str | None:
-        if self._precision is not None:  # own depth may say nan for unknown and inf for the sky
+        if self._precision is not None:  # ground-truth depth may say nan for unknown and inf for the sky
             num_bad = int(np.count_nonzero(~np.isfinite(raw)))
             if num_bad:
                 hint = "; try --precision float32" if self._precision != "float32" else ""

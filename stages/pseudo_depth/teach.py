@@ -129,10 +129,10 @@ def teach(
     progress: Callable[[TeachProgress], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> TeachReport:
-    """Train an estimator on a dataset's own depth; called again it continues, and once finished does nothing.
+    """Train an estimator on a dataset's ground-truth depth; called again it continues, and once finished does nothing.
 
     Args:
-        dataset: must bring depth of its own.
+        dataset: must bring ground-truth depth.
         init: a name of ``SIZES`` (from nothing), or an estimator: alias, folder or Hub id.
         out_folder: becomes the model folder.
         options: how long and how.
@@ -197,12 +197,12 @@ def _open_start(init: str, kind: DepthKind | None, options: TeachOptions, accept
 
 
 def _check_dataset(dataset: SegmentationDataset, spec: EstimatorSpec) -> None:
-    if dataset.own_depth_kind is None:
+    if dataset.ground_truth_depth_kind is None:
         raise UserError(
-            f"dataset {dataset.name!r} brings no depth of its own to teach; "
+            f"dataset {dataset.name!r} brings no ground-truth depth to teach; "
             "take scenes, cityscapes (disparity) or a folder dataset with depth/"
         )
-    if spec.kind is DepthKind.METRIC and dataset.own_depth_kind is DepthKind.RELATIVE:
+    if spec.kind is DepthKind.METRIC and dataset.ground_truth_depth_kind is DepthKind.RELATIVE:
         raise UserError(
             f"estimator {spec.alias!r} speaks metres, but the depth of {dataset.name!r} has no unit; "
             "start from a relative estimator such as depth-anything-v2-small"

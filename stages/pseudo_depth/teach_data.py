@@ -126,20 +126,20 @@ def _permutation(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
 def _read_target(
     dataset: SegmentationDataset, index: int, spec: EstimatorSpec, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Read own depth as the estimator would say it, at the input size.
+    """Read ground-truth depth as the estimator would say it, at the input size.
 
     Returns:
         Target (h, w) float32: metres for metric estimators, else inverse depth with the 2nd percentile at 0 and the
         98th at 1 (the sky, infinitely far, counts as inverse depth 0). Valid (h, w) bool.
     """
-    depth = dataset.read_own_depth(index)
+    depth = dataset.read_depth(index)
     if spec.kind is DepthKind.METRIC:
         valid = np.isfinite(depth) & (depth > 0)
         if spec.max_depth_m is not None:
             valid &= depth <= spec.max_depth_m
         values = np.where(valid, depth, 0)
     else:
-        metric = dataset.own_depth_kind is DepthKind.METRIC
+        metric = dataset.ground_truth_depth_kind is DepthKind.METRIC
         valid = ~np.isnan(depth) & (depth > 0) if metric else np.isfinite(depth)
         values = np.divide(1, depth, out=np.zeros_like(depth), where=valid) if metric else np.where(valid, depth, 0)
         low, high = np.percentile(values[valid], (2, 98)) if valid.any() else (0.0, 1.0)

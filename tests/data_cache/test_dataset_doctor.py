@@ -135,7 +135,7 @@ def test_folder_splits_are_those_that_lie_there(tmp_path: Path) -> None:
     (tmp_path / "depth" / "summer").mkdir(parents=True)
     report = examine("folder", tmp_path, depth_kind="metric")
     assert report.images == {"summer": 1, "winter": 1}
-    assert "summer: own depth maps that cannot be read: 1 (a); depth map" in only_problem(report)
+    assert "summer: ground-truth depth maps that cannot be read: 1 (a); depth map" in only_problem(report)
 
 
 def test_scenes_are_sound(tmp_path: Path) -> None:

@@ -256,9 +256,9 @@ def test_no_depth_of_its_own(name: str, tmp_path: Path) -> None:
     if name == "cityscapes":
         (tmp_path / "disparity").rename(tmp_path / "elsewhere")
     dataset = open_dataset(name, tmp_path, "train")
-    assert dataset.own_depth_kind is None
-    with pytest.raises(UserError, match=f"{name} brings no depth of its own"):
-        dataset.read_own_depth(0)
+    assert dataset.ground_truth_depth_kind is None
+    with pytest.raises(UserError, match=f"{name} brings no ground-truth depth"):
+        dataset.read_depth(0)
 
 
 # CamVid
@@ -369,8 +369,8 @@ def test_cityscapes_classes_and_palette_are_the_official_ones(tmp_path: Path) ->
 def test_cityscapes_disparity(tmp_path: Path) -> None:
     make_cityscapes(tmp_path)
     dataset = open_dataset("cityscapes", tmp_path, "train")
-    assert dataset.own_depth_kind is DepthKind.RELATIVE
-    depth = dataset.read_own_depth(0)
+    assert dataset.ground_truth_depth_kind is DepthKind.RELATIVE
+    depth = dataset.read_depth(0)
     assert depth.dtype == np.float32
     np.testing.assert_array_equal(depth[0, :4], [np.nan, 0.0, 1.0, 50.0])
 
@@ -378,9 +378,9 @@ def test_cityscapes_disparity(tmp_path: Path) -> None:
 def test_cityscapes_metres(tmp_path: Path) -> None:
     make_cityscapes(tmp_path)
     dataset = open_dataset("cityscapes", tmp_path, "train", metric_depth=True)
-    assert dataset.own_depth_kind is DepthKind.METRIC
+    assert dataset.ground_truth_depth_kind is DepthKind.METRIC
     # baseline 0.2 m · focal 2000 px / disparity
-    np.testing.assert_allclose(dataset.read_own_depth(0)[0, :4], [np.nan, np.inf, 400.0, 8.0])
+    np.testing.assert_allclose(dataset.read_depth(0)[0, :4], [np.nan, np.inf, 400.0, 8.0])
 
 
 def test_cityscapes_metres_need_cameras(tmp_path: Path) -> None:
@@ -389,7 +389,7 @@ def test_cityscapes_metres_need_cameras(tmp_path: Path) -> None:
     dataset = open_dataset("cityscapes", tmp_path, "train", metric_depth=True)
     camera.write_text("{}")
     with pytest.raises(UserError, match=r"cannot read baseline and fx from .*_camera\.json"):
-        dataset.read_own_depth(0)
+        dataset.read_depth(0)
     (tmp_path / "camera").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="metric depth of cityscapes needs"):
         open_dataset("cityscapes", tmp_path, "train", metric_depth=True)
@@ -405,7 +405,7 @@ def test_folder_reads_classes_and_pairs_by_stem(tmp_path: Path) -> None:
     assert list(dataset.image_ids) == ["a", "b"]
     assert dataset.read_labels(0).ravel()[:4].tolist() == [0, 1, 2, IGNORE_INDEX]
     assert (dataset.read_labels(1) == 2).all()
-    assert dataset.own_depth_kind is None
+    assert dataset.ground_truth_depth_kind is None
 
 
 def test_folder_with_ids_from_one_reads_zero_as_void(tmp_path: Path) -> None:
@@ -448,10 +448,10 @@ def test_folder_depth_png(tmp_path: Path, kind: str, expected: list[float]) -> N
     (tmp_path / "depth" / "train").mkdir(parents=True)
     Image.fromarray(stored).save(tmp_path / "depth" / "train" / "a.png")
     dataset = open_dataset("folder", tmp_path, "train", depth_kind=kind)
-    assert dataset.own_depth_kind is DepthKind(kind)
-    np.testing.assert_allclose(dataset.read_own_depth(0)[0, :3], expected, rtol=1e-6)
+    assert dataset.ground_truth_depth_kind is DepthKind(kind)
+    np.testing.assert_allclose(dataset.read_depth(0)[0, :3], expected, rtol=1e-6)
     with pytest.raises(UserError, match=r"depth map .*b\.png is missing"):
-        dataset.read_own_depth(1)
+        dataset.read_depth(1)
 
 
 def test_folder_depth_npy(tmp_path: Path) -> None:
@@ -459,7 +459,7 @@ def test_folder_depth_npy(tmp_path: Path) -> None:
     (tmp_path / "depth" / "train").mkdir(parents=True)
     np.save(tmp_path / "depth" / "train" / "a.npy", np.array([[1.5, np.inf], [np.nan, 3.0]]))
     dataset = open_dataset("folder", tmp_path, "train", depth_kind="metric")
-    np.testing.assert_array_equal(dataset.read_own_depth(0), np.array([[1.5, np.inf], [np.nan, 3.0]], np.float32))
+    np.testing.assert_array_equal(dataset.read_depth(0), np.array([[1.5, np.inf], [np.nan, 3.0]], np.float32))
 
 
 @pytest.mark.parametrize(
@@ -480,23 +480,23 @@ def test_folder_depth_that_is_none(tmp_path: Path, content: Any, message: str) -
     else:
         np.save(path, content)
     with pytest.raises(UserError, match=message):
-        open_dataset("folder", tmp_path, "train", depth_kind="metric").read_own_depth(0)
+        open_dataset("folder", tmp_path, "train", depth_kind="metric").read_depth(0)
 
 
 def test_folder_depth_png_with_channels(tmp_path: Path) -> None:
     make_folder(tmp_path)
     write_image(tmp_path / "depth" / "train" / "a.png")
     with pytest.raises(UserError, match="is a RGB image; one channel of 16 bits"):
-        open_dataset("folder", tmp_path, "train", depth_kind="metric").read_own_depth(0)
+        open_dataset("folder", tmp_path, "train", depth_kind="metric").read_depth(0)
 
 
 def test_folder_depth_of_unknown_meaning(tmp_path: Path) -> None:
     make_folder(tmp_path)
     write_image(tmp_path / "depth" / "train" / "a.png")
     dataset = open_dataset("folder", tmp_path, "train")
-    assert dataset.own_depth_kind is None
+    assert dataset.ground_truth_depth_kind is None
     with pytest.raises(UserError, match=r"holds depth but not what it means.*data\.options\.depth_kind"):
-        dataset.read_own_depth(0)
+        dataset.read_depth(0)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ class Ramps:
     split: str = "train"
     classes: tuple[str, ...] = ("left", "right")
     palette: tuple[tuple[int, int, int], ...] = ((0, 0, 0), (9, 9, 9))
-    own_depth_kind: DepthKind | None = None
+    ground_truth_depth_kind: DepthKind | None = None
 
     @property
     def raw_ids(self):

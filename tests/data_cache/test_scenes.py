@@ -38,7 +38,7 @@ from data_cache.sample import DepthKind
 
 SMALL = (48, 64)
 COUNTS = {"train": 4, "val": 2, "test": 2}
-FIELDS = ("read_image", "read_labels", "read_own_depth", "read_instances")
+FIELDS = ("read_image", "read_labels", "read_depth", "read_instances")
 
 
 def open_small(root: Path | None = None, split: str = "train", **options: object) -> Scenes:
@@ -71,7 +71,7 @@ def back_project(camera: Camera, depth: np.ndarray) -> np.ndarray:
 def test_fits_the_dataset_contract() -> None:
     dataset = open_small()
     assert isinstance(dataset, SegmentationDataset)
-    assert (len(dataset), dataset.own_depth_kind) == (4, DepthKind.METRIC)
+    assert (len(dataset), dataset.ground_truth_depth_kind) == (4, DepthKind.METRIC)
     assert len(set(dataset.image_ids)) == 4
     assert dataset.read_image(0).shape == (*SMALL, 3)
     assert [getattr(dataset, field)(0).dtype for field in FIELDS] == [np.uint8, np.uint8, np.float32, np.int32]
@@ -102,7 +102,7 @@ def test_size_does_not_move_what_stands_where() -> None:
     small, large = open_small(size=(32, 48)), open_small(size=(96, 144))
     # The centre pixel of each 3 x 3 block looks along the small image's ray.
     np.testing.assert_array_equal(small.read_labels(1), large.read_labels(1)[1::3, 1::3])
-    np.testing.assert_allclose(small.read_own_depth(1), large.read_own_depth(1)[1::3, 1::3], rtol=1e-6)
+    np.testing.assert_allclose(small.read_depth(1), large.read_depth(1)[1::3, 1::3], rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(33, 47), (64, 32)], ids=str)
@@ -193,7 +193,7 @@ def test_pictures_change_no_depth() -> None:
     for index in range(4):
         scene = dataset.draw(index)
         bare = render_scene(dataclasses.replace(scene, pictures=()), (96, 128), np.random.default_rng(0))
-        np.testing.assert_array_equal(bare.depth, dataset.read_own_depth(index))
+        np.testing.assert_array_equal(bare.depth, dataset.read_depth(index))
         pictured = dataset.read_labels(index) == PICTURE
         assert np.isin(bare.labels[pictured], (GROUND, WALL)).all()
         np.testing.assert_array_equal(bare.labels[~pictured], dataset.read_labels(index)[~pictured])
@@ -297,7 +297,7 @@ def test_a_truncated_cache_is_noticed(tmp_path: Path) -> None:
     path = next(tmp_path.rglob("depth.npy"))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="delete the folder"):
-        open_small(tmp_path).read_own_depth(0)
+        open_small(tmp_path).read_depth(0)
 
 
 def test_a_cache_of_another_shape_is_noticed(tmp_path: Path) -> None:

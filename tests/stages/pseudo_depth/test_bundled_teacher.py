@@ -32,7 +32,7 @@ def correlations() -> np.ndarray:
         indices = range(first, min(first + 25, len(scenes)))
         images = torch.stack([estimator.prepare(scenes.read_image(index)) for index in indices])
         for index, raw in zip(indices, estimator.predict(images).numpy(), strict=True):
-            truth = 1 / scenes.read_own_depth(index).astype(np.float64)  # the sky is 0
+            truth = 1 / scenes.read_depth(index).astype(np.float64)  # the sky is 0
             found.append(np.corrcoef(resize_map(raw, truth.shape).ravel(), truth.ravel())[0, 1])
     assert len(found) == 200
     return np.array(found)

@@ -147,8 +147,8 @@ def test_misspelt_name_gets_a_suggestion():
         load_estimator("depth-anything-v2-smal")
 
 
-def test_own_depth_is_no_estimator_to_open():
-    with pytest.raises(UserError, match="dataset's own depth"):
+def test_ground_truth_depth_is_no_estimator_to_open():
+    with pytest.raises(UserError, match="dataset's ground-truth depth"):
         load_estimator("dataset")
 
 

@@ -18,7 +18,7 @@ from data_cache.depth_store import DepthStore, find_store
 from data_cache.errors import UserError
 from data_cache.sample import DepthKind
 from stages.pseudo_depth.estimators import DepthEstimator, load_estimator
-from stages.pseudo_depth.labelling import LabelProgress, OwnDepth, describe_store, label_split
+from stages.pseudo_depth.labelling import GroundTruthDepth, LabelProgress, describe_store, label_split
 
 SIZES = [(60, 84), (84, 60), (60, 84), (64, 64), (60, 84), (120, 168), (84, 60)]
 
@@ -135,19 +135,19 @@ def test_values_beyond_float16_fail_the_image(tmp_path, dataset, depth_anything_
     assert report.labelled == 0 and "larger unit" in report.failed[0].reason
 
 
-def test_own_depth_is_passed_through(tmp_path):
+def test_ground_truth_depth_is_passed_through(tmp_path):
     scenes = open_dataset("scenes", None, "test", size=(32, 48), counts={"test": 4})
-    report = label_split(scenes, OwnDepth(), tmp_path / "depth")
+    report = label_split(scenes, GroundTruthDepth(), tmp_path / "depth")
     store = DepthStore(find_store(tmp_path / "depth", "scenes", "test", "dataset"))
     assert report.labelled == 4 and store.provenance.kind is DepthKind.METRIC and store.provenance.unit == "m"
     for index, image_id in enumerate(scenes.image_ids):
-        expected = scenes.read_own_depth(index).astype(np.float16).astype(np.float32)
+        expected = scenes.read_depth(index).astype(np.float16).astype(np.float32)
         np.testing.assert_array_equal(store.read(image_id).raw, expected)  # the sky stays infinitely far
 
 
-def test_dataset_without_own_depth_is_refused(tmp_path, dataset):
-    with pytest.raises(UserError, match=r"'folder' brings no depth of its own.*--estimator bundled"):
-        label_split(dataset, OwnDepth(), tmp_path / "depth")
+def test_dataset_without_ground_truth_depth_is_refused(tmp_path, dataset):
+    with pytest.raises(UserError, match=r"'folder' brings no ground-truth depth.*--estimator bundled"):
+        label_split(dataset, GroundTruthDepth(), tmp_path / "depth")
 
 
 def test_nonsense_options_are_refused(tmp_path, dataset, estimator):

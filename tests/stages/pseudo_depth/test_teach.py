@@ -243,7 +243,7 @@ def test_metric_estimator_cannot_learn_from_depth_without_a_unit(tmp_path, write
 
 def test_dataset_without_depth_cannot_teach(tmp_path, write_image_folder):
     dataset = open_dataset("folder", write_image_folder(tmp_path / "data", [(28, 42)]), "train")
-    with pytest.raises(UserError, match="brings no depth of its own to teach"):
+    with pytest.raises(UserError, match="brings no ground-truth depth to teach"):
         teach(dataset, "nano", tmp_path / "taught", options=TINY)
 
 
