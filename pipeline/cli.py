@@ -18,9 +18,9 @@ import click
 from data_cache.errors import UserError, is_out_of_memory, nearest
 
 if TYPE_CHECKING:
-    from pipeline.advise import Similarity
-    from pipeline.config import RunConfig
+    from pipeline.commands.advise import Similarity
     from pipeline.console import Console
+    from pipeline.experiment.config import RunConfig
     from pipeline.session import Session
 
 Command = Callable[..., None]
@@ -113,7 +113,7 @@ seed_option = click.option("--seed", type=int, help="Seed of initial weights, da
 
 
 def _config(recipe: str, assignments: Sequence[str], **flags: Any) -> RunConfig:
-    from pipeline.config import load_config
+    from pipeline.experiment.config import load_config
 
     return load_config(recipe, {RECIPE_FLAGS[name]: value for name, value in flags.items()}, assignments)
 
@@ -137,7 +137,7 @@ def cli(ctx: click.Context, workdir: str | None, json_mode: bool, quiet: bool) -
 @click.pass_obj
 def demo(session: Session, recipe: str, device: str) -> None:
     """Run everything offline on drawn scenes: label, train two schedules, compare, export, report."""
-    from pipeline.demo import run_demo
+    from pipeline.commands.demo import run_demo
 
     session.show(run_demo(session, recipe, device))
 
@@ -161,7 +161,7 @@ def pseudo_depth(
     **flags: Any,
 ) -> None:
     """Label the images of a dataset with pseudo depth into an HDF5 store."""
-    from pipeline.labels import label_splits
+    from pipeline.experiment.artifacts import label_splits
 
     sized = [] if batch_size is None else [f"depth.batch_size={batch_size}"]
     config = _config(recipe, (*assignments, *sized), **flags)
@@ -193,7 +193,7 @@ def run(
     **flags: Any,
 ) -> None:
     """Train one schedule and evaluate it."""
-    from pipeline.runs import train_one
+    from pipeline.commands.run import train_one
 
     config = _config(recipe, (*_schedule_assignments(schedule, copy_weights), *assignments), **flags)
     session.show(train_one(config, session, device, reuse=not no_reuse))
@@ -237,7 +237,7 @@ def plan(
     **flags: Any,
 ) -> None:
     """Print what a run, or the table NAME, would do; trains nothing."""
-    from pipeline.preview import preview_plan
+    from pipeline.commands.plan import preview_plan
 
     config = _config(recipe, (*_schedule_assignments(schedule, copy_weights), *assignments), **flags)
     session.show(preview_plan(config, session, name, _parse_seeds(seeds), reuse=not no_reuse))
@@ -264,7 +264,7 @@ def table(
     **flags: Any,
 ) -> None:
     """Train all rows of the table NAME and compare them."""
-    from pipeline.runs import train_table
+    from pipeline.commands.run import train_table
 
     config = _config(recipe, assignments, **flags)
     session.show(train_table(name, config, session, device, _parse_seeds(seeds), reuse=not no_reuse))
@@ -304,8 +304,8 @@ def evaluate(
     device: str,
 ) -> None:
     """Score a run or an export folder on a split."""
-    from pipeline.devices import choose_device
-    from pipeline.scoring import score_model
+    from pipeline.commands.evaluate import score_model
+    from pipeline.experiment.devices import choose_device
 
     changes = {"evaluation.split": split, "evaluation.size": size, "data.root": data_root}
     session.show(
@@ -320,7 +320,7 @@ def evaluate(
 @click.pass_obj
 def compare(session: Session, runs: Sequence[str], form: str, baseline: str | None, of_table: str | None) -> None:
     """Put runs side by side; all finished runs by default."""
-    from pipeline.comparing import compare_runs
+    from pipeline.commands.compare import compare_runs
 
     session.show(compare_runs(session, runs, form, baseline, of_table))
 
@@ -332,7 +332,7 @@ def compare(session: Session, runs: Sequence[str], form: str, baseline: str | No
 @click.pass_obj
 def report(session: Session, runs: Sequence[str], out: Path | None, baseline: str | None, of_table: str | None) -> None:
     """Write one self-contained page about runs; all finished runs by default."""
-    from pipeline.comparing import report_runs
+    from pipeline.commands.compare import report_runs
 
     session.show(report_runs(session, runs, out, baseline, of_table))
 
@@ -349,8 +349,8 @@ def predict(
     session: Session, model: str, images: Sequence[Path], out: Path, tile: int | None, margin: int | None, device: str
 ) -> None:
     """Write label maps and overlays of image files."""
-    from pipeline.devices import choose_device
-    from pipeline.scoring import predict_images
+    from pipeline.commands.evaluate import predict_images
+    from pipeline.experiment.devices import choose_device
 
     session.show(predict_images(session, model, images, out, choose_device(device), tile=tile, margin=margin))
 
@@ -373,7 +373,7 @@ def export(
     overwrite: bool,
 ) -> None:
     """Strip the depth branch off a run (the newest by default), write it out, and prove it equal."""
-    from pipeline.exporting import export_run
+    from pipeline.commands.export import export_run
 
     wanted = tuple(name.strip() for name in formats.split(",") if name.strip())
     session.show(
@@ -411,7 +411,7 @@ def teach(
     **flags: Any,
 ) -> None:
     """Train a depth estimator on a dataset that brings ground-truth depth."""
-    from pipeline.labels import teach_estimator
+    from pipeline.experiment.artifacts import teach_estimator
     from stages.pseudo_depth.teach import TeachOptions
 
     config = _config(recipe, assignments, **flags)
@@ -429,7 +429,7 @@ def fetch(
     session: Session, names: Sequence[str], out: Path | None, kind: str | None, accept_noncommercial: bool
 ) -> None:
     """Bring estimator and encoder weights, for use on a machine without network."""
-    from pipeline.fetching import fetch_weights
+    from pipeline.commands.fetch import fetch_weights
 
     session.show(fetch_weights(session, names, out, kind=kind, accept_noncommercial=accept_noncommercial))
 
@@ -447,7 +447,7 @@ store_argument = click.argument("store", required=False, type=click.Path(path_ty
 @click.pass_obj
 def cache_info(session: Session, store: Path | None) -> None:
     """Show images, size and provenance of STORE, or of all stores."""
-    from pipeline.caretaking import find_stores, show_stores
+    from pipeline.commands.cache import find_stores, show_stores
 
     session.show(show_stores(find_stores(session, store)))
 
@@ -457,7 +457,7 @@ def cache_info(session: Session, store: Path | None) -> None:
 @click.pass_obj
 def cache_verify(session: Session, store: Path | None) -> None:
     """Read every map of STORE, or of all stores, and compare checksums."""
-    from pipeline.caretaking import check_stores, find_stores
+    from pipeline.commands.cache import check_stores, find_stores
 
     result = check_stores(find_stores(session, store))
     session.show(result)
@@ -470,7 +470,7 @@ def cache_verify(session: Session, store: Path | None) -> None:
 @click.pass_obj
 def cache_repair(session: Session, store: Path | None) -> None:
     """Drop damaged maps of STORE, or of all stores; label again to make them anew."""
-    from pipeline.caretaking import find_stores, mend_stores
+    from pipeline.commands.cache import find_stores, mend_stores
 
     session.show(mend_stores(find_stores(session, store)))
 
@@ -482,7 +482,7 @@ def cache_repair(session: Session, store: Path | None) -> None:
 @click.pass_obj
 def cache_preview(session: Session, recipe: str, assignments: Sequence[str], out: Path | None, **flags: Any) -> None:
     """Draw contact sheets of a recipe's images beside their depth."""
-    from pipeline.caretaking import preview_labels
+    from pipeline.commands.cache import preview_labels
 
     session.show(preview_labels(_config(recipe, assignments, **flags), session, out))
 
@@ -494,7 +494,7 @@ def cache_preview(session: Session, recipe: str, assignments: Sequence[str], out
 @click.pass_obj
 def cache_export(session: Session, store: Path | None, out: Path | None, form: str) -> None:
     """Write the maps of STORE, or of all stores, as 16-bit PNG or NPY files."""
-    from pipeline.caretaking import export_maps, find_stores
+    from pipeline.commands.cache import export_maps, find_stores
 
     session.show(export_maps(session, find_stores(session, store), out, form))
 
@@ -505,7 +505,7 @@ def cache_export(session: Session, store: Path | None, out: Path | None, form: s
 @click.pass_obj
 def datasets(session: Session, name: str | None, data_root: str | None) -> None:
     """List datasets; with NAME examine one: pairing, ids, palette, void, sizes, classes."""
-    from pipeline.listing import examine_dataset, list_datasets
+    from pipeline.commands.listing import examine_dataset, list_datasets
 
     result = examine_dataset(session, name, data_root) if name else list_datasets()
     session.show(result)
@@ -517,7 +517,7 @@ def datasets(session: Session, name: str | None, data_root: str | None) -> None:
 @click.pass_obj
 def networks(session: Session) -> None:
     """List networks with their options and parameters."""
-    from pipeline.listing import list_networks
+    from pipeline.commands.listing import list_networks
 
     session.show(list_networks())
 
@@ -526,7 +526,7 @@ def networks(session: Session) -> None:
 @click.pass_obj
 def schedules(session: Session) -> None:
     """List schedules with their phases and the paper's scores."""
-    from pipeline.listing import list_schedules
+    from pipeline.commands.listing import list_schedules
 
     session.show(list_schedules())
 
@@ -535,7 +535,7 @@ def schedules(session: Session) -> None:
 @click.pass_obj
 def estimators(session: Session) -> None:
     """List depth estimators with kind, size multiple and licence."""
-    from pipeline.listing import list_estimators
+    from pipeline.commands.listing import list_estimators
 
     session.show(list_estimators())
 
@@ -544,7 +544,7 @@ def estimators(session: Session) -> None:
 @click.pass_obj
 def recipes(session: Session) -> None:
     """List recipes with their cards."""
-    from pipeline.listing import list_recipes
+    from pipeline.commands.listing import list_recipes
 
     session.show(list_recipes())
 
@@ -570,7 +570,7 @@ def advise(
     **choices: Any,
 ) -> None:
     """Say how to use pretrained weights, which encoder, network and image size to take, and what they cost here."""
-    from pipeline.advise import give_advice
+    from pipeline.commands.advise import give_advice
 
     given = {name: value for name, value in choices.items() if value is not None}
     session.show(give_advice(session, images=images, similarity=similarity, remeasure=remeasure, **given))
@@ -580,7 +580,7 @@ def advise(
 @click.pass_obj
 def doctor(session: Session) -> None:
     """Check machine, versions, GPU, locking, disk; say what is missing and how to mend it."""
-    from pipeline.doctor import examine_machine
+    from pipeline.commands.doctor import examine_machine
 
     result = examine_machine(session)
     session.show(result)

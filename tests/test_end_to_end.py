@@ -88,7 +88,7 @@ def test_an_export_opens_with_smp_alone_and_gives_the_same_logits(
 
     import torch
 
-    from pipeline.models import open_run
+    from pipeline.experiment.models import open_run
 
     full = open_run(work / "runs" / run, torch.device("cpu")).network
     full.to(memory_format=torch.contiguous_format)  # as smp has it; another layout sums in another order

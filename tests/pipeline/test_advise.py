@@ -8,12 +8,12 @@ import typing
 import pytest
 
 from data_cache.errors import UserError
-from pipeline import advise
-from pipeline.advise import TARGETS, parse_input_size, recommend_transfer, warn_of_size
 from pipeline.cli import RECIPE_FLAGS
-from pipeline.config import TransferMode, load_config
-from pipeline.tables import BACKBONES
-from pipeline.transfer import apply_transfer
+from pipeline.commands import advise
+from pipeline.commands.advise import TARGETS, parse_input_size, recommend_transfer, warn_of_size
+from pipeline.experiment.config import TransferMode, load_config
+from pipeline.experiment.tables import BACKBONES
+from pipeline.experiment.transfer import apply_transfer
 from stages.networks.encoders import check_encoder_name
 
 

@@ -332,8 +332,8 @@ def test_a_transfer_mode_shows_in_the_plan(call: Call, tmp_path: Path) -> None:
 
 def test_help_tells_what_the_commands_take_when_nothing_is_said(call: Call) -> None:
     """Written by hand there, because help imports nothing that would know."""
-    from pipeline.advise import SIZES, SMALL_DATASET, TARGETS
-    from pipeline.tables import TABLES
+    from pipeline.commands.advise import SIZES, SMALL_DATASET, TARGETS
+    from pipeline.experiment.tables import TABLES
     from stages.evaluation.tiling import DEFAULT_MARGIN_PX
 
     def read_help(command: str) -> str:
@@ -356,7 +356,7 @@ def test_help_tells_what_the_commands_take_when_nothing_is_said(call: Call) -> N
     ids=["Python", "torch"],
 )
 def test_running_out_of_memory_is_one_message(call: Call, monkeypatch: pytest.MonkeyPatch, exhaust, reason) -> None:
-    monkeypatch.setattr("pipeline.listing.list_recipes", exhaust)
+    monkeypatch.setattr("pipeline.commands.listing.list_recipes", exhaust)
     answer = call("recipes")
     assert answer.status == 2 and reason in answer.json["error"]
     assert "lower --batch-size" in answer.json["error"] and "--tile 512" in answer.json["error"]

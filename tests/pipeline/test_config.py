@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_cache.errors import UserError
-from pipeline.config import RunConfig, load_config, recipe_names
+from pipeline.experiment.config import RunConfig, load_config, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from data_cache.errors import UserError
-from pipeline.config import RunConfig, load_config
-from pipeline.copying import COPYABLE_FORMS, choose_copyable_forms
-from pipeline.tables import TABLES, table_rows
+from pipeline.experiment.config import RunConfig, load_config
+from pipeline.experiment.expand import COPYABLE_FORMS, choose_copyable_forms
+from pipeline.experiment.tables import TABLES, table_rows
 from stages.networks import NETWORKS, build_without_weights
 from stages.training.schedule import Part
 from stages.training.transfer import plan_copy

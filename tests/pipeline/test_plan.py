@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from data_cache.errors import UserError
-from pipeline.config import RunConfig, load_config
-from pipeline.plan import DataFacts, Plan, plan_runs
-from pipeline.preview import rows_of
-from pipeline.tables import TABLES, table_rows
+from pipeline.commands.plan import rows_of
+from pipeline.experiment.config import RunConfig, load_config
+from pipeline.experiment.plan import DataFacts, Plan, plan_runs
+from pipeline.experiment.tables import TABLES, table_rows
 from stages.training.schedules import CONTROLS, PAPER_ROWS
 
 FACTS = DataFacts(num_images=400, num_classes=8, dataset_fingerprint="data", store_key="store")
@@ -207,7 +207,9 @@ def test_class_weights_do_not_matter_where_nothing_is_segmented() -> None:
     assert len(plan_runs([("x", config)], FACTS).nodes) == 1
 
 
-@pytest.mark.parametrize("module", ["pipeline.plan", "pipeline.cli", "pipeline.comparing", "pipeline.preview"])
+@pytest.mark.parametrize(
+    "module", ["pipeline.experiment.plan", "pipeline.cli", "pipeline.commands.compare", "pipeline.commands.plan"]
+)
 def test_planning_and_comparing_import_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

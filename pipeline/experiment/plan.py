@@ -17,7 +17,7 @@ from typing import Any
 
 from data_cache.errors import UserError
 from data_cache.order import steps_per_epoch
-from pipeline.config import NetworkConfig, RunConfig, content_hash
+from pipeline.experiment.config import NetworkConfig, RunConfig, content_hash
 from stages.training.encoder_policy import parts_to_train
 from stages.training.schedule import CopyWeights, Phase, Schedule
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-from pipeline.comparing import report_runs, tabulate
-from pipeline.config import load_config
-from pipeline.exporting import export_run, headlines
-from pipeline.labels import label_splits
-from pipeline.runs import train_one
+from pipeline.commands.compare import report_runs, tabulate
+from pipeline.commands.export import export_run, headlines
+from pipeline.commands.run import train_one
+from pipeline.experiment.artifacts import label_splits
+from pipeline.experiment.config import load_config
 from pipeline.session import Result, Session
 from stages.comparison.formats import FORMATS
 

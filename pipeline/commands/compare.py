@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_cache.errors import UserError
+from pipeline.experiment.tables import TABLES, TableSpec, find_table, paper_scores, tables_of
 from pipeline.session import Result, Session
-from pipeline.tables import TABLES, TableSpec, find_table, paper_scores, tables_of
 from stages.comparison.formats import FORMATS
 from stages.comparison.record import RunRecord
 from stages.comparison.table import Table, build_table

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from rich.console import RenderableType
 
-from pipeline.config import RunConfig
 from pipeline.console import plain_table
-from pipeline.models import ORIGIN_FILE, open_run, restore_config
+from pipeline.experiment.config import RunConfig
+from pipeline.experiment.models import ORIGIN_FILE, open_run, restore_config
 from pipeline.session import Result, Session
 from pipeline.workspace import read_json, write_json
 from stages.export.card import CardFacts, LicenceLink

@@ -11,11 +11,11 @@ from rich.console import Group
 from rich.text import Text
 
 from data_cache.errors import UserError, unknown_name
-from pipeline.config import load_config, recipe_names
 from pipeline.console import count, plain_table
-from pipeline.copying import COPYABLE_FORMS
+from pipeline.experiment.config import load_config, recipe_names
+from pipeline.experiment.expand import COPYABLE_FORMS
+from pipeline.experiment.tables import paper_scores
 from pipeline.session import Result, Session
-from pipeline.tables import paper_scores
 from stages.training.schedule import Phase
 from stages.training.schedules import CONTROLS, TABLE_ROWS, resolve_schedule
 

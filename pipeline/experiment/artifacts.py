@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from data_cache.datasets import open_dataset
 from data_cache.fingerprint import check_stored_images, dataset_fingerprint
 from data_cache.sample import DepthKind
-from pipeline.config import RunConfig
-from pipeline.plan import DataFacts
+from pipeline.experiment.config import RunConfig
+from pipeline.experiment.plan import DataFacts
 from pipeline.session import Result, Session
 from pipeline.workspace import Workspace
 
@@ -116,7 +116,7 @@ def label_splits(
 
 
 def _open_estimator(config: RunConfig, device: str, *, compile_model: bool) -> DepthEstimator | GroundTruthDepth:
-    from pipeline.devices import choose_device
+    from pipeline.experiment.devices import choose_device
     from stages.pseudo_depth.aliases import GROUND_TRUTH
     from stages.pseudo_depth.estimators import load_estimator
     from stages.pseudo_depth.labelling import GroundTruthDepth
@@ -178,7 +178,7 @@ def teach_estimator(
     Returns:
         ``estimator`` (the folder), ``steps``, ``resumed_at``, ``final_loss``, ``seconds``.
     """
-    from pipeline.devices import choose_device
+    from pipeline.experiment.devices import choose_device
     from stages.pseudo_depth.teach import TeachProgress, teach
     from stages.training.interruption import stop_on_signals
 

@@ -10,16 +10,16 @@ from rich.console import Group
 from rich.text import Text
 
 from data_cache.errors import unknown_name
-from pipeline.class_weights import resolve_class_weights
-from pipeline.config import RunConfig, content_hash
 from pipeline.console import plain_table
-from pipeline.copying import choose_copyable_forms
-from pipeline.labels import gather_facts, open_split
-from pipeline.network_facts import NetworkFacts, inspect_network
-from pipeline.plan import DataFacts, Node, Plan, plan_runs
+from pipeline.experiment.artifacts import gather_facts, open_split
+from pipeline.experiment.class_weights import resolve_class_weights
+from pipeline.experiment.config import RunConfig, content_hash
+from pipeline.experiment.expand import choose_copyable_forms
+from pipeline.experiment.facts import NetworkFacts, inspect_network
+from pipeline.experiment.plan import DataFacts, Node, Plan, plan_runs
+from pipeline.experiment.tables import find_table, table_rows
+from pipeline.experiment.transfer import apply_transfer
 from pipeline.session import Result, Session
-from pipeline.tables import find_table, table_rows
-from pipeline.transfer import apply_transfer
 from stages.networks import NETWORKS
 from stages.training.encoder_policy import find_encoder_lr_factor, freezes_encoder, parts_to_train
 from stages.training.schedule import ENCODER, EVERYTHING, CopyWeights, Part

@@ -15,9 +15,9 @@ from PIL import Image
 from data_cache.depth_store import DepthMap, DepthStore, repair_store, verify_store
 from data_cache.errors import UserError
 from data_cache.sample import DepthKind
-from pipeline.config import RunConfig
 from pipeline.console import count, plain_table
-from pipeline.labels import find_labels, open_split, splits_to_label
+from pipeline.experiment.artifacts import find_labels, open_split, splits_to_label
+from pipeline.experiment.config import RunConfig
 from pipeline.session import Result, Session
 
 PREVIEW_IMAGES = 24

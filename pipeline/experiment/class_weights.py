@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from data_cache.class_balance import ClassCount, compute_median_frequency_weights, count_classes
 from data_cache.fingerprint import dataset_fingerprint
-from pipeline.config import MEDIAN_FREQUENCY, RunConfig
-from pipeline.labels import open_split
+from pipeline.experiment.artifacts import open_split
+from pipeline.experiment.config import MEDIAN_FREQUENCY, RunConfig
 from pipeline.session import Session
 from pipeline.workspace import read_json, write_json
 

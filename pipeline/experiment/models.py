@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import RunConfig
+from pipeline.experiment.config import RunConfig
 from pipeline.session import Session
 from pipeline.workspace import Workspace, read_json
 from stages.networks import build_without_weights

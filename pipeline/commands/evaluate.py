@@ -16,11 +16,11 @@ from data_cache.depth_store import DepthStore, NoDepthStore
 from data_cache.errors import UserError
 from data_cache.fingerprint import dataset_fingerprint
 from data_cache.loaders import Source, build_evaluation_loader
-from pipeline.config import RunConfig
 from pipeline.console import plain_table
-from pipeline.labels import find_labels, open_split
-from pipeline.models import build_untrained, open_model
-from pipeline.plan import PlannedRun
+from pipeline.experiment.artifacts import find_labels, open_split
+from pipeline.experiment.config import RunConfig
+from pipeline.experiment.models import build_untrained, open_model
+from pipeline.experiment.plan import PlannedRun
 from pipeline.session import Result, Session
 from stages.evaluation.evaluate import Evaluation, OnPredictions, evaluate
 from stages.evaluation.panels import PanelCollector, write_panels

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.config import RunConfig
+from pipeline.experiment.config import RunConfig
 from stages.training.schedule import CopyWeights
 
 COPYABLE_FORMS: dict[str, dict[str, Any]] = {

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_cache.errors import UserError
-from pipeline.config import NetworkConfig, content_hash
-from pipeline.plan import describe_network
+from pipeline.experiment.config import NetworkConfig, content_hash
+from pipeline.experiment.plan import describe_network
 from pipeline.workspace import Workspace, read_json, write_json
 from stages.training.schedule import CopyWeights, Part
 

@@ -14,12 +14,12 @@ import torch
 from data_cache.depth_store import DepthStore
 from data_cache.loaders import Augmentation, Source, build_training_loader
 from data_cache.sample import Batch
-from pipeline.config import RunConfig, content_hash
+from pipeline.commands.evaluate import inspect_evaluation, score_run
 from pipeline.console import Advance
-from pipeline.labels import find_labels, open_split
-from pipeline.plan import Node, Plan, PlannedRun
-from pipeline.provenance import describe_software
-from pipeline.scoring import inspect_evaluation, score_run
+from pipeline.experiment.artifacts import find_labels, open_split
+from pipeline.experiment.config import RunConfig, content_hash
+from pipeline.experiment.plan import Node, Plan, PlannedRun
+from pipeline.experiment.provenance import describe_software
 from pipeline.session import Session
 from pipeline.workspace import NodeFolder, Workspace, exclusive, read_json, write_json
 from stages.networks import build_network, build_without_weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from data_cache.errors import UserError
-from pipeline.config import RunConfig, TransferMode
+from pipeline.experiment.config import RunConfig, TransferMode
 from stages.training.encoder_policy import EncoderPolicy
 
 LOW_LEVEL_DEPTH = 3

@@ -14,10 +14,10 @@ from rich.console import Group
 from rich.text import Text
 
 from data_cache.errors import UserError, unknown_name
-from pipeline.config import TransferMode
 from pipeline.console import plain_table
+from pipeline.experiment.config import TransferMode
+from pipeline.experiment.tables import BACKBONES
 from pipeline.session import Result, Session
-from pipeline.tables import BACKBONES
 from pipeline.workspace import read_json, write_json
 
 Amount = Literal["small", "large"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pipeline.comparing import tabulate
-from pipeline.config import RunConfig
-from pipeline.devices import choose_device
-from pipeline.execute import execute_plan
-from pipeline.preview import make_plan, rows_of
+from pipeline.commands.compare import tabulate
+from pipeline.commands.plan import make_plan, rows_of
+from pipeline.experiment.config import RunConfig
+from pipeline.experiment.devices import choose_device
+from pipeline.experiment.execute import execute_plan
+from pipeline.experiment.tables import find_table
 from pipeline.session import Result, Session
-from pipeline.tables import find_table
 from stages.comparison.formats import FORMATS
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_cache.errors import UserError, nearest, unknown_name
-from pipeline.config import RunConfig
+from pipeline.experiment.config import RunConfig
 from stages.comparison.table import HEADLINE, MAIN_METRICS
 from stages.networks import NETWORKS
 from stages.training.schedules import PAPER_ROWS, TABLE_ROWS
