@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from data_cache.content import ContentHashes
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.errors import UserError
 
@@ -17,27 +18,34 @@ COMPARED_IMAGES = 16
 """Images of a split that are read to find out whether a store is theirs."""
 
 
-def dataset_fingerprint(dataset: SegmentationDataset, *, labels: bool = True) -> str:
-    """Return 16 hex digits that change when the split's images, or how they are read, change.
+def dataset_fingerprint(
+    dataset: SegmentationDataset, hashes: ContentHashes | None = None, *, labels: bool = True, depth: bool = False
+) -> str:
+    """Return 16 hex digits that change when what is read of a split changes: its images, their names, their contents.
 
-    Cheap: file sizes stand for contents, so an edit that keeps a file's size goes unseen (the checksums in a depth
-    store see it). Folders and dates do not count: a copy of the data has the same fingerprint.
+    Folders and dates do not count: a copy of the data has the same fingerprint. Every file is read, unless ``hashes``
+    remembers it.
 
     Args:
         dataset: a split.
-        labels: also cover the masks, the classes and the id table; False covers the images alone, which is all that
-            depth labelling looks at.
+        hashes: of files, remembered from earlier calls.
+        labels: also cover the masks, the classes, their colours and the id table.
+        depth: also cover the ground-truth depth and how it is read.
     """
-    digest = hashlib.blake2b(digest_size=8)
-    header = [dataset.name, dataset.split, "labels" if labels else "images"]
+    hashes = hashes or ContentHashes()
+    header: list[object] = [dataset.name, dataset.split]
     if labels:
-        header += [*dataset.classes, *(f"{raw}>{train}" for raw, train in sorted(dataset.raw_ids.items()))]
+        header += [*dataset.classes, *dataset.palette, *sorted(dataset.raw_ids.items())]
+    if depth:
+        header += [dataset.ground_truth_depth_kind, dataset.depth_rule]
+    digest = hashlib.blake2b(digest_size=8)
     # JSON puts boundaries between the strings: ("ab", "c") and ("a", "bc") differ.
-    digest.update(json.dumps(header).encode())
-    for image_id in dataset.image_ids:
-        digest.update(json.dumps(image_id).encode())
-    for fact in dataset.iterate_facts(labels=labels):
-        digest.update(json.dumps(fact).encode())
+    digest.update(json.dumps([labels, depth, header]).encode())
+    for index, image_id in enumerate(dataset.image_ids):
+        sources = dataset.sources(index)
+        parts = [sources.image, *([sources.labels] if labels else []), *([sources.depth] if depth else [])]
+        digest.update(json.dumps([image_id, *map(hashes.hash, parts)]).encode())
+    hashes.save()
     return digest.hexdigest()
 
 
@@ -59,13 +67,10 @@ def check_stored_images(dataset: SegmentationDataset, store: DepthStore, command
 def check_unchanged_images(
     dataset: SegmentationDataset, store: DepthStore, indices: Sequence[int], command: str
 ) -> None:
-    """Refuse a store that was made from other images; some of those at ``indices`` are read to find out.
-
-    A fingerprint sees the sizes of files, and different images of an uncompressed format have equal ones.
-    """
+    """Refuse a store that was made from other images; some of those at ``indices`` are read to find out."""
     count = min(COMPARED_IMAGES, len(indices))
     for index in (indices[place * len(indices) // count] for place in range(count)):
-        if store.read(dataset.image_ids[index]).checksum != dataset.checksum(index):
+        if store.read(dataset.image_ids[index]).checksum != ContentHashes().hash(dataset.sources(index).image):
             raise UserError(
                 f"{store.folder} was made from other images: {dataset.describe(index)} has changed since; "
                 f"remove that folder and label again: {command}"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_cache.content import ContentHashes
 from data_cache.errors import UserError, nearest
 
 ENVIRONMENT_VARIABLE = "PIPELINE_WORKDIR"
@@ -56,6 +57,10 @@ class Workspace:
     def estimators(self) -> Path:
         """Where ``fetch`` puts estimators and encoder weights."""
         return self.root / "estimators"
+
+    def content_hashes(self) -> ContentHashes:
+        """Return what is remembered of the contents of data files, so that they are read once."""
+        return ContentHashes(self.root / "content-hashes.json")
 
     def node(self, key: str) -> NodeFolder:
         """Return the folder of one trained node."""

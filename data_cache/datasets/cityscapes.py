@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from data_cache.datasets.interface import Sources
 from data_cache.datasets.mask_files import read_png16
 from data_cache.datasets.paired_files import Entry, PairedFiles, check_not_empty
 from data_cache.errors import UserError, unknown_name
@@ -91,6 +92,7 @@ class Cityscapes(PairedFiles):
             palette=tuple(colour for _, _, colour in _CLASSES),
             raw_ids=LABEL_IDS,
             ground_truth_depth_kind=ground_truth_depth_kind,
+            depth_rule=("metres by disparity and camera" if metric_depth else "disparity") if has_disparity else "",
             orphans=[
                 path for path in sorted((root / "gtFine" / split).glob("*/*_gtFine_labelIds.png")) if path not in known
             ],
@@ -110,9 +112,18 @@ class Cityscapes(PairedFiles):
         disparity = (read_png16(entry.depth) - np.float32(1.0)) / np.float32(256.0)
         if not self._metric:
             return disparity
-        camera = self._camera_folder / entry.image.parent.name / f"{entry.image_id}_camera.json"
+        camera = self._camera_file(entry)
         with np.errstate(divide="ignore"):
             return (_read_baseline_times_focal(camera) / disparity).astype(np.float32)
+
+    def sources(self, index: int) -> Sources:
+        """Return the image's files, with that of the camera where metres follow from it."""
+        sources = super().sources(index)
+        camera = (self._camera_file(self.entries[index]),) if self._metric else ()
+        return sources._replace(depth=sources.depth + camera)
+
+    def _camera_file(self, entry: Entry) -> Path:
+        return self._camera_folder / entry.image.parent.name / f"{entry.image_id}_camera.json"
 
 
 def _entry(root: Path, split: str, image: Path, has_disparity: bool) -> Entry:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_cache.content import ContentHashes
 from data_cache.datasets import DATASETS, check_dataset_arguments, open_dataset
 from data_cache.datasets.folder import Folder, find_splits
 from data_cache.datasets.interface import SegmentationDataset
@@ -71,6 +72,7 @@ class _SplitExamination:
 
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.dataset = dataset
+        self.hashes = ContentHashes()
         self.findings: dict[str, _Finding] = {}
         self.sizes: Counter[str] = Counter()
         self.pixels = np.zeros(256, dtype=np.int64)
@@ -91,7 +93,7 @@ class _SplitExamination:
         size: tuple[int, int] | None = None
         try:
             size = self.dataset.read_image(index).shape[:2]
-            checksum = self.dataset.checksum(index)
+            checksum = self.hashes.hash(self.dataset.sources(index).image)
             self.sizes[f"{size[1]} x {size[0]}"] += 1
         except UserError as error:
             self.note("image", image_id, str(error))

@@ -81,6 +81,9 @@ class Folder(PairedFiles):
             palette=colours or build_colour_map(len(names) + 1)[1:],
             raw_ids=_build_id_table(len(names), first_id, void_ids),
             ground_truth_depth_kind=self._depth_kind if self._has_depth else None,
+            depth_rule=f"{self._depth_kind}, a step of a metric PNG is {self._depth_unit_m} m"
+            if self._has_depth
+            else "",
             orphans=orphans,
         )
 

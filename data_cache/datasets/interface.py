@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,15 @@ from numpy.typing import NDArray
 from data_cache.sample import DepthKind
 
 RGB = tuple[int, int, int]
+
+
+class Sources(NamedTuple):
+    """What the arrays of an image are made from: files, whose contents tell, or words that tell everything."""
+
+    image: tuple[Path | str, ...]
+    labels: tuple[Path | str, ...]
+    depth: tuple[Path | str, ...]
+    """Of the ground-truth depth; empty where the dataset has none."""
 
 
 @runtime_checkable
@@ -54,6 +64,11 @@ class SegmentationDataset(Protocol):
         """What the dataset's ground-truth depth means; None when it brings none."""
         ...
 
+    @property
+    def depth_rule(self) -> str:
+        """How ground-truth depth follows from its files, in words: whatever changes its numbers besides the files."""
+        ...
+
     def __len__(self) -> int: ...
 
     def read_image(self, index: int) -> NDArray[np.uint8]:
@@ -65,20 +80,13 @@ class SegmentationDataset(Protocol):
         ...
 
     def read_depth(self, index: int) -> NDArray[np.float32]:
-        """Return (h, w) in the unit of ``ground_truth_depth_kind``; nan = unknown, inf = infinitely far (metric only)."""
+        """Return (h, w) in the unit of ``ground_truth_depth_kind``; nan = unknown, inf = far beyond (metric)."""
         ...
 
-    def checksum(self, index: int) -> str:
-        """Return 32 hex digits (blake2b) of the source image's bytes."""
+    def sources(self, index: int) -> Sources:
+        """Return what the image, its labels and its depth are made from; a file need not be there."""
         ...
 
     def describe(self, index: int) -> str:
         """Return the image's path, or what else tells a person which image is meant."""
-        ...
-
-    def iterate_facts(self, *, labels: bool = True) -> Iterator[str]:
-        """Yield cheap facts about what would be read: file sizes and options, no contents, no dates, no folders.
-
-        Without ``labels`` the facts are about the images alone.
-        """
         ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -158,15 +157,3 @@ def read_npy(path: Path) -> NDArray[np.float32]:
         found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else "an archive"
         raise UserError(f"depth map {path} holds {found}; a (height, width) array of numbers belongs there")
     return values.astype(np.float32)
-
-
-def compute_checksum(path: Path) -> str:
-    """Return 32 hex digits (blake2b) of a file's bytes.
-
-    Raises:
-        UserError: when the file is missing or cannot be read.
-    """
-    try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    except OSError as error:
-        raise UserError(f"image {path} cannot be read ({error}); put it back or leave it out of the split") from error

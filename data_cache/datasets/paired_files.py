@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.datasets.interface import RGB
+from data_cache.datasets.interface import RGB, Sources
 from data_cache.datasets.mask_files import (
     IMAGE_SUFFIXES,
-    compute_checksum,
     describe_colours,
     format_id_table,
     list_files,
@@ -54,6 +53,7 @@ class PairedFiles:
         palette: tuple[RGB, ...],
         raw_ids: Mapping[int, int],
         ground_truth_depth_kind: DepthKind | None = None,
+        depth_rule: str = "",
         orphans: Sequence[Path] = (),
     ) -> None:
         """Hold what a dataset's own constructor found.
@@ -65,6 +65,7 @@ class PairedFiles:
             palette: colours by train id.
             raw_ids: id in the mask file -> train id or void.
             ground_truth_depth_kind: what ``read_depth`` returns, if the dataset has depth.
+            depth_rule: how ``read_depth`` turns files into numbers, see the interface.
             orphans: masks without an image, for the doctor to tell about.
         """
         self.split = split
@@ -73,6 +74,7 @@ class PairedFiles:
         self.palette = palette
         self.raw_ids = dict(raw_ids)
         self.ground_truth_depth_kind = ground_truth_depth_kind
+        self.depth_rule = depth_rule
         self.orphans = tuple(orphans)
         self.image_ids: Sequence[str] = tuple(entry.image_id for entry in self.entries)
 
@@ -126,28 +128,14 @@ class PairedFiles:
             "see: pipeline estimators"
         )
 
-    def checksum(self, index: int) -> str:
-        """Return 32 hex digits of the image file's bytes."""
-        return compute_checksum(self.entries[index].image)
+    def sources(self, index: int) -> Sources:
+        """Return the image's files."""
+        entry = self.entries[index]
+        return Sources((entry.image,), (entry.mask,), () if entry.depth is None else (entry.depth,))
 
     def describe(self, index: int) -> str:
         """Return the image's path."""
         return str(self.entries[index].image)
-
-    def iterate_facts(self, *, labels: bool = True) -> Iterator[str]:
-        """Yield the sizes of the files in bytes; a missing file counts as -1."""
-        for entry in self.entries:
-            paths = [entry.image, entry.mask] if labels else [entry.image]
-            if entry.depth is not None:
-                paths.append(entry.depth)
-            yield " ".join(str(_file_size(path)) for path in paths)
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
 
 
 def index_by_stem(paths: Iterable[Path], stem_of: Callable[[Path], str] = lambda path: path.stem) -> dict[str, Path]:

@@ -6,11 +6,10 @@ they are what they show, by depth they are the surface they lie on.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.datasets import scene_layout
-from data_cache.datasets.interface import RGB
+from data_cache.datasets.interface import RGB, Sources
 from data_cache.datasets.scene_layout import Scene, draw_scene
 from data_cache.datasets.scene_rendering import Rendering, render_scene
 from data_cache.errors import UserError, unknown_name
@@ -53,6 +52,7 @@ class Scenes:
         {**{index: index for index in range(len(scene_layout.CLASSES))}, IGNORE_INDEX: IGNORE_INDEX}
     )
     ground_truth_depth_kind: ClassVar[DepthKind | None] = DepthKind.METRIC
+    depth_rule: ClassVar[str] = "drawn"
 
     def __init__(
         self,
@@ -110,9 +110,13 @@ class Scenes:
         """Return (H, W): 0 for sky, ground and walls, then 1, 2, … for things and after them pictures."""
         return self._read("instances", index).astype(np.int32)
 
-    def checksum(self, index: int) -> str:
-        """Return 32 hex digits of the rendered pixels."""
-        return hashlib.blake2b(self.read_image(index).tobytes(), digest_size=16).hexdigest()
+    def sources(self, index: int) -> Sources:
+        """Return what the drawing depends on; nothing is drawn or hashed for it."""
+        drawing = (
+            f"scenes drawing {DRAWING_VERSION}, {self.size[0]}x{self.size[1]} px, seed {self.seed}, "
+            f"{self.split} #{index}",
+        )
+        return Sources(drawing, drawing, drawing)
 
     def describe(self, index: int) -> str:
         """Return words like "scenes test #12"."""
@@ -121,12 +125,6 @@ class Scenes:
     def draw(self, index: int) -> Scene:
         """Return the layout behind an image."""
         return draw_scene(self._stream(index, 0))
-
-    def iterate_facts(self, *, labels: bool = True) -> Iterator[str]:  # noqa: ARG002 — one drawing makes both
-        """Yield what the drawings depend on."""
-        yield f"drawing {DRAWING_VERSION}"
-        yield f"size {self.size[0]}x{self.size[1]}"
-        yield f"seed {self.seed}"
 
     def _read(self, field: str, index: int) -> NDArray[Any]:
         if not -self._count <= index < self._count:

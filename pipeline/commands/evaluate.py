@@ -74,7 +74,8 @@ def inspect_evaluation(run: PlannedRun, session: Session) -> dict[str, str | Non
     if run.schedule.needs_depth:
         with contextlib.suppress(NoDepthStore):
             store = find_labels(config, session.workspace, dataset)
-    return {"split": dataset_fingerprint(dataset), "depth": store.fingerprint() if store else None}
+    split = dataset_fingerprint(dataset, session.workspace.content_hashes())
+    return {"split": split, "depth": store.fingerprint() if store else None}
 
 
 def _labels_if_any(config: RunConfig, session: Session, dataset: SegmentationDataset) -> DepthStore | None:

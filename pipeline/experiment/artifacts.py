@@ -59,7 +59,7 @@ def find_labels(config: RunConfig, workspace: Workspace, dataset: SegmentationDa
         dataset.name,
         dataset.split,
         estimator.name,
-        dataset_fingerprint=dataset_fingerprint(dataset, labels=False),
+        dataset_fingerprint=dataset_fingerprint(dataset, workspace.content_hashes(), labels=False),
         made_by=estimator.made,
         command=command,
     )
@@ -84,7 +84,9 @@ def gather_facts(config: RunConfig, workspace: Workspace, *, needs_depth: bool) 
     """Look up what a plan must know about the training split."""
     dataset = open_split(config, workspace, "train")
     store_key = find_labels(config, workspace, dataset).fingerprint() if needs_depth else None
-    return DataFacts(len(dataset), len(dataset.classes), dataset_fingerprint(dataset), store_key)
+    return DataFacts(
+        len(dataset), len(dataset.classes), dataset_fingerprint(dataset, workspace.content_hashes()), store_key
+    )
 
 
 def label_splits(

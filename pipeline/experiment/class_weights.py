@@ -18,7 +18,8 @@ def resolve_class_weights(config: RunConfig, session: Session) -> RunConfig:
     if config.loss.class_weights != MEDIAN_FREQUENCY:
         return config
     dataset = open_split(config, session.workspace, "train")
-    file = session.workspace.root / "classes" / f"{dataset_fingerprint(dataset)}.json"
+    fingerprint = dataset_fingerprint(dataset, session.workspace.content_hashes())
+    file = session.workspace.root / "classes" / f"{fingerprint}.json"
     if not file.is_file():
         session.console.say(f"counting the classes of {len(dataset)} masks of {dataset.name} {dataset.split}")
         write_json(file, {"classes": list(dataset.classes), "counts": count_classes(dataset)})

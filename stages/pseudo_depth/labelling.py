@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from data_cache.content import ContentHashes
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.depth_map import Provenance, to_float16
 from data_cache.depth_store import DepthStore, DepthStoreWriter, store_folder
@@ -281,7 +282,7 @@ def _prepare(
 ) -> _Prepared | FailedImage:
     try:
         image = dataset.read_image(index)
-        checksum = dataset.checksum(index)
+        checksum = ContentHashes().hash(dataset.sources(index).image)
         if isinstance(estimator, GroundTruthDepth):
             content = torch.from_numpy(np.array(dataset.read_depth(index), np.float32))
         else:

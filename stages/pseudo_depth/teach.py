@@ -149,7 +149,7 @@ def teach(
     """
     options = options or TeachOptions()
     device = torch.device(device)
-    task = {"init": init, "dataset": dataset_fingerprint(dataset), **asdict(options)}
+    task = {"init": init, "dataset": dataset_fingerprint(dataset, labels=False, depth=True), **asdict(options)}
     if (finished := find_finished(out_folder, task)) is not None:
         return TeachReport(out_folder, options.steps, options.steps, finished, 0.0)
     start = _open_start(init, kind, options, accept_noncommercial)

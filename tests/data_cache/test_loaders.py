@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from data_cache.content import ContentHashes
+from data_cache.datasets.interface import Sources
 from data_cache.depth_store import DepthStore, DepthStoreWriter, Provenance
 from data_cache.errors import UserError
 from data_cache.loaders import (
@@ -62,8 +64,8 @@ class Ramps:
         height, width = self.sizes[index]
         return np.repeat((np.arange(width) >= width // 2).astype(np.uint8)[None], height, 0)
 
-    def checksum(self, index):
-        return f"{index:032x}"
+    def sources(self, index):
+        return Sources((f"ramp {index}",), (), ())
 
     def describe(self, index):
         return f"ramps train #{index}"
@@ -75,7 +77,9 @@ def build_source(folder: Path, dataset: Ramps, labelled: int | None = None) -> S
     with DepthStoreWriter(folder, provenance, shard_size=4) as writer:
         for index in range(len(dataset) if labelled is None else labelled):
             ramp = np.repeat(np.linspace(1, 5, 30, dtype=np.float32)[None], 20, 0)
-            writer.add(dataset.image_ids[index], ramp, dataset.sizes[index], dataset.checksum(index))
+            writer.add(
+                dataset.image_ids[index], ramp, dataset.sizes[index], ContentHashes().hash(dataset.sources(index).image)
+            )
     return Source(dataset, DepthStore(folder))
 
 

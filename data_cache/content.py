@@ -1,0 +1,102 @@
+"""Hashes of files by content, remembered, so that 100,000 unchanged files cost a look at each and no reading."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_cache.errors import UserError
+
+_FORMAT = 1
+_SETTLED_NS = 2_000_000_000
+"""A file written to within this time before it is hashed may change again without a new date: file systems and network
+disks count time in steps of up to 2 s. Its hash is used, but not remembered."""
+
+_State = tuple[int, int, int, int]
+"""Size, times of the last change of content and of inode (ns), inode number."""
+
+
+class ContentHashes:
+    """Hashes what images, labels and depth are made from; a file that is as it was is not read again.
+
+    What is remembered is only a shortcut: a damaged, missing or unwritable file of hashes costs time and nothing else.
+    Safe to use from several threads, and from several processes that share the file.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        """Start from what ``file`` remembers; None remembers nothing beyond this object."""
+        self._file = file
+        self._known = _load(file)
+        self._added: dict[str, tuple[_State, str]] = {}
+
+    def hash(self, sources: Sequence[Path | str]) -> str:
+        """Return 32 hex digits (blake2b) over the contents of files, and over words as they are.
+
+        Of a single file they are the hash of its bytes. A file that is missing has a hash too, another one than any
+        file; no source at all gives "".
+
+        Raises:
+            UserError: a file cannot be read.
+        """
+        hashes = [self._hash_file(source) if isinstance(source, Path) else _hash_words(source) for source in sources]
+        return hashes[0] if len(hashes) == 1 else _hash_words(json.dumps(hashes)) if hashes else ""
+
+    def save(self) -> None:
+        """Remember what was hashed since the last time; to be called once after many files."""
+        if self._file is None or not self._added:
+            return
+        known = _load(self._file) | self._added  # another process may have added to it meanwhile
+        content = json.dumps({"format": _FORMAT, "files": known}, separators=(",", ":"))
+        with contextlib.suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(prefix=f".{self._file.name}.", dir=self._file.parent)
+            with os.fdopen(descriptor, "w", encoding="utf8") as file:
+                file.write(content)
+            Path(temporary).replace(self._file)
+        self._added = {}
+
+    def _hash_file(self, path: Path) -> str:
+        try:
+            state = _look_at(path)
+            name = os.path.abspath(path)  # noqa: PTH100 - ten times as fast as Path.resolve, and links are looked through
+            remembered = self._known.get(name)
+            if remembered is not None and tuple(remembered[0]) == state:
+                return remembered[1]
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        except (FileNotFoundError, NotADirectoryError):
+            return _hash_words("missing")
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}); put it back or leave it out of the split"
+            ) from error
+        if time.time_ns() - max(state[1:3]) > _SETTLED_NS:
+            self._known[name] = self._added[name] = (state, found)
+        return found
+
+
+def _load(file: Path | None) -> dict[str, tuple[_State, str]]:
+    if file is None:
+        return {}
+    try:
+        content = json.loads(file.read_bytes())
+        known = content["files"] if content["format"] == _FORMAT else {}
+        sound = all(len(state) == 4 and len(found) == 32 for state, found in known.values())
+        return known if sound else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _look_at(path: Path) -> _State:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def _hash_words(words: str) -> str:
+    return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
