@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Sequence
@@ -68,6 +69,7 @@ class ContentHashes:
             remembered = self._known.get(name)
             if remembered is not None and tuple(remembered[0]) == state:
                 return remembered[1]
+            check_regular(path, "file")
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         except (FileNotFoundError, NotADirectoryError):
@@ -79,6 +81,18 @@ class ContentHashes:
         if time.time_ns() - max(state[1:3]) > _SETTLED_NS:
             self._known[name] = self._added[name] = (state, found)
         return found
+
+
+def check_regular(path: Path, what: str) -> None:
+    """Refuse folders, pipes, sockets and devices: opening one may wait for ever.
+
+    Raises:
+        UserError: naming the path.
+        FileNotFoundError: there is nothing.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        kind = "a folder" if path.is_dir() else "a pipe, socket or device"
+        raise UserError(f"{what} {path} cannot be read (it is {kind}, no file); remove it")
 
 
 def _load(file: Path | None) -> dict[str, tuple[_State, str]]:

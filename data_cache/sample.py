@@ -11,6 +11,9 @@ if TYPE_CHECKING:  # datasets and stores are readable without torch
 IGNORE_INDEX = 255
 """Label of void pixels: never trained on, never scored."""
 
+SMALLEST_INPUT_PX = 64
+"""Every network takes images with sides of at least this, at any size."""
+
 
 class DepthKind(StrEnum):
     """What the numbers of a raw depth map mean."""

@@ -15,13 +15,13 @@ from data_cache.content import ContentHashes
 from data_cache.datasets import DATASETS, check_dataset_arguments, open_dataset
 from data_cache.datasets.folder import Folder, find_splits
 from data_cache.datasets.interface import SegmentationDataset
-from data_cache.datasets.mask_files import describe_colours, format_id_table, map_ids
+from data_cache.datasets.mask_files import LabelProblem, format_id_table
 from data_cache.datasets.paired_files import PairedFiles
 from data_cache.errors import UserError
-from data_cache.sample import IGNORE_INDEX
+from data_cache.images import EXAMPLES, MissingFile, NoteTally, format_examples
+from data_cache.sample import IGNORE_INDEX, SMALLEST_INPUT_PX
 
-_SHOWN = 5
-"""Examples per kind of problem; the count tells the rest, and a broken dataset of any size fits into memory."""
+_SMALL = f"with a side below {SMALLEST_INPUT_PX} px, the least that networks promise to take"
 
 _MUCH_VOID = 0.3
 """Share of void pixels worth a note; Pascal VOC has about 0.06, CamVid 0.04."""
@@ -77,27 +77,29 @@ class _SplitExamination:
         self.sizes: Counter[str] = Counter()
         self.pixels = np.zeros(256, dtype=np.int64)
         self.labelled = 0
-        self.strangers: Counter[int] = Counter()
+        self.unknown_ids: set[int] = set()
+        self.tally = NoteTally()
 
     def note(self, kind: str, example: str, detail: str = "") -> None:
         finding = self.findings.setdefault(kind, _Finding())
         finding.count += 1
-        if len(finding.examples) < _SHOWN:
+        if len(finding.examples) < EXAMPLES:
             finding.examples.append(example)
         finding.detail = finding.detail or detail
 
     def look_at(self, index: int) -> str | None:
         """Examine an image with all that belongs to it; return its checksum if it could be read."""
         image_id = self.dataset.image_ids[index]
-        checksum: str | None = None
-        size: tuple[int, int] | None = None
         try:
-            size = self.dataset.read_image(index).shape[:2]
+            image = self.dataset.read_noted_image(index)
             checksum = self.hashes.hash(self.dataset.sources(index).image)
-            self.sizes[f"{size[1]} x {size[0]}"] += 1
         except UserError as error:
             self.note("image", image_id, str(error))
-        self._look_at_labels(index, image_id, size)
+            return None
+        height, width = image.pixels.shape[:2]
+        self.sizes[f"{width} x {height}"] += 1
+        self.tally.add(image_id, (*image.notes, *([_SMALL] if min(height, width) < SMALLEST_INPUT_PX else [])))
+        self._look_at_labels(index, image_id)
         if self.dataset.ground_truth_depth_kind is not None:
             try:
                 self.dataset.read_depth(index)
@@ -105,35 +107,17 @@ class _SplitExamination:
                 self.note("depth", image_id, str(error))
         return checksum
 
-    def _look_at_labels(self, index: int, image_id: str, size: tuple[int, int] | None) -> None:
-        if not isinstance(self.dataset, PairedFiles):
-            self._count(self.dataset.read_labels(index))
-            return
-        mask = self.dataset.entries[index].mask
-        if not mask.exists():
-            self.note("unpaired image", image_id, f"the first belongs at {mask}")
-            return
+    def _look_at_labels(self, index: int, image_id: str) -> None:
         try:
-            ids = self.dataset.read_raw_mask(index)
+            self._count(self.dataset.read_labels(index))
+        except MissingFile as missing:
+            self.note("unpaired image", image_id, f"the first belongs at {missing.path}")
+        except LabelProblem as problem:
+            self.note(problem.kind, image_id, problem.detail and f"the first has {problem.detail}")
+            # A resized mask may have thousands of stray values; a few tell the story.
+            self.unknown_ids.update(problem.unknown_ids[:32])
         except UserError as error:
             self.note("mask", image_id, str(error))
-            return
-        if ids.ndim == 3:
-            self.note("colour", image_id, f"the first has {describe_colours(ids)}")
-        elif size is not None and ids.shape != size:
-            sizes = f"{ids.shape[1]} x {ids.shape[0]} px, image {size[1]} x {size[0]}"
-            self.note("size", image_id, f"the first has {sizes}")
-        else:
-            self._look_at_ids(ids, image_id)
-
-    def _look_at_ids(self, ids: NDArray[Any], image_id: str) -> None:
-        labels, strangers = map_ids(ids, self.dataset.raw_ids)
-        if strangers:
-            self.note("ids", image_id)
-            # A resized or JPEG mask may have thousands of stray values; a few tell the story.
-            self.strangers.update(strangers[:32])
-        else:
-            self._count(labels)
 
     def _count(self, labels: NDArray[np.uint8]) -> None:
         self.labelled += 1
@@ -157,10 +141,10 @@ class _SplitExamination:
             finding = self.findings[kind]
             detail = finding.detail
             if kind == "ids":
-                ids = ", ".join(str(value) for value, _ in sorted(self.strangers.items())[:20])
+                ids = format_examples(map(str, sorted(self.unknown_ids)[:20]), len(self.unknown_ids))
                 table = format_id_table(self.dataset.raw_ids, self.dataset.classes)
-                detail = f"ids {ids}{', …' if len(self.strangers) > 20 else ''}; the table is {table}"
-            examples = ", ".join(finding.examples) + (", …" if finding.count > len(finding.examples) else "")
+                detail = f"ids {ids}; the table is {table}"
+            examples = format_examples(finding.examples, finding.count)
             lines.append(f"{self.dataset.split}: {words}: {finding.count} ({examples}){'; ' if detail else ''}{detail}")
         return lines
 
@@ -254,6 +238,7 @@ def _add_split(report: DoctorReport, examination: _SplitExamination, twins: Coun
         del examination.findings["unpaired image"]
         report.notes.append(f"{split}: no image has a mask; it can be labelled with depth and predicted, not scored")
     report.problems.extend(examination.list_problems())
+    report.notes.extend(f"{split}: {line}" for line in examination.tally.lines())
     for other, count in twins.items():
         where = "within the split" if other == split else f"in {other}"
         report.problems.append(f"{split}: images with a byte-identical copy {where}: {count}; scores would flatter")

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.datasets.interface import RGB
-from data_cache.datasets.mask_files import list_files, read_npy, read_png16
+from data_cache.datasets.mask_files import read_npy, read_png16
 from data_cache.datasets.paired_files import PairedFiles, build_colour_map, check_not_empty, index_by_stem, pair_folders
 from data_cache.errors import UserError, unknown_name
+from data_cache.images import list_files
 from data_cache.sample import IGNORE_INDEX, DepthKind
 
 _VOID_COLOURS: tuple[RGB, ...] = ((0, 0, 0), (255, 255, 255))

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from data_cache.images import NotedImage
 from data_cache.sample import DepthKind
 
 RGB = tuple[int, int, int]
@@ -75,12 +76,16 @@ class SegmentationDataset(Protocol):
         """Return (H, W, 3) RGB."""
         ...
 
+    def read_noted_image(self, index: int) -> NotedImage:
+        """Return (H, W, 3) RGB, and what had to be decided to read it."""
+        ...
+
     def read_labels(self, index: int) -> NDArray[np.uint8]:
         """Return (H, W) train ids, IGNORE_INDEX where void; always of the image's size."""
         ...
 
     def read_depth(self, index: int) -> NDArray[np.float32]:
-        """Return (h, w) in the unit of ``ground_truth_depth_kind``; nan = unknown, inf = far beyond (metric)."""
+        """Return (h, w) depth of ``ground_truth_depth_kind``; nan = unknown, inf = infinitely far (metric only)."""
         ...
 
     def sources(self, index: int) -> Sources:

@@ -1,82 +1,80 @@
-"""Reading images, masks and depth maps from files, with errors that name the file and the remedy."""
+"""Reading masks and depth maps from files, with errors that name the file and the remedy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL.ImageFile import ImageFile
 
+from data_cache.content import check_regular
 from data_cache.errors import UserError
+from data_cache.images import MissingFile, get_rawmode, is_animated, open_image, turn_upright
 from data_cache.sample import IGNORE_INDEX
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
-
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises for broken files: truncated, no image at all, broken PNG chunk, absurd size."""
-
-
-def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the folder's files with one of the suffixes, in any case, sorted by name; [] without a folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
-    )
-
-
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """Return (H, W, 3) RGB; grey and palette images are widened, alpha is dropped.
-
-    Raises:
-        UserError: when the file is missing or no readable image.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise UserError(f"image {path} is missing; put it back or leave it out of the split") from error
-    except _UNREADABLE as error:
-        raise UserError(f"image {path} cannot be read ({error}); replace the file or remove it") from error
-
-
-def read_image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) from the header alone.
-
-    Raises:
-        UserError: when the file is missing or no readable image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except FileNotFoundError as error:
-        raise UserError(f"image {path} is missing; put it back or leave it out of the split") from error
-    except _UNREADABLE as error:
-        raise UserError(f"image {path} cannot be read ({error}); replace the file or remove it") from error
+_NO_DEPTH = "add it or use another estimator than 'dataset'"
 
 
 def read_mask_ids(path: Path) -> NDArray[Any]:
-    """Return the raw ids of a mask file: (H, W) integers, or (H, W, 3) colours when it is an RGB image.
+    """Return the raw ids of a mask file: (H, W) integers, or (H, W, 3) colours when it is a colour image.
 
-    A palette PNG gives its indices, not its colours.
+    Numbers are ids and never scaled; a palette image gives its indices, not its colours. EXIF turns a mask as it turns
+    its image.
 
     Raises:
-        UserError: when the file is missing or no readable image.
+        MissingFile: there is no such file.
+        UserError: it is no readable image, or one whose numbers are not certainly the ids that were written.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode == "1":
-                return np.array(image, dtype=np.uint8)
-            if image.mode in ("L", "P", "I", "I;16", "I;16B", "I;16L"):
-                return np.array(image)
-            return np.array(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise UserError(f"mask {path} is missing; every scored or trained image needs one") from error
-    except _UNREADABLE as error:
-        raise UserError(f"mask {path} cannot be read ({error}); replace the file") from error
+    with open_image(
+        path, "mask", missing="every scored or trained image needs one", broken="replace the file"
+    ) as image:
+        if problem := _find_doubt(image):
+            raise UserError(f"mask {path} {problem}; a mask is a palette or grey PNG of 8 or 16 bits")
+        turn_upright(image)
+        if image.mode == "1":
+            return np.array(image, dtype=np.uint8)
+        if image.mode in ("L", "P", "I") or image.mode.startswith("I;16"):
+            return np.array(image)
+        if image.mode in ("LA", "PA"):
+            return np.array(image.getchannel(0))
+        return np.array(image.convert("RGB"))
+
+
+def _find_doubt(image: ImageFile) -> str:
+    """Return why an opened mask's numbers may not be the ids that were written; "" when they are."""
+    codec, arguments = (image.tile[0][0], image.tile[0][3]) if image.tile else ("", None)
+    if image.format in ("JPEG", "MPO"):
+        return "is a JPEG, whose compression changes ids where classes meet"
+    if image.mode == "F":
+        return "holds floats, but ids are whole numbers"
+    if is_animated(image):
+        return "has several frames or pages, and nothing says which is meant"
+    # Pillow stretches grey of fewer bits to 0 … 255, and turns it round where the file says that 0 is white.
+    if get_rawmode(image) in ("L;2", "L;4", "L;I", "L;2I", "L;4I"):
+        return "is grey of fewer than 8 bits or counts from white to black"
+    if codec.startswith("ppm") and isinstance(arguments, tuple) and arguments[1] not in (255, 65535):
+        return f"has a largest value of {arguments[1]}, so that reading would scale its ids"
+    if image.mode in ("LA", "PA", "RGBA") and image.getchannel("A").getextrema() != (255, 255):
+        return "has transparent pixels, and nothing says which id they mean"
+    return ""
+
+
+class LabelProblem(UserError):
+    """What is wrong with a mask: a message for one, kind and detail for those who count many.
+
+    Args:
+        message: for a person who has only this mask before them.
+        kind: ``colour``, ``size`` or ``ids``.
+        detail: what was found, without the names of files.
+        unknown_ids: those outside the table.
+    """
+
+    def __init__(self, message: str, kind: str, detail: str = "", unknown_ids: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.kind, self.detail, self.unknown_ids = kind, detail, tuple(unknown_ids)
 
 
 def map_ids(ids: NDArray[Any], raw_ids: Mapping[int, int]) -> tuple[NDArray[np.uint8], list[int]]:
@@ -91,19 +89,19 @@ def map_ids(ids: NDArray[Any], raw_ids: Mapping[int, int]) -> tuple[NDArray[np.u
     """
     if ids.dtype != np.uint8:
         present = np.unique(ids)
-        strangers = [int(value) for value in present if int(value) not in raw_ids]
+        unknown_ids = [int(value) for value in present if int(value) not in raw_ids]
         labels = np.full(ids.shape, IGNORE_INDEX, dtype=np.uint8)
         for value in present:
             if int(value) in raw_ids:
                 labels[ids == value] = raw_ids[int(value)]
-        return labels, strangers
+        return labels, unknown_ids
     table = np.full(256, IGNORE_INDEX, dtype=np.uint8)
     for raw, train in raw_ids.items():
         if 0 <= raw <= 255:
             table[raw] = train
     counts = np.bincount(ids.ravel(), minlength=256)
-    strangers = [int(value) for value in np.flatnonzero(counts) if int(value) not in raw_ids]
-    return table[ids], strangers
+    unknown_ids = [int(value) for value in np.flatnonzero(counts) if int(value) not in raw_ids]
+    return table[ids], unknown_ids
 
 
 def format_id_table(raw_ids: Mapping[int, int], classes: tuple[str, ...]) -> str:
@@ -127,13 +125,9 @@ def read_png16(path: Path) -> NDArray[np.float32]:
     Raises:
         UserError: when the file is missing, unreadable or has several channels.
     """
-    try:
-        with Image.open(path) as image:
-            mode, values = image.mode, np.array(image)
-    except FileNotFoundError as error:
-        raise UserError(f"depth map {path} is missing; add it or use another estimator than 'dataset'") from error
-    except _UNREADABLE as error:
-        raise UserError(f"depth map {path} cannot be read ({error}); replace the file") from error
+    with open_image(path, "depth map", missing=_NO_DEPTH, broken="replace the file") as image:
+        turn_upright(image)
+        mode, values = image.mode, np.array(image)
     if values.ndim != 2 or mode == "P":
         raise UserError(f"depth map {path} is a {mode} image; one channel of 16 bits belongs there")
     depth = values.astype(np.float32)
@@ -148,9 +142,11 @@ def read_npy(path: Path) -> NDArray[np.float32]:
         UserError: when the file is missing, unreadable or not a plain two-dimensional array of numbers.
     """
     try:
-        values = np.load(path, allow_pickle=False)
+        check_regular(path, "depth map")
+        # Mapped, a header that claims more numbers than there are is an error and not a request for memory.
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
-        raise UserError(f"depth map {path} is missing; add it or use another estimator than 'dataset'") from error
+        raise MissingFile(f"depth map {path} is missing; {_NO_DEPTH}", path) from error
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"depth map {path} cannot be read ({error}); replace the file") from error
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "fiu":

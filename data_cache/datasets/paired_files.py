@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 
 from data_cache.datasets.interface import RGB, Sources
 from data_cache.datasets.mask_files import (
-    IMAGE_SUFFIXES,
+    LabelProblem,
     describe_colours,
     format_id_table,
-    list_files,
     map_ids,
-    read_image_size,
     read_mask_ids,
-    read_rgb,
 )
 from data_cache.errors import UserError
+from data_cache.images import ImageNote, NotedImage, list_files, read_image, read_image_size
 from data_cache.sample import DepthKind
 
 
@@ -83,7 +81,11 @@ class PairedFiles:
 
     def read_image(self, index: int) -> NDArray[np.uint8]:
         """Return (H, W, 3) RGB."""
-        return read_rgb(self.entries[index].image)
+        return self.read_noted_image(index).pixels
+
+    def read_noted_image(self, index: int) -> NotedImage:
+        """Return (H, W, 3) RGB, and what had to be decided to read it."""
+        return read_image(self.entries[index].image)
 
     def read_raw_mask(self, index: int) -> NDArray[Any]:
         """Return the mask file's ids (H, W), or its colours (H, W, 3) when it is a colour image."""
@@ -93,29 +95,46 @@ class PairedFiles:
         """Return (H, W) train ids, IGNORE_INDEX where void.
 
         Raises:
-            UserError: when the mask is missing, unreadable, a colour image, of another size than the image, or has ids
-                outside the table.
+            MissingFile: there is no mask.
+            LabelProblem: the mask is a colour image, of another size than the image, or has ids outside the table.
+            UserError: the mask or the image cannot be read.
         """
         entry = self.entries[index]
         ids = self.read_raw_mask(index)
+        table = format_id_table(self.raw_ids, self.classes)
         if ids.ndim == 3:
-            raise UserError(
-                f"mask {entry.mask} is an RGB image ({describe_colours(ids)}); a mask stores one id per pixel: "
-                f"{format_id_table(self.raw_ids, self.classes)}; convert it to a palette or grey PNG"
+            colours = describe_colours(ids)
+            raise LabelProblem(
+                f"mask {entry.mask} is an RGB image ({colours}); a mask stores one id per pixel: {table}; "
+                "convert it to a palette or grey PNG",
+                "colour",
+                colours,
             )
-        size = read_image_size(entry.image)
-        if ids.shape != size:
-            raise UserError(
-                f"mask {entry.mask} has {ids.shape[1]} x {ids.shape[0]} px, its image {entry.image} has "
-                f"{size[1]} x {size[0]}; make the mask anew at the image's size"
-            )
-        labels, strangers = map_ids(ids, self.raw_ids)
-        if strangers:
-            raise UserError(
-                f"mask {entry.mask} has ids outside the table: {', '.join(map(str, strangers[:10]))}"
-                f"{', …' if len(strangers) > 10 else ''}; known: {format_id_table(self.raw_ids, self.classes)}"
+        if ids.shape != (size := read_image_size(entry.image)):
+            raise self._describe_sizes(entry, ids.shape, size)
+        labels, unknown_ids = map_ids(ids, self.raw_ids)
+        if unknown_ids:
+            raise LabelProblem(
+                f"mask {entry.mask} has ids outside the table: {', '.join(map(str, unknown_ids[:10]))}"
+                f"{', …' if len(unknown_ids) > 10 else ''}; known: {table}",
+                "ids",
+                unknown_ids=unknown_ids,
             )
         return labels
+
+    def _describe_sizes(self, entry: Entry, mask: tuple[int, ...], image: tuple[int, int]) -> LabelProblem:
+        remedy = "make the mask anew at the image's size"
+        if mask == image[::-1] and ImageNote.TURNED in read_image(entry.image).notes:
+            remedy = (
+                "the mask was drawn on the image as stored, but its EXIF orientation turns the image upright: turn the "
+                "mask too, or remove that tag from the image"
+            )
+        return LabelProblem(
+            f"mask {entry.mask} has {mask[1]} x {mask[0]} px, its image {entry.image} has {image[1]} x {image[0]}; "
+            f"{remedy}",
+            "size",
+            f"{mask[1]} x {mask[0]} px, image {image[1]} x {image[0]}; {remedy}",
+        )
 
     def read_depth(self, index: int) -> NDArray[np.float32]:
         """Return (h, w) depth; datasets that bring some override this.
@@ -165,8 +184,8 @@ def pair_folders(image_folder: Path, mask_folder: Path) -> tuple[list[Entry], li
     Raises:
         UserError: when two files of a folder share a stem.
     """
-    images = index_by_stem(list_files(image_folder, IMAGE_SUFFIXES))
-    masks = index_by_stem(list_files(mask_folder, IMAGE_SUFFIXES))
+    images = index_by_stem(list_files(image_folder))
+    masks = index_by_stem(list_files(mask_folder))
     entries = [Entry(stem, path, masks.get(stem, mask_folder / f"{stem}.png")) for stem, path in sorted(images.items())]
     return entries, [path for stem, path in sorted(masks.items()) if stem not in images]
 

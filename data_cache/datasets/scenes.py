@@ -22,6 +22,7 @@ from data_cache.datasets.interface import RGB, Sources
 from data_cache.datasets.scene_layout import Scene, draw_scene
 from data_cache.datasets.scene_rendering import Rendering, render_scene
 from data_cache.errors import UserError, unknown_name
+from data_cache.images import NotedImage
 from data_cache.sample import IGNORE_INDEX, DepthKind
 
 DRAWING_VERSION = 2
@@ -97,6 +98,10 @@ class Scenes:
     def read_image(self, index: int) -> NDArray[np.uint8]:
         """Return (H, W, 3) RGB."""
         return self._read("image", index)
+
+    def read_noted_image(self, index: int) -> NotedImage:
+        """Return the image; a drawing leaves nothing to decide."""
+        return NotedImage(self.read_image(index))
 
     def read_labels(self, index: int) -> NDArray[np.uint8]:
         """Return (H, W) train ids; nothing in a drawing is void."""

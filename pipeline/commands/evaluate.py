@@ -196,12 +196,13 @@ def predict_images(
     """Write label maps and overlays of image files.
 
     Returns:
-        ``files``, ``model``.
+        ``files``, ``model``, ``notes``.
     """
     margin = _choose_margin(tile, margin)
     model = open_model(session, reference, device)
     size = model.config.data.crop if model.config.evaluation.size == "recipe" and tile is None else None
     segmenter = Segmenter(model.network, model.normalisation, device, size=size, tile=tile, margin=margin)
-    files = predict_files(segmenter, images, out, class_names=model.class_names, palette=model.palette)
-    listing = "\n".join(str(file) for file in files)
-    return Result({"files": [str(file) for file in files], "model": str(model.folder)}, listing)
+    written = predict_files(segmenter, images, out, class_names=model.class_names, palette=model.palette)
+    files = [str(file) for file in written.files]
+    facts = {"files": files, "model": str(model.folder), "notes": written.notes}
+    return Result(facts, "\n".join([*files, *(f"note: {note}" for note in written.notes)]))

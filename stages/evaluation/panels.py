@@ -1,4 +1,4 @@
-"""Pictures that show what numbers cannot: image, truth, prediction and depth side by side; contact sheets."""
+"""Images that show what numbers cannot: image, truth, prediction and depth side by side; contact sheets."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class PanelCollector:
     """Keeps a few images of an evaluation for drawing; pass it as ``on_predictions``.
 
     Args:
-        normalisation: of the network, to turn its input back into a picture.
+        normalisation: of the network, to turn its input back into an image.
         limit: images kept at most, so that memory stays bounded.
         image_ids: keep these; None keeps the first ones.
     """
@@ -98,7 +98,7 @@ def write_panels(
 
 
 def draw_panel(item: PanelItem, *, class_names: Sequence[str], palette: Sequence[RGB]) -> Image.Image:
-    """Return the picture of one item: its maps in a row under captions, the colours of its classes below.
+    """Return the image of one item: its maps in a row under captions, the colours of its classes below.
 
     Target and predicted depth share one scale, the range of the target, so equal colours mean equal values.
     """
@@ -214,7 +214,7 @@ def _draw_legend(entries: Sequence[tuple[str, RGB]], width_px: int) -> Image.Ima
 
 
 def _resize(pixels: NDArray[np.uint8], size: tuple[int, int], *, smooth: bool = True) -> Image.Image:
-    """Return a picture of (width, height); label colours are never blended."""
+    """Return an image of (width, height); label colours are never blended."""
     return Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST)
 
 
@@ -228,9 +228,9 @@ def _shorten(text: str, width_px: int) -> str:
     return "…" + text
 
 
-def write_png(picture: Image.Image, out: Path) -> None:
+def write_png(image: Image.Image, out: Path) -> None:
     """Write a PNG under its name at once, so that nobody reads half a file."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    picture.save(partial, format="PNG")
+    image.save(partial, format="PNG")
     partial.replace(out)

@@ -1,44 +1,42 @@
-"""Label maps and overlays of picture files, and label-id predictions of a split."""
+"""Label maps and overlays of image files, and label-id predictions of a split."""
 
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from data_cache.errors import UserError, is_out_of_memory
-from data_cache.sample import IGNORE_INDEX, Batch
+from data_cache.images import IMAGE_SUFFIXES, NoteTally, list_files, read_image
+from data_cache.sample import IGNORE_INDEX, SMALLEST_INPUT_PX, Batch
 from stages.evaluation.colour import PAPER, RGB, colour_labels
 from stages.evaluation.evaluate import Precision, evaluation_mode, predict_labels, run_network
 from stages.evaluation.panels import write_png
 from stages.evaluation.tiling import DEFAULT_MARGIN_PX, TiledNetwork, check_tiling
 from stages.networks.interface import Normalisation
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"})
-MIN_SIDE_PX = 64
-"""Networks accept this and more; smaller pictures are enlarged for them."""
-
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A network with everything needed to label one picture."""
+    """A network with everything needed to label one image."""
 
     network: Callable[..., Any]
     normalisation: Normalisation
     device: torch.device | str = "cpu"
     precision: Precision = "float32"
     size: tuple[int, int] | None = None
-    """(height, width) every picture is resized to for the network; None keeps its own."""
+    """(height, width) every image is resized to for the network; None keeps its own."""
     tile: int | None = None
-    """Side of the tiles a larger picture is cut into; None labels it whole."""
+    """Side of the tiles a larger image is cut into; None labels it whole."""
     margin: int = DEFAULT_MARGIN_PX
     """Pixels around each tile that the network sees too."""
 
@@ -46,23 +44,21 @@ class Segmenter:
         if self.tile is not None:
             check_tiling(self.tile, self.margin, self.network)
             if self.size is not None:
-                raise UserError(
-                    "--tile and --size exclude each other: tiles are cut at the picture's own size; drop one"
-                )
+                raise UserError("--tile and --size exclude each other: tiles are cut at the image's own size; drop one")
 
     def label(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return (H, W) class indices of an (H, W, 3) picture, at its size."""
+        """Return (H, W) class indices of an (H, W, 3) image, at its size."""
         height, width = image.shape[:2]
         network = self.network
         if self.tile is not None and max(height, width) > self.tile:
             network = TiledNetwork(network, tile=self.tile, margin=self.margin)
-        enlarge = max(1.0, MIN_SIDE_PX / min(height, width))
+        enlarge = max(1.0, SMALLEST_INPUT_PX / min(height, width))
         size = self.size or (round(height * enlarge), round(width * enlarge))
-        picture = Image.fromarray(image)
         if size != (height, width):
-            picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            image = np.array(resized)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in self.normalisation)
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
         with torch.inference_mode():
             images = ((pixels - mean) / std).unsqueeze(0).to(self.device)
             logits = run_network(network, images, precision=self.precision).seg_logits
@@ -70,41 +66,46 @@ class Segmenter:
             return predict_labels(logits, (height, width))[0].cpu().numpy()
 
 
+class Predictions(NamedTuple):
+    """What was written, and how the images were read where that was not a matter of course."""
+
+    files: list[Path]
+    notes: list[str]
+
+
 def predict_files(
     segmenter: Segmenter, files: Sequence[Path], out: Path, *, class_names: Sequence[str], palette: Sequence[RGB]
-) -> list[Path]:
-    """Write ``labels/NAME.png`` (class ids with a palette) and ``overlays/NAME.png`` for each picture.
+) -> Predictions:
+    """Write ``labels/NAME.png`` (class ids with a palette) and ``overlays/NAME.png`` for each image.
 
-    ``classes.csv`` beside them says what the ids mean. Pictures of one name in several folders get names with their
+    ``classes.csv`` beside them says what the ids mean. Images of one name in several folders get names with their
     folders in front, so none overwrites another.
 
     Args:
-        files: pictures, or folders of pictures.
-
-    Returns:
-        The files written.
+        files: images, or folders of images.
 
     Raises:
-        UserError: there is no picture; or some could not be read, after all others were written.
+        UserError: there is no image; or some could not be read, after all others were written.
     """
     names = name_outputs(list_images(files))
     written = [_write_classes(out, class_names, palette)]
+    tally = NoteTally()
     failed = []
     with evaluation_mode(segmenter.network):
         for file, name in names.items():
             try:
-                image = read_picture(file)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-                failed.append(f"{file}: {_reason(problem)}")
+                image, notes = read_image(file)
+            except UserError as problem:
+                failed.append(str(problem))
                 continue
+            tally.add(file.name, notes)
             written += _predict_one(segmenter, image, file, name, out, palette)
     if failed:
         listing = "\n  ".join(failed)
         raise UserError(
-            f"{len(failed)} of {len(names)} pictures could not be read; the others are in {out}. "
-            f"Mend or leave out:\n  {listing}"
+            f"{len(failed)} of {len(names)} images could not be read; the others are in {out}:\n  {listing}"
         )
-    return written
+    return Predictions(written, tally.lines())
 
 
 def _predict_one(
@@ -125,47 +126,25 @@ def _predict_one(
     return written
 
 
-def read_picture(file: Path) -> NDArray[np.uint8]:
-    """Return (H, W, 3) RGB, turned upright where the camera says so; transparency is put on white.
-
-    Raises:
-        OSError: missing or unreadable (Pillow says SyntaxError for some damaged PNGs).
-        ValueError: more than 8 bits a channel, which Pillow would clip silently.
-    """
-    with Image.open(file) as opened:
-        if opened.mode.startswith(("I", "F")):
-            raise ValueError(f"{opened.mode} pixels have more than 8 bits; convert the picture to 8 bits first")
-        picture = ImageOps.exif_transpose(opened)
-        if picture.has_transparency_data:
-            backdrop = Image.new("RGBA", picture.size, PAPER)
-            picture = Image.alpha_composite(backdrop, picture.convert("RGBA"))
-        return np.array(picture.convert("RGB"))
-
-
 def list_images(files: Iterable[Path]) -> list[Path]:
-    """Return pictures in order, folders replaced by the pictures in them, each once.
+    """Return images in order, folders replaced by the images in them, each once.
 
     Raises:
         UserError: nothing is left.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for file in files:
-        inside = (
-            sorted(path for path in file.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-            if file.is_dir()
-            else [file]
-        )
-        for path in inside:
-            found.setdefault(path.resolve(), path)
+        for path in list_files(file) if file.is_dir() else [file]:
+            found.setdefault(os.path.realpath(path), path)  # resolve() raises for a link to itself
     if not found:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"no picture to predict; name picture files, or folders with files ending in {suffixes}")
+        suffixes = ", ".join(IMAGE_SUFFIXES)
+        raise UserError(f"no image to predict; name image files, or folders with files ending in {suffixes}")
     return list(found.values())
 
 
 def name_outputs(files: Sequence[Path]) -> dict[Path, str]:
     """Return a name without suffix for each file; unlike files get unlike names, the shortest that tell them apart."""
-    parts = {file: (*file.resolve().parent.parts[1:], file.stem) for file in files}
+    parts = {file: (*file.parent.resolve().parts[1:], file.stem) for file in files}
     depth = dict.fromkeys(files, 1)
     while True:
         names = {file: "__".join(parts[file][-depth[file] :]) for file in files}
@@ -185,7 +164,7 @@ def name_outputs(files: Sequence[Path]) -> dict[Path, str]:
 
 
 def draw_overlay(image: NDArray[np.uint8], labels: NDArray[np.uint8], palette: Sequence[RGB]) -> NDArray[np.uint8]:
-    """Return the (H, W, 3) picture tinted by class, with lines where classes meet."""
+    """Return the (H, W, 3) image tinted by class, with lines where classes meet."""
     tinted = image * 0.5 + colour_labels(labels, palette) * 0.5
     edges = np.zeros(labels.shape, dtype=bool)
     edges[1:] |= labels[1:] != labels[:-1]
@@ -196,10 +175,10 @@ def draw_overlay(image: NDArray[np.uint8], labels: NDArray[np.uint8], palette: S
 
 def write_labels(labels: NDArray[np.uint8], out: Path, palette: Sequence[RGB] | None) -> None:
     """Write an (H, W) label map as PNG: ids as they are, shown in the palette's colours where there is one."""
-    picture = Image.fromarray(labels)
+    label_map = Image.fromarray(labels)
     if palette is not None:
-        picture.putpalette([channel for colour in palette for channel in colour])
-    write_png(picture, out)
+        label_map.putpalette([channel for colour in palette for channel in colour])
+    write_png(label_map, out)
 
 
 class PredictionWriter:
@@ -253,11 +232,3 @@ def _write_classes(out: Path, class_names: Sequence[str], palette: Sequence[RGB]
         rows.writerow(("id", "name", "red", "green", "blue"))
         rows.writerows((index, name, *palette[index]) for index, name in enumerate(class_names))
     return file
-
-
-def _reason(problem: Exception) -> str:
-    if isinstance(problem, FileNotFoundError):
-        return "no such file"
-    if isinstance(problem, UnidentifiedImageError):
-        return "not a picture that can be read"
-    return str(problem) or type(problem).__name__

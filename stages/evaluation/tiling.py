@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data_cache.errors import UserError
+from data_cache.sample import SMALLEST_INPUT_PX
 from stages.evaluation.evaluate import takes_branches
 from stages.networks.framing import mirror_pad
 from stages.networks.interface import Outputs
@@ -23,7 +24,6 @@ GRID_PX = 32
 
 Networks with another stride say so in ``tile_grid_px``.
 """
-SMALLEST_TILE_PX = 64
 DEFAULT_MARGIN_PX = 64
 
 
@@ -59,7 +59,7 @@ def check_tiling(tile: int, margin: int, network: object = None) -> None:
     grid = _get_grid_px(network)
     margin_step = 1 if _get_border_px(network) else grid  # what a network eats is cut by the pixel
     for what, value, least, step in (
-        ("tile", tile, max(SMALLEST_TILE_PX, grid), grid),
+        ("tile", tile, max(SMALLEST_INPUT_PX, grid), grid),
         ("margin", margin, 0, margin_step),
     ):
         if value < least or value % step:

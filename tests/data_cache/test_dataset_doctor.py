@@ -68,6 +68,16 @@ def test_mask_without_image(camvid: Path) -> None:
     assert only_problem(examine("camvid", camvid)) == "val: masks without an image: 1 (c.png)"
 
 
+def test_how_images_are_read_is_noted(camvid: Path) -> None:
+    for stem in "ab":
+        save(camvid / "train" / f"{stem}.png", np.full((64, 64, 4), 99, np.uint8))
+        save(camvid / "trainannot" / f"{stem}.png", np.zeros((64, 64), np.uint8))
+    report = examine("camvid", camvid)
+    assert report.problems == ["train: images with a byte-identical copy within the split: 1; scores would flatter"]
+    assert "train: images with transparent pixels, laid over white: 2 (a, b)" in report.notes
+    assert any(note.startswith("train: images with a side below 64 px") and "1 (c)" in note for note in report.notes)
+
+
 def test_unmapped_ids_print_the_table(camvid: Path) -> None:
     save(camvid / "trainannot" / "a.png", np.full((4, 8), 30, np.uint8))
     save(camvid / "trainannot" / "b.png", np.full((4, 8), 12, np.uint8))

@@ -241,6 +241,61 @@ def test_16_bit_masks_are_read_as_ids(dataset: SegmentationDataset) -> None:
         dataset.read_labels(0)
 
 
+def write_pgm(path: Path) -> None:
+    """Write ids of at most 11, and say so: Pillow would stretch them to 255."""
+    path.write_bytes(b"P5 8 6 11\n" + bytes(48))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "write", "message"),
+    [
+        ("tif", lambda path: Image.fromarray(np.zeros(SIZE, np.float32)).save(path), "holds floats, but ids are whole"),
+        ("jpg", lambda path: Image.fromarray(np.zeros(SIZE, np.uint8)).save(path), "is a JPEG, whose compression"),
+        ("png", lambda path: Image.new("LA", SIZE[::-1], (1, 9)).save(path), "has transparent pixels"),
+        (
+            "tif",
+            lambda path: Image.new("L", SIZE[::-1]).save(path, save_all=True, append_images=[Image.new("L", (8, 6))]),
+            "has several frames or pages",
+        ),
+        ("pgm", write_pgm, "has a largest value of 11, so that reading would scale its ids"),
+        ("png", lambda path: Image.new("L", SIZE[::-1]).save(path, bits=4), "is grey of fewer than 8 bits"),
+    ],
+    ids=["float", "jpeg", "transparent", "pages", "pgm", "four bits"],
+)
+def test_masks_whose_ids_are_not_certain_are_refused(
+    tmp_path: Path, suffix: str, write: Callable[[Path], None], message: str
+) -> None:
+    make_camvid(tmp_path)
+    mask = tmp_path / "trainannot" / "0001TP_006690.png"
+    mask.unlink()
+    write(mask.with_suffix(f".{suffix}"))
+    with pytest.raises(UserError, match=rf"mask .*{suffix} {message}"):
+        open_dataset("camvid", tmp_path, "train").read_labels(0)
+
+
+def test_masks_may_carry_an_alpha_channel_that_hides_nothing(tmp_path: Path) -> None:
+    make_camvid(tmp_path)
+    Image.new("LA", SIZE[::-1], (3, 255)).save(tmp_path / "trainannot" / "0001TP_006690.png")
+    assert (open_dataset("camvid", tmp_path, "train").read_labels(0) == 3).all()
+
+
+def test_image_and_mask_agree_after_both_are_turned_upright(tmp_path: Path) -> None:
+    make_camvid(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter clockwise
+    image, mask = tmp_path / "train" / "0001TP_006690.jpg", tmp_path / "trainannot" / "0001TP_006690.png"
+    Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(image, exif=exif)
+    ids = (np.arange(48) % 11).reshape(SIZE).astype(np.uint8)
+    dataset = open_dataset("camvid", tmp_path, "train")
+    Image.fromarray(ids).save(mask, exif=exif)
+    np.testing.assert_array_equal(dataset.read_labels(0), np.rot90(ids, -1))
+    Image.fromarray(np.ascontiguousarray(np.rot90(ids, -1))).save(mask)
+    np.testing.assert_array_equal(dataset.read_labels(0), np.rot90(ids, -1))
+    Image.fromarray(ids).save(mask)
+    with pytest.raises(UserError, match="was drawn on the image as stored, but its EXIF orientation turns the image"):
+        dataset.read_labels(0)
+
+
 @pytest.mark.parametrize("name", ["camvid", "voc", "cityscapes"])
 def test_no_depth_of_its_own(name: str, tmp_path: Path) -> None:
     MAKERS[name](tmp_path)
