@@ -39,11 +39,6 @@ class Workspace:
         return self.root / "depth"
 
     @property
-    def scenes(self) -> Path:
-        """Rendered scenes, shared by all runs."""
-        return self.root / "scenes"
-
-    @property
     def runs(self) -> Path:
         """One folder per run."""
         return self.root / "runs"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from data_cache.datasets.scenes import Scenes
 from data_cache.datasets.voc import Voc
 from data_cache.errors import UserError, nearest, unknown_name
 
-DATASETS: dict[str, type[Any]] = {
+DATASETS: dict[str, type[SegmentationDataset]] = {
     "scenes": Scenes,
     "camvid": CamVid,
     "voc": Voc,
@@ -37,7 +37,26 @@ def open_dataset(name: str, root: Path | None, split: str, **options: Any) -> Se
         UserError: for an unknown name, split or option, a missing folder or an empty split.
     """
     check_dataset_arguments(name, root, options)
-    return DATASETS[name](root, split, **options)
+    build: Callable[..., SegmentationDataset] = DATASETS[name]
+    return build(root, split, **options)
+
+
+def choose_root(name: str, data_root: str | None, workdir: Path) -> Path | None:
+    """Return the folder of a dataset: the one a person names, else the place of what is made in the work directory.
+
+    Args:
+        name: key of ``DATASETS``.
+        data_root: as a person wrote it, maybe with ``~``.
+        workdir: the work directory.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    if name not in DATASETS:
+        raise unknown_name("dataset", name, DATASETS)
+    if data_root:
+        return Path(data_root).expanduser()
+    return workdir / DATASETS[name].work_folder if DATASETS[name].work_folder else None
 
 
 def check_dataset_arguments(name: str, root: Path | None, options: Iterable[str]) -> None:
@@ -66,4 +85,4 @@ def check_dataset_arguments(name: str, root: Path | None, options: Iterable[str]
         raise UserError(f"dataset {name!r}: there is no folder {root}; name the right one with: --data-root DIR")
 
 
-__all__ = ["DATASETS", "SegmentationDataset", "check_dataset_arguments", "open_dataset"]
+__all__ = ["DATASETS", "SegmentationDataset", "check_dataset_arguments", "choose_root", "open_dataset"]

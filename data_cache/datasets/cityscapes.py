@@ -8,13 +8,14 @@ Source: Cordts et al. 2016; the id table is the one of the official cityscapesSc
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.datasets.interface import Sources
+from data_cache.datasets.interface import DataLicence, Sources
 from data_cache.datasets.mask_files import read_png16
 from data_cache.datasets.paired_files import Entry, PairedFiles, check_not_empty
 from data_cache.errors import UserError, unknown_name
@@ -55,6 +56,12 @@ class Cityscapes(PairedFiles):
 
     name: ClassVar[str] = "cityscapes"
     summary: ClassVar[str] = "Cityscapes, leftImg8bit + gtFine (+ disparity); 34 ids read as 19 classes"
+
+    licence: ClassVar[DataLicence] = DataLicence(
+        "Cityscapes terms of use", "free for non-commercial purposes, see cityscapes-dataset.com/license", True
+    )
+    prediction_ids: ClassVar[Mapping[int, int]] = {train_id: label for train_id, (label, _, _) in enumerate(_CLASSES)}
+    """The evaluation server expects label ids."""
 
     def __init__(self, root: Path, split: str, *, metric_depth: bool = False) -> None:
         """Open ``leftImg8bit/<split>``.

@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 
 from data_cache.content import ContentHashes
 from data_cache.datasets import DATASETS, check_dataset_arguments, open_dataset
-from data_cache.datasets.folder import Folder, find_splits
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.datasets.mask_files import LabelProblem, format_id_table
-from data_cache.datasets.paired_files import PairedFiles
 from data_cache.errors import UserError
 from data_cache.images import EXAMPLES, MissingFile, NoteTally, format_examples
 from data_cache.sample import IGNORE_INDEX, SMALLEST_INPUT_PX
@@ -162,7 +160,7 @@ def examine(
     Args:
         name: key of ``DATASETS``.
         root: its folder.
-        splits: which to look at; by default train, val and test, for ``folder`` whatever is there.
+        splits: which to look at; by default those of ``find_splits``.
         progress: called with split, images done and images in the split.
         options: of the dataset.
 
@@ -176,7 +174,7 @@ def examine(
     report = DoctorReport(name, [], [], {}, {}, {}, {}, {}, "")
     id_table = ""
     seen: dict[str, str] = {}
-    for split in splits or _choose_splits(name, root):
+    for split in splits or DATASETS[name].find_splits(root):
         try:
             dataset = open_dataset(name, root, split, **options)
         except UserError as error:
@@ -187,12 +185,6 @@ def examine(
         twins = _look_through(examination, seen, progress)
         _add_split(report, examination, twins)
     return DoctorReport(**{**vars(report), "id_table": id_table})
-
-
-def _choose_splits(name: str, root: Path | None) -> tuple[str, ...]:
-    if DATASETS[name] is Folder and root is not None:
-        return find_splits(Path(root)) or ("train", "val")
-    return ("train", "val", "test")
 
 
 def _look_through(
@@ -209,9 +201,8 @@ def _look_through(
             seen.setdefault(checksum, dataset.split)
         if progress is not None:
             progress(dataset.split, index + 1, len(dataset))
-    if isinstance(dataset, PairedFiles):
-        for orphan in dataset.orphans:
-            examination.note("unpaired mask", orphan.name)
+    for orphan in dataset.orphans:
+        examination.note("unpaired mask", orphan.name)
     return twins
 
 

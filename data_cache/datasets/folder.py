@@ -8,7 +8,7 @@ When every class has a colour, masks may also be RGB images in exactly these col
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,7 +57,7 @@ class Folder(PairedFiles):
             UserError: for a missing folder, an unknown or empty split, or nonsense in classes.txt or the options.
         """
         root = Path(root)
-        known = find_splits(root)
+        known = _list_splits(root)
         image_folder = root / "images" / split
         if known and split not in known:
             raise unknown_name(f"split in {root / 'images'}", split, known)
@@ -88,6 +88,11 @@ class Folder(PairedFiles):
             orphans=orphans,
         )
 
+    @classmethod
+    def find_splits(cls, root: Path | None) -> tuple[str, ...]:
+        """Return the folders inside ``images``."""
+        return (_list_splits(root) if root is not None else ()) or ("train", "val")
+
     def read_raw_mask(self, index: int) -> NDArray[Any]:
         """Return the mask's ids (H, W); an RGB mask in the colours of classes.txt is turned into ids first."""
         mask = super().read_raw_mask(index)
@@ -115,8 +120,7 @@ class Folder(PairedFiles):
         return depth * np.float32(self._depth_unit_m) if self._depth_kind is DepthKind.METRIC else depth
 
 
-def find_splits(root: Path) -> tuple[str, ...]:
-    """Return the folders inside ``images``."""
+def _list_splits(root: Path) -> tuple[str, ...]:
     images = Path(root) / "images"
     return tuple(sorted(path.name for path in images.iterdir() if path.is_dir())) if images.is_dir() else ()
 
@@ -200,7 +204,7 @@ def _check_depth_unit(depth_unit_m: float) -> float:
 
 
 def _find_colours(
-    mask: NDArray[np.uint8], colours: tuple[RGB, ...], raw_ids: dict[int, int], path: Path
+    mask: NDArray[np.uint8], colours: tuple[RGB, ...], raw_ids: Mapping[int, int], path: Path
 ) -> NDArray[np.int64]:
     """Turn (H, W, 3) colours into raw ids."""
     void_id = next((raw for raw, train in raw_ids.items() if train == IGNORE_INDEX), None)

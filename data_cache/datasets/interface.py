@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_cache.errors import UserError
 from data_cache.images import NotedImage
 from data_cache.sample import DepthKind
 
@@ -24,74 +26,87 @@ class Sources(NamedTuple):
     """Of the ground-truth depth; empty where the dataset has none."""
 
 
-@runtime_checkable
-class SegmentationDataset(Protocol):
-    """One split of one dataset.
+class DataLicence(NamedTuple):
+    """Under what a dataset's images may be used; it follows the weights trained on them."""
+
+    name: str = "unknown"
+    """SPDX name, or what its owner calls it."""
+    note: str = "ask the owner of the images"
+    noncommercial: bool = False
+
+
+class SegmentationDataset(ABC):
+    """One split of one dataset; the class says what can be known without opening one.
 
     Instances are small and can be pickled: workers get a copy and open files themselves. Reading raises ``UserError``
     for what is wrong with a file; an index outside the split is an ``IndexError``.
     """
 
-    @property
-    def name(self) -> str:
-        """Key in ``DATASETS``."""
-        ...
+    name: ClassVar[str]
+    """Key in ``DATASETS``."""
+    summary: ClassVar[str]
+    """A line for lists."""
+    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    """What may be opened; what exists depends on the files."""
+    needs_root: ClassVar[bool] = True
+    """Whether the dataset is read from a folder that a person names."""
+    work_folder: ClassVar[str] = ""
+    """Where one that needs no root keeps its files, below the work directory; "" where it keeps none."""
+    licence: ClassVar[DataLicence] = DataLicence()
+    prediction_ids: ClassVar[Mapping[int, int] | None] = None
+    """Train id -> id in saved predictions, where a benchmark wants its own; None saves train ids."""
 
-    @property
-    def split(self) -> str: ...
+    split: str
+    classes: tuple[str, ...]
+    """Class names; the position is the train id."""
+    palette: tuple[RGB, ...]
+    """One display colour per class."""
+    image_ids: Sequence[str]
+    """Unique names in a fixed order; they are also the keys of depth stores."""
+    raw_ids: Mapping[int, int]
+    """Id in the mask file -> train id or IGNORE_INDEX; any other id in a file is an error."""
+    ground_truth_depth_kind: DepthKind | None = None
+    """What the dataset's ground-truth depth means; None when it brings none."""
+    depth_rule: str = ""
+    """How ground-truth depth follows from its files, in words: whatever changes its numbers besides the files."""
+    orphans: Sequence[Path] = ()
+    """Masks without an image, for the doctor to report."""
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names; the position is the train id."""
-        ...
+    @classmethod
+    def find_splits(cls, root: Path | None) -> tuple[str, ...]:  # noqa: ARG003 - for those that look
+        """Return the splits that the doctor looks at unless told: those of every dataset, or whatever is there."""
+        return ("train", "val", "test")
 
-    @property
-    def palette(self) -> tuple[RGB, ...]:
-        """One display colour per class."""
-        ...
-
-    @property
-    def image_ids(self) -> Sequence[str]:
-        """Unique names in a fixed order; they are also the keys of depth stores."""
-        ...
-
-    @property
-    def raw_ids(self) -> Mapping[int, int]:
-        """Id in the mask file -> train id or IGNORE_INDEX; any other id in a file is an error."""
-        ...
-
-    @property
-    def ground_truth_depth_kind(self) -> DepthKind | None:
-        """What the dataset's ground-truth depth means; None when it brings none."""
-        ...
-
-    @property
-    def depth_rule(self) -> str:
-        """How ground-truth depth follows from its files, in words: whatever changes its numbers besides the files."""
-        ...
-
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.image_ids)
 
     def read_image(self, index: int) -> NDArray[np.uint8]:
         """Return (H, W, 3) RGB."""
-        ...
+        return self.read_noted_image(index).pixels
 
+    @abstractmethod
     def read_noted_image(self, index: int) -> NotedImage:
         """Return (H, W, 3) RGB, and what had to be decided to read it."""
-        ...
 
+    @abstractmethod
     def read_labels(self, index: int) -> NDArray[np.uint8]:
         """Return (H, W) train ids, IGNORE_INDEX where void; always of the image's size."""
-        ...
 
     def read_depth(self, index: int) -> NDArray[np.float32]:
-        """Return (h, w) depth of ``ground_truth_depth_kind``; nan = unknown, inf = infinitely far (metric only)."""
-        ...
+        """Return (h, w) depth of ``ground_truth_depth_kind``; nan = unknown, inf = infinitely far (metric only).
 
+        Raises:
+            UserError: for datasets that bring none.
+        """
+        raise UserError(
+            f"{self.name} brings no ground-truth depth ({self.describe(index)}); label it with an estimator, "
+            "see: pipeline estimators"
+        )
+
+    @abstractmethod
     def sources(self, index: int) -> Sources:
         """Return what the image, its labels and its depth are made from; a file need not be there."""
-        ...
 
+    @abstractmethod
     def describe(self, index: int) -> str:
         """Return the image's path, or what else tells a person which image is meant."""
-        ...

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.datasets.interface import RGB, Sources
+from data_cache.datasets.interface import RGB, SegmentationDataset, Sources
 from data_cache.datasets.mask_files import (
     LabelProblem,
     describe_colours,
@@ -31,16 +31,11 @@ class Entry(NamedTuple):
     depth: Path | None = None
 
 
-class PairedFiles:
+class PairedFiles(SegmentationDataset):
     """A split of images with masks, read from files.
 
     A mask that is missing is no error until it is asked for: an unlabelled image can still get depth.
     """
-
-    name: ClassVar[str]
-    summary: ClassVar[str]
-    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
-    needs_root: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -74,14 +69,7 @@ class PairedFiles:
         self.ground_truth_depth_kind = ground_truth_depth_kind
         self.depth_rule = depth_rule
         self.orphans = tuple(orphans)
-        self.image_ids: Sequence[str] = tuple(entry.image_id for entry in self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def read_image(self, index: int) -> NDArray[np.uint8]:
-        """Return (H, W, 3) RGB."""
-        return self.read_noted_image(index).pixels
+        self.image_ids = tuple(entry.image_id for entry in self.entries)
 
     def read_noted_image(self, index: int) -> NotedImage:
         """Return (H, W, 3) RGB, and what had to be decided to read it."""
@@ -134,17 +122,6 @@ class PairedFiles:
             f"{remedy}",
             "size",
             f"{mask[1]} x {mask[0]} px, image {image[1]} x {image[0]}; {remedy}",
-        )
-
-    def read_depth(self, index: int) -> NDArray[np.float32]:
-        """Return (h, w) depth; datasets that bring some override this.
-
-        Raises:
-            UserError: for datasets that bring none.
-        """
-        raise UserError(
-            f"{self.name} brings no ground-truth depth ({self.describe(index)}); label it with an estimator, "
-            "see: pipeline estimators"
         )
 
     def sources(self, index: int) -> Sources:

@@ -1,6 +1,6 @@
 """The drawn dataset: ray-cast scenes with exact labels, depth and instances; no download.
 
-Pictures of balls and boxes, painted flat on the ground or a wall, carry the class ``picture``: by colour and outline
+Images of balls and boxes, painted flat on the ground or a wall, carry the class ``picture``: by colour and outline
 they are what they show, by depth they are the surface they lie on.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.datasets import scene_layout
-from data_cache.datasets.interface import RGB, Sources
+from data_cache.datasets.interface import DataLicence, SegmentationDataset, Sources
 from data_cache.datasets.scene_layout import Scene, draw_scene
 from data_cache.datasets.scene_rendering import Rendering, render_scene
 from data_cache.errors import UserError, unknown_name
@@ -26,7 +26,7 @@ from data_cache.images import NotedImage
 from data_cache.sample import IGNORE_INDEX, DepthKind
 
 DRAWING_VERSION = 2
-"""Raised by hand when the same (seed, split, index) draws another picture, so that old caches are not read."""
+"""Raised by hand when the same (seed, split, index) draws another image, so that old caches are not read."""
 
 _SPLIT_STREAMS = {"train": 0, "val": 1, "test": 2}
 _FIELDS: dict[str, np.dtype[Any]] = {
@@ -37,7 +37,7 @@ _FIELDS: dict[str, np.dtype[Any]] = {
 }
 
 
-class Scenes:
+class Scenes(SegmentationDataset):
     """A split of drawn scenes, rendered once into memory-mapped arrays.
 
     A scene depends on (seed, split, index) alone: neither how many there are nor their size moves what stands where.
@@ -47,13 +47,15 @@ class Scenes:
     summary: ClassVar[str] = "drawn by ray casting: boxes, balls, pillars, cones and flat pictures of them; exact depth"
     splits: ClassVar[tuple[str, ...]] = tuple(_SPLIT_STREAMS)
     needs_root: ClassVar[bool] = False
-    classes: ClassVar[tuple[str, ...]] = scene_layout.CLASSES
-    palette: ClassVar[tuple[RGB, ...]] = scene_layout.PALETTE
-    raw_ids: ClassVar[Mapping[int, int]] = MappingProxyType(
+    work_folder: ClassVar[str] = "scenes"
+    licence: ClassVar[DataLicence] = DataLicence("Apache-2.0", "drawn by this program")
+    classes = scene_layout.CLASSES
+    palette = scene_layout.PALETTE
+    raw_ids = MappingProxyType(
         {**{index: index for index in range(len(scene_layout.CLASSES))}, IGNORE_INDEX: IGNORE_INDEX}
     )
-    ground_truth_depth_kind: ClassVar[DepthKind | None] = DepthKind.METRIC
-    depth_rule: ClassVar[str] = "drawn"
+    ground_truth_depth_kind = DepthKind.METRIC
+    depth_rule = "drawn"
 
     def __init__(
         self,
@@ -82,26 +84,19 @@ class Scenes:
         self.size = _check_size(size)
         self.seed = _check_seed(seed)
         self._count = _check_counts(counts, split)
-        self.image_ids: Sequence[str] = tuple(f"{split}-{index:05d}" for index in range(self._count))
+        self.image_ids = tuple(f"{split}-{index:05d}" for index in range(self._count))
         self._folder = None if root is None else Path(root) / self._folder_name()
         self._arrays: dict[str, NDArray[Any]] = {}
         if self._folder is not None and not self._folder.is_dir():
             self._render_into(self._folder)
 
-    def __len__(self) -> int:
-        return self._count
-
     def __getstate__(self) -> dict[str, Any]:
         """Leave the memory maps behind: pickled, they would travel as whole arrays."""
         return {**self.__dict__, "_arrays": {}}
 
-    def read_image(self, index: int) -> NDArray[np.uint8]:
-        """Return (H, W, 3) RGB."""
-        return self._read("image", index)
-
     def read_noted_image(self, index: int) -> NotedImage:
-        """Return the image; a drawing leaves nothing to decide."""
-        return NotedImage(self.read_image(index))
+        """Return (H, W, 3) RGB; a drawing leaves nothing to decide."""
+        return NotedImage(self._read("image", index))
 
     def read_labels(self, index: int) -> NDArray[np.uint8]:
         """Return (H, W) train ids; nothing in a drawing is void."""

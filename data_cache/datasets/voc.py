@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from data_cache.datasets.interface import DataLicence
 from data_cache.datasets.paired_files import Entry, PairedFiles, build_colour_map
 from data_cache.errors import UserError, unknown_name
 from data_cache.sample import IGNORE_INDEX
@@ -24,6 +25,7 @@ class Voc(PairedFiles):
 
     name: ClassVar[str] = "voc"
     summary: ClassVar[str] = "Pascal VOC 2012, VOCdevkit layout, optional SBD list; 21 classes"
+    licence: ClassVar[DataLicence] = DataLicence("Flickr terms of use", "see the Pascal VOC database rights")
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "trainval", "trainaug", "test")
 
     def __init__(

@@ -24,7 +24,7 @@ from pipeline.experiment.plan import PlannedRun
 from pipeline.session import Result, Session
 from stages.evaluation.evaluate import Evaluation, OnPredictions, evaluate
 from stages.evaluation.panels import PanelCollector, write_panels
-from stages.evaluation.predict import PredictionWriter, Segmenter, invert_raw_ids, predict_files
+from stages.evaluation.predict import PredictionWriter, Segmenter, predict_files
 from stages.evaluation.tiling import DEFAULT_MARGIN_PX, TiledNetwork
 from stages.networks import count_parameters
 from stages.networks.interface import Normalisation
@@ -162,10 +162,8 @@ def _choose_margin(tile: int | None, margin: int | None) -> int:
 
 
 def _prediction_writer(folder: Path, dataset: SegmentationDataset) -> PredictionWriter:
-    """Cityscapes predictions carry the official ids, which its server expects; others the train ids."""
-    if dataset.name == "cityscapes":
-        return PredictionWriter(folder, official_ids=invert_raw_ids(dataset.raw_ids))
-    return PredictionWriter(folder, palette=dataset.palette)
+    """Return a writer of the ids that the dataset wants in saved predictions."""
+    return PredictionWriter(folder, palette=dataset.palette, official_ids=dataset.prediction_ids)
 
 
 def _render(evaluation: Evaluation) -> Group:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.console import RenderableType
 
+from data_cache.datasets import DATASETS
 from pipeline.console import plain_table
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.models import ORIGIN_FILE, open_run, restore_config
@@ -96,9 +97,10 @@ def _licences(record: dict[str, Any], config: RunConfig) -> list[LicenceLink]:
     if weights != "none":
         note = "see the encoder's publisher (timm, torchvision)" if weights == "imagenet" else "a local file"
         links.append(LicenceLink("encoder weights", str(weights), "unknown", note=note))
-    licence = "Apache-2.0" if record["dataset"] == "scenes" else "unknown"
-    note = "drawn by this program" if record["dataset"] == "scenes" else "ask the owner of the images"
-    links.append(LicenceLink("training images", record["dataset"], licence, note=note))
+    data = DATASETS[record["dataset"]].licence
+    links.append(
+        LicenceLink("training images", record["dataset"], data.name, note=data.note, noncommercial=data.noncommercial)
+    )
     return links
 
 

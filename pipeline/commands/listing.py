@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.text import Text
 
-from data_cache.errors import UserError, unknown_name
+from data_cache.errors import UserError
 from pipeline.console import count, plain_table
 from pipeline.experiment.config import load_config, recipe_names
 from pipeline.experiment.expand import COPYABLE_FORMS
@@ -134,18 +133,16 @@ def list_datasets() -> Result:
         {"name": name, "summary": kind.summary, "splits": list(kind.splits), "needs_root": kind.needs_root}
         for name, kind in DATASETS.items()
     ]
-    rows = [[fact["name"], " ".join(fact["splits"]), fact["summary"]] for fact in facts]
+    rows = [[name, " ".join(kind.splits), kind.summary] for name, kind in DATASETS.items()]
     return Result({"datasets": facts}, plain_table("Datasets", ["name", "splits", "what"], rows))
 
 
 def examine_dataset(session: Session, name: str, data_root: str | None) -> Result:
     """Examine every split of a dataset; problems are listed together."""
-    from data_cache.datasets import DATASETS
+    from data_cache.datasets import choose_root
     from data_cache.datasets.doctor import examine
 
-    if name not in DATASETS:
-        raise unknown_name("dataset", name, DATASETS)
-    root = Path(data_root) if data_root else (session.workspace.scenes if name == "scenes" else None)
+    root = choose_root(name, data_root, session.workspace.root)
     session.console.say(f"examining {name}: every file is read once")
     report = examine(name, root)
     facts = asdict(report)

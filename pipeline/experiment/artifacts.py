@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_cache.datasets import open_dataset
+from data_cache.datasets import choose_root, open_dataset
 from data_cache.fingerprint import check_stored_images, dataset_fingerprint
 from data_cache.sample import DepthKind
 from pipeline.experiment.config import RunConfig
@@ -24,12 +24,9 @@ if TYPE_CHECKING:
 
 
 def open_split(config: RunConfig, workspace: Workspace, split: str) -> SegmentationDataset:
-    """Open one split of the recipe's dataset; drawn scenes live in the work directory."""
+    """Open one split of the recipe's dataset."""
     data = config.data
-    root = Path(data.root).expanduser() if data.root else None
-    if data.dataset == "scenes":
-        root = root or workspace.scenes
-    return open_dataset(data.dataset, root, split, **data.options)
+    return open_dataset(data.dataset, choose_root(data.dataset, data.root, workspace.root), split, **data.options)
 
 
 def splits_to_label(config: RunConfig) -> tuple[str, ...]:

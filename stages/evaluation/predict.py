@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_cache.errors import UserError, is_out_of_memory
 from data_cache.images import IMAGE_SUFFIXES, NoteTally, list_files, read_image
-from data_cache.sample import IGNORE_INDEX, SMALLEST_INPUT_PX, Batch
+from data_cache.sample import SMALLEST_INPUT_PX, Batch
 from stages.evaluation.colour import PAPER, RGB, colour_labels
 from stages.evaluation.evaluate import Precision, evaluation_mode, predict_labels, run_network
 from stages.evaluation.panels import write_png
@@ -186,8 +186,8 @@ class PredictionWriter:
 
     Args:
         folder: an image id with slashes becomes folders below it.
-        palette: colours of the class ids; unused with official ids.
-        official_ids: class index → id to write, where a benchmark wants its own (Cityscapes); see ``invert_raw_ids``.
+        palette: colours of the class ids.
+        official_ids: class index → id to write, where a benchmark wants its own; the palette is then left out.
     """
 
     def __init__(
@@ -209,19 +209,6 @@ class PredictionWriter:
             out = self._folder / relative.parent / f"{relative.name}.png"
             write_labels(self._table[labels.cpu().numpy()], out, self._palette)
             self.files.append(out)
-
-
-def invert_raw_ids(raw_ids: Mapping[int, int]) -> dict[int, int]:
-    """Return class index → id in the mask files; of several ids of one class, the smallest.
-
-    Args:
-        raw_ids: id in the mask file → class index or IGNORE_INDEX, as datasets have it.
-    """
-    official: dict[int, int] = {}
-    for raw, index in sorted(raw_ids.items()):
-        if index != IGNORE_INDEX:
-            official.setdefault(index, raw)
-    return official
 
 
 def _write_classes(out: Path, class_names: Sequence[str], palette: Sequence[RGB]) -> Path:

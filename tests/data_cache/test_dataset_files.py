@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import pickle
 import re
@@ -16,7 +17,7 @@ import pytest
 from cityscapesscripts.helpers.labels import labels as official_labels
 from PIL import Image
 
-from data_cache.datasets import DATASETS, open_dataset
+from data_cache.datasets import DATASETS, choose_root, open_dataset
 from data_cache.datasets.cityscapes import LABEL_IDS
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.errors import UserError
@@ -112,6 +113,28 @@ def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> SegmentationDatas
 
 def test_every_dataset_in_the_table_is_tested_here() -> None:
     assert {*MAKERS, "scenes"} == set(DATASETS)
+
+
+def test_no_dataset_is_treated_apart_outside_its_own_file() -> None:
+    root = Path(__file__).parents[2]
+    apart = [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for package in ("pipeline", "stages", "data_cache")
+        for path in (root / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf8")))
+        if isinstance(node, ast.Compare)
+        and any(isinstance(side, ast.Constant) and side.value in DATASETS for side in (node.left, *node.comparators))
+    ]
+    assert apart == []
+
+
+def test_a_dataset_without_a_root_lives_in_the_work_directory(tmp_path: Path) -> None:
+    assert choose_root("scenes", None, tmp_path) == tmp_path / "scenes"
+    assert choose_root("scenes", "here", tmp_path) == Path("here")
+    assert choose_root("camvid", None, tmp_path) is None
+    assert choose_root("camvid", "~/data", tmp_path) == Path.home() / "data"
+    with pytest.raises(UserError, match="unknown dataset 'scene'"):
+        choose_root("scene", None, tmp_path)
 
 
 def test_contract(dataset: SegmentationDataset) -> None:
@@ -400,6 +423,8 @@ def test_sbd_masks_missing_or_in_matlab_form(tmp_path: Path) -> None:
 def test_cityscapes_table_is_the_official_one() -> None:
     official = {label.id: label.trainId for label in official_labels if label.id >= 0}
     assert official == LABEL_IDS
+    trained = {label.trainId: label.id for label in official_labels if 0 <= label.trainId < 19}
+    assert DATASETS["cityscapes"].prediction_ids == trained
 
 
 def test_cityscapes_classes_and_palette_are_the_official_ones(tmp_path: Path) -> None:
