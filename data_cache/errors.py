@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the person can mend: shown as one message without a traceback, exit status 2.
+    """Something the person can repair: shown as one message without a traceback, exit status 2.
 
     The message says what was found, where, what is possible, and what to do.
     """

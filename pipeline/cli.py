@@ -341,7 +341,7 @@ def report(session: Session, runs: Sequence[str], out: Path | None, baseline: st
 @click.argument("model", metavar="RUN|EXPORT")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for label maps and overlays.")
-@click.option("--tile", type=int, help="Cut larger pictures into tiles of this side, px.")
+@click.option("--tile", type=int, help="Cut larger images into tiles of this side, px.")
 @margin_option
 @device_option
 @click.pass_obj

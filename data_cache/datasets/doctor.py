@@ -112,7 +112,7 @@ class _SplitExamination:
             self.note("unpaired image", image_id, f"the first belongs at {missing.path}")
         except LabelProblem as problem:
             self.note(problem.kind, image_id, problem.detail and f"the first has {problem.detail}")
-            # A resized mask may have thousands of stray values; a few tell the story.
+            # A resized mask may have thousands of stray values; a few are enough.
             self.unknown_ids.update(problem.unknown_ids[:32])
         except UserError as error:
             self.note("mask", image_id, str(error))

@@ -2,12 +2,14 @@
 
 Images, masks and depth maps pair by the stem of their names.
 
-``classes.txt`` has a class per line, in the order of the ids, optionally with a colour: ``road 128 64 128``.
+``classes.txt`` has a class per line, in the order of the ids, optionally with a colour: ``road 128 64 128``. Lines that
+begin with ``#`` are comments and do not count.
 When every class has a colour, masks may also be RGB images in exactly these colours.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +26,7 @@ from data_cache.sample import IGNORE_INDEX, DepthKind
 
 _VOID_COLOURS: tuple[RGB, ...] = ((0, 0, 0), (255, 255, 255))
 """Read as void in RGB masks unless a class has that colour."""
+_COLOUR_AND_COMMENT = re.compile(r"\s\d+\s+\d+\s+\d+\s+#")
 
 
 class Folder(PairedFiles):
@@ -111,7 +114,7 @@ class Folder(PairedFiles):
             return super().read_depth(index)
         if self._depth_kind is None:
             raise UserError(
-                f"{entry.depth.parent} holds depth but not what it means; say it with: --set data.options.depth_kind="
+                f"{entry.depth.parent} holds depth but not what it means; set it with: --set data.options.depth_kind="
                 "relative (inverse depth, large = near) or metric (distance)"
             )
         if entry.depth.suffix.lower() == ".npy":
@@ -129,7 +132,8 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[RGB, ...] | None]:
     """Read class names, and colours when every class has one.
 
     Raises:
-        UserError: when the file is missing or unreadable, names no class or a class twice, or gives a broken colour.
+        UserError: when the file is missing or unreadable, names no class or a class twice, has a blank line between
+            classes, or gives a broken colour.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -141,10 +145,21 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[RGB, ...] | None]:
         raise UserError(f"cannot read {path}: {error}; it is a UTF-8 text with one class name per line") from error
     names: list[str] = []
     colours: list[RGB] = []
+    blank = None
     for number, line in enumerate(lines, start=1):
-        words = line.split("#", 1)[0].split()
+        words = line.split()
         if not words:
+            blank = blank or number
             continue
+        if words[0].startswith("#"):
+            continue
+        if blank is not None:
+            raise UserError(
+                f"{path} line {blank} is blank, but the order of the lines gives the ids: remove it, or write a name "
+                "there if that id is a class of its own"
+            )
+        if _COLOUR_AND_COMMENT.search(line):
+            raise UserError(f"{path} line {number}: a comment stands on a line of its own, before or after the class")
         if len(words) > 3 and all(word.isdigit() for word in words[-3:]):
             colours.append(_check_colour(path, number, words[-3:]))
             words = words[:-3]

@@ -59,7 +59,7 @@ class PairedFiles(SegmentationDataset):
             raw_ids: id in the mask file -> train id or void.
             ground_truth_depth_kind: what ``read_depth`` returns, if the dataset has depth.
             depth_rule: how ``read_depth`` turns files into numbers, see the interface.
-            orphans: masks without an image, for the doctor to tell about.
+            orphans: masks without an image, for the doctor to report.
         """
         self.split = split
         self.entries = tuple(entries)

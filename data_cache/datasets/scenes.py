@@ -1,6 +1,6 @@
 """The drawn dataset: ray-cast scenes with exact labels, depth and instances; no download.
 
-Images of balls and boxes, painted flat on the ground or a wall, carry the class ``picture``: by colour and outline
+Pictures of balls and boxes, painted flat on the ground or a wall, carry the class ``picture``: by colour and outline
 they are what they show, by depth they are the surface they lie on.
 """
 

@@ -129,7 +129,7 @@ def export_maps(session: Session, folders: list[Path], out: Path | None, form: s
     """Write every map as NPY (raw float32) or 16-bit PNG (its own minimum to maximum, see the scales file).
 
     A PNG holds 1 + round(65534 * (raw - min) / (max - min)), and 0 where the raw number is not finite; ``scales.csv``
-    beside the pictures has each image's min and max, so that the raw numbers can be had back.
+    beside the images has each image's min and max, so that the raw numbers can be had back.
     """
     written = 0
     target = out or session.workspace.root / "depth-maps"

@@ -1,4 +1,4 @@
-"""The doctor finds each kind of damage, tells all of it at once, and raises nothing for it."""
+"""The doctor finds each kind of damage, reports all of it at once, and raises nothing for it."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_unreadable_files(camvid: Path) -> None:
     assert "train: masks that cannot be read: 1 (b); mask " in problems[1]
 
 
-def test_many_problems_are_told_together_and_briefly(camvid: Path) -> None:
+def test_many_problems_are_reported_together_and_briefly(camvid: Path) -> None:
     for index in range(20):
         save(camvid / "train" / f"x{index:02d}.png", np.full((4, 8, 3), index, np.uint8))
     shutil.rmtree(camvid / "val")
@@ -154,10 +154,10 @@ def test_scenes_are_sound(tmp_path: Path) -> None:
     assert report.images == {"train": 3, "val": 2, "test": 2}
 
 
-def test_progress_is_told(camvid: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    examine("camvid", camvid, splits=("val",), progress=lambda *numbers: told.append(numbers))
-    assert told == [("val", 1, 3), ("val", 2, 3), ("val", 3, 3)]
+def test_progress_is_reported(camvid: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    examine("camvid", camvid, splits=("val",), progress=lambda *numbers: calls.append(numbers))
+    assert calls == [("val", 1, 3), ("val", 2, 3), ("val", 3, 3)]
 
 
 def test_what_is_asked_wrongly_is_an_error(camvid: Path) -> None:

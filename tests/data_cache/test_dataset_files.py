@@ -495,7 +495,7 @@ def test_folder_with_own_void_ids(tmp_path: Path) -> None:
 
 def test_folder_with_colours_reads_rgb_masks(tmp_path: Path) -> None:
     make_folder(tmp_path)
-    (tmp_path / "classes.txt").write_text("grass 0 200 0 # all of it\n\ntall tree 0 90 0\nroad 128 64 128\n")
+    (tmp_path / "classes.txt").write_text("# nature first\ngrass 0 200 0\ntall tree 0 90 0\nroad 128 64 128\n")
     pixels = np.full((*SIZE, 3), (128, 64, 128), np.uint8)
     pixels[0, :2] = [(0, 90, 0), (0, 0, 0)]
     Image.fromarray(pixels).save(tmp_path / "masks" / "train" / "a.png")
@@ -575,13 +575,15 @@ def test_folder_depth_of_unknown_meaning(tmp_path: Path) -> None:
     [
         (None, r"there is no .*classes\.txt; write one class name per line"),
         ("# nothing\n\n", "names no class"),
+        ("road\n\ngrass\n", "line 2 is blank, but the order of the lines gives the ids"),
+        ("road 1 2 3 # wet\n", "line 1: a comment stands on a line of its own"),
         ("road\nroad\n", "names a class twice: road"),
         ("road 1 2 300\n", "line 1: a colour has three numbers from 0 to 255"),
         ("road 1 2 3\ngrass\n", "gives a colour to 1 of 2 classes"),
         ("road 1 2 3\ngrass 1 2 3\n", "gives two classes the same colour"),
         ("\n".join(f"class{index}" for index in range(256)), "names 256 classes; at most 255"),
     ],
-    ids=["missing", "empty", "twice", "colour", "some colours", "same colour", "too many"],
+    ids=["missing", "empty", "blank line", "comment", "twice", "colour", "some colours", "same colour", "too many"],
 )
 def test_folder_classes_that_make_no_sense(tmp_path: Path, text: str | None, message: str) -> None:
     make_folder(tmp_path)
@@ -590,6 +592,12 @@ def test_folder_classes_that_make_no_sense(tmp_path: Path, text: str | None, mes
         (tmp_path / "classes.txt").write_text(text)
     with pytest.raises(UserError, match=message):
         open_dataset("folder", tmp_path, "train")
+
+
+def test_folder_class_names_keep_their_hash_signs(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "classes.txt").write_text("lane #1\n  # not a class\nlane #2\nroad\n\n")
+    assert open_dataset("folder", tmp_path, "train").classes == ("lane #1", "lane #2", "road")
 
 
 @pytest.mark.parametrize(
