@@ -62,7 +62,7 @@ class MissingFile(UserError):
 class ImageNote(StrEnum):
     """What had to be decided to read an image; the value completes the sentence "images …"."""
 
-    TURNED = "turned upright by their EXIF orientation (their masks must be drawn on the upright image)"
+    TURNED = "turned upright by their EXIF orientation (masks go with the upright image)"
     ALPHA = "with transparent pixels, laid over white"
     DEEP = "with 16 bits a channel, of which the upper 8 are read"
     CMYK = "in CMYK, converted to RGB without a colour profile"
