@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from data_cache.escaping import printable_text
+
 
 class Advance(Protocol):
     """Tells how far a piece of work has come."""
@@ -96,9 +98,10 @@ def plain_table(title: str, columns: list[str], rows: list[list[Any]]) -> Group:
     table = Table(box=None, pad_edge=False, header_style="bold")
     numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
     for name, right in zip(columns, numeric, strict=True):
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
+        table.add_column(Text(printable_text(name)), justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+        cells = (f"{cell:,}" if isinstance(cell, int) else printable_text(str(cell)) for cell in row)
+        table.add_row(*map(Text, cells))  # as in the heads: in strings Rich would look for markup
     return Group(Text(title, style="italic"), table)  # not the table's own title, which would wrap at its width
 
 

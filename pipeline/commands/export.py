@@ -17,6 +17,7 @@ from pipeline.session import Result, Session
 from pipeline.workspace import read_json, write_json
 from stages.export.card import CardFacts, LicenceLink
 from stages.export.export import ExportReport, export_network
+from stages.export.formats import DEFAULT_FORMATS
 
 
 def export_run(
@@ -24,7 +25,7 @@ def export_run(
     reference: str | None,
     out: Path | None,
     *,
-    formats: Sequence[str] = ("safetensors", "onnx"),
+    formats: Sequence[str] = DEFAULT_FORMATS,
     input_size: tuple[int, int] | None = None,
     dynamic: bool = False,
     overwrite: bool = False,

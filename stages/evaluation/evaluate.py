@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_cache.errors import UserError
+from data_cache.metrics import in_declared_order
 from data_cache.sample import Batch
 from stages.evaluation.boundary import BoundaryScores
 from stages.evaluation.depth_errors import DepthErrors
@@ -31,9 +32,10 @@ class Evaluation:
     """What one pass over a split measured."""
 
     metrics: dict[str, float]
-    """By the names of ``metrics.SEG_METRICS`` and, with depth, ``metrics.DEPTH_METRICS``; finite."""
+    """In the order of ``METRICS``, those of depth only where it was asked for; finite."""
     metrics_paper: dict[str, float]
-    """The segmentation metrics once more with void counted as false positive, as the ``paper-002`` preset has it."""
+    """Those of ``SegCounts`` once more, with void counted as false positive. Of these, what is consistent with every
+    printed row of the pseudo-depth paper is ``miou_micro_imagewise``, ``iiou_macro_fg`` and ``acc_binary``."""
     per_class: list[ClassScore]
     confusion: list[list[int]]
     """[truth][prediction] pixel counts over labelled pixels."""
@@ -86,17 +88,14 @@ def evaluate(
     started = time.perf_counter()
     with evaluation_mode(network), torch.inference_mode():
         for batch in batches:
-            try:
-                outputs = run_network(network, batch.images.to(device), precision=precision, depth=with_depth)
-            except UserError as error:
-                raise UserError(f"image {', '.join(batch.image_ids)}: {error}") from error
+            outputs = run_network(network, batch.images.to(device), precision=precision, depth=with_depth)
             predictions, depth = scores.update(batch, outputs)
             if on_predictions is not None:
                 on_predictions(batch, predictions.cpu(), depth)
     _check_counts(scores.counts)
     return Evaluation(
         metrics=scores.compute(),
-        metrics_paper=scores.counts.compute("fp"),
+        metrics_paper=in_declared_order(scores.counts.compute("fp")),
         per_class=scores.counts.per_class(class_names),
         confusion=scores.counts.confusion.tolist(),
         images=scores.counts.num_images,
@@ -132,7 +131,7 @@ class _Scores:
 
     def compute(self) -> dict[str, float]:
         metrics = self.counts.compute() | {"boundary_f1": self.boundary.compute()}
-        return metrics if self.depth_errors is None else metrics | self.depth_errors.compute()
+        return in_declared_order(metrics | (self.depth_errors.compute() if self.depth_errors else {}))
 
 
 @contextmanager

@@ -1,70 +1,82 @@
-"""Segmentation metrics of every convention in use, from one confusion matrix and running per-image means.
+"""The formulas of the segmentation metrics, from one confusion matrix and running per-image means.
 
-The same predictions score differently under different conventions (pooled or per image, classes or pixels weighted
-equally, void ignored or not), so each convention has a name of its own and all are reported side by side. Per class c,
-TP, FP and FN count pixels over the whole split; p is the share of labelled pixels that are right; C classes:
-
-==========================  ==============================================================================
-``miou_macro``              mean of TP/(TP+FP+FN) over classes with a non-empty union — the headline
-``miou_micro``              sum of TP / sum of (TP+FP+FN) = p / (2 - p): pixels weigh, not classes
-``miou_micro_imagewise``    mean over images of p_i / (2 - p_i): the best reading of the pseudo-depth paper's mIoU
-``miou_imagewise_macro``    mean over images of the mean IoU over the classes in truth or prediction of that image
-``pixel_acc``               p
-``acc_binary``              (TP+TN)/(TP+FP+FN+TN) averaged over classes = 1 - 2(1-p)/C: the paper's acc. Not pixel
-                            accuracy: with 21 classes and nothing right it is still 0.905
-``iiou_macro_fg``           mean IoU over foreground classes with a non-empty union
-``iiou_micro_fg``           sum of TP / sum of (TP+FP+FN), both over foreground classes
-``fwiou``                   IoU weighted by the class's share of labelled pixels
-==========================  ==============================================================================
-
-Foreground is every class but the background class. Data sets without one (CamVid, Cityscapes, scenes) have only
-foreground: there ``iiou_macro_fg`` equals ``miou_macro`` and ``iiou_micro_fg`` equals ``miou_micro``. This "iIoU" is
-the paper's (objects without background), not Cityscapes' instance-weighted one.
-
-A mean over nothing (no foreground class in truth or prediction, say) is 0, never NaN.
-
-Source: the formulas of each paper, see the docstrings; Long et al. 2015 for the pooled conventions.
+What each name means stands in ``data_cache/metrics.py``; here is how it is computed. Data sets without a background
+class (CamVid, Cityscapes, scenes) have only foreground: there ``iiou_macro_fg`` equals ``miou_macro`` and
+``iiou_micro_fg`` equals ``miou_micro``. A mean over nothing (no foreground class in truth or prediction, say) is 0,
+never NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from data_cache.sample import IGNORE_INDEX
 
-HEADLINE = "miou_macro"
-SEG_METRICS = (
-    "miou_macro", "miou_micro", "miou_micro_imagewise", "miou_imagewise_macro", "pixel_acc", "acc_binary",
-    "iiou_macro_fg", "iiou_micro_fg", "fwiou", "boundary_f1",
-)  # fmt: skip
-"""Every segmentation metric, in the order of tables; ``boundary_f1`` is computed by ``boundary.py``."""
-DEPTH_METRICS = ("depth_mse", "depth_absrel", "depth_delta1")
-"""Every depth metric, computed by ``depth_errors.py``."""
-
 VoidRule = Literal["ignore", "fp"]
 """What a prediction on a void pixel counts as: nothing, or a false positive of the predicted class."""
+_VOID_RULES: tuple[VoidRule, ...] = get_args(VoidRule)
 
 BACKGROUND_NAMES = frozenset({"background", "__background__", "_background_", "bg"})
 
 
-class MetricPreset(NamedTuple):
-    """How one publication reads "mIoU", "iIoU" and "acc"."""
+class Counts(NamedTuple):
+    """Pixels of a split, or of one image, by class; each (C,) int64."""
 
-    void_as: VoidRule
-    miou: str
-    iiou: str
-    acc: str
+    true_positive: Tensor
+    union: Tensor
+    """TP + FP + FN."""
+    truth: Tensor
+    """Labelled pixels: TP + FN."""
+    predicted_on_void: Tensor
+    """Of the union: predictions on void pixels, where these count as false positives; else 0."""
+    is_foreground: Tensor
+    """(C,) bool."""
 
 
-PRESETS = {
-    "standard": MetricPreset("ignore", miou="miou_macro", iiou="iiou_macro_fg", acc="pixel_acc"),
-    "paper-002": MetricPreset("fp", miou="miou_micro_imagewise", iiou="iiou_macro_fg", acc="acc_binary"),
+def _acc_binary(counts: Counts) -> float:
+    wrong = int(counts.union.sum() - counts.true_positive.sum())  # sum over classes of FP + FN
+    scored_pixels = int(counts.truth.sum() + counts.predicted_on_void.sum())
+    return 1 - wrong / (len(counts.truth) * scored_pixels) if scored_pixels else 0.0
+
+
+def _fwiou(counts: Counts) -> float:
+    iou = counts.true_positive.double() / counts.union.clamp(min=1)
+    return float((counts.truth.double() / counts.truth.sum().clamp(min=1) * iou).sum())
+
+
+def _micro_iou(counts: Counts) -> float:
+    return _ratio(counts.true_positive, counts.union)
+
+
+def _macro_iou(counts: Counts) -> float:
+    """Return the mean IoU over classes with a non-empty union; 0 when there is none."""
+    present = counts.union > 0
+    return float((counts.true_positive[present].double() / counts.union[present]).mean()) if present.any() else 0.0
+
+
+def _foreground(counts: Counts) -> Counts:
+    return Counts(*(values[counts.is_foreground] for values in counts))
+
+
+POOLED: dict[str, Callable[[Counts], float]] = {
+    "miou_macro": _macro_iou,
+    "miou_micro": _micro_iou,
+    "pixel_acc": lambda counts: _ratio(counts.true_positive, counts.truth),
+    "acc_binary": _acc_binary,
+    "iiou_macro_fg": lambda counts: _macro_iou(_foreground(counts)),
+    "iiou_micro_fg": lambda counts: _micro_iou(_foreground(counts)),
+    "fwiou": _fwiou,
 }
-"""``paper-002`` is the recipe that is consistent with every printed row of the pseudo-depth paper."""
+"""Name → formula on the counts of the whole split; each in [0, 1]."""
+IMAGEWISE: dict[str, Callable[[Counts], float]] = {
+    "miou_micro_imagewise": _micro_iou,
+    "miou_imagewise_macro": _macro_iou,
+}
+"""Name → formula on the counts of one image; the metric is its mean over the images with a labelled pixel."""
 
 
 class ClassScore(NamedTuple):
@@ -110,7 +122,7 @@ class SegCounts:
         self.num_images = 0
         """Images seen, unlabelled ones included."""
         self._num_labelled_images = 0
-        self._imagewise: dict[VoidRule, list[float]] = {"ignore": [0.0, 0.0], "fp": [0.0, 0.0]}  # sums of micro, macro
+        self._sums: dict[VoidRule, dict[str, float]] = {rule: dict.fromkeys(IMAGEWISE, 0.0) for rule in _VOID_RULES}
 
     def update(self, predictions: Tensor, seg_labels: Tensor) -> None:
         """Count one batch; batches may differ in size and resolution.
@@ -128,11 +140,10 @@ class SegCounts:
             if not confusion.any():
                 continue  # an unlabelled image says nothing about the network
             self._num_labelled_images += 1
-            for rule, sums in self._imagewise.items():
-                extra = void if rule == "fp" else torch.zeros_like(void)
-                true_positive, union = _intersection_and_union(confusion, extra)
-                sums[0] += _ratio(true_positive.sum(), union.sum())
-                sums[1] += _mean_iou(true_positive, union)
+            for rule, sums in self._sums.items():
+                of_image = self._by_class(confusion, void, rule)
+                for name in sums:
+                    sums[name] += IMAGEWISE[name](of_image)
 
     def _count(self, predictions: Tensor, seg_labels: Tensor) -> Tensor:
         """Return (B, C + 1, C) pixel counts [image, truth, prediction] on the CPU; the last truth row is void."""
@@ -156,8 +167,9 @@ class SegCounts:
         self.void_predictions += other.void_predictions
         self.num_images += other.num_images
         self._num_labelled_images += other._num_labelled_images
-        for rule, sums in other._imagewise.items():
-            self._imagewise[rule] = [mine + theirs for mine, theirs in zip(self._imagewise[rule], sums, strict=True)]
+        for rule, sums in other._sums.items():
+            for name, value in sums.items():
+                self._sums[rule][name] += value
 
     @property
     def labelled_pixels(self) -> int:
@@ -165,34 +177,24 @@ class SegCounts:
         return int(self.confusion.sum())
 
     def compute(self, void_as: VoidRule = "ignore") -> dict[str, float]:
-        """Return every metric of this module by name, each in [0, 1] and finite."""
-        extra = self.void_predictions if void_as == "fp" else torch.zeros_like(self.void_predictions)
-        true_positive, union = _intersection_and_union(self.confusion, extra)
-        truth = self.confusion.sum(dim=1)
-        foreground = torch.arange(self.num_classes) != (-1 if self.background is None else self.background)
-        wrong = int(union.sum() - true_positive.sum())  # sum over classes of FP + FN
-        scored_pixels = int(truth.sum() + extra.sum())
-        iou = true_positive.double() / union.clamp(min=1)
-        micro_imagewise, imagewise_macro = (
-            total / self._num_labelled_images if self._num_labelled_images else 0.0
-            for total in self._imagewise[void_as]
-        )
-        return {
-            "miou_macro": _mean_iou(true_positive, union),
-            "miou_micro": _ratio(true_positive.sum(), union.sum()),
-            "miou_micro_imagewise": micro_imagewise,
-            "miou_imagewise_macro": imagewise_macro,
-            "pixel_acc": _ratio(true_positive.sum(), truth.sum()),
-            "acc_binary": 1 - wrong / (self.num_classes * scored_pixels) if scored_pixels else 0.0,
-            "iiou_macro_fg": _mean_iou(true_positive[foreground], union[foreground]),
-            "iiou_micro_fg": _ratio(true_positive[foreground].sum(), union[foreground].sum()),
-            "fwiou": float((truth.double() / truth.sum().clamp(min=1) * iou).sum()),
+        """Return every metric of ``POOLED`` and ``IMAGEWISE`` by name, each finite and in [0, 1]."""
+        pooled = self._by_class(self.confusion, self.void_predictions, void_as)
+        images = max(1, self._num_labelled_images)
+        return {name: formula(pooled) for name, formula in POOLED.items()} | {
+            name: total / images for name, total in self._sums[void_as].items()
         }
+
+    def _by_class(self, confusion: Tensor, void_predictions: Tensor, void_as: VoidRule) -> Counts:
+        """Return the counts that formulas take from (C, C) pixels [truth, prediction] and (C,) predictions on void."""
+        on_void = void_predictions if void_as == "fp" else torch.zeros_like(void_predictions)
+        true_positive, truth = confusion.diagonal(), confusion.sum(dim=1)
+        union = confusion.sum(dim=0) + on_void + truth - true_positive
+        is_foreground = torch.arange(self.num_classes) != (-1 if self.background is None else self.background)
+        return Counts(true_positive, union, truth, on_void, is_foreground)
 
     def per_class(self, class_names: Sequence[str]) -> list[ClassScore]:
         """Return one row per class, in class order."""
-        true_positive, union = _intersection_and_union(self.confusion, torch.zeros_like(self.void_predictions))
-        truth = self.confusion.sum(dim=1)
+        true_positive, union, truth, *_ = self._by_class(self.confusion, self.void_predictions, "ignore")
         return [
             ClassScore(name, hits / joint if joint else None, hits / pixels if pixels else None, pixels)
             for name, hits, joint, pixels in zip(
@@ -207,17 +209,5 @@ def _check_ids(what: str, ids: Tensor, classes: int) -> None:
         raise ValueError(f"{what}s {found} are outside the {classes} classes 0…{classes - 1} (void is {IGNORE_INDEX})")
 
 
-def _intersection_and_union(confusion: Tensor, extra_predictions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return TP and TP+FP+FN, both (C,) int64; extra predictions (C,) count as false positives."""
-    true_positive = confusion.diagonal()
-    return true_positive, confusion.sum(dim=0) + extra_predictions + confusion.sum(dim=1) - true_positive
-
-
 def _ratio(part: Tensor, whole: Tensor) -> float:
-    return int(part) / int(whole) if int(whole) else 0.0
-
-
-def _mean_iou(true_positive: Tensor, union: Tensor) -> float:
-    """Return the mean IoU over classes with a non-empty union; 0 when there is none."""
-    present = union > 0
-    return float((true_positive[present].double() / union[present]).mean()) if present.any() else 0.0
+    return int(part.sum()) / int(whole.sum()) if int(whole.sum()) else 0.0

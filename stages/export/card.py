@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_cache.escaping import markdown_text
+from data_cache.metrics import METRICS
+from stages.export.formats import EXPORT_FORMATS
+
 
 @dataclass(frozen=True)
 class LicenceLink:
@@ -63,12 +67,12 @@ def render_card(
 ) -> str:
     """Return the Markdown text of the card."""
     sections = [
-        f"# {facts.run}",
-        f"Semantic segmentation into {len(class_names)} classes by `{network}`, trained on {facts.dataset} with depth "
-        "maps as a second target. The depth branch is gone: the model is as large and as fast as one that never saw "
-        "depth.",
+        f"# {markdown_text(facts.run)}",
+        f"Semantic segmentation into {len(class_names)} classes by `{network}`, trained on "
+        f"{markdown_text(facts.dataset)} with depth maps as a second target. The depth branch is gone: the model is as "
+        "large and as fast as one that never saw depth.",
         "## Use\n\n" + _render_use(proof, opens_with_smp),
-        "## Classes\n\n" + ", ".join(f"{index} {name}" for index, name in enumerate(class_names)),
+        "## Classes\n\n" + ", ".join(f"{index} {markdown_text(name)}" for index, name in enumerate(class_names)),
         "## Training\n\n" + _render_training(facts),
         "## Scores\n\n" + _render_metrics(facts),
         "## Licences\n\n" + _render_licences(facts.licences),
@@ -77,32 +81,28 @@ def render_card(
     return "\n\n".join(sections) + "\n"
 
 
+SMP_USAGE = """\
+import segmentation_models_pytorch as smp
+
+seg_logits = smp.from_pretrained("this-folder").eval()(images)"""
+
+
 def _render_use(proof: Mapping[str, Any], opens_with_smp: bool) -> str:
     height, width = proof["input_size"]
-    lines = [f"Images are RGB, normalised as `preprocess.json` says; made for {height}x{width} px.", "", "```python"]
+    usages = {name: EXPORT_FORMATS[name].usage for name in proof["formats"]}
     if opens_with_smp:
-        lines += [
-            "import segmentation_models_pytorch as smp",
-            "",
-            'seg_logits = smp.from_pretrained("this-folder").eval()(images)',
-        ]
-    else:
-        lines += [
-            "from pathlib import Path",
-            "",
-            "from stages.export import load_exported",
-            "",
-            'seg_logits = load_exported(Path("this-folder"))(images).seg_logits',
-        ]
-    if "onnx" in proof["formats"]:
+        usages["safetensors"] = SMP_USAGE
+    lines = [f"Images are RGB, normalised as `preprocess.json` says; made for {height}x{width} px."]
+    for name, usage in usages.items():
         lines += [
             "",
-            "import onnxruntime",
+            f"{', '.join(f'`{file}`' for file in EXPORT_FORMATS[name].files)}:",
             "",
-            'session = onnxruntime.InferenceSession("this-folder/model.onnx")',
-            'seg_logits = session.run(["seg_logits"], {"images": images.numpy()})[0]',
+            "```python",
+            usage,
+            "```",
         ]
-    return "\n".join([*lines, "```"])
+    return "\n".join(lines)
 
 
 def _render_training(facts: CardFacts) -> str:
@@ -115,17 +115,22 @@ def _render_training(facts: CardFacts) -> str:
 def _render_metrics(facts: CardFacts) -> str:
     if not facts.metrics:
         return "None were recorded for this run."
-    rows = [f"| {name} | {value:.4f} |" for name, value in facts.metrics.items()]
-    heading = f"On split `{facts.split}` of {facts.dataset}.\n\n" if facts.split else ""
-    return heading + "\n".join(["| metric | value |", "|---|---|", *rows])
+    rows = [
+        f"| {name} | {facts.metrics[name]:.4f} | {markdown_text(metric.explain())} |"
+        for name, metric in METRICS.items()
+        if name in facts.metrics
+    ]
+    heading = f"On split `{facts.split}` of {markdown_text(facts.dataset)}.\n\n" if facts.split else ""
+    return heading + "\n".join(["| metric | value | what it is |", "|---|---:|---|", *rows])
 
 
 def _render_licences(licences: Sequence[LicenceLink]) -> str:
     if not licences:
         return "Nothing was recorded about what the weights were made from."
     rows = [
-        f"| {link.role} | {link.name}{' @' + link.revision if link.revision else ''} | {link.licence}"
-        f"{' (non-commercial)' if link.noncommercial else ''} | {link.note} |"
+        f"| {markdown_text(link.role)} | {markdown_text(link.name)}{' @' + link.revision if link.revision else ''} | "
+        f"{markdown_text(link.licence)}{' (non-commercial)' if link.noncommercial else ''} | "
+        f"{markdown_text(link.note)} |"
         for link in licences
     ]
     table = "\n".join(["| made from | name | licence | note |", "|---|---|---|---|", *rows])

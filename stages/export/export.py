@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_cache.errors import UserError, unknown_name
+from data_cache.errors import UserError
 from stages.export.card import CardFacts, render_card
-from stages.export.formats import FORMATS, SMALLEST_PX, ExportJob
+from stages.export.formats import DEFAULT_FORMATS, EXPORT_FORMATS, SMALLEST_PX, check_formats
+from stages.export.job import ExportJob
 from stages.export.preprocess import Palette, write_preprocess
 from stages.export.proof import build_reference, compute_proof
 from stages.export.strip import OpensWithSmp
@@ -57,7 +58,7 @@ def export_network(
     class_names: Sequence[str],
     palette: Palette,
     card_facts: CardFacts,
-    formats: Sequence[str] = ("safetensors", "onnx"),
+    formats: Sequence[str] = DEFAULT_FORMATS,
     opset: int = 20,
     dynamic: bool = False,
     overwrite: bool = False,
@@ -72,13 +73,13 @@ def export_network(
         input_size: height and width in pixels the model is meant for.
         class_names: one per class.
         palette: one RGB colour per class.
-        card_facts: what the card tells about the training.
-        formats: names in ``FORMATS``; the weights (``safetensors``) are always written.
+        card_facts: what the card says about the training.
+        formats: names in ``EXPORT_FORMATS``; the weights (``safetensors``) are always written.
         opset: ONNX operator set.
         dynamic: whether ONNX and pt2 take other image sizes; proven at four sizes.
         overwrite: whether another export in ``out`` may be replaced.
         latency_repeats: timed runs for the latencies in the proof.
-        progress: is told what is being done.
+        progress: takes a line on what is being done.
 
     Returns:
         The folder, its files and the proof; ``reused`` when the same export lay there.
@@ -86,7 +87,7 @@ def export_network(
     Raises:
         UserError: for impossible arguments, a folder in use, too little disk, or a file that does not pass its proof.
     """
-    say = progress or (lambda _: None)
+    info = progress or (lambda _: None)
     formats = tuple(dict.fromkeys(("safetensors", *formats)))
     _check_arguments(network, input_size, class_names, palette, formats, opset)
     full = build_reference(network)
@@ -110,8 +111,8 @@ def export_network(
     with _Unfinished(out) as folder:
         facts: dict[str, dict[str, Any]] = {}
         for name in formats:
-            say(f"writing {name}")
-            facts[name] = FORMATS[name].write(ExportJob(stripped, folder, input_size, dynamic, opset))
+            info(f"writing {name}")
+            facts[name] = EXPORT_FORMATS[name].load().write(ExportJob(stripped, folder, input_size, dynamic, opset))
         write_preprocess(
             folder,
             normalisation=network.normalisation,
@@ -120,7 +121,7 @@ def export_network(
             class_names=class_names,
             palette=palette,
         )
-        say("proving")
+        info("proving")
         proof = {KEY_FIELD: key} | compute_proof(
             full,
             stripped,
@@ -207,12 +208,10 @@ def _check_arguments(
     input_size: tuple[int, int],
     class_names: Sequence[str],
     palette: Palette,
-    formats: Sequence[str],
+    formats: tuple[str, ...],
     opset: int,
 ) -> None:
-    for name in formats:
-        if name not in FORMATS:
-            raise unknown_name("export format", name, FORMATS)
+    check_formats(formats)
     if min(input_size) < SMALLEST_PX:
         height, width = (max(side, SMALLEST_PX) for side in input_size)
         raise UserError(

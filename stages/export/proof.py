@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_cache.errors import UserError
-from stages.export.formats import FORMATS, SMALLEST_PX, Format, SegmentationFunction, quiet_libraries
+from stages.export.formats import EXPORT_FORMATS, SMALLEST_PX, ExportFormat
+from stages.export.job import SegmentationFunction, quiet_libraries
 from stages.export.strip import OpensWithSmp
 from stages.networks import count_parameters, segmentation_only
 from stages.networks.interface import Network
@@ -123,11 +124,10 @@ def _compare_smp(stripped: Network, folder: Path, input_size: tuple[int, int]) -
 def _verify_format(
     name: str, stripped: Network, folder: Path, sizes: Sequence[tuple[int, int]], facts: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    row = FORMATS[name]
-    opened = row.open(folder)
+    row = EXPORT_FORMATS[name]
+    opened = row.load().open_folder(folder)
     reference = segmentation_only(stripped)
-    exact = row.max_difference == 0  # the same weights in the same runtime, so rounding excuses nothing
-    outliers = 0.0 if exact else getattr(stripped, "rounding_outliers", 0.0)
+    outliers = 0.0 if row.max_difference == 0 else getattr(stripped, "rounding_outliers", 0.0)
     batches = (1, 3) if facts.get("dynamic_batch", True) else (1,)
     cases = [(batches[-1] if size == sizes[0] else 1, size) for size in sizes]
     if batches[-1] != 1:
@@ -140,7 +140,7 @@ def _verify_format(
 
 def _verify_case(
     name: str,
-    row: Format,
+    row: ExportFormat,
     opened: SegmentationFunction,
     reference: nn.Module,
     batch: int,

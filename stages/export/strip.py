@@ -12,11 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data_cache.errors import UserError
+from stages.export.formats import CONFIG_FILE, WEIGHTS_FILE
 from stages.networks import NetworkSpec, rebuild_network
 from stages.networks.interface import Network
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 
 SPEC_KEY = "_pipeline_network"
 """Where config.json keeps the network's own spec; smp leaves keys with a leading underscore alone."""

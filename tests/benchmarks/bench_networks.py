@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stages.export import FORMATS
-from stages.export.formats import ExportJob
+from stages.export import onnx_file
+from stages.export.job import ExportJob
 from stages.networks import build_network, segmentation_only, strip_depth
 from stages.networks.interface import Network
 
@@ -63,8 +63,8 @@ def bench_onnx(dual: Network, size: tuple[int, int], runs: int) -> None:
     eager = segmentation_only(stripped.eval()).eval()
     images = torch.randn(1, 3, *size)
     with tempfile.TemporaryDirectory() as folder:
-        FORMATS["onnx"].write(ExportJob(stripped, Path(folder), size, dynamic=False, opset=20))
-        onnx = FORMATS["onnx"].open(Path(folder))
+        onnx_file.write(ExportJob(stripped, Path(folder), size, dynamic=False, opset=20))
+        onnx = onnx_file.open_folder(Path(folder))
         onnx_s, eager_s = time_in_turns(lambda: onnx(images), lambda: eager(images), runs)
     print(f"  ONNX float32 / eager latency: {onnx_s / eager_s:.3f} (budget {ONNX_BUDGET}; {onnx_s * 1e3:.1f} ms)")
 

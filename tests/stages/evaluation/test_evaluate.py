@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from data_cache.errors import UserError
+from data_cache.metrics import METRICS
 from data_cache.sample import IGNORE_INDEX, Batch
 from stages.evaluation.evaluate import evaluate
-from stages.evaluation.metrics import DEPTH_METRICS, SEG_METRICS, SegCounts
+from stages.evaluation.metrics import SegCounts
 from stages.networks.interface import Outputs
 
 NAMES = ("background", "ball", "box")
@@ -67,7 +68,7 @@ def test_scores_are_those_of_the_argmax(network):
     assert evaluation.confusion == counts.confusion.tolist()
     assert {name: evaluation.metrics[name] for name in counts.compute()} == counts.compute()
     assert evaluation.metrics_paper == counts.compute("fp")
-    assert tuple(evaluation.metrics) == SEG_METRICS[:-1] + SEG_METRICS[-1:] + DEPTH_METRICS
+    assert tuple(evaluation.metrics) == tuple(METRICS), "what is computed is what is declared, in that order"
     assert evaluation.images == 3
     assert [row.name for row in evaluation.per_class] == list(NAMES)
 
@@ -181,14 +182,6 @@ def test_depth_without_targets_is_refused(network):
 def test_depth_of_a_stripped_network_is_refused(network):
     with pytest.raises(UserError, match="no depth branch"):
         run(lambda images: exported_logits(network, images), make_batches(), with_depth=True)
-
-
-def test_an_image_that_the_network_refuses_is_named():
-    def choosy(images, *, seg=True, depth=True):
-        raise UserError(f"images of {images.shape[-2]}x{images.shape[-1]} px are too small")
-
-    with pytest.raises(UserError, match="image image-0-0: images of 1x1 px are too small"):
-        run(choosy, make_batches(((1, 1, 1),)))
 
 
 def test_broken_weights_are_named_with_the_image(network):

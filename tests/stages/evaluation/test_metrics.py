@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data_cache.sample import IGNORE_INDEX
-from stages.evaluation.metrics import PRESETS, SEG_METRICS, SegCounts, find_background
+from stages.evaluation.metrics import SegCounts, find_background
 
 # Labelled VOC pixels per class in shares: background as measured, the other twenty alike except person.
 BACKGROUND, PERSON = 0.7334, 0.049
@@ -214,7 +214,6 @@ def test_perfect_predictions_score_one():
     _, labels = random_maps(4)
     metrics = count(torch.where(labels == IGNORE_INDEX, 0, labels), labels, 4, background=0).compute()
     assert set(metrics.values()) == {1.0}
-    assert set(metrics) | {"boundary_f1"} == set(SEG_METRICS)
 
 
 def test_per_class_rows_mark_absent_classes():
@@ -237,7 +236,3 @@ def test_ids_outside_the_classes_are_refused(label, prediction, what):
 @pytest.mark.parametrize(("names", "index"), [(("sky", "Background"), 1), (("sky", "road"), None)])
 def test_background_is_found_by_name(names, index):
     assert find_background(names) == index
-
-
-def test_presets_name_existing_metrics():
-    assert {name for preset in PRESETS.values() for name in (preset.miou, preset.iiou, preset.acc)} <= set(SEG_METRICS)

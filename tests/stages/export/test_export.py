@@ -13,7 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from data_cache.errors import UserError
-from stages.export import FORMATS, CardFacts, LicenceLink, export_network, load_exported
+from stages.export import onnx_file, safetensors_file
+from stages.export.card import CardFacts, LicenceLink
+from stages.export.export import export_network
+from stages.export.formats import EXPORT_FORMATS, describe_formats, parse_formats
+from stages.export.strip import load_exported
 from stages.networks import build_network, count_parameters, strip_depth
 
 SIZE = (64, 96)
@@ -141,8 +145,35 @@ def test_the_card_names_the_teacher_and_its_licence(report):
     assert "**Not for commercial use**: depth-anything/Depth-Anything-V2-Base-hf" in card
     assert "No licence statement was found for resnet10t" in card
     assert "2. copy depth-decoder -> seg-decoder" in card
-    assert "| miou_macro | 0.6100 |" in card
-    assert "smp.from_pretrained" in card
+    assert "| miou_macro | 0.6100 | mIoU: mean of TP/" in card
+    assert "smp.from_pretrained" in card and 'InferenceSession("this-folder/model.onnx")' in card
+
+
+def test_a_format_is_one_entry_and_its_module(tmp_path, monkeypatch):
+    """What is added to the table is an answer to --formats, written, proven, and on the card."""
+    twin = EXPORT_FORMATS["safetensors"]._replace(about="the same again", files=("twin",), usage="open_twin(images)")
+    monkeypatch.setitem(EXPORT_FORMATS, "twin", twin)
+    assert parse_formats("twin, onnx,twin") == ("twin", "onnx") and "twin: the same again" in describe_formats()
+    report = export(build(), tmp_path / "out", formats=("twin",))
+    assert report.proof["formats"]["twin"]["sizes"][0]["max_abs_difference"] == 0
+    assert "`twin`:\n\n```python\nopen_twin(images)\n```" in (tmp_path / "out/README.md").read_text()
+
+
+def test_the_table_of_formats_is_read_without_torch():
+    code = "import stages.export.formats, sys; assert not {'torch', 'onnxruntime', 'numpy'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
+
+
+@pytest.mark.parametrize(("text", "match"), [("onxx", r"did you mean 'onnx'"), (" ,", "no export format given")])
+def test_unknown_formats_are_refused_before_anything_is_opened(text, match):
+    with pytest.raises(UserError, match=match):
+        parse_formats(text)
+
+
+def test_class_names_are_text_on_the_card(tmp_path):
+    names = ("a|b", "$x$ *y*", "<b>")
+    export(build(), tmp_path / "out", class_names=names)
+    assert r"0 a\|b, 1 \$x\$ \*y\*, 2 \<b\>" in (tmp_path / "out/README.md").read_text()
 
 
 def test_nothing_is_printed(tmp_path, capfd):
@@ -166,7 +197,9 @@ def test_dynamic_files_are_proven_at_four_sizes_one_of_them_odd(tmp_path, name, 
     images = torch.randn(1, 3, 131, 77)
     with torch.no_grad():
         expected = strip_depth(network).eval()(images).seg_logits
-    torch.testing.assert_close(FORMATS[name].open(report.out)(images), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        EXPORT_FORMATS[name].load().open_folder(report.out)(images), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("options", [{"encoder_depth": 3, "decoder_channels": [16, 8, 8]}, {"architecture": "pan"}])
@@ -220,7 +253,7 @@ def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
         (job.folder / "half.bin").write_bytes(b"half")
         raise OSError("disk")
 
-    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=fail))
+    monkeypatch.setattr(onnx_file, "write", fail)
     with pytest.raises(OSError, match=r"disk"):
         export(build(), tmp_path / "out", formats=("onnx",))
     assert not list(tmp_path.iterdir())
@@ -228,8 +261,8 @@ def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_file_that_answers_differently_is_not_published(tmp_path, monkeypatch):
     """A row whose file opens as something else stands for an exporter that got it wrong."""
-    wrong = FORMATS["safetensors"]._replace(open=lambda _: lambda images: torch.zeros(len(images), 3, *SIZE))
-    monkeypatch.setitem(FORMATS, "safetensors", wrong)
+    wrong = lambda _: lambda images: torch.zeros(len(images), 3, *SIZE)  # noqa: E731
+    monkeypatch.setattr(safetensors_file, "open_folder", wrong)
     with pytest.raises(UserError, match=r"answers differently: safetensors at batch 1, 64x96 px") as refused:
         export(build(), tmp_path / "out")
     assert "dynamic" not in str(refused.value), "what was not asked for is no remedy"
@@ -246,10 +279,10 @@ def test_a_file_that_answers_differently_is_not_published(tmp_path, monkeypatch)
 )
 def test_only_where_rounding_decides_may_some_logits_be_far_off(tmp_path, monkeypatch, name, options, moved, published):
     """Unpooling puts a value elsewhere if rounding makes its neighbour greater; other networks have no excuse."""
-    onnx = FORMATS["onnx"]
+    open_folder = onnx_file.open_folder
 
     def open_with_rounding(folder):
-        segment = onnx.open(folder)
+        segment = open_folder(folder)
 
         def answer(images):
             logits = segment(images).clone()
@@ -259,7 +292,8 @@ def test_only_where_rounding_decides_may_some_logits_be_far_off(tmp_path, monkey
 
         return answer
 
-    monkeypatch.setitem(FORMATS, "onnx", onnx._replace(open=open_with_rounding, min_agreement=0.9))
+    monkeypatch.setattr(onnx_file, "open_folder", open_with_rounding)
+    monkeypatch.setitem(EXPORT_FORMATS, "onnx", EXPORT_FORMATS["onnx"]._replace(min_agreement=0.9))
     torch.manual_seed(0)
     network = build_network(name, len(CLASSES), encoder_weights="none", **options)
     if published:
@@ -283,7 +317,7 @@ def test_an_export_killed_between_its_two_moves_is_put_back(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"formats": ("onxx",)}, r"unknown export format 'onxx' \(did you mean 'onnx'"),
+        ({"formats": ("onxx",)}, r"unknown export format 'onxx'"),
         ({"input_size": (32, 96)}, r"32x96 px; a side has at least 64 px: use 64x96"),
         ({"class_names": ("a",)}, r"3 classes, but 1 names and 3 colours"),
         ({"opset": 9}, r"opset 9; possible: 18 to 23"),

@@ -1,0 +1,51 @@
+"""Names of rows, classes and data sets as literal text in each kind of output. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from html import escape
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "&": r"\&", "%": r"\%", "#": r"\#", "$": r"\$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "–": "--", "±": r"$\pm$", "·": r"$\cdot$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+}  # fmt: skip
+
+
+def printable_text(text: str) -> str:
+    """Return text that a terminal only shows: control characters, direction marks and line ends are written out."""
+    return "".join(
+        letter
+        if letter.isprintable() or unicodedata.category(letter) == "Zs"
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def width_of(text: str) -> int:
+    """Return how many columns of a terminal the text takes; Chinese, Japanese and Korean letters take two."""
+    return sum(
+        0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text
+    )
+
+
+def markdown_text(text: str) -> str:
+    """Return text that GitHub's Markdown shows as it is, also inside a table."""
+    return re.sub(r"[\\`*{}\[\]<>|~$&#!]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", printable_text(text))
+
+
+def csv_text(text: str) -> str:
+    """Return text that a spreadsheet shows as it is; what would be a formula gets an apostrophe in front."""
+    text = printable_text(text)
+    return f"'{text}" if text[:1] in tuple("=+-@") else text
+
+
+def latex_text(text: str) -> str:
+    """Return text that LaTeX typesets as it is; letters beyond Latin need XeLaTeX or LuaLaTeX."""
+    return "".join(_LATEX.get(letter, letter) for letter in printable_text(text))
+
+
+def html_text(text: str) -> str:
+    """Return text that a browser shows as it is, also inside an attribute."""
+    return escape(printable_text(text))
