@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from data_cache.errors import UserError, is_out_of_memory, nearest
+from data_cache.metrics import explain_metrics
+from stages.comparison.formats import FORMATS
+from stages.export.formats import DEFAULT_FORMATS, describe_formats, parse_formats
 
 if TYPE_CHECKING:
     from pipeline.commands.advise import Similarity
@@ -313,9 +316,9 @@ def evaluate(
     )
 
 
-@cli.command()
+@cli.command(epilog="Metrics:\n\n" + "\n\n".join(explain_metrics()))
 @click.argument("runs", nargs=-1, metavar="[RUN…]")
-@click.option("--format", "form", type=click.Choice(["text", "markdown", "csv", "json", "latex"]), default="text")
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), default="text")
 @table_options
 @click.pass_obj
 def compare(session: Session, runs: Sequence[str], form: str, baseline: str | None, of_table: str | None) -> None:
@@ -358,7 +361,13 @@ def predict(
 @cli.command()
 @click.argument("run_name", required=False, metavar="[RUN]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default <workdir>/exports/<run>.")
-@click.option("--formats", default="safetensors,onnx", show_default=True, help="Comma-separated.")
+@click.option(
+    "--formats",
+    default=",".join(DEFAULT_FORMATS),
+    show_default=True,
+    callback=lambda _context, _option, text: parse_formats(text),
+    help=f"Comma-separated; {describe_formats()}.",
+)
 @click.option("--input-size", type=(int, int), metavar="H W", help="Size the files are made for; default the data's.")
 @click.option("--dynamic", is_flag=True, help="Let ONNX and pt2 files take other image sizes; proven at four.")
 @click.option("--overwrite", is_flag=True, help="Replace another export that lies there.")
@@ -367,7 +376,7 @@ def export(
     session: Session,
     run_name: str | None,
     out: Path | None,
-    formats: str,
+    formats: tuple[str, ...],
     input_size: tuple[int, int] | None,
     dynamic: bool,
     overwrite: bool,
@@ -375,9 +384,8 @@ def export(
     """Strip the depth branch off a run (the newest by default), write it out, and prove it equal."""
     from pipeline.commands.export import export_run
 
-    wanted = tuple(name.strip() for name in formats.split(",") if name.strip())
     session.show(
-        export_run(session, run_name, out, formats=wanted, input_size=input_size, dynamic=dynamic, overwrite=overwrite)
+        export_run(session, run_name, out, formats=formats, input_size=input_size, dynamic=dynamic, overwrite=overwrite)
     )
 
 

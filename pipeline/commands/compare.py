@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_cache.errors import UserError
+from data_cache.errors import UserError, unknown_name
 from pipeline.experiment.tables import TABLES, TableSpec, find_table, paper_scores, tables_of
 from pipeline.session import Result, Session
 from stages.comparison.formats import FORMATS
@@ -81,21 +81,25 @@ def tabulate(folders: Sequence[Path], table: TableSpec | None = None, baseline: 
         baseline: row name; None is the table's own.
     """
     records = [RunRecord.from_json(folder) for folder in folders]
-    tables = tables_of(record.name for record in records)
+    names = [record.name for record in records]
+    if baseline is not None and baseline not in names:
+        raise unknown_name("baseline row", baseline, set(names))
+    tables = tables_of(names)
     chosen = table or (tables[0] if len(tables) == 1 else SCHEDULES)
     in_order = (chosen, *(each for each in tables if each is not chosen))
     return build_table(
         records,
-        paper={record.name: paper_scores(record.name) for record in records},
+        paper={name: paper_scores(name) for name in names},
         baseline=baseline or chosen.baseline,
         order=[name for each in in_order for name in each.order],
         notes=[note for each in tables if (note := _find_note(each, records))],
-        main_metrics=chosen.metrics,
+        metrics=chosen.metrics,
         compared_metrics=chosen.compared_metrics,
     )
 
 
 def _find_note(table: TableSpec, records: Sequence[RunRecord]) -> str:
     """Return what must be said about a table's paper column, when there is one, and when there never is any."""
-    shown = any(paper_scores(record.name) for record in records if record.name in table.order)
+    names = {record.name for record in records if not record.own_schedule}
+    shown = any(paper_scores(name) for name in table.order if name in names)
     return table.note if shown or not any(row.paper for row in table.rows) else ""

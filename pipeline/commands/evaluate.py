@@ -16,6 +16,7 @@ from data_cache.depth_store import DepthStore, NoDepthStore
 from data_cache.errors import UserError
 from data_cache.fingerprint import dataset_fingerprint
 from data_cache.loaders import Source, build_evaluation_loader
+from data_cache.metrics import METRICS
 from pipeline.console import plain_table
 from pipeline.experiment.artifacts import find_labels, open_split
 from pipeline.experiment.config import RunConfig
@@ -168,10 +169,10 @@ def _prediction_writer(folder: Path, dataset: SegmentationDataset) -> Prediction
 
 def _render(evaluation: Evaluation) -> Group:
     """Show the metrics above the classes."""
-    metrics = [[name, f"{value:.4f}"] for name, value in evaluation.metrics.items()]
+    metrics = [[name, f"{value:.4f}", METRICS[name].explain()] for name, value in evaluation.metrics.items()]
     classes = [[row.name, _share(row.iou), _share(row.acc), row.pixels] for row in evaluation.per_class]
     return Group(
-        plain_table(f"{evaluation.images} images", ["metric", "value"], metrics),
+        plain_table(f"{evaluation.images} images", ["metric", "value", "what it is"], metrics),
         Text(),
         plain_table("Classes", ["class", "IoU", "recall", "pixels"], classes),
     )

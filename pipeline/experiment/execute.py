@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from data_cache.depth_store import DepthStore
+from data_cache.fingerprint import dataset_fingerprint
 from data_cache.loaders import Augmentation, Source, build_training_loader
 from data_cache.sample import Batch
 from pipeline.commands.evaluate import inspect_evaluation, score_run
@@ -81,6 +82,7 @@ def _execute_run(
         scores = score_run(run, session, folder, device)
         record = {"started_at": started_at} | _describe_run(run, phases, device) | scores
         record["evaluated_on"] = evaluated_on
+        record |= _identify(run, session, device, record, evaluated_on)
         _gather_metrics(run, session, folder)
         write_json(folder / "run.json", record)
     return record
@@ -251,7 +253,11 @@ def _describe_run(run: PlannedRun, phases: list[dict[str, Any]], device: torch.d
         "network": config.network.label,
         "dataset": config.data.dataset,
         "recipe": Path(config.recipe).stem,
-        "schedule": {"name": run.row, "steps": [str(step) for step in run.schedule.steps]},
+        "schedule": {
+            "name": run.row,
+            "steps": [str(step) for step in run.schedule.steps],
+            "own": bool(config.schedule.steps),
+        },
         "phases": phases,
         "total_steps": run.steps,
         "selection": "last",
@@ -262,6 +268,32 @@ def _describe_run(run: PlannedRun, phases: list[dict[str, Any]], device: torch.d
         "device": str(device),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **describe_software(),
+    }
+
+
+def _identify(
+    run: PlannedRun, session: Session, device: torch.device, record: dict[str, Any], split: dict[str, str | None]
+) -> dict[str, Any]:
+    """Return what decides the scores besides name, network and seed, and what merely surrounded them."""
+    config = run.config
+    settings = {
+        f"{section}.{key}": value
+        for section, values in config.content().items()
+        if section not in ("seed", "schedule")
+        for key, value in values.items()
+    }
+    training = config.training
+    identity = {
+        "data": dataset_fingerprint(open_split(config, session.workspace, "train"), session.workspace.content_hashes()),
+        "split": split["split"],
+        "depth": (record["depth_store"] or {}).get("weights_sha256"),
+        "numerics": {"device": device.type, "dtype": training.precision, "compile": training.compile},
+        "evaluation": 1,
+        "settings": settings,
+    }
+    return {
+        "identity": identity,
+        "environment": {"threads": torch.get_num_threads(), "versions": record["versions"]},
     }
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_cache.errors import UserError, nearest, unknown_name
+from data_cache.metrics import HEADLINE
 from pipeline.experiment.config import RunConfig
-from stages.comparison.table import HEADLINE, MAIN_METRICS
 from stages.networks import NETWORKS
 from stages.training.schedules import PAPER_ROWS, TABLE_ROWS
 
@@ -42,8 +42,8 @@ class TableSpec:
     rows: tuple[TableRow, ...]
     note: str
     """What the paper's figures are of, or that there are none."""
-    metrics: tuple[str, ...] = MAIN_METRICS
-    """What people read first; every metric is in the CSV and JSON."""
+    metrics: tuple[str, ...] | None = None
+    """What people read first, None takes the metrics declared so; every metric is in the CSV and JSON."""
     compared_metrics: tuple[str, ...] = (HEADLINE,)
     """Whose differences to the baseline they read, too: the headline's, and what the paper makes a claim of."""
     seeds: tuple[int, ...] | None = None

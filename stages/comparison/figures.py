@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from data_cache.escaping import printable_text, width_of
+from data_cache.metrics import HEADLINE, METRICS
 from stages.comparison.losses import LossCurves
-from stages.comparison.table import HEADLINE, Row, Table, label_rows
+from stages.comparison.rows import Row, label_rows
+from stages.comparison.table import Table
 
 INK, MUTED, RULE = "#1f2430", "#7a8291", "#e3e6eb"
 SERIES = ("#9aa3b2", "#2f6db5", "#d0722b", "#3f8f6b")
@@ -21,6 +25,7 @@ MIN_SCORE_RANGE = 0.1
 LOSS_COLOURS = {"seg": "#2f6db5", "depth": "#d0722b"}
 _STYLE = {
     "font.size": 9,
+    "text.parse_math": False,  # a name with two dollar signs is no formula
     "svg.fonttype": "none",  # text stays text: the page's own font, and it can be searched
     "axes.edgecolor": "#c5cad3",
     "axes.labelcolor": MUTED,
@@ -50,18 +55,19 @@ def draw_scores(table: Table) -> str:
         figure = Figure(figsize=(8.4, 0.55 + 0.3 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         for place, row in enumerate(rows):
-            _draw_row(axes, place, row, is_baseline=row.name == table.baseline)
-        base = [row for row in rows if row.name == table.baseline]
-        if len(base) == 1:
-            axes.axvline(base[0].metrics[HEADLINE].mean, color=SERIES[0], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        axes.set_yticks(range(len(rows)), label_rows(rows))
+            _draw_row(axes, place, row, is_baseline=row in table.bases)
+        if len(table.bases) == 1:
+            axes.axvline(
+                table.bases[0].metrics[HEADLINE].mean, color=SERIES[0], linewidth=1, linestyle=(0, (4, 3)), zorder=1
+            )
+        axes.set_yticks(range(len(rows)), list(map(printable_text, label_rows(rows))))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         low, high = axes.get_xlim()
         widen = max(0.0, MIN_SCORE_RANGE - (high - low)) / 2
         axes.set_xlim(low - widen, high + widen)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(HEADLINE)
+        axes.set_xlabel(f"{HEADLINE} ({METRICS[HEADLINE].label}, {METRICS[HEADLINE].direction})")
         return _to_svg(figure, "scores")
 
 
@@ -87,14 +93,16 @@ def draw_classes(classes: Sequence[str], rows: Sequence[tuple[str, Mapping[str, 
     with rc_context(_STYLE):
         figure = Figure(figsize=(8.4, 2.9), layout="constrained")
         axes = figure.add_subplot()
-        for index, (row, scores) in enumerate(rows):
+        drawn = []
+        for index, (_, scores) in enumerate(rows):
             values = [scores.get(name, 0.0) for name in classes]
             places = [place + (index - (len(rows) - 1) / 2) * bar for place in range(len(classes))]
-            axes.bar(places, values, bar * 0.86, color=SERIES[index], label=row)
-        slanted = max(map(len, classes), default=0) * len(classes) > 90
+            drawn.append(axes.bar(places, values, bar * 0.86, color=SERIES[index])[0])
+        names = [printable_text(name) for name in classes]
+        slanted = max(map(width_of, names), default=0) * len(names) > 90
         axes.set_xticks(
-            range(len(classes)),
-            classes,
+            range(len(names)),
+            names,
             rotation=35 if slanted else 0,
             ha="right" if slanted else "center",
             rotation_mode="anchor" if slanted else None,
@@ -105,12 +113,13 @@ def draw_classes(classes: Sequence[str], rows: Sequence[tuple[str, Mapping[str, 
         axes.set_xlim(-0.6, len(classes) - 0.4)
         axes.set_ylabel("IoU")
         axes.grid(visible=False, axis="x")
-        figure.legend(loc="outside upper left", ncols=len(rows), handlelength=0.9, handleheight=0.9)
+        labels = [printable_text(row) for row, _ in rows]  # given by hand: matplotlib hides labels that begin with "_"
+        figure.legend(drawn, labels, loc="outside upper left", ncols=len(rows), handlelength=0.9, handleheight=0.9)
         return _to_svg(figure, "classes")
 
 
 def draw_losses(curves: Mapping[str, LossCurves]) -> str:
-    """Return one small picture per row: unweighted losses on a log scale over the run's steps, phases marked."""
+    """Return one small figure per row: unweighted losses on a log scale over the run's steps, phases marked."""
     columns = min(3, len(curves))
     num_lines = -(-len(curves) // columns)
     with rc_context(_STYLE):
@@ -121,8 +130,9 @@ def draw_losses(curves: Mapping[str, LossCurves]) -> str:
         for axes in list(grid.flat)[len(curves) :]:
             axes.set_visible(False)
         terms = dict.fromkeys(term for found in curves.values() for term in found.curves)
-        handles = [grid.flat[0].plot([], [], color=_loss_colour(term), label=f"{term} loss")[0] for term in terms]
-        figure.legend(handles=handles, loc="outside upper left", ncols=len(terms), handlelength=1.4)
+        handles = [grid.flat[0].plot([], [], color=_loss_colour(term))[0] for term in terms]
+        labels = [printable_text(f"{term} loss") for term in terms]
+        figure.legend(handles, labels, loc="outside upper left", ncols=len(terms), handlelength=1.4)
         return _to_svg(figure, "losses")
 
 
@@ -137,15 +147,16 @@ def _draw_run_losses(axes: Axes, name: str, found: LossCurves) -> None:
         axes.text(
             middle,
             0.97,
-            phase.name,
+            printable_text(phase.name),
             transform=axes.get_xaxis_transform(),
             ha="center",
             va="top",
             color=MUTED,
             fontsize=7.5,
         )
-    axes.set_title(name)
+    axes.set_title(printable_text(name))
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _place: f"{value:g}")  # matplotlib's own writes powers as formulas
     axes.minorticks_off()
     axes.margins(y=0.25)
     axes.tick_params(labelsize=7.5, labelcolor=MUTED)
@@ -160,7 +171,8 @@ def _loss_colour(term: str) -> str:
 def _to_svg(figure: Figure, name: str) -> str:
     """Return an ``<svg>`` element that scales with the page; equal figures give equal text."""
     stream = io.StringIO()
-    with rc_context({"svg.hashsalt": name}):
+    with rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the text stays text: the page's fonts have it
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = stream.getvalue()
     text = text[text.index("<svg") :]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from data_cache.escaping import html_text
 
 STYLE = """
 :root { --ink: #1f2430; --muted: #6b7382; --rule: #e3e6eb; --wash: #f6f7f9; --accent: #2f6db5; }
@@ -23,7 +26,6 @@ p { margin: 6px 0 14px; max-width: 74ch; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
 th { font-weight: 550; color: var(--muted); text-align: right; vertical-align: bottom; padding: 4px 8px;
   line-height: 1.3; border-bottom: 1px solid #c5cad3; }
-th.group { text-align: center; border-bottom: 1px solid var(--rule); padding-bottom: 2px; }
 td { text-align: right; padding: 6px 8px; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 tr:first-child th:first-child, td:first-child { text-align: left; padding-left: 0; }
 td.text, th.text { text-align: left; }
@@ -33,8 +35,8 @@ tr.baseline td:first-child::after { content: "baseline"; color: var(--muted); fo
 .spread { color: var(--muted); font-weight: 400; font-size: 11.5px; margin-left: 2px; }
 .absent, td.paper { color: var(--muted); }
 .up { color: #22724d; } .down { color: #a8412f; } .even { color: var(--muted); }
-ol.notes { font-size: 13px; color: var(--muted); padding-left: 18px; margin: 10px 0 0; max-width: 96ch; }
-ol.notes li { margin: 3px 0; }
+.notes { font-size: 13px; color: var(--muted); padding-left: 18px; margin: 10px 0 0; max-width: 96ch; }
+.notes li { margin: 3px 0; }
 figure { margin: 14px 0; } figure svg { width: 100%; height: auto; display: block; }
 figure svg text { font-family: inherit !important; }
 figure img { max-width: 100%; height: auto; display: block; }
@@ -60,6 +62,40 @@ footer { margin-top: 64px; padding-top: 14px; border-top: 1px solid var(--rule);
 }
 """
 
+PHASE_KINDS = ("depth", "joint")
+"""Phases that have a colour of their own in the style."""
+
+
+class Cell(NamedTuple):
+    """One cell of a table, as HTML, with its class and style."""
+
+    html: str
+    kind: str = ""
+    style: str = ""
+
+
+def build_table_element(
+    heads: Sequence[Cell], rows: Sequence[Sequence[Cell]], *, kind: str = "", row_kinds: Sequence[str] = ()
+) -> str:
+    """Return a table that scrolls by itself where the window is narrow; ``row_kinds`` are the classes of the rows."""
+    kinds = row_kinds or [""] * len(rows)
+    body = "".join(_build_row("td", cells, of_row) for cells, of_row in zip(rows, kinds, strict=True))
+    return (
+        f'<div class="scroll"><table{_attribute("class", kind)}><thead>{_build_row("th", heads)}</thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _build_row(tag: str, cells: Sequence[Cell], kind: str = "") -> str:
+    content = "".join(
+        f"<{tag}{_attribute('class', cell.kind)}{_attribute('style', cell.style)}>{cell.html}</{tag}>" for cell in cells
+    )
+    return f"<tr{_attribute('class', kind)}>{content}</tr>"
+
+
+def _attribute(name: str, value: str) -> str:
+    return f' {name}="{html_text(value)}"' if value else ""
+
 
 def build_page(title: str, facts: str, sections: list[str], footer: str) -> str:
     """Return a whole HTML document; title, facts and footer are plain text, sections are HTML."""
@@ -67,20 +103,20 @@ def build_page(title: str, facts: str, sections: list[str], footer: str) -> str:
         (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
-            f'<header><h1>{escape(title)}</h1><p class="facts">{escape(facts)}</p></header>',
+            f"<title>{html_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
+            f'<header><h1>{html_text(title)}</h1><p class="facts">{html_text(facts)}</p></header>',
             *sections,
-            f"<footer>{escape(footer)}</footer>\n</main>\n</body>\n</html>\n",
+            f"<footer>{html_text(footer)}</footer>\n</main>\n</body>\n</html>\n",
         )
     )
 
 
 def build_section(title: str, hint: str, *content: str) -> str:
     """Return a section under a heading and one explaining sentence; title and hint are plain text."""
-    explained = f'<p class="hint">{escape(hint)}</p>' if hint else ""
-    return f"<section><h2>{escape(title)}</h2>{explained}{''.join(content)}</section>"
+    explained = f'<p class="hint">{html_text(hint)}</p>' if hint else ""
+    return f"<section><h2>{html_text(title)}</h2>{explained}{''.join(content)}</section>"
 
 
 def build_figure(content: str, label: str) -> str:
     """Return a figure that is also described in words for those who cannot see it."""
-    return f'<figure role="img" aria-label="{escape(label)}">{content}</figure>'
+    return f'<figure role="img" aria-label="{html_text(label)}">{content}</figure>'

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.errors import UserError
+from stages.comparison.identity import PHASES, Environment, Identity
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,45 @@ class RunRecord:
     """The run's folder, with ``metrics.jsonl`` and ``panels/``; None when it is not on disk."""
     started_at: str = ""
     """ISO 8601 instant."""
-    settings: str = ""
-    """Hash of everything that distinguishes this run from others of its recipe, seed and schedule left out."""
     split: str = "val"
     """The split the metrics are of."""
     selection: str = "last"
     """Which weights were measured: ``last`` or ``best``."""
     selection_split: str | None = None
     """The split ``best`` was chosen on."""
-    metrics_paper: Mapping[str, float] = field(default_factory=dict)
-    """The metrics with void as false positive (the ``paper-002`` preset)."""
     command: str | None = None
     """The command line that repeats the run."""
+    identity: Identity | None = None
+    """None for a run of an older version, which did not record it."""
+    environment: Environment = field(default_factory=Environment)
+    own_schedule: bool = False
+    """Whether the schedule is one of the recipe's own steps, whatever it is called."""
+    steps: tuple[str, ...] = ()
+    """The steps of the schedule, in words."""
+    data_root: str | None = None
+    """Folder of the dataset; None for those that need none."""
+
+    @property
+    def place(self) -> str:
+        """The dataset and where it lies."""
+        return f"{self.dataset} at {self.data_root}" if self.data_root else self.dataset
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything besides name, network and seed that must agree for runs to be averaged, under names for people."""
+        found = {} if self.identity is None else self.identity.flat()
+        return found | ({PHASES: list(self.steps)} if self.own_schedule else {})
+
+    @property
+    def measurement(self) -> dict[str, Any]:
+        """What must agree for scores to be compared, under names for people; empty for a run of an older version."""
+        return {} if self.identity is None else self.identity.measurement()
+
+    @property
+    def row_key(self) -> str:
+        """What the runs of one row have in common; a run of an older version has it with no other."""
+        unknown = str(self.folder or id(self)) if self.identity is None else ""
+        return json.dumps([self.name, self.network, self.facts, unknown], sort_keys=True)
 
     @classmethod
     def from_json(cls, path: Path) -> RunRecord:
@@ -94,7 +122,7 @@ class RunRecord:
         Needs ``name`` (or ``schedule``), ``seed``, ``network``, ``dataset``, ``recipe`` (a name, or an object with one)
         and ``metrics``; the other fields of the class are optional keys of the same name. Unknown keys are other
         readers' business. A phase is {``name``, ``steps``, ``seconds``, ``reused``}; ``total_steps`` defaults to their
-        sum, ``started_at`` to ``finished_at``.
+        sum, ``started_at`` to ``finished_at``. A schedule counts as the recipe's own unless run.json says it is none.
 
         Raises:
             UserError: something needed is missing or of the wrong kind; the message names ``source``.
@@ -108,6 +136,8 @@ class RunRecord:
             raise UserError(f"{source} lacks {', '.join(missing)}, so the run cannot be compared; repeat the run")
         try:
             phases = tuple(_phase(phase) for phase in named.get("phases", ()))
+            schedule = named["schedule"] if isinstance(named.get("schedule"), Mapping) else {}
+            identity = named.get("identity")
             return cls(
                 name=str(named["name"]),
                 seed=int(named["seed"]),
@@ -121,12 +151,15 @@ class RunRecord:
                 parameters=named.get("parameters"),
                 folder=folder,
                 started_at=str(named.get("started_at", named.get("finished_at", ""))),
-                settings=str(named.get("settings", "")),
                 split=str(named.get("split", "val")),
                 selection=str(named.get("selection", "last")),
                 selection_split=named.get("selection_split"),
-                metrics_paper=_numbers(named.get("metrics_paper", {})),
                 command=named.get("command"),
+                identity=None if identity is None else Identity.from_dict(identity),
+                environment=Environment.from_dict(named.get("environment", {})),
+                own_schedule=bool(schedule.get("own", True)),
+                steps=tuple(map(str, schedule.get("steps", ()))),
+                data_root=named.get("config", {}).get("data", {}).get("root"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise UserError(

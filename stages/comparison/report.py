@@ -10,12 +10,15 @@ from html import escape
 from pathlib import Path
 
 from data_cache.errors import UserError
+from data_cache.escaping import html_text, printable_text
+from data_cache.metrics import HEADLINE, METRICS, explain_metrics
 from stages.comparison.figures import SERIES, draw_classes, draw_losses, draw_scores
-from stages.comparison.formats import PAPER_TITLES
+from stages.comparison.formats import Column, Value, describe_directions, metric_column, read_columns, show_cell
 from stages.comparison.losses import read_losses
-from stages.comparison.page import build_figure, build_page, build_section
+from stages.comparison.page import PHASE_KINDS, Cell, build_figure, build_page, build_section, build_table_element
+from stages.comparison.rows import FACTS, Row, label_rows
 from stages.comparison.statistics import Difference, Estimate, estimate_mean
-from stages.comparison.table import HEADLINE, Row, Table, label_rows
+from stages.comparison.table import Table
 
 _ABSENT = '<span class="absent">–</span>'
 
@@ -28,12 +31,12 @@ def write_report(
     panels_per_row: int = 3,
     written_at: datetime | None = None,
 ) -> Path:
-    """Write one HTML file with style, figures and pictures inside it; it opens anywhere and loads nothing.
+    """Write one HTML file with style, figures and images inside it; it opens anywhere and loads nothing.
 
     Losses and panels are read from the runs' folders; a section whose files are missing says so.
 
     Args:
-        panels_per_row: qualitative pictures shown of the baseline and of the best row.
+        panels_per_row: panels (image, truth, prediction, depth) shown of the baseline and of the best row.
         written_at: shown in the footer.
 
     Raises:
@@ -44,8 +47,9 @@ def write_report(
     chosen = _choose_rows(table)
     sections = [
         f'<p class="answer">{_answer(table)}</p>',
-        build_section("Scores", "", _score_figure(table), _score_table(table), _notes(table)),
+        _score_section(table),
         _class_section(table, chosen),
+        _metric_section(table),
         _training_section(table),
         _panel_section(chosen, panels_per_row),
         _run_section(table),
@@ -60,10 +64,8 @@ def write_report(
 
 
 def _facts(table: Table) -> str:
-    words = []
-    for fact, before in (("dataset", ""), ("split", "split "), ("recipe", "recipe "), ("network", "")):
-        values = sorted({str(getattr(row, fact)) for row in table.rows})
-        words.append(before + ", ".join(values))
+    before = {"split": "split ", "recipe": "recipe "}
+    words = [before.get(fact, "") + ", ".join(sorted({row.fact(fact) for row in table.rows})) for fact in FACTS]
     num_runs = sum(len(row.runs) for row in table.rows)
     return " · ".join([*words, f"{len(table.rows)} rows, {num_runs} runs"])
 
@@ -72,97 +74,84 @@ def _choose_rows(table: Table) -> list[tuple[str, Row]]:
     """Return the rows looked at closely with their labels: the baseline, then the best, as many as colours."""
     labelled = list(zip(label_rows(table.rows), table.rows, strict=True))
     scored = [(label, row) for label, row in labelled if HEADLINE in row.metrics]
-    base = [(label, row) for label, row in scored if row.name == table.baseline][:1]
+    base = [(label, row) for label, row in scored if row in table.bases][:1]
     others = sorted((pair for pair in scored if pair not in base), key=lambda pair: -pair[1].metrics[HEADLINE].mean)
     return [*base, *others][: len(SERIES)]
 
 
 def _answer(table: Table) -> str:
     """Return what the table says about the best row, with its uncertainty, as a sentence of HTML."""
-    scored = sorted((row for row in table.rows if HEADLINE in row.metrics), key=lambda row: -row.metrics[HEADLINE].mean)
-    compared = [row for row in scored if HEADLINE in row.differences]
+    labelled = zip(map(html_text, label_rows(table.rows)), table.rows, strict=True)
+    scored = sorted(
+        (pair for pair in labelled if HEADLINE in pair[1].metrics), key=lambda pair: -pair[1].metrics[HEADLINE].mean
+    )
+    compared = [pair for pair in scored if HEADLINE in pair[1].differences and pair[1].base is table.bases[0]]
     if not compared:
-        return "".join(f"<b>{escape(row.name)}</b>: {row.metrics[HEADLINE].mean:.3f} {HEADLINE}." for row in scored[:1])
-    best = compared[0]
+        return "".join(f"<b>{label}</b>: {row.metrics[HEADLINE].mean:.3f} {HEADLINE}." for label, row in scored[:1])
+    label, best = compared[0]
     found = best.differences[HEADLINE]
-    base_steps = {row.total_steps for row in table.rows if row.name == table.baseline}
     text = (
-        f"The best row besides <b>{escape(str(table.baseline))}</b> is <b>{escape(best.name)}</b> with "
+        f"The best row besides <b>{html_text(str(best.baseline))}</b> is <b>{label}</b> with "
         f"{best.metrics[HEADLINE].mean:.3f} {HEADLINE}, a difference of {found.mean:+.3f}"
     )
     if found.half_width is None:
         return f"{text} on one seed, which cannot tell an effect from chance."
     verdict = "leaves out 0" if found.is_clear else "includes 0: chance alone could explain it"
-    longer = ". It also trained longer" if found.mean > 0 and best.total_steps > max(base_steps) else ""
+    is_longer = best.base is not None and best.total_steps > best.base.total_steps
     text += f"&nbsp;±&nbsp;{found.half_width:.3f} over {len(found.seeds)} paired seeds"
-    return f"{text}. The interval {verdict}{longer}."
+    return f"{text}. The interval {verdict}{'. It also trained longer' if found.mean > 0 and is_longer else ''}."
 
 
-def _score_figure(table: Table) -> str:
-    return build_figure(draw_scores(table), f"{HEADLINE} of every row: dots are seeds, bars 95 % intervals of the mean")
-
-
-def _score_table(table: Table) -> str:
-    paper = table.paper_columns
-    varying = [fact for fact in ("dataset", "network") if len({getattr(row, fact) for row in table.rows}) > 1]
-    heads = [f'<th rowspan="2" class="text">{fact}</th>' for fact in ("row", *varying)]
-    heads += ['<th rowspan="2">seeds</th>', '<th rowspan="2">steps</th>']
-    for metric in table.main_metrics:
-        kind = ' class="headline"' if metric == HEADLINE else ""
-        heads.append(f'<th rowspan="2"{kind}>{metric.replace("_", "_<wbr>")}</th>')
-        if metric in table.compared_metrics and table.baseline:
-            heads.append(f'<th rowspan="2">vs {escape(table.baseline)}</th>')
-    if paper:
-        heads.append(f'<th class="group" colspan="{len(paper)}">paper, as printed</th>')
-    lower = "".join(f"<th>{PAPER_TITLES[column]}</th>" for column in paper)
-    body = "".join(_score_row(row, table, varying) for row in table.rows)
-    return _scrolling(f"<thead><tr>{''.join(heads)}</tr><tr>{lower}</tr></thead><tbody>{body}</tbody>")
-
-
-def _scrolling(rows: str, kind: str = "") -> str:
-    """Return a table that scrolls by itself where the window is narrow."""
-    return f'<div class="scroll"><table class="{kind}">{rows}</table></div>'
-
-
-def _score_row(row: Row, table: Table, varying: Sequence[str]) -> str:
-    cells = [
-        f"<td>{escape(row.name)}</td>",
-        *(f'<td class="text">{escape(getattr(row, fact))}</td>' for fact in varying),
-    ]
-    cells += [f"<td>{len(row.seeds)}</td>", f"<td>{row.total_steps}</td>"]
-    for metric in table.main_metrics:
-        kind = ' class="headline"' if metric == HEADLINE else ""
-        digits = 4 if metric == "depth_mse" else 3
-        cells.append(f"<td{kind}>{_number(row.metrics.get(metric), digits)}</td>")
-        if metric in table.compared_metrics and table.baseline:
-            cells.append(f"<td>{_signed(row.differences.get(metric))}</td>")
-    cells += [
-        f'<td class="paper">{row.paper[key]:.5g}</td>' if key in row.paper else f"<td>{_ABSENT}</td>"
-        for key in table.paper_columns
-    ]
-    kind = ' class="baseline"' if row.name == table.baseline else ""
-    return f"<tr{kind}>{''.join(cells)}</tr>"
-
-
-def _number(found: Estimate | None, digits: int) -> str:
-    if found is None:
-        return _ABSENT
-    spread = "" if found.half_width is None else f'<span class="spread">±{found.half_width:.{digits}f}</span>'
-    return f"{found.mean:.{digits}f}{spread}"
-
-
-def _signed(found: Difference | None) -> str:
-    if found is None:
-        return _ABSENT
-    kind = ("up" if found.mean > 0 else "down") if found.is_clear else "even"
-    spread = "" if found.half_width is None else f'<span class="spread">±{found.half_width:.3f}</span>'
-    return f'<span class="{kind}">{found.mean:+.3f}</span>{spread}'
-
-
-def _notes(table: Table) -> str:
-    return (
-        f'<ol class="notes">{"".join(f"<li>{escape(note)}.</li>" for note in table.notes)}</ol>' if table.notes else ""
+def _score_section(table: Table) -> str:
+    columns = read_columns(table)
+    kinds = ["baseline" if row in table.bases else "" for row in table.rows]
+    notes = "".join(f"<li>{html_text(note)}.</li>" for note in table.notes)
+    return build_section(
+        "Scores",
+        f"{describe_directions(table.main_metrics)[:1].upper()}{describe_directions(table.main_metrics)[1:]}.",
+        build_figure(draw_scores(table), f"{HEADLINE} of every row: dots are seeds, bars 95 % intervals of the mean"),
+        _score_table(columns, kinds),
+        f'<ol class="notes">{notes}</ol>' if notes else "",
     )
+
+
+def _metric_section(table: Table) -> str:
+    """Return every metric of every row, and what each of them is."""
+    found = [name for name in METRICS if any(name in row.metrics for row in table.rows)]
+    columns = [Column("row", tuple(label_rows(table.rows)), "text")]
+    for name in found:
+        means = [row.metrics[name].mean if name in row.metrics else None for row in table.rows]
+        columns.append(metric_column(name, means))
+    return build_section(
+        "Every metric",
+        "The same predictions under every convention, means over seeds; the CSV and JSON of pipeline compare have the "
+        "intervals, too.",
+        _score_table(columns, [""] * len(table.rows)),
+        '<ul class="notes">' + "".join(f"<li>{html_text(line)}.</li>" for line in explain_metrics(found)) + "</ul>",
+    )
+
+
+def _score_table(columns: Sequence[Column], row_kinds: Sequence[str]) -> str:
+    heads = [Cell(html_text(column.title).replace("_", "_<wbr>"), column.kind) for column in columns]
+    rows = [
+        [Cell(_show(column, value), column.kind) for column, value in zip(columns, values, strict=True)]
+        for values in zip(*(column.values for column in columns), strict=True)
+    ]
+    return build_table_element(heads, rows, row_kinds=row_kinds)
+
+
+def _show(column: Column, value: Value) -> str:
+    """Return a cell as HTML; a difference is coloured where it is clear."""
+    if value is None:
+        return _ABSENT
+    shown = html_text(show_cell(column, value, between="|"))
+    if not isinstance(value, Estimate | Difference):
+        return shown
+    mean, bar, half_width = shown.partition("|")
+    if isinstance(value, Difference):
+        better = (value.mean > 0) == METRICS[column.metric].higher_is_better
+        mean = f'<span class="{("up" if better else "down") if value.is_clear else "even"}">{mean}</span>'
+    return mean + (f'<span class="spread">±{half_width}</span>' if bar else "")
 
 
 def _class_section(table: Table, chosen: Sequence[tuple[str, Row]]) -> str:
@@ -172,17 +161,16 @@ def _class_section(table: Table, chosen: Sequence[tuple[str, Row]]) -> str:
         return ""
     names = (found.name for row in table.rows for run in row.runs for found in run.per_class)
     classes = [name for name in dict.fromkeys(names) if any(name in found for found in scores.values())]
-    heads = "".join(f"<th>{escape(name)}</th>" for name in classes)
-    body = "".join(
-        f"<tr><td>{escape(label)}</td>{''.join(_heat_cell(found.get(name)) for name in classes)}</tr>"
-        for label, found in scores.items()
-    )
+    heads = [Cell("row"), *(Cell(html_text(name)) for name in classes)]
+    body = [
+        [Cell(html_text(label)), *(_heat_cell(found.get(name)) for name in classes)] for label, found in scores.items()
+    ]
     bars = [(label, scores[label]) for label, _ in chosen if label in scores]
     return build_section(
         "Classes",
         "IoU per class, mean over seeds: the baseline beside the best rows, then every row.",
         build_figure(draw_classes(classes, bars), "IoU per class") if bars else "",
-        _scrolling(f"<thead><tr><th>row</th>{heads}</tr></thead><tbody>{body}</tbody>", "heat"),
+        build_table_element(heads, body, kind="heat"),
     )
 
 
@@ -196,81 +184,85 @@ def _class_scores(row: Row) -> dict[str, float]:
     return {name: estimate_mean(found).mean for name, found in values.items()}
 
 
-def _heat_cell(value: float | None) -> str:
+def _heat_cell(value: float | None) -> Cell:
     if value is None:
-        return f"<td>{_ABSENT}</td>"
-    return f'<td style="background: rgba(47, 109, 181, {0.05 + 0.45 * value:.3f})">{value:.3f}</td>'
+        return Cell(_ABSENT)
+    return Cell(f"{value:.3f}", style=f"background: rgba(47, 109, 181, {0.05 + 0.45 * value:.3f})")
 
 
 def _training_section(table: Table) -> str:
     longest = max(row.total_steps for row in table.rows) or 1
+    labelled = list(zip(label_rows(table.rows), table.rows, strict=True))
     bars = []
-    labels = label_rows(table.rows)
-    for label, row in zip(labels, table.rows, strict=True):
-        run = row.runs[0]
+    for label, row in labelled:
         phases = "".join(
-            f'<span class="{name}" style="width: {steps / longest:.2%}">{name}</span>'
-            for name, steps in ((escape(phase.name), phase.steps) for phase in run.phases)
+            f'<span class="{phase.name if phase.name in PHASE_KINDS else ""}" '
+            f'style="width: {phase.steps / longest:.2%}">{html_text(phase.name)}</span>'
+            for phase in row.first.phases
         )
-        seconds = sum(phase.elapsed_s for phase in run.phases)
-        bars.append(f'<div>{escape(label)}</div><div class="bar">{phases}</div>')
+        seconds = sum(phase.elapsed_s for phase in row.first.phases)
+        bars.append(f'<div>{html_text(label)}</div><div class="bar">{phases}</div>')
         bars.append(f'<div class="total">{row.total_steps} steps · {seconds:.0f} s</div>')
-    firsts = [(label, row.runs[0].folder) for label, row in zip(labels, table.rows, strict=True)]
-    curves = {label: read_losses(folder) for label, folder in firsts if folder}
-    found = {name: curve for name, curve in curves.items() if curve is not None and curve.curves}
-    missing = [label for label in labels if label not in found]
-    drawn = build_figure(draw_losses(found), "Unweighted training losses of every row") if found else ""
-    said = f'<p class="hint">No metrics.jsonl for: {escape(", ".join(missing))}.</p>' if missing else ""
+    curves = {label: read_losses(row.first.folder) for label, row in labelled if row.first.folder}
+    found = {label: curve for label, curve in curves.items() if curve is not None and curve.curves}
     return build_section(
         "Training",
         "Optimiser steps per phase, and unweighted losses on a log scale, of the first seed of each row. Seconds are "
         "those of the training itself, whether this run did it or an earlier one it shares the phase with.",
         f'<div class="budget">{"".join(bars)}</div>',
-        drawn,
-        said,
+        build_figure(draw_losses(found), "Unweighted training losses of every row") if found else "",
+        _missing("metrics.jsonl", [label for label, _ in labelled if label not in found]),
     )
 
 
 def _panel_section(chosen: Sequence[tuple[str, Row]], panels_per_row: int) -> str:
     shown, missing = [], []
     for label, row in chosen[:2]:
-        folder = row.runs[0].folder
+        folder = row.first.folder
         files = sorted((folder / "panels").glob("*.png"))[:panels_per_row] if folder else []
-        if not files:
+        if files:
+            shown.append(f"<h3>{html_text(label)}, seed {row.seeds[0]}</h3>" + "".join(map(_embed_png, files)))
+        else:
             missing.append(label)
-            continue
-        shown.append(f"<h3>{escape(label)}, seed {row.seeds[0]}</h3>" + "".join(map(_embed_png, files)))
-    said = f'<p class="hint">No panels for: {escape(", ".join(missing))}.</p>' if missing else ""
     return build_section(
-        "Pictures",
+        "Images",
         "The same images for each row; target and predicted depth share one scale, bright is near.",
         *shown,
-        said,
+        _missing("panels", missing),
     )
+
+
+def _missing(what: str, labels: Sequence[str]) -> str:
+    return f'<p class="hint">No {what} for: {html_text(", ".join(labels))}.</p>' if labels else ""
 
 
 def _embed_png(file: Path) -> str:
     data = base64.b64encode(file.read_bytes()).decode("ascii")
-    return f'<figure><img alt="{escape(file.stem)}" src="data:image/png;base64,{data}"></figure>'
+    return f'<figure><img alt="{html_text(file.stem)}" src="data:image/png;base64,{data}"></figure>'
 
 
 def _run_section(table: Table) -> str:
-    body = "".join(
-        f'<tr><td>{escape(row.name)}</td><td>{run.seed}</td><td class="text">{escape(run.started_at)}</td>'
-        f"<td>{f'{run.parameters:,}' if run.parameters else _ABSENT}</td>"
-        f"<td>{sum(phase.reused for phase in run.phases)} of {len(run.phases)}</td>"
-        f'<td class="text">{escape(run.folder.name) if run.folder else _ABSENT}</td></tr>'
+    titles = ("row", "seed", "time", "parameters", "phases reused", "folder")
+    kinds = ("", "", "text", "", "", "text")
+    body = [
+        (
+            html_text(row.name),
+            str(run.seed),
+            html_text(run.started_at),
+            f"{run.parameters:,}" if run.parameters else _ABSENT,
+            f"{sum(phase.reused for phase in run.phases)} of {len(run.phases)}",
+            html_text(run.folder.name) if run.folder else _ABSENT,
+        )
         for row in table.rows
         for run in row.runs
+    ]
+    lines = [[Cell(text, kind) for text, kind in zip(texts, kinds, strict=True)] for texts in (titles, *body)]
+    commands = "\n".join(
+        dict.fromkeys(printable_text(run.command) for row in table.rows for run in row.runs if run.command)
     )
-    heads = (
-        '<th>row</th><th>seed</th><th class="text">time</th><th>parameters</th><th>phases reused</th>'
-        '<th class="text">folder</th>'
-    )
-    commands = "\n".join(dict.fromkeys(run.command for row in table.rows for run in row.runs if run.command))
     return build_section(
         "Runs",
         "Each run and the command lines that repeat them.",
-        _scrolling(f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody>"),
+        build_table_element(lines[0], lines[1:]),
         f"<pre>{escape(commands)}</pre>" if commands else '<p class="hint">The runs recorded no command lines.</p>',
     )

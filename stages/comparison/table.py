@@ -1,60 +1,20 @@
-"""Runs grouped into rows: one schedule on one recipe and network, over seeds. Imports no torch."""
+"""Rows side by side, each compared with a baseline where the two can be compared. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
+from data_cache.metrics import HEADLINE, METRICS, main_metrics
+from stages.comparison.identity import describe_differences
+from stages.comparison.notes import gather_notes, write_notes
 from stages.comparison.record import RunRecord
-from stages.comparison.statistics import Difference, Estimate, compare_paired, estimate_mean
+from stages.comparison.rows import Row, label_rows
+from stages.comparison.statistics import compare_paired, estimate_mean
 
-HEADLINE = "miou_macro"
-METRICS = (
-    "miou_macro", "miou_micro", "miou_micro_imagewise", "miou_imagewise_macro", "pixel_acc", "acc_binary",
-    "iiou_macro_fg", "iiou_micro_fg", "fwiou", "boundary_f1", "depth_mse", "depth_absrel", "depth_delta1",
-)  # fmt: skip
-"""Every metric a table can hold, in column order; a test compares them with what evaluation computes."""
-MAIN_METRICS = ("miou_macro", "miou_micro_imagewise", "iiou_macro_fg", "pixel_acc", "depth_mse")
-"""What people read unless a table has other ones; CSV and JSON hold every metric."""
-PAPER_COLUMNS = ("miou", "iiou", "acc")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One schedule on one recipe, network and split, over seeds."""
-
-    name: str
-    recipe: str
-    dataset: str
-    network: str
-    split: str
-    settings: str
-    runs: tuple[RunRecord, ...]
-    """One per seed, in order of seeds."""
-    metrics: Mapping[str, Estimate]
-    paper: Mapping[str, float] = field(default_factory=dict)
-    """The paper's scores of this row by PAPER_COLUMNS; empty for rows of our own."""
-    baseline: str | None = None
-    """Name of the row the differences are to; None for that row itself and where there is none."""
-    differences: Mapping[str, Difference] = field(default_factory=dict)
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(run.seed for run in self.runs)
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps of one run."""
-        return max(run.total_steps for run in self.runs)
-
-    @property
-    def parameters(self) -> int | None:
-        return self.runs[0].parameters
-
-    def by_seed(self, metric: str) -> dict[int, float]:
-        """Return the metric of every seed that has it."""
-        return {run.seed: run.metrics[metric] for run in self.runs if metric in run.metrics}
+PAPER_COLUMNS = {"miou": "mIoU", "iiou": "iIoU", "acc": "acc"}
+"""Scores that papers print, and what they call them."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +25,15 @@ class Table:
     baseline: str | None
     """Name of the baseline where any row is compared with one."""
     notes: tuple[str, ...]
-    main_metrics: tuple[str, ...] = MAIN_METRICS
+    main_metrics: tuple[str, ...]
     """What people read first."""
-    compared_metrics: tuple[str, ...] = (HEADLINE,)
+    compared_metrics: tuple[str, ...]
     """Those of ``main_metrics`` whose differences to the baseline people read, too."""
+
+    @property
+    def bases(self) -> list[Row]:
+        """Those rows that others are compared with."""
+        return [row for row in self.rows if any(other.base is row for other in self.rows)]
 
     @property
     def paper_columns(self) -> tuple[str, ...]:
@@ -77,35 +42,14 @@ class Table:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values; numbers are fractions, not per cent, and not rounded."""
+        labels = label_rows(self.rows)
         return {
             "headline": HEADLINE,
             "baseline": self.baseline,
-            "rows": [row_to_json(row) for row in self.rows],
+            "metrics": {name: metric._asdict() for name, metric in METRICS.items()},
+            "rows": [row.to_json() | {"label": label} for label, row in zip(labels, self.rows, strict=True)],
             "notes": list(self.notes),
         }
-
-
-def row_to_json(row: Row) -> dict[str, Any]:
-    """Return one row as JSON values.
-
-    ``metrics`` holds means, ``intervals`` the half widths of their 95 % intervals (null for one seed), ``by_seed`` the
-    single values, ``difference`` the paired difference to ``baseline``; all by metric name.
-    """
-    return {
-        **{key: getattr(row, key) for key in ("name", "recipe", "dataset", "network", "split", "settings")},
-        "seeds": list(row.seeds),
-        "total_steps": row.total_steps,
-        "parameters": row.parameters,
-        "metrics": {name: estimate.mean for name, estimate in row.metrics.items()},
-        "intervals": {name: estimate.half_width for name, estimate in row.metrics.items()},
-        "by_seed": {name: {str(seed): value for seed, value in row.by_seed(name).items()} for name in row.metrics},
-        "paper": dict(row.paper),
-        "baseline": row.baseline,
-        "difference": {
-            name: {"mean": found.mean, "half_width": found.half_width, "seeds": list(found.seeds)}
-            for name, found in row.differences.items()
-        },
-    }
 
 
 def build_table(
@@ -115,138 +59,98 @@ def build_table(
     baseline: str | None = "seg-only",
     order: Sequence[str] = (),
     notes: Sequence[str] = (),
-    main_metrics: tuple[str, ...] = MAIN_METRICS,
+    metrics: tuple[str, ...] | None = None,
     compared_metrics: tuple[str, ...] = (HEADLINE,),
 ) -> Table:
     """Group runs into rows and compare each with the baseline, paired by seed.
 
-    Runs are one row when recipe, settings, data set, split, network and schedule agree; of two runs of one row and seed
-    the later one counts.
+    Runs are one row when name, network and the whole identity agree; of two runs of one row and seed the later one
+    counts. What keeps runs of one name apart is said in the notes.
 
     Args:
-        paper: row name → the paper's scores by PAPER_COLUMNS.
-        baseline: row name; a row is compared with the baseline row of its own recipe, settings and network, or with the
-            only one there is on the same data set and split, if need be of the same recipe.
+        paper: row name → the paper's scores by PAPER_COLUMNS; schedules of a recipe's own get none.
+        baseline: row name; a row is compared with a baseline row that has its data, split, numerics and evaluation: the
+            one of its own network and settings, or the only one there is, if need be of the same recipe.
         order: row names in the order wanted; others follow in order of appearance.
         notes: what a reader must know besides, for instance what the paper's scores are of.
-        main_metrics: those of METRICS that people read first.
-        compared_metrics: those of main_metrics whose differences to the baseline they read, too.
+        metrics: those of METRICS that people read first; None takes those declared so.
+        compared_metrics: those of them whose differences to the baseline they read, too.
     """
-    latest, num_dropped = _latest_per_seed(runs)
-    groups: dict[tuple[str, ...], list[RunRecord]] = {}
-    for run in latest:
-        groups.setdefault(_row_key(run), []).append(run)
-    rows = [_build_row(group, (paper or {}).get(group[0].name, {})) for group in groups.values()]
+    groups: dict[str, dict[int, RunRecord]] = {}
+    num_dropped = 0
+    for run in runs:
+        seeds = groups.setdefault(run.row_key, {})
+        num_dropped += run.seed in seeds
+        if run.seed not in seeds or run.started_at >= seeds[run.seed].started_at:
+            seeds[run.seed] = run
+    rows = [_build_row([seeds[seed] for seed in sorted(seeds)], paper or {}) for seeds in groups.values()]
     places = {name: place for place, name in enumerate(order)}
     rows.sort(key=lambda row: places.get(row.name, len(places)))
-    compared = tuple(_compare_row(row, rows, baseline) for row in rows)
-    is_compared = any(row.baseline for row in compared)
-    told = (*_build_notes(compared, compared_metrics), *notes, *_dropped_note(num_dropped))
-    return Table(compared, baseline if is_compared else None, told, main_metrics, compared_metrics)
+    compared, reasons = zip(*(_compare_row(row, rows, baseline) for row in rows), strict=True) if rows else ((), ())
+    own = [row for row in rows if row.first.own_schedule and row.first.identity and (paper or {}).get(row.name)]
+    return Table(
+        rows=compared,
+        baseline=baseline if any(row.baseline for row in compared) else None,
+        notes=(
+            *write_notes(compared, compared_metrics),
+            *gather_notes(zip(label_rows(rows), reasons, strict=True), f"no difference to {baseline} for "),
+            *gather_notes(
+                (row.name, "phases of the recipe's own, so no paper's scores stand beside them") for row in own
+            ),
+            *notes,
+            *([f"{num_dropped} earlier runs of the same row and seed are left out"] if num_dropped else []),
+        ),
+        main_metrics=main_metrics() if metrics is None else metrics,
+        compared_metrics=compared_metrics,
+    )
 
 
-def label_rows(rows: Sequence[Row]) -> list[str]:
-    """Return each row's name, with as much behind it as tells rows of one name apart."""
-    facts = ("network", "recipe", "dataset", "split", "settings")
-    labels = []
-    for row in rows:
-        namesakes = [other for other in rows if other.name == row.name]
-        varying = [fact for fact in facts if len({getattr(other, fact) for other in namesakes}) > 1]
-        if len(varying) > 1 and varying[-1] == "settings":
-            varying.pop()  # a hash says nothing that the other facts do not
-        labels.append(" · ".join([row.name, *(getattr(row, fact) for fact in varying)]))
-    if len(set(labels)) < len(labels):
-        labels = [f"{label} · {row.settings}" for label, row in zip(labels, rows, strict=True)]
-    return labels
-
-
-def _row_key(run: RunRecord) -> tuple[str, ...]:
-    return (run.dataset, run.split, run.recipe, run.settings, run.network, run.name)
-
-
-def _latest_per_seed(runs: Iterable[RunRecord]) -> tuple[list[RunRecord], int]:
-    """Return the latest run of each row and seed, in order of first appearance, and how many were dropped."""
-    chosen: dict[tuple[str, ...], RunRecord] = {}
-    count = 0
-    for run in runs:
-        count += 1
-        key = (*_row_key(run), str(run.seed))
-        if key not in chosen or run.started_at >= chosen[key].started_at:
-            chosen[key] = run
-    return list(chosen.values()), count - len(chosen)
-
-
-def _build_row(runs: Sequence[RunRecord], paper: Mapping[str, float]) -> Row:
-    runs = sorted(runs, key=lambda run: run.seed)
-    first = runs[0]
+def _build_row(runs: Sequence[RunRecord], paper: Mapping[str, Mapping[str, float]]) -> Row:
     values = {name: [run.metrics[name] for run in runs if name in run.metrics] for name in METRICS}
     return Row(
-        name=first.name,
-        recipe=first.recipe,
-        dataset=first.dataset,
-        network=first.network,
-        split=first.split,
-        settings=first.settings,
+        name=runs[0].name,
         runs=tuple(runs),
         metrics={name: estimate_mean(found) for name, found in values.items() if found},
-        paper=dict(paper),
+        paper={} if runs[0].own_schedule else dict(paper.get(runs[0].name, {})),
     )
 
 
-def _compare_row(row: Row, rows: Sequence[Row], baseline: str | None) -> Row:
-    """Return the row with its differences to the baseline row that fits it, if there is one."""
-    candidates = [
-        other for other in rows if other.name == baseline and (other.dataset, other.split) == (row.dataset, row.split)
-    ]
-    same = [other for other in candidates if _row_key(other.runs[0])[:-1] == _row_key(row.runs[0])[:-1]]
-    of_recipe = [other for other in candidates if other.recipe == row.recipe]
-    chosen = same or next((found for found in (candidates, of_recipe) if len(found) == 1), [])
-    if not chosen or chosen[0] is row:
-        return row
+def _compare_row(row: Row, rows: Sequence[Row], baseline: str | None) -> tuple[Row, str]:
+    """Return the row with its differences to the baseline row that fits it, or why it has none."""
+    called = [other for other in rows if other.name == baseline and other.first.identity]
+    if row.name == baseline or row.first.identity is None or not called:
+        return row, ""
+    fitting = [other for other in called if other.first.measurement == row.first.measurement]
+    if not fitting:
+        return row, describe_differences([row.first, *(other.first for other in called)], measured=True)
+    pools = (
+        [other for other in fitting if _agree(row.first, other.first)],
+        [other for other in fitting if _agree(row.first, other.first, per_phase=False)],
+        fitting,
+        [other for other in fitting if other.fact("recipe") == row.fact("recipe")],
+    )
+    chosen = next((pool for pool in pools if len(pool) == 1), None)
+    if chosen is None:
+        return row, f"{len(fitting)} rows called {baseline} fit it"
     found = {name: compare_paired(row.by_seed(name), chosen[0].by_seed(name)) for name in row.metrics}
     differences = {name: difference for name, difference in found.items() if difference is not None}
-    return Row(**{**vars(row), "baseline": baseline, "differences": differences}) if differences else row
+    if not differences:
+        return row, "no seed in common"
+    return replace(row, base=chosen[0], differences=differences), ""
 
 
-def _dropped_note(num_dropped: int) -> list[str]:
-    return [f"{num_dropped} earlier runs of the same row and seed are left out"] if num_dropped else []
+def _agree(one: RunRecord, other: RunRecord, *, per_phase: bool = True) -> bool:
+    """Return whether two runs share their network and the settings that both have.
 
+    Args:
+        per_phase: whether settings with a value per phase, whose number depends on the schedule, must share one.
+    """
+    mine, theirs = (run.identity.settings if run.identity else {} for run in (one, other))
 
-def _build_notes(rows: Sequence[Row], compared_metrics: Sequence[str]) -> list[str]:
-    """Return what a reader must know, as sentences."""
-    notes = []
-    if any(len(row.seeds) > 1 for row in rows):
-        notes.append("± is half of the 95 % t-interval of the mean over seeds")
-    single = [row.name for row in rows if len(row.seeds) == 1]
-    if single:
-        which = "every row" if len(single) == len(rows) else ", ".join(dict.fromkeys(single))
-        notes.append(f"one seed only ({which}): no interval can be given, and differences may be chance")
-    shown = [row.differences[metric] for row in rows for metric in compared_metrics if metric in row.differences]
-    num_tested = sum(found.half_width is not None for found in shown)
-    if num_tested >= 5:
-        notes.append(f"{num_tested} differences at 95 % each: about one in twenty looks clear by chance alone")
-    notes += _budget_notes(rows)
-    for row in rows:
-        if any(run.selection == "best" and run.selection_split == run.split for run in row.runs):
-            notes.append(
-                f"{row.name}: weights were selected on {row.split}, which is reported here; its scores are too high"
-            )
-    if len({(row.dataset, row.split) for row in rows}) > 1:
-        notes.append("rows are of different data sets or splits; compare only within one")
-    return notes
+    def agrees(name: str) -> bool:
+        values = [(settings[name], run.phases) for settings, run in ((mine, one), (theirs, other))]
+        if not all(isinstance(value, list) and len(value) == len(phases) for value, phases in values):
+            return bool(mine[name] == theirs[name])
+        return not per_phase or any(value in theirs[name] for value in mine[name])
 
-
-def _budget_notes(rows: Sequence[Row]) -> list[str]:
-    """Say so when rows had unlike amounts of training."""
-    budgets = [row.total_steps for row in rows]
-    if len(set(budgets)) < 2:
-        return []
-    least, most = min(rows, key=lambda row: row.total_steps), max(rows, key=lambda row: row.total_steps)
-    factor = f", {most.total_steps / least.total_steps:.3g} times as many" if least.total_steps else ""
-    control = (
-        "; seg-only-long is the control of equal budget" if any(row.name == "seg-only-long" for row in rows) else ""
-    )
-    return [
-        f"total steps differ between rows, from {least.total_steps} ({least.name}) to {most.total_steps} "
-        f"({most.name}){factor}: a higher score may come from longer training{control}"
-    ]
+    return one.network == other.network and all(map(agrees, mine.keys() & theirs.keys()))

@@ -42,6 +42,7 @@ def test_a_folder_or_its_file_can_be_named(tmp_path):
         ("seg", 0.0, False),
     ]
     assert record.per_class[0].iou is None
+    assert record.identity is None and record.own_schedule, "what an older version did not say is not taken for granted"
 
 
 def test_objects_with_a_name_stand_for_it():

@@ -14,11 +14,13 @@ from PIL import Image
 
 from data_cache.errors import UserError
 from stages.comparison.figures import draw_classes, draw_losses, draw_scores
+from stages.comparison.identity import Identity
 from stages.comparison.losses import MAX_POINTS, read_losses
 from stages.comparison.record import ClassRecord, PhaseRecord, RunRecord
 from stages.comparison.report import write_report
 from stages.comparison.table import build_table
 
+SCENES = Identity("d0", "v0", None, {"device": "cpu", "dtype": "float32"}, 1, {})
 VOID_TAGS = {"meta", "img", "br", "wbr", "use", "path", "line", "rect"}
 
 
@@ -72,6 +74,7 @@ def make_run(folder: Path, name: str, seed: int, score: float) -> RunRecord:
         1000,
         run_folder,
         command=command,
+        identity=SCENES,
     )
 
 

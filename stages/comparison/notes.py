@@ -1,0 +1,105 @@
+"""What a reader must know to judge a table, as sentences. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from stages.comparison.identity import describe_differences, differing, join_values, show_value
+from stages.comparison.rows import Row, label_rows
+
+CONTROLS = {"seg-seg-seg": "same budget and restarts", "seg-only-long": "same budget, one decay"}
+"""Rows that train segmentation alone for as long as the longest schedules, and what they share with them."""
+
+
+def write_notes(rows: Sequence[Row], compared_metrics: Sequence[str]) -> list[str]:
+    """Return the notes on rows: how sure their scores are, and what keeps them apart."""
+    labelled = list(zip(label_rows(rows), rows, strict=True))
+    return [
+        *_describe_certainty(labelled, compared_metrics),
+        *_describe_namesakes(rows),
+        *gather_notes((label, _describe_environments(row)) for label, row in labelled),
+        *_describe_budgets(rows),
+        *(
+            f"{label}: weights were selected on {row.first.split}, which is reported here; its scores are too high"
+            for label, row in labelled
+            if any(run.selection == "best" and run.selection_split == run.split for run in row.runs)
+        ),
+        *_describe_data(rows),
+    ]
+
+
+def gather_notes(reasons: Iterable[tuple[str, str]], begin: str = "") -> list[str]:
+    """Return one note per reason, with the names of all rows it holds for: "begin names: reason"."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        names.setdefault(reason, []).append(name)
+    return [f"{begin}{', '.join(dict.fromkeys(found))}: {reason}" for reason, found in names.items() if reason]
+
+
+def _describe_certainty(labelled: Sequence[tuple[str, Row]], compared_metrics: Sequence[str]) -> Iterator[str]:
+    rows = [row for _, row in labelled]
+    if any(len(row.seeds) > 1 for row in rows):
+        yield "± is half of the 95 % t-interval of the mean over seeds"
+    single = [label for label, row in labelled if len(row.seeds) == 1]
+    if single:
+        which = "every row" if len(single) == len(rows) else ", ".join(single)
+        yield f"one seed only ({which}): no interval can be given, and differences may be chance"
+    shown = [row.differences[metric] for row in rows for metric in compared_metrics if metric in row.differences]
+    num_tested = sum(found.half_width is not None for found in shown)
+    if num_tested >= 5:
+        yield f"{num_tested} differences at 95 % each: about one in twenty looks clear by chance alone"
+
+
+def _describe_namesakes(rows: Sequence[Row]) -> Iterator[str]:
+    """Say what keeps runs of one name and network in rows of their own."""
+    yield from gather_notes(
+        (
+            f"{row.name} (seed {row.seeds[0]})",
+            "made by an older version, so neither averaged nor compared; repeat the run",
+        )
+        for row in rows
+        if row.first.identity is None
+    )
+    namesakes: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.first.identity is not None:
+            namesakes.setdefault((row.name, row.first.network), []).append(row)
+    yield from gather_notes(
+        (name, f"rows of their own, never averaged: {describe_differences([row.first for row in found])}")
+        for (name, _), found in namesakes.items()
+        if len(found) > 1
+    )
+
+
+def _describe_environments(row: Row) -> str:
+    """Return what surrounded the seeds of one row in different ways; "" where nothing did."""
+    facts = [run.environment.flat() for run in row.runs]
+    words = [f"{name} {join_values(show_value(each.get(name)) for each in facts)}" for name in differing(facts)]
+    return f"seeds differ in {', '.join(words)}; last digits may, too" if words else ""
+
+
+def _describe_budgets(rows: Sequence[Row]) -> Iterator[str]:
+    """Say where rows had unlike amounts of training, and which rows control for it."""
+    if len({row.total_steps for row in rows}) < 2:
+        return
+    least, most = min(rows, key=lambda row: row.total_steps), max(rows, key=lambda row: row.total_steps)
+    factor = f", {most.total_steps / least.total_steps:.3g} times as many" if least.total_steps else ""
+    controls = [
+        f"{name} ({shared})"
+        for name, shared in CONTROLS.items()
+        if any(row.name == name and row.total_steps == most.total_steps for row in rows)
+    ]
+    yield (
+        f"total steps differ between rows, from {least.total_steps} ({least.name}) to {most.total_steps} "
+        f"({most.name}){factor}: a higher score may come from longer training"
+        + (f"; hold the longest rows against {' and '.join(controls)}" if controls else "")
+    )
+
+
+def _describe_data(rows: Sequence[Row]) -> Iterator[str]:
+    found = {
+        (row.first.dataset, row.first.split, *map(row.first.measurement.get, ("data", "reported split")))
+        for row in rows
+    }
+    if len(found) > 1:
+        yield "rows are of different data sets or splits; compare only within one"

@@ -1,0 +1,128 @@
+"""A row of a table, and the words that tell rows of one name apart. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stages.comparison.identity import PHASES, differing, join_values, show_value
+from stages.comparison.record import RunRecord
+from stages.comparison.statistics import Difference, Estimate
+
+FACTS = ("dataset", "split", "recipe", "network")
+"""What tables show in columns of their own where rows differ in it."""
+OPAQUE = ("data", "reported split", "depth")
+"""Parts of an identity that are fingerprints: their values say nothing to people."""
+MAX_WORDS = 3
+"""Differing settings that a label shows."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One schedule on one network under one identity, over seeds."""
+
+    name: str
+    runs: tuple[RunRecord, ...]
+    """One per seed, in order of seeds."""
+    metrics: Mapping[str, Estimate]
+    paper: Mapping[str, float] = field(default_factory=dict)
+    """The paper's scores of this row; empty for rows of our own."""
+    base: Row | None = None
+    """The row the differences are to; None for that row itself and where there is none."""
+    differences: Mapping[str, Difference] = field(default_factory=dict)
+
+    @property
+    def first(self) -> RunRecord:
+        """The run of the first seed; in everything but its seed and scores it stands for the row."""
+        return self.runs[0]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.seed for run in self.runs)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of one run."""
+        return max(run.total_steps for run in self.runs)
+
+    @property
+    def baseline(self) -> str | None:
+        """Name of the row the differences are to."""
+        return self.base.name if self.base else None
+
+    def fact(self, name: str) -> str:
+        """Return one of FACTS; runs of one row may come from recipes of other names."""
+        return join_values(str(getattr(run, name)) for run in self.runs)
+
+    def by_seed(self, metric: str) -> dict[int, float]:
+        """Return the metric of every seed that has it."""
+        return {run.seed: run.metrics[metric] for run in self.runs if metric in run.metrics}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as JSON values.
+
+        ``metrics`` holds means, ``intervals`` the half widths of their 95 % intervals (null for one seed), ``by_seed``
+        the single values, ``difference`` the paired difference to ``baseline``; all by metric name.
+        """
+        return {
+            "name": self.name,
+            **{fact: self.fact(fact) for fact in FACTS},
+            "identity": None if self.first.identity is None else asdict(self.first.identity),
+            "seeds": list(self.seeds),
+            "total_steps": self.total_steps,
+            "parameters": self.first.parameters,
+            "metrics": {name: estimate.mean for name, estimate in self.metrics.items()},
+            "intervals": {name: estimate.half_width for name, estimate in self.metrics.items()},
+            "by_seed": {
+                name: {str(seed): value for seed, value in self.by_seed(name).items()} for name in self.metrics
+            },
+            "paper": dict(self.paper),
+            "baseline": self.baseline,
+            "difference": {
+                name: {"mean": found.mean, "half_width": found.half_width, "seeds": list(found.seeds)}
+                for name, found in self.differences.items()
+            },
+        }
+
+
+def varying_facts(rows: Sequence[Row]) -> list[str]:
+    """Return those of FACTS in which rows differ."""
+    return [fact for fact in FACTS if len({row.fact(fact) for row in rows}) > 1]
+
+
+def label_rows(rows: Sequence[Row], *, shown: Collection[str] = ()) -> list[str]:
+    """Return each row's name, with as many words behind it as tell rows of one name apart.
+
+    Args:
+        shown: those of FACTS that stand beside the label anyway.
+    """
+    labels = [
+        " · ".join([row.name, *_words(row, [other for other in rows if other.name == row.name], shown)]) for row in rows
+    ]
+    facts = [(label, *(row.fact(fact) for fact in shown)) for label, row in zip(labels, rows, strict=True)]
+    total, seen = Counter(facts), Counter[tuple[str, ...]]()
+    for place, fact in enumerate(facts):
+        seen[fact] += 1
+        if total[fact] > 1:
+            labels[place] += f" · {seen[fact]} of {total[fact]}"
+    return labels
+
+
+def _words(row: Row, namesakes: Sequence[Row], shown: Collection[str]) -> Iterator[str]:
+    """Yield what a row has otherwise than its namesakes."""
+    for fact in ("network", "dataset", "split"):
+        if fact not in shown and len({other.fact(fact) for other in namesakes}) > 1:
+            yield row.fact(fact)
+    if len({other.first.dataset for other in namesakes}) == 1 < len({other.first.place for other in namesakes}):
+        yield row.first.data_root or row.first.dataset
+    if row.first.identity is None and any(other.first.identity for other in namesakes):
+        yield "older version"
+    known = [other.first.facts for other in namesakes if other.first.identity]
+    names = [name for name in differing(known) if name not in OPAQUE] if row.first.identity else []
+    if PHASES in names and row.first.own_schedule:
+        yield "own phases"
+    for name in names[:MAX_WORDS]:
+        if name != PHASES:
+            yield f"{name.rpartition(': ')[2]} {show_value(row.first.facts.get(name))}"

@@ -1,0 +1,178 @@
+"""Runs are averaged or compared only where nothing but the seed, or the schedule, differs; the notes say the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_cache.errors import UserError
+from stages.comparison.formats import FORMATS, render_text
+from stages.comparison.record import RunRecord
+from stages.comparison.rows import label_rows
+from stages.comparison.table import build_table
+
+IDENTITY = {
+    "data": "train-a",
+    "split": "val-a",
+    "depth": None,
+    "numerics": {"device": "cpu", "dtype": "float32", "tf32": False, "compile": False},
+    "evaluation": 1,
+    "settings": {"training.lr": 0.001, "training.steps": [100], "data.crop": [96, 128]},
+}
+MISSING = object()
+
+
+def write_run(
+    work: Path,
+    name: str = "seg-only",
+    seed: int = 0,
+    score: float = 0.5,
+    *,
+    root: str = "/data/a",
+    own: bool = False,
+    threads: int = 2,
+    steps: tuple[str, ...] = (),
+    **identity: object,
+) -> RunRecord:
+    """Write a run.json as training does, with an identity changed as said, and read it."""
+    facts = {
+        "name": name,
+        "seed": seed,
+        "network": "unet",
+        "dataset": "folder",
+        "recipe": "mine",
+        "metrics": {"miou_macro": score},
+        "schedule": {"name": name, "steps": steps, "own": own},
+        "phases": [{"name": "seg", "steps": 100}],
+        "config": {"data": {"root": root}},
+        "identity": {**IDENTITY, **identity},
+        "environment": {"threads": threads, "versions": {"torch": "2.11.0"}},
+    }
+    if MISSING in identity.values():
+        del facts["identity"], facts["environment"], facts["schedule"]
+    folder = work / f"run-{len(list(work.iterdir()))}"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(facts))
+    return RunRecord.from_json(folder)
+
+
+def test_two_datasets_of_one_name_are_neither_averaged_nor_compared(tmp_path: Path) -> None:
+    """A made-up network scores 0.35 and 0.71 on two folders that are both called "folder": no row says 0.53 ± 2.29."""
+    there = {"root": "/data/b", "data": "train-b", "split": "val-b"}
+    runs = [
+        write_run(tmp_path, seed=0, score=0.35),
+        write_run(tmp_path, seed=1, score=0.71, **there),
+        write_run(tmp_path, "joint", seed=1, score=0.75, **there),
+        write_run(tmp_path, "depth-first", seed=0, score=0.40, root="/data/c", data="train-c", split="val-c"),
+    ]
+    table = build_table(runs)
+    assert [(row.name, row.seeds, row.metrics["miou_macro"].mean) for row in table.rows] == [
+        ("seg-only", (0,), 0.35), ("seg-only", (1,), 0.71), ("joint", (1,), 0.75), ("depth-first", (0,), 0.40),
+    ]  # fmt: skip
+    differences = {row.name: row.differences for row in table.rows}
+    assert differences["joint"]["miou_macro"].mean == pytest.approx(0.04), "to the baseline on its own data"
+    assert differences["depth-first"] == {}
+    assert label_rows(table.rows)[:2] == ["seg-only · /data/a", "seg-only · /data/b"]
+    assert (
+        "seg-only: rows of their own, never averaged: data and reported split: other images or masks "
+        "(folder at /data/a, folder at /data/b)"
+    ) in table.notes
+    apart = "no difference to seg-only for depth-first: data and reported split: other images or masks (folder"
+    assert any(note.startswith(apart) for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "label"),
+    [
+        ({"data": "train-b"}, "data: other images or masks (folder at /data/a, changed in between)", "1 of 2"),
+        ({"split": "val-b"}, "reported split: other images or masks (folder at /data/a, changed in between)", "1 of 2"),
+        ({"depth": "bundled-1"}, "depth: other maps (none / bundled-1)", "1 of 2"),
+        (
+            {"numerics": {**IDENTITY["numerics"], "dtype": "bfloat16"}},
+            "numerics: dtype float32 / bfloat16",
+            "dtype float32",
+        ),
+        ({"evaluation": 2}, "evaluation version 1 / 2", "evaluation version 1"),
+        (
+            {"settings": {**IDENTITY["settings"], "training.lr": 0.0001}},
+            "training.lr 0.001 / 0.0001",
+            "training.lr 0.001",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_seeds_of_another_identity_are_a_row_of_their_own(tmp_path: Path, change, words: str, label: str) -> None:
+    table = build_table([write_run(tmp_path, seed=0), write_run(tmp_path, seed=1, **change)])
+    assert [row.seeds for row in table.rows] == [(0,), (1,)]
+    assert f"seg-only: rows of their own, never averaged: {words}" in "\n".join(table.notes)
+    first, second = label_rows(table.rows)
+    assert first == f"seg-only · {label}" and second != first
+
+
+def test_a_row_is_compared_with_no_baseline_of_other_numerics_but_with_one_of_other_settings(tmp_path: Path) -> None:
+    wide = {**IDENTITY["settings"], "network.width": 64}
+    runs = [
+        write_run(tmp_path),
+        write_run(tmp_path, "joint", numerics={**IDENTITY["numerics"], "dtype": "bfloat16"}),
+        write_run(tmp_path, "wide", settings=wide),
+    ]
+    table = build_table(runs)
+    assert {row.name: row.baseline for row in table.rows} == {"seg-only": None, "joint": None, "wide": "seg-only"}
+    assert "no difference to seg-only for joint: numerics: dtype bfloat16 / float32" in "\n".join(table.notes)
+
+
+def test_of_two_baselines_the_one_with_the_same_settings_counts(tmp_path: Path) -> None:
+    """Settings with a value per phase agree where they share one; others are equal or not."""
+    slow = {**IDENTITY["settings"], "training.lr": [0.1]}
+    fast = {**IDENTITY["settings"], "training.lr": [0.9]}
+    runs = [write_run(tmp_path, score=0.5, settings=slow), write_run(tmp_path, score=0.7, settings=fast)]
+    runs += [write_run(tmp_path, "joint", score=0.8, settings=fast)]
+    runs += [write_run(tmp_path, "odd", score=0.8, settings={**slow, "data.crop": [96, 64]})]
+    table = build_table(runs)
+    found = {row.name: row.differences for row in table.rows if row.name != "seg-only"}
+    assert found["joint"]["miou_macro"].mean == pytest.approx(0.1)
+    assert found["odd"] == {} and "for odd: 2 rows called seg-only fit it" in "\n".join(table.notes)
+
+
+def test_threads_and_versions_are_a_note_and_no_reason_to_split(tmp_path: Path) -> None:
+    (row,) = (table := build_table([write_run(tmp_path, seed=0), write_run(tmp_path, seed=1, threads=8)])).rows
+    assert row.seeds == (0, 1)
+    assert "seg-only: seeds differ in threads 2 / 8; last digits may, too" in "\n".join(table.notes)
+
+
+def test_runs_of_an_older_version_stand_alone(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, seed=0), *(write_run(tmp_path, seed=seed, data=MISSING) for seed in (0, 1, 1))]
+    runs.append(write_run(tmp_path, "joint", data=MISSING))
+    table = build_table(runs, paper={"joint": {"miou": 0.7}})
+    assert [row.seeds for row in table.rows] == [(0,), (0,), (1,), (1,), (0,)]
+    assert table.rows[-1].differences == {} and table.rows[-1].paper == {}
+    assert (
+        "seg-only (seed 0), seg-only (seed 1), joint (seed 0): made by an older version, so neither averaged nor "
+        "compared; repeat the run" in table.notes
+    )
+    assert len(set(label_rows(table.rows))) == 5 and "seg-only · older version" in render_text(table)
+
+
+def test_an_own_schedule_does_not_stand_in_the_papers_row(tmp_path: Path) -> None:
+    paper = {"depth-first+copy": {"miou": 0.7789}}
+    ours = {"own": True, "steps": ("seg: encoder",)}
+    runs = [write_run(tmp_path, "depth-first+copy", 0), write_run(tmp_path, "depth-first+copy", 1, **ours)]
+    table = build_table(runs, paper=paper)
+    assert [(row.seeds, row.paper) for row in table.rows] == [((0,), {"miou": 0.7789}), ((1,), {})]
+    assert "phases of the recipe's own, so no paper's scores stand beside them" in "\n".join(table.notes)
+    assert label_rows(table.rows) == ["depth-first+copy", "depth-first+copy · own phases"]
+    assert "phases: those of the row / seg: encoder" in "\n".join(table.notes)
+
+
+def test_every_format_tells_namesakes_apart(tmp_path: Path) -> None:
+    table = build_table([write_run(tmp_path), write_run(tmp_path, root="/data/b", data="train-b", split="val-b")])
+    for name, render in FORMATS.items():
+        assert "/data/a" in render(table) and "/data/b" in render(table), name
+
+
+@pytest.mark.parametrize("identity", [{"numerics": "fast"}, {"settings": None}, {"evaluation": "new"}])
+def test_a_damaged_identity_is_refused(tmp_path: Path, identity: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=r"run.json is not understood .* repeat the run"):
+        write_run(tmp_path, **identity)

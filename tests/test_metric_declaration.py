@@ -1,0 +1,77 @@
+"""A metric is one declaration and one formula; every output then has it, with its direction, convention and source."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_cache.metrics import METRICS, Metric, explain_metrics
+from data_cache.sample import Batch
+from stages.comparison.formats import FORMATS
+from stages.comparison.record import RunRecord
+from stages.comparison.report import write_report
+from stages.comparison.table import build_table
+from stages.evaluation import metrics as formulas
+from stages.evaluation.evaluate import Evaluation, evaluate
+from stages.export.card import CardFacts, render_card
+
+CLASSES = ("sky", "road")
+WORST = Metric(
+    "worst class", "least IoU of a class", "ours", higher_is_better=False, unit="fraction", main=True, digits=5
+)
+
+
+def score() -> Evaluation:
+    """Return what evaluation says of random predictions, of which 0.37037 is the worst class's IoU."""
+    draw = torch.Generator().manual_seed(0)
+    logits, labels = torch.rand(1, 2, 8, 8, generator=draw), torch.randint(2, (1, 8, 8), generator=draw)
+    batch = Batch(("a",), torch.zeros(1, 3, 8, 8), labels, None, None)
+    return evaluate(lambda _: logits, [batch], num_classes=2, class_names=CLASSES)
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Declare a metric and give its formula: what a person who adds one does."""
+    monkeypatch.setitem(METRICS, "iou_worst", WORST)
+    monkeypatch.setitem(formulas.POOLED, "iou_worst", lambda counts: float((counts.true_positive / counts.union).min()))
+    return "iou_worst"
+
+
+def test_an_added_metric_is_in_every_output(added: str, tmp_path: Path) -> None:
+    evaluation = score()
+    worst = min(row.iou for row in evaluation.per_class if row.iou is not None)
+    assert evaluation.metrics[added] == pytest.approx(worst, abs=1e-6)
+    facts = {"name": "a", "seed": 0, "network": "unet", "dataset": "scenes", "recipe": "demo", **evaluation.to_json()}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    table = build_table([RunRecord.from_json(tmp_path)])
+    shown = {name: render(table) for name, render in FORMATS.items()}
+    shown["page"] = write_report(table, tmp_path / "r.html").read_text()
+    shown["card"] = render_card(
+        CardFacts("run", "scenes", "seg-only", metrics=evaluation.metrics), PROOF, network="unet", class_names=CLASSES,
+        opens_with_smp=False,
+    )  # fmt: skip
+    shown["help"] = "\n".join(explain_metrics())
+    for name, text in shown.items():
+        plain = text.replace("\\", "").replace("<wbr>", "")
+        assert added in plain, name
+        assert name == "help" or f"{worst:.4f}"[:5] in plain, name
+        if name not in ("text", "csv"):  # which have no room for it and name the command that says it
+            assert WORST.convention in plain and WORST.source in plain, name
+    assert "lower for depth_mse, iou_worst (↓)" in shown["text"] and "_worst\N{NO-BREAK SPACE}↓" in shown["text"]
+
+
+PROOF = {
+    "input_size": [64, 64],
+    "formats": {},
+    "max_abs_difference": {"stripped_vs_full": 0.0},
+    **{key: {"before": 1, "after": 1} for key in ("parameters", "flops", "latency_ms")},
+}
+
+
+def test_what_is_computed_must_be_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(formulas.POOLED, "undeclared", lambda counts: 0.0)  # noqa: ARG005
+    with pytest.raises(ValueError, match=r"without a declaration in data_cache/metrics.py: undeclared"):
+        score()
