@@ -48,6 +48,9 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeErro
 _KEYS_MISREAD = ("RGB;16B", "L;2", "L;4")
 """Pixels of which Pillow 13 compares the transparent colour of a PNG with numbers of another depth."""
 _UPRIGHT = 1
+_TURNED = range(2, 9)
+_ACROSS = range(5, 9)
+"""EXIF orientations; across are those that exchange width and height."""
 _EXIF_PLACES = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 
 
@@ -62,7 +65,7 @@ class MissingFile(UserError):
 class ImageNote(StrEnum):
     """What had to be decided to read an image; the value completes the sentence "images …"."""
 
-    TURNED = "turned upright by their EXIF orientation (their masks must be drawn on the upright image)"
+    TURNED = "turned upright by their EXIF orientation (masks go with the upright image)"
     ALPHA = "with transparent pixels, laid over white"
     DEEP = "with 16 bits a channel, of which the upper 8 are read"
     CMYK = "in CMYK, converted to RGB without a colour profile"
@@ -145,13 +148,16 @@ def read_image(path: Path) -> NotedImage:
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) of what ``read_image`` gives; pixels are decoded only where EXIF turns the image.
+    """Return (height, width) of what ``read_image`` gives, without decoding pixels (but of a TIFF that EXIF turns).
 
     Raises:
         UserError: when the file is missing, no readable image or too large.
     """
     with _open_rgb(path) as image:
-        turn_upright(image)
+        if image.format == "TIFF":  # Pillow turns these itself, by its version when opened or when decoded
+            turn_upright(image)
+        elif _get_orientation(image) in _ACROSS:
+            return image.width, image.height
         return image.height, image.width
 
 
@@ -212,13 +218,18 @@ def get_rawmode(image: ImageFile) -> str:
 
 def turn_upright(image: ImageFile) -> bool:
     """Turn an opened image in place as its EXIF orientation says; return whether there was something to turn."""
-    # Asked for the EXIF of a PNG that begins with none, Pillow decodes all of it: some stands behind the pixels.
-    if image.format == "PNG" and not _EXIF_PLACES & image.info.keys():
-        return False
-    if image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) not in range(_UPRIGHT + 1, 9):
+    if _get_orientation(image) == _UPRIGHT:
         return False
     ImageOps.exif_transpose(image, in_place=True)
     return True
+
+
+def _get_orientation(image: ImageFile) -> int:
+    # Asked for the EXIF of a PNG that begins with none, Pillow decodes all of it: some stands behind the pixels.
+    if image.format == "PNG" and not _EXIF_PLACES & image.info.keys():
+        return _UPRIGHT
+    orientation: int = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT)
+    return orientation if orientation in _TURNED else _UPRIGHT
 
 
 def _reduce_grey(image: ImageFile, rawmode: str, path: Path) -> Image.Image:

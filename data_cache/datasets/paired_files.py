@@ -60,9 +60,13 @@ class PairedFiles(SegmentationDataset):
             ground_truth_depth_kind: what ``read_depth`` returns, if the dataset has depth.
             depth_rule: how ``read_depth`` turns files into numbers, see the interface.
             orphans: masks without an image, for the doctor to report.
+
+        Raises:
+            UserError: for a file name that is no text.
         """
+        _check_names(entries := tuple(entries))
         self.split = split
-        self.entries = tuple(entries)
+        self.entries = entries
         self.classes = classes
         self.palette = palette
         self.raw_ids = dict(raw_ids)
@@ -132,6 +136,15 @@ class PairedFiles(SegmentationDataset):
     def describe(self, index: int) -> str:
         """Return the image's path."""
         return str(self.entries[index].image)
+
+
+def _check_names(entries: tuple[Entry, ...]) -> None:
+    """Refuse names that are no UTF-8: stores, records and messages could not hold them."""
+    for entry in entries:
+        try:
+            entry.image_id.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the name of image {str(entry.image)!a} is not UTF-8; rename the file") from error
 
 
 def index_by_stem(paths: Iterable[Path], stem_of: Callable[[Path], str] = lambda path: path.stem) -> dict[str, Path]:

@@ -88,7 +88,10 @@ def evaluate(
     started = time.perf_counter()
     with evaluation_mode(network), torch.inference_mode():
         for batch in batches:
-            outputs = run_network(network, batch.images.to(device), precision=precision, depth=with_depth)
+            try:
+                outputs = run_network(network, batch.images.to(device), precision=precision, depth=with_depth)
+            except UserError as error:
+                raise UserError(f"image {', '.join(batch.image_ids)}: {error}") from error
             predictions, depth = scores.update(batch, outputs)
             if on_predictions is not None:
                 on_predictions(batch, predictions.cpu(), depth)

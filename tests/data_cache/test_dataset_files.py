@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -359,6 +360,13 @@ def test_two_images_of_one_stem(tmp_path: Path) -> None:
     make_camvid(tmp_path)
     write_image(tmp_path / "train" / "0001TP_006690.png")
     with pytest.raises(UserError, match="share the name '0001TP_006690'"):
+        open_dataset("camvid", tmp_path, "train")
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    make_camvid(tmp_path)
+    write_image(tmp_path / "train" / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(UserError, match=r"caf\\udce9\.png' is not UTF-8; rename the file"):
         open_dataset("camvid", tmp_path, "train")
 
 

@@ -184,6 +184,14 @@ def test_depth_of_a_stripped_network_is_refused(network):
         run(lambda images: exported_logits(network, images), make_batches(), with_depth=True)
 
 
+def test_an_image_that_the_network_refuses_is_named():
+    def choosy(images, *, seg=True, depth=True):
+        raise UserError(f"images of {images.shape[-2]}x{images.shape[-1]} px are too small")
+
+    with pytest.raises(UserError, match="image image-0-0: images of 1x1 px are too small"):
+        run(choosy, make_batches(((1, 1, 1),)))
+
+
 def test_broken_weights_are_named_with_the_image(network):
     batches = make_batches()
     batches[1].images[0, 0, 0, 0] = float("nan")
