@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
@@ -29,10 +30,12 @@ DESCRIPTIVE = ("codec", "licence", "tool_versions", "created_at")
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a store was made from; written to the attributes of every file of the store."""
+    """How the maps of a store were made; written to the attributes of every file of the store.
+
+    Which images they are of is not part of it: each map has the checksum of its own image.
+    """
 
     dataset: str
-    dataset_fingerprint: str
     split: str
     estimator: str
     """Alias, Hub id or folder name, as the user asked for it."""
@@ -43,6 +46,8 @@ class Provenance:
     """Unit of the raw numbers, such as "m" or "1" (relative)."""
     max_depth_m: float | None
     """Distance at which a metric estimator saturates; None when it does not."""
+    depth_rule: str
+    """How ground-truth depth follows from the dataset's files; "" for estimators, which see images alone."""
     resize_rule: str
     """How an image was brought to the network's input size, in words."""
     input_size: int | tuple[int, int] | None
@@ -77,10 +82,10 @@ def label_command(dataset: str, split: str, estimator: str) -> str:
 
 @dataclass(frozen=True)
 class DepthStats:
-    """Whole-image statistics in raw units over measured pixels; nan when the map has none.
+    """Whole-image statistics in raw units over the pixels valid as a target; nan when the map has none.
 
-    Measured pixels are finite and, for metric maps, positive. ``inverse_mean`` and ``inverse_std`` are those of the
-    inverse depth of the pixels valid as a target, which the z-score target needs and percentiles cannot give.
+    Saturated sky is left out: it is no distance, and a quarter of sky would move every percentile. ``inverse_mean`` and
+    ``inverse_std`` are those of inverse depth, which the z-score target needs and percentiles cannot give.
     """
 
     min: float
@@ -92,9 +97,28 @@ class DepthStats:
     std: float
     inverse_mean: float
     inverse_std: float
+    valid_share: float
+    """Of all pixels; 0 to 1."""
+    row_correlation: float
+    """Of inverse depth with the image row, -1 to 1; positive where what is lower in the image is nearer, as in most
+    photographs. nan without spread."""
 
 
 STAT_NAMES = tuple(DepthStats.__dataclass_fields__)
+
+
+class MapRecord(NamedTuple):
+    """What decides whether a stored map is the one that is wanted, and whether it is fit to learn from."""
+
+    checksum: str
+    """Of the labelled image, see ``Sources``."""
+    depth_checksum: str
+    """Of the ground-truth depth that the map was taken from; "" for a map by an estimator."""
+    crc32: int
+    """Of the float16 numbers."""
+    std: float
+    valid_share: float
+    row_correlation: float
 
 
 class DepthMap(NamedTuple):
@@ -106,21 +130,19 @@ class DepthMap(NamedTuple):
     source_size: tuple[int, int]
     """(H, W) of the labelled image, px."""
     checksum: str
-    """Of the labelled image file."""
-
-
-def find_measured(raw: NDArray[np.float32], kind: DepthKind) -> NDArray[np.bool_]:
-    """Return (h, w) bool: pixels that carry a number; a distance that is not positive is none."""
-    finite = np.isfinite(raw)
-    return finite & (raw > 0) if kind is DepthKind.METRIC else finite
+    """Of the labelled image."""
+    crc32: int
+    """Of the float16 numbers."""
 
 
 def find_valid(raw: NDArray[np.float32], kind: DepthKind, max_depth_m: float | None) -> NDArray[np.bool_]:
-    """Return (h, w) bool: pixels fit to be a target, i.e. measured and not saturated sky."""
-    measured = find_measured(raw, kind)
-    if kind is DepthKind.METRIC and max_depth_m is not None:
-        measured &= raw < SATURATION * max_depth_m
-    return measured
+    """Return (h, w) bool: pixels fit to be a target: finite, of a metric map also positive and not saturated sky."""
+    valid = np.isfinite(raw)
+    if kind is DepthKind.METRIC:
+        valid &= raw > 0
+        if max_depth_m is not None:
+            valid &= raw < SATURATION * max_depth_m
+    return valid
 
 
 def invert(raw: NDArray[np.float32], kind: DepthKind, median: float) -> NDArray[np.float32]:
@@ -143,17 +165,35 @@ def compute_depth_stats(stored: NDArray[np.float16], kind: DepthKind, max_depth_
     counts = np.bincount(stored.view(np.uint16).ravel(), minlength=1 << 16)
     occurring = np.flatnonzero(counts)
     values, counts = occurring.astype(np.uint16).view(np.float16).astype(np.float32), counts[occurring]
-    measured = find_measured(values, kind)
-    values, counts = values[measured], counts[measured]
+    valid = find_valid(values, kind, max_depth_m)
+    values, counts = values[valid], counts[valid]
     if values.size == 0:
-        return DepthStats(*[float("nan")] * len(STAT_NAMES))
+        return DepthStats(**dict.fromkeys(STAT_NAMES, math.nan) | {"valid_share": 0.0})
     order = np.argsort(values)
     values, counts = values[order], counts[order]
     low, median, high = _percentiles(values, counts, (2, 50, 98))
-    valid = find_valid(values, kind, max_depth_m)
-    moments = _moments(values, counts)
-    inverse_moments = _moments(invert(values[valid], kind, median), counts[valid])
-    return DepthStats(float(values[0]), float(values[-1]), low, high, median, *moments, *inverse_moments)
+    return DepthStats(
+        float(values[0]),
+        float(values[-1]),
+        low,
+        high,
+        median,
+        *_moments(values, counts),
+        *_moments(invert(values, kind, median), counts),
+        valid_share=float(counts.sum() / stored.size),
+        row_correlation=_correlate_rows(stored.astype(np.float32), kind, max_depth_m, median),
+    )
+
+
+def _correlate_rows(raw: NDArray[np.float32], kind: DepthKind, max_depth_m: float | None, median: float) -> float:
+    """Return the correlation of inverse depth with the row over all valid pixels; nan where one of them is constant."""
+    valid = find_valid(raw, kind, max_depth_m)
+    counts = valid.sum(axis=1)
+    inverse = invert(np.where(valid, raw, np.float32(median)), kind, median)
+    rows = np.arange(len(raw)) - np.average(np.arange(len(raw)), weights=counts)
+    deviations = np.where(valid, inverse - inverse.mean(where=valid, dtype=np.float64), 0.0)
+    spread = math.sqrt(float((deviations**2).sum()) * float((rows**2 * counts).sum()))
+    return float(rows @ deviations.sum(axis=1)) / spread if spread > 0 else math.nan
 
 
 def _percentiles(values: NDArray[np.float32], counts: NDArray[np.int64], percents: Sequence[float]) -> list[float]:
@@ -168,9 +208,7 @@ def _percentiles(values: NDArray[np.float32], counts: NDArray[np.int64], percent
 
 
 def _moments(values: NDArray[np.float32], counts: NDArray[np.int64]) -> tuple[float, float]:
-    """Return mean and standard deviation of values that occur several times each; nan when there is none."""
-    if values.size == 0:
-        return float("nan"), float("nan")
+    """Return mean and standard deviation of values that occur several times each."""
     mean = float(np.average(values.astype(np.float64), weights=counts))
     return mean, float(np.sqrt(np.average((values - mean) ** 2, weights=counts)))
 

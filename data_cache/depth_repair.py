@@ -6,18 +6,31 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_cache.depth_file import (
+    MapFile,
+    OtherSchema,
     build_map_file,
+    check_same_store,
     explaining_damage,
     find_link,
-    is_intact,
     open_file,
     read_image_ids,
     read_indexed_shards,
+    read_map,
     read_provenance,
+    read_records,
     rebuild_index,
 )
+from data_cache.depth_map import MapRecord, Provenance
 from data_cache.errors import UserError
-from data_cache.store_folder import INDEX, WriterLock, list_store_files, publish, remove_leftovers, sync_folder
+from data_cache.store_folder import (
+    INDEX,
+    StoreFiles,
+    WriterLock,
+    list_store_files,
+    publish,
+    remove_leftovers,
+    sync_folder,
+)
 
 
 class BadMap(NamedTuple):
@@ -30,7 +43,7 @@ class BadMap(NamedTuple):
 
 
 class RepairReport(NamedTuple):
-    """What mending a store took."""
+    """What repairing a store took."""
 
     dropped: tuple[BadMap, ...]
     kept: int
@@ -45,17 +58,20 @@ def verify_store(folder: Path, deep: bool = True) -> list[BadMap]:
         deep: also read every map and compare its checksum, at disk speed; else only open every file.
 
     Raises:
-        UserError: there is no store.
+        UserError: there is no store, or it is of another version of the format.
     """
     listed = list_store_files(folder) if folder.is_dir() else None
     if listed is None or not (listed.shards or listed.batches or (folder / INDEX).exists()):
         raise UserError(f"no depth store in {folder}; make one with: pipeline pseudo-depth")
+    provenance = _find_provenance(folder, listed)
     held: dict[str, set[str]] = {}
     bad: list[BadMap] = []
     unreadable: dict[str, str] = {}
     for name in (*listed.shards, *listed.batches):
         try:
-            held[name], damaged = _verify_file(folder / name, deep)
+            held[name], damaged = _verify_file(folder / name, provenance, deep)
+        except OtherSchema:
+            raise
         except UserError as error:
             unreadable[name] = _cause(error)
         except FileNotFoundError:  # a running writer merged this batch meanwhile
@@ -68,12 +84,13 @@ def verify_store(folder: Path, deep: bool = True) -> list[BadMap]:
 def repair_store(folder: Path) -> RepairReport:
     """Drop every damaged map and make the index anew; the rest of each shard is kept, unpacked by nobody.
 
-    Killed at any instant, it leaves a store that repairing again mends.
+    Killed at any instant, it leaves a store that can be repaired again.
 
     Raises:
         UserError: there is no store, or a writer is at work on it.
     """
     bad = verify_store(folder)
+    provenance = _find_provenance(folder, list_store_files(folder))
     lock = WriterLock(folder)
     try:
         remove_leftovers(folder)
@@ -82,7 +99,7 @@ def repair_store(folder: Path) -> RepairReport:
             (folder / INDEX).unlink(missing_ok=True)
         listed = list_store_files(folder)
         for name in sorted({found.file for found in bad} & {*listed.shards, *listed.batches}):
-            _drop(folder / name, {found.image_id for found in bad if found.file == name})
+            _drop(folder / name, provenance)
         sync_folder(folder)
         rebuild_index(folder)
         return RepairReport(tuple(bad), _count_images(folder))
@@ -90,20 +107,49 @@ def repair_store(folder: Path) -> RepairReport:
         lock.release()
 
 
-def _verify_file(path: Path, deep: bool) -> tuple[set[str], list[BadMap]]:
+def _find_provenance(folder: Path, listed: StoreFiles) -> Provenance | None:
+    """Return what the first readable file says of the store, the index before all others."""
+    for name in (INDEX, *listed.shards, *listed.batches):
+        try:
+            with explaining_damage(folder / name), open_file(folder / name) as file:
+                return read_provenance(file)
+        except OtherSchema:
+            raise
+        except (UserError, FileNotFoundError):
+            continue
+    return None
+
+
+def _verify_file(path: Path, provenance: Provenance | None, deep: bool) -> tuple[set[str], list[BadMap]]:
     """Return the images of a readable file and its damaged maps; UserError when it cannot be read."""
-    bad = []
+    bad: list[BadMap] = []
     with explaining_damage(path), open_file(path) as file:
+        if provenance is not None:
+            check_same_store(file, provenance)
         read_provenance(file)
         image_ids = read_image_ids(file)
+        records = _read_records(file, path, bad)
+        if records.keys() != set(image_ids) and not bad:
+            bad.append(BadMap(path.name, "", "its list of maps is not that of its maps"))
         for image_id in image_ids if deep else ():
             try:
                 with explaining_damage(path):
-                    if not is_intact(file, image_id):
-                        bad.append(BadMap(path.name, image_id, "its numbers are not those that were stored (crc32)"))
+                    found = read_map(file, image_id)
+                    if image_id in records and found.checksum != records[image_id].checksum:
+                        raise ValueError(f"image {image_id!r} has two different checksums")
             except UserError as error:
                 bad.append(BadMap(path.name, image_id, _cause(error)))
     return set(image_ids), bad
+
+
+def _read_records(file: MapFile, path: Path, bad: list[BadMap]) -> dict[str, MapRecord]:
+    """Return a file's list of maps; a damaged one is made anew from the maps when the file is repaired."""
+    try:
+        with explaining_damage(path):
+            return read_records(file)
+    except UserError as error:
+        bad.append(BadMap(path.name, "", f"its list of maps {_cause(error)}"))
+        return {}
 
 
 def _verify_index(folder: Path, held: dict[str, set[str]], unreadable: dict[str, str]) -> list[BadMap]:
@@ -128,16 +174,16 @@ def _verify_index(folder: Path, held: dict[str, set[str]], unreadable: dict[str,
     return bad + [BadMap(name, "", reason) for name, reason in unreadable.items() if name not in indexed]
 
 
-def _drop(path: Path, damaged: set[str]) -> None:
-    """Rewrite a file without its damaged maps; remove it when none is left or it cannot be read at all."""
+def _drop(path: Path, provenance: Provenance | None) -> None:
+    """Rewrite a file without its damaged maps; remove it when none is left or it is bad as a whole."""
+    good: set[str] = set()
     try:
-        with explaining_damage(path), open_file(path) as file:
-            provenance = read_provenance(file)
-            good = [image_id for image_id in read_image_ids(file) if image_id not in damaged]
+        image_ids, bad = _verify_file(path, provenance, deep=True)
+        good = image_ids - {found.image_id for found in bad}
     except UserError:
-        good = []
-    if good:
-        publish(path, build_map_file(provenance, (), [(path, good)]))
+        pass
+    if good and provenance is not None:
+        publish(path, build_map_file(provenance, (), [(path, sorted(good))]))
     else:
         path.unlink()
 

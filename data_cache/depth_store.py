@@ -1,20 +1,22 @@
 """The depth store as the rest of the house sees it: find one, read maps by image id.
 
-Writing is in ``depth_writer``, verifying and mending in ``depth_repair``, the layout of a file in ``depth_file``; their
-public names are here as well.
+Writing is in ``depth_writer``, verifying and repairing in ``depth_repair``, the layout of a file in ``depth_file``;
+their public names are here as well.
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from data_cache.depth_file import (
     CODECS,
     MapFile,
+    OtherSchema,
+    check_same_store,
     explaining_damage,
     find_link,
     open_file,
@@ -23,9 +25,10 @@ from data_cache.depth_file import (
     read_map,
     read_num_images,
     read_provenance,
+    read_records,
     rebuild_index,
 )
-from data_cache.depth_map import DepthMap, DepthStats, Provenance, label_command
+from data_cache.depth_map import DepthMap, DepthStats, MapRecord, Provenance, label_command
 from data_cache.depth_repair import BadMap, RepairReport, repair_store, verify_store
 from data_cache.depth_writer import DepthStoreWriter
 from data_cache.errors import UserError
@@ -39,6 +42,7 @@ __all__ = [
     "DepthStore",
     "DepthStoreWriter",
     "NoDepthStore",
+    "OtherSchema",
     "Provenance",
     "RepairReport",
     "find_store",
@@ -54,6 +58,10 @@ _ATTEMPTS = 5
 """A reader that loses the race against a writer's merge this often is not racing."""
 
 
+class NoDepthStore(UserError):
+    """Nobody has labelled this split with this estimator yet."""
+
+
 class _OpenFiles:
     """What one process has open of a store: the index, the latest shards, and where maps not indexed yet are."""
 
@@ -63,25 +71,27 @@ class _OpenFiles:
         self._files: OrderedDict[str, MapFile] = OrderedDict()
         listed = list_store_files(folder) if folder.is_dir() else None
         if listed is None or not (listed.shards or listed.batches):
-            raise UserError(
+            raise NoDepthStore(
                 f"no depth store in {folder}: the folder {'is missing' if listed is None else 'holds no map'}; "
                 "make one with: pipeline pseudo-depth"
             )
+        self.names = (*listed.shards, *listed.batches)
         self.index: MapFile | None = None
         indexed: list[str] = []
         if (folder / INDEX).exists():
             with explaining_damage(folder / INDEX):
                 self.index = open_file(folder / INDEX)
                 indexed = read_indexed_shards(self.index)
+                self.provenance = read_provenance(self.index)
+        else:
+            with explaining_damage(folder / self.names[0]), open_file(folder / self.names[0]) as first:
+                self.provenance = read_provenance(first)
         self.loose: dict[str, str] = {}
         """Image id -> file, for files that a writer, running or killed, has not brought into the index."""
-        for name in (*listed.shards, *listed.batches):
+        for name in self.names:
             if name not in indexed:
                 with explaining_damage(folder / name):
                     self.loose.update(dict.fromkeys(read_image_ids(self.open(name)), name))
-        first = (*listed.shards, *listed.batches)[0]
-        with explaining_damage(folder / (INDEX if self.index else first)):
-            self.provenance = read_provenance(self.index or self.open(first))
 
     def open(self, name: str) -> MapFile:
         """Return an open shard or batch, closing the one unused longest when there are many."""
@@ -90,6 +100,7 @@ class _OpenFiles:
             while len(self._files) >= _OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
             file = open_file(self._folder / name)
+            check_same_store(file, self.provenance)
         self._files[name] = file
         return file
 
@@ -141,14 +152,17 @@ class DepthStore:
     def __contains__(self, image_id: object) -> bool:
         return isinstance(image_id, str) and self._open().find(image_id) is not None
 
-    def read(self, image_id: str) -> DepthMap:
+    def read(self, image_id: str, name: str | None = None) -> DepthMap:
         """Read one map.
+
+        Args:
+            name: of the file, where an image has several maps; None reads the newest.
 
         Raises:
             UserError: the store lacks the image, or the map is damaged.
         """
         try:
-            return self._read(image_id)
+            return self._read(image_id, name)
         except FileNotFoundError:  # a writer has just merged the batch this process knew
             self.close()
         try:
@@ -156,17 +170,22 @@ class DepthStore:
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.folder} has lost the shard with the depth of image {image_id!r} ({error}); "
-                "mend the store with: pipeline cache repair, then label again"
+                "repair the store with: pipeline cache repair, then label again"
             ) from error
 
-    def fingerprint(self) -> str:
-        """Return 64 hex digits, equal for stores whose maps were made the same way from the same dataset."""
-        return self.provenance.fingerprint()
+    def records(self) -> dict[str, list[tuple[str, MapRecord]]]:
+        """Return the file and the record of every map by image, the newest last; reads a little of every file.
 
-    def missing(self, image_ids: Iterable[str]) -> list[str]:
-        """Return those of the given images that the store lacks, in their order."""
+        Raises:
+            UserError: a file is damaged, or of another store.
+        """
+        held: dict[str, list[tuple[str, MapRecord]]] = {}
         files = self._open()
-        return [image_id for image_id in image_ids if files.find(image_id) is None]
+        for name in files.names:
+            with explaining_damage(self.folder / name):
+                for image_id, record in read_records(files.open(name)).items():
+                    held.setdefault(image_id, []).append((name, record))
+        return held
 
     def close(self) -> None:
         """Close this process's files; reading opens them again."""
@@ -187,9 +206,10 @@ class DepthStore:
         assert self._files is not None
         return self._files
 
-    def _read(self, image_id: str) -> DepthMap:
+    def _read(self, image_id: str, name: str | None = None) -> DepthMap:
         files = self._open()
-        name = files.find(image_id)
+        with explaining_damage(self.folder / INDEX):
+            name = name or files.find(image_id)
         if name is None:
             raise UserError(
                 f"{self.folder} has no depth for image {image_id!r} ({len(self)} images stored); "
@@ -199,55 +219,49 @@ class DepthStore:
             return read_map(files.open(name), image_id)
 
 
-class NoDepthStore(UserError):
-    """Nobody has labelled this split with this estimator yet."""
-
-
 def find_store(
     depth_root: Path,
     dataset: str,
     split: str,
     estimator: str,
     *,
-    dataset_fingerprint: str | None = None,
     made_by: Callable[[Provenance], bool] | None = None,
     command: str | None = None,
 ) -> Path:
     """Return the folder of the store made from a dataset split by an estimator.
 
     Args:
-        dataset_fingerprint: accept only stores of exactly this version of the dataset.
         made_by: accept only stores whose provenance it accepts, beyond the estimator's name.
         command: the command line that makes the store, for messages; None names dataset, split and estimator.
 
     Raises:
         NoDepthStore: there is none.
-        UserError: there are several, or only such as were made otherwise.
+        UserError: there are several, or only such as were made otherwise or by another version of the program.
     """
-    folders = matching_folders(depth_root, dataset, split, estimator)
     command = command or label_command(dataset, split, estimator)
-    if not folders:
-        raise NoDepthStore(
+    made: dict[Path, Provenance] = {}
+    outdated: OtherSchema | None = None
+    for folder in matching_folders(depth_root, dataset, split, estimator):
+        try:
+            made[folder] = DepthStore(folder).provenance
+        except OtherSchema as problem:
+            outdated = problem
+        except NoDepthStore:  # labelling failed before its first map
+            continue
+    if not made:
+        raise outdated or NoDepthStore(
             f"no depth store for {dataset} {split} by {estimator} in {depth_root}; make it with: {command}"
         )
-    made = {folder: DepthStore(folder).provenance for folder in folders}
-    of_data = [folder for folder in folders if dataset_fingerprint in (None, made[folder].dataset_fingerprint)]
-    if not of_data:
-        raise UserError(
-            f"the depth store {folders[0]} was made from other files than {dataset} {split} has now; "
-            f"label these with: {command}"
-        )
-    found = [folder for folder in of_data if made_by is None or made_by(made[folder])]
+    found = [folder for folder in made if made_by is None or made_by(made[folder])]
     if not found:
         raise UserError(
-            f"the depth store {of_data[0]} was made with other weights, input size or precision than {estimator} has "
-            f"now; label with these with: {command}"
+            f"the depth store {next(iter(made))} was made with other weights, input size, precision or depth options "
+            f"than {estimator} has now; label with these with: {command}"
         )
     if len(found) > 1:
         raise UserError(
             f"{len(found)} depth stores fit {dataset} {split} by {estimator}: {', '.join(f.name for f in found)} in "
-            f"{depth_root / dataset}; they differ in settings of the estimator or in the dataset's files. "
-            "Remove those that are not meant"
+            f"{depth_root / dataset}; they differ in settings of the estimator. Remove those that are not meant"
         )
     return found[0]
 

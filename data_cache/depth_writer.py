@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,12 @@ from data_cache.depth_file import (
     explaining_damage,
     open_file,
     publish_index,
-    read_image_ids,
     read_indexed_shards,
     read_provenance,
+    read_records,
     rebuild_index,
 )
-from data_cache.depth_map import DESCRIPTIVE, Provenance, check_image_id, compute_depth_stats, to_float16
+from data_cache.depth_map import DESCRIPTIVE, MapRecord, Provenance, check_image_id, compute_depth_stats, to_float16
 from data_cache.errors import UserError, unknown_name
 from data_cache.store_folder import (
     INDEX,
@@ -42,6 +42,10 @@ _SHARD_BYTES = 64 << 20
 
 class DepthStoreWriter:
     """Adds maps to a store, one writer at a time; continues where a finished or killed one stopped.
+
+    A map is known by its image's id and checksum. A new map of an image that has changed is added beside the old one,
+    and becomes the one the index links to; the old one stays for whoever still has the old image, such as another
+    dataset with the same names.
 
     ``commit`` after each labelled batch makes it durable as a small file; once ``shard_size`` maps have gathered, and
     on closing, they are merged into a shard. Killed at any instant, the store opens, holds each committed map once and
@@ -83,34 +87,51 @@ class DepthStoreWriter:
     @property
     def image_ids(self) -> Set[str]:
         """Images stored or added so far."""
-        return self._image_ids
+        return self._records.keys()
 
-    def add(self, image_id: str, raw: NDArray[np.floating], source_size: tuple[int, int], checksum: str) -> None:
+    def find(self, image_id: str, checksum: str, depth_checksum: str = "") -> MapRecord | None:
+        """Return the record of the map of this very image, taken from this very ground-truth depth if from any."""
+        made_from = (checksum, depth_checksum)
+        found = [one for one in self._records.get(image_id, ()) if (one.checksum, one.depth_checksum) == made_from]
+        return found[-1] if found else None
+
+    def add(
+        self,
+        image_id: str,
+        raw: NDArray[np.floating],
+        source_size: tuple[int, int],
+        checksum: str,
+        depth_checksum: str = "",
+    ) -> MapRecord:
         """Add one map; durable after the next ``commit``.
 
         Args:
             raw: (h, w) at the estimator's output resolution, in its unit; non-finite where unknown.
             source_size: (H, W) of the image, px.
-            checksum: of the image file.
+            checksum: of the image, see ``Sources``.
+            depth_checksum: of the ground-truth depth that the map was taken from.
+
+        Returns:
+            What the store remembers of it.
 
         Raises:
             UserError: an id or numbers the format cannot hold.
         """
         check_image_id(image_id)
-        self._check_new(image_id)
+        self._check_new(image_id, checksum, depth_checksum)
         values = to_float16(image_id, raw)
         stats = compute_depth_stats(values, self.provenance.kind, self.provenance.max_depth_m)
-        attributes: dict[str, np.generic | NDArray[np.int64]] = {
-            "source_size": np.array(source_size, np.int64),
-            "checksum": np.bytes_(checksum),
-            "crc32": np.uint32(zlib.crc32(values.tobytes())),
-        }
-        attributes |= {name: np.float64(value) for name, value in asdict(stats).items()}
-        self._pending.append(StoredMap(image_id, values, attributes))
-        self._image_ids.add(image_id)
+        fitness = stats.std, stats.valid_share, stats.row_correlation
+        record = MapRecord(checksum, depth_checksum, zlib.crc32(values.data), *fitness)
+        if image_id in self._unmerged:  # a file holds one map of an image
+            self._merge()
+        self._pending.append(StoredMap(image_id, values, stats, source_size, record))
+        self._unmerged.add(image_id)
+        self._records.setdefault(image_id, []).append(record)
         self._groups.update(_parents(image_id))
         if self._loose_maps + len(self._pending) >= self._shard_size:
             self.commit()
+        return record
 
     def commit(self) -> None:
         """Make everything added so far survive a crash.
@@ -153,19 +174,20 @@ class DepthStoreWriter:
         self._next_shard, self._next_batch = listed.next_shard, listed.next_batch
         self._batches: dict[str, list[str]] = {}
         self._loose_bytes = 0
-        for name in (*listed.shards[:1], *listed.batches):
+        self._records: dict[str, list[MapRecord]] = {}
+        for name in (*listed.shards, *listed.batches):
             with explaining_damage(self.folder / name), open_file(self.folder / name) as file:
                 self._check_same(read_provenance(file))
-                if name in listed.batches:
-                    self._batches[name] = read_image_ids(file)
-                    self._loose_bytes += (self.folder / name).stat().st_size
+                records = read_records(file)
+            for image_id, record in records.items():
+                self._records.setdefault(image_id, []).append(record)
+            if name in listed.batches:
+                self._batches[name] = list(records)
+                self._loose_bytes += (self.folder / name).stat().st_size
         if self._indexed_shards() != self._shards:
             rebuild_index(self.folder)
-        self._image_ids: set[str] = {image_id for image_ids in self._batches.values() for image_id in image_ids}
-        if self._shards:
-            with explaining_damage(self.folder / INDEX), open_file(self.folder / INDEX) as file:
-                self._image_ids.update(read_image_ids(file))
-        self._groups = {parent for image_id in self._image_ids for parent in _parents(image_id)}
+        self._unmerged = {image_id for image_ids in self._batches.values() for image_id in image_ids}
+        self._groups = {parent for image_id in self._records for parent in _parents(image_id)}
 
     def _indexed_shards(self) -> list[str]:
         try:
@@ -187,10 +209,10 @@ class DepthStoreWriter:
             "label into another folder or remove this one"
         )
 
-    def _check_new(self, image_id: str) -> None:
-        if image_id in self._image_ids:
+    def _check_new(self, image_id: str, checksum: str, depth_checksum: str) -> None:
+        if self.find(image_id, checksum, depth_checksum) is not None:
             raise ValueError(f"{self.folder} already holds depth for image {image_id!r}")
-        if image_id in self._groups or any(parent in self._image_ids for parent in _parents(image_id)):
+        if image_id in self._groups or any(parent in self._records for parent in _parents(image_id)):
             raise UserError(
                 f"image id {image_id!r} cannot be stored beside the others in {self.folder}: one id is the folder of "
                 "another (like 'street' and 'street/01'). Rename one of the images"
@@ -203,7 +225,7 @@ class DepthStoreWriter:
         links = [image_id for image_ids in self._batches.values() for image_id in image_ids]
         links += [image.image_id for image in self._pending]
         self._publish(shard, build_map_file(self.provenance, self._pending, sources))
-        self._pending = []
+        self._pending, self._unmerged = [], set()
         merged, self._batches = self._batches, {}
         self._shards.append(shard)
         extend = len(self._shards) > 1

@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data_cache.datasets.interface import SegmentationDataset
-from data_cache.depth_store import DepthStore
 from data_cache.depth_target import compute_inverse_depth_target
 from data_cache.errors import UserError
-from data_cache.fingerprint import check_stored_images
 from data_cache.sample import Sample
+from data_cache.split_depth import SplitDepth
 from data_cache.transforms import (
     Augmentation,
     Box,
@@ -41,7 +40,7 @@ class Source:
     """What loaders read."""
 
     dataset: SegmentationDataset
-    store: DepthStore | None
+    store: SplitDepth | None
     target_mode: str = "robust"
     """One of ``depth_target.TARGET_MODES``."""
 
@@ -79,7 +78,7 @@ class Samples(Dataset, ABC):
         if not self._with_depth or store is None:
             return None, None
         dataset = self._source.dataset
-        depth = store.read(dataset.image_ids[index])
+        depth = store.read(index)
         if depth.source_size != image_size:
             raise UserError(
                 f"{dataset.describe(index)} is {_px(image_size)} but was {_px(depth.source_size)} when {store.folder} "
@@ -151,13 +150,8 @@ def check_source(source: Source, with_depth: bool) -> None:
             f"depth is asked of {dataset.name} {dataset.split} but there is no depth store; make one with: "
             f"pipeline pseudo-depth --dataset {dataset.name} --split {dataset.split}"
         )
-    made_for = store.provenance
-    if (made_for.dataset, made_for.split) != (dataset.name, dataset.split):
-        raise UserError(
-            f"{store.folder} holds the depth of {made_for.dataset} {made_for.split}, not of {dataset.name} "
-            f"{dataset.split}; label that with: pipeline pseudo-depth --dataset {dataset.name} --split {dataset.split}"
-        )
-    check_stored_images(dataset, store, made_for.label_command())
+    if list(store.image_ids) != list(dataset.image_ids):
+        raise ValueError(f"the depth of {store.folder} was matched with another split than {dataset.split}")
 
 
 def _whole(source: Size, target: Size) -> Geometry:

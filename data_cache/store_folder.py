@@ -56,6 +56,11 @@ def batch_name(shard_number: int, batch_number: int) -> str:
     return f"batch-{shard_number:05d}-{batch_number:04d}.h5"
 
 
+def is_map_file(name: str) -> bool:
+    """Whether a shard or batch may have that name."""
+    return bool(_SHARD.fullmatch(name) or _BATCH.fullmatch(name))
+
+
 def list_store_files(folder: Path) -> StoreFiles:
     """List the files that count; batches already merged into a shard do not."""
     names = os.listdir(folder)  # noqa: PTH208 - names only, and quick for many

@@ -478,9 +478,9 @@ def cache_verify(session: Session, store: Path | None) -> None:
 @click.pass_obj
 def cache_repair(session: Session, store: Path | None) -> None:
     """Drop damaged maps of STORE, or of all stores; label again to make them anew."""
-    from pipeline.commands.cache import find_stores, mend_stores
+    from pipeline.commands.cache import find_stores, repair_stores
 
-    session.show(mend_stores(find_stores(session, store)))
+    session.show(repair_stores(find_stores(session, store)))
 
 
 @cache.command("preview")

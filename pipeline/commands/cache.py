@@ -1,4 +1,4 @@
-"""Look after depth stores: what is in them, are they whole, mend them, look at them, hand maps to other tools."""
+"""Look after depth stores: what is in them, are they whole, repair them, look at them, hand maps to other tools."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_cache.depth_store import DepthMap, DepthStore, repair_store, verify_store
+from data_cache.depth_quality import find_suspicious
+from data_cache.depth_store import BadMap, DepthStore, OtherSchema, repair_store, verify_store
 from data_cache.errors import UserError
 from data_cache.sample import DepthKind
 from pipeline.console import count, plain_table
-from pipeline.experiment.artifacts import find_labels, open_split, splits_to_label
+from pipeline.experiment.artifacts import describe_suspicious, find_labels, open_split, splits_to_label
 from pipeline.experiment.config import RunConfig
 from pipeline.session import Result, Session
 
@@ -66,15 +67,25 @@ def show_stores(folders: list[Path]) -> Result:
 
 
 def check_stores(folders: list[Path]) -> Result:
-    """Read every map and compare checksums; ``bad`` lists what is damaged."""
-    bad = [{"store": str(folder), **found._asdict()} for folder in folders for found in verify_store(folder)]
+    """Read every map and compare checksums; ``bad`` is damaged, ``suspicious`` hardly looks like depth."""
+    bad, suspicious = [], []
+    for folder in folders:
+        try:
+            damaged = verify_store(folder)
+        except OtherSchema as problem:
+            damaged = [BadMap("", "", str(problem))]
+        bad += [{"store": str(folder), **found._asdict()} for found in damaged]
+        if not damaged:
+            newest = {image_id: maps[-1][1] for image_id, maps in DepthStore(folder).records().items()}
+            suspicious += [{"store": str(folder), **found._asdict()} for found in find_suspicious(newest)]
     lines = [f"{found['store']}/{found['file']} {found['image_id']}: {found['reason']}" for found in bad]
+    lines += describe_suspicious(suspicious)
     lines.append(
         f"{count(len(bad), 'problem')}; drop what is damaged with: pipeline cache repair, then label again"
         if bad
         else f"{count(len(folders), 'store')} verified; every map is as it was written"
     )
-    return Result({**_describe_readable(folders), "bad": bad}, "\n".join(lines))
+    return Result({**_describe_readable(folders), "bad": bad, "suspicious": suspicious}, "\n".join(lines))
 
 
 def _describe_readable(folders: list[Path]) -> dict[str, Any]:
@@ -89,7 +100,7 @@ def _describe_readable(folders: list[Path]) -> dict[str, Any]:
     }
 
 
-def mend_stores(folders: list[Path]) -> Result:
+def repair_stores(folders: list[Path]) -> Result:
     """Drop damaged maps, so that labelling again makes just these anew."""
     bad: list[dict[str, Any]] = []
     kept = 0
@@ -113,8 +124,7 @@ def preview_labels(config: RunConfig, session: Session, out: Path | None) -> Res
         near_is_large = store.provenance.kind is DepthKind.RELATIVE
         shown = range(0, len(dataset), max(1, len(dataset) // PREVIEW_IMAGES))[:PREVIEW_IMAGES]
         items = [
-            SheetItem(dataset.image_ids[i], dataset.read_image(i), store.read(dataset.image_ids[i]).raw, near_is_large)
-            for i in shown
+            SheetItem(dataset.image_ids[i], dataset.read_image(i), store.read(i).raw, near_is_large) for i in shown
         ]
         folder = out or session.workspace.root / "previews"
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,17 +154,24 @@ def export_maps(session: Session, folders: list[Path], out: Path | None, form: s
                 found = store.read(image_id)
                 path = place / f"{image_id}.{'npy' if form == 'npy' else 'png'}"
                 path.parent.mkdir(parents=True, exist_ok=True)
+                low, high = _find_range(found.raw)
                 if form == "npy":
                     np.save(path, found.raw)
                 else:
-                    Image.fromarray(_to_16_bits(found)).save(path)
-                scales.writerow((image_id, found.stats.min, found.stats.max))
+                    Image.fromarray(_to_16_bits(found.raw, low, high)).save(path)
+                scales.writerow((image_id, low, high))
                 written += 1
     facts = {**_describe_readable(folders), "images": written, "bad": [], "out": str(target)}
     return Result(facts, f"{count(written, 'map')} written to {target}")
 
 
-def _to_16_bits(found: DepthMap) -> NDArray[np.uint16]:
-    low, span = found.stats.min, found.stats.max - found.stats.min
-    scaled = (found.raw - low) / (span or 1.0)
-    return np.where(np.isfinite(found.raw), 1 + np.round(65534 * scaled.clip(0, 1)), 0).astype(np.uint16)
+def _find_range(raw: NDArray[np.float32]) -> tuple[float, float]:
+    """Return least and largest finite number, that of the sky included; 0 and 0 when there is none."""
+    finite = raw[np.isfinite(raw)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+
+
+def _to_16_bits(raw: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint16]:
+    with np.errstate(invalid="ignore"):  # what is not finite becomes 0 below
+        steps = np.round(65534 * ((raw - low) / ((high - low) or 1.0)))
+    return np.where(np.isfinite(raw), 1 + steps, 0).astype(np.uint16)

@@ -12,11 +12,12 @@ from rich.console import Group
 from rich.text import Text
 
 from data_cache.datasets.interface import SegmentationDataset
-from data_cache.depth_store import DepthStore, NoDepthStore
+from data_cache.depth_store import NoDepthStore
 from data_cache.errors import UserError
 from data_cache.fingerprint import dataset_fingerprint
 from data_cache.loaders import Source, build_evaluation_loader
 from data_cache.metrics import METRICS
+from data_cache.split_depth import SplitDepth
 from pipeline.console import plain_table
 from pipeline.experiment.artifacts import find_labels, open_split
 from pipeline.experiment.config import RunConfig
@@ -79,7 +80,7 @@ def inspect_evaluation(run: PlannedRun, session: Session) -> dict[str, str | Non
     return {"split": split, "depth": store.fingerprint() if store else None}
 
 
-def _labels_if_any(config: RunConfig, session: Session, dataset: SegmentationDataset) -> DepthStore | None:
+def _labels_if_any(config: RunConfig, session: Session, dataset: SegmentationDataset) -> SplitDepth | None:
     """Return the split's depth store; without one the depth metrics are left out, and that is said."""
     try:
         return find_labels(config, session.workspace, dataset)
@@ -92,7 +93,7 @@ def _evaluate(
     network: Any,
     normalisation: Normalisation,
     dataset: SegmentationDataset,
-    store: DepthStore | None,
+    store: SplitDepth | None,
     config: RunConfig,
     device: torch.device,
     on_predictions: OnPredictions | None,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_cache.datasets import choose_root, open_dataset
-from data_cache.fingerprint import check_stored_images, dataset_fingerprint
+from data_cache.fingerprint import dataset_fingerprint
 from data_cache.sample import DepthKind
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.plan import DataFacts
@@ -17,10 +17,12 @@ from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from data_cache.datasets.interface import SegmentationDataset
-    from data_cache.depth_store import DepthStore
+    from data_cache.split_depth import SplitDepth
     from stages.pseudo_depth.estimators import DepthEstimator
     from stages.pseudo_depth.labelling import GroundTruthDepth, LabelReport
     from stages.pseudo_depth.teach import TeachOptions
+
+SHOWN_SUSPICIOUS = 5
 
 
 def open_split(config: RunConfig, workspace: Workspace, split: str) -> SegmentationDataset:
@@ -34,14 +36,15 @@ def splits_to_label(config: RunConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("train", config.evaluation.split)))
 
 
-def find_labels(config: RunConfig, workspace: Workspace, dataset: SegmentationDataset) -> DepthStore:
-    """Return the depth store of a split, which has a map for every image.
+def find_labels(config: RunConfig, workspace: Workspace, dataset: SegmentationDataset) -> SplitDepth:
+    """Return the depth of a split: a map of every image as it is now.
 
     Raises:
         NoDepthStore: none was made by this estimator yet; the message has the command that makes it.
-        UserError: those that were made are of other images or other weights, or lack images.
+        UserError: those that were made are by other weights or settings, lack images or have other states of them.
     """
     from data_cache.depth_store import DepthStore, find_store
+    from data_cache.split_depth import match_depth
     from stages.pseudo_depth.identity import identify_estimator
 
     depth, command = config.depth, _label_command(config, dataset.split)
@@ -50,19 +53,17 @@ def find_labels(config: RunConfig, workspace: Workspace, dataset: SegmentationDa
         kind=DepthKind(depth.kind) if depth.kind else None,
         input_size=depth.input_size,
         precision=depth.precision,
+        depth_rule=dataset.depth_rule,
     )
     folder = find_store(
         workspace.depth,
         dataset.name,
         dataset.split,
         estimator.name,
-        dataset_fingerprint=dataset_fingerprint(dataset, workspace.content_hashes(), labels=False),
         made_by=estimator.made,
         command=command,
     )
-    store = DepthStore(folder)
-    check_stored_images(dataset, store, command)
-    return store
+    return match_depth(dataset, DepthStore(folder), workspace.content_hashes(), command=command)
 
 
 def _label_command(config: RunConfig, split: str) -> str:
@@ -95,12 +96,14 @@ def label_splits(
         splits: none means those the recipe needs.
 
     Returns:
-        ``stores``, ``images``, ``labelled``, ``skipped``, ``failed``, ``seconds``, ``images_per_second``.
+        ``stores``, ``images``, ``labelled``, ``skipped``, ``failed``, ``suspicious``, ``seconds``,
+        ``images_per_second``.
     """
     datasets = [open_split(config, session.workspace, split) for split in splits or splits_to_label(config)]
     estimator = _open_estimator(config, device, compile_model=compile_model)
     reports = [_label_split(config, session, dataset, estimator) for dataset in datasets]
     failed = [failure._asdict() for report in reports for failure in report.failed]
+    suspicious = [found._asdict() for report in reports for found in report.suspicious]
     labelled, seconds = sum(report.labelled for report in reports), sum(report.seconds for report in reports)
     facts = {
         "stores": [str(report.store) for report in reports],
@@ -108,6 +111,7 @@ def label_splits(
         "labelled": labelled,
         "skipped": sum(report.skipped for report in reports),
         "failed": failed,
+        "suspicious": suspicious,
         "seconds": round(seconds, 3),
         "images_per_second": round(labelled / seconds, 2) if labelled else 0.0,
     }
@@ -152,17 +156,28 @@ def _label_split(
             batch_size=config.depth.batch_size,
             workers=max(2, config.data.workers),
             codec=config.depth.codec,
+            hashes=session.workspace.content_hashes(),
             progress=show,
         )
 
 
 def _describe_labels(facts: dict[str, Any]) -> str:
     lines = [f"not labelled: {failure['image']}: {failure['reason']}" for failure in facts["failed"]]
+    lines += describe_suspicious(facts["suspicious"])
     lines.append(
         f"{facts['images']} images: {facts['labelled']} labelled, {facts['skipped']} were labelled already, "
         f"{len(facts['failed'])} failed; {facts['seconds']:.1f} s, {facts['images_per_second']:.1f} images/s"
     )
     return "\n".join([*lines, *(f"depth store  {store}" for store in facts["stores"])])
+
+
+def describe_suspicious(suspicious: Sequence[dict[str, Any]]) -> list[str]:
+    """Return lines about maps that hardly look like depth: a few examples, and what is odd about all together."""
+    single = [found for found in suspicious if found["image"]]
+    lines = [f"suspicious: {found['image']}: {found['reason']}" for found in single[:SHOWN_SUSPICIOUS]]
+    if len(single) > SHOWN_SUSPICIOUS:
+        lines.append(f"suspicious: {len(single) - SHOWN_SUSPICIOUS} more images; --json lists them all")
+    return lines + [f"suspicious: {found['reason']}" for found in suspicious if not found["image"]]
 
 
 def teach_estimator(

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from data_cache.depth_store import DepthStore
 from data_cache.fingerprint import dataset_fingerprint
 from data_cache.loaders import Augmentation, Source, build_training_loader
 from data_cache.sample import Batch
+from data_cache.split_depth import SplitDepth
 from pipeline.commands.evaluate import inspect_evaluation, score_run
 from pipeline.console import Advance
 from pipeline.experiment.artifacts import find_labels, open_split
@@ -221,7 +221,7 @@ def _loss_settings(config: RunConfig) -> LossSettings:
 
 
 def _describe_node(
-    node: Node, copies: list[CopyReport], summary: PhaseSummary, store: DepthStore | None
+    node: Node, copies: list[CopyReport], summary: PhaseSummary, store: SplitDepth | None
 ) -> dict[str, Any]:
     return {
         "phase": node.phase.name,

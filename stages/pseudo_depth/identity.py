@@ -22,6 +22,8 @@ class EstimatorIdentity(NamedTuple):
     revision: str | None = None
     input_size: int | None = None
     dtype: str | None = None
+    depth_rule: str | None = None
+    """Of a dataset's ground-truth depth."""
 
     def made(self, store: Provenance) -> bool:
         """Whether a store of this name is of these very weights and settings."""
@@ -32,12 +34,18 @@ class EstimatorIdentity(NamedTuple):
                 (self.revision, store.revision),
                 (self.input_size, store.input_size),
                 (self.dtype, store.dtype),
+                (self.depth_rule, store.depth_rule),
             )
         )
 
 
 def identify_estimator(
-    name: str, *, kind: DepthKind | None = None, input_size: int | None = None, precision: str = "auto"
+    name: str,
+    *,
+    kind: DepthKind | None = None,
+    input_size: int | None = None,
+    precision: str = "auto",
+    depth_rule: str = "",
 ) -> EstimatorIdentity:
     """Return the identity of an estimator under the settings of a recipe.
 
@@ -46,12 +54,13 @@ def identify_estimator(
         kind: what its numbers mean, where nothing else says it.
         input_size: replaces the recommended size, px.
         precision: ``auto`` fits stores of either type.
+        depth_rule: how the dataset's ground-truth depth is read; counts for ``dataset`` alone.
 
     Raises:
         UserError: a model folder is damaged or contradicts ``kind``.
     """
     if name == GROUND_TRUTH:
-        return EstimatorIdentity(name)
+        return EstimatorIdentity(name, depth_rule=depth_rule)
     folder = BUNDLED_FOLDER if name == "bundled" else Path(name).expanduser()
     dtype = None if precision == "auto" else precision
     if (folder / "config.json").is_file():

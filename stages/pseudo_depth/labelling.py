@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -23,11 +24,12 @@ from torch import Tensor
 
 from data_cache.content import ContentHashes
 from data_cache.datasets.interface import SegmentationDataset
-from data_cache.depth_map import Provenance, to_float16
-from data_cache.depth_store import DepthStore, DepthStoreWriter, store_folder
+from data_cache.depth_map import MapRecord, Provenance, to_float16
+from data_cache.depth_quality import Suspicion, check_worth, find_suspicious
+from data_cache.depth_store import DepthStoreWriter, store_folder
 from data_cache.errors import UserError
-from data_cache.fingerprint import check_unchanged_images, dataset_fingerprint
 from data_cache.sample import DepthKind
+from data_cache.split_depth import compute_checksums
 from stages.pseudo_depth.aliases import GROUND_TRUTH
 from stages.pseudo_depth.estimators import DepthEstimator
 
@@ -77,6 +79,8 @@ class LabelReport(NamedTuple):
     skipped: int
     """Images that were in the store already."""
     failed: tuple[FailedImage, ...]
+    suspicious: tuple[Suspicion, ...]
+    """Maps of the split that are stored but hardly look like depth, those of earlier calls too."""
     seconds: float
     images_per_second: float
 
@@ -88,7 +92,8 @@ class _Prepared(NamedTuple):
     """Place in the split."""
     content: Tensor
     source_size: tuple[int, int]
-    checksum: str
+    checksums: tuple[str, str]
+    """See ``compute_checksums``."""
 
 
 class _Finished(NamedTuple):
@@ -107,7 +112,6 @@ def describe_store(
     """
     own = Provenance(
         dataset=dataset.name,
-        dataset_fingerprint=dataset_fingerprint(dataset, labels=False),  # depth depends on the images alone
         split=dataset.split,
         estimator=GROUND_TRUTH,
         revision="",
@@ -115,6 +119,7 @@ def describe_store(
         kind=dataset.ground_truth_depth_kind or DepthKind.RELATIVE,
         unit="m" if dataset.ground_truth_depth_kind is DepthKind.METRIC else "1",
         max_depth_m=None,
+        depth_rule=dataset.depth_rule,
         resize_rule="none",
         input_size=None,
         dtype="float32",
@@ -132,6 +137,7 @@ def describe_store(
             kind=estimator.spec.kind,
             unit=estimator.spec.unit,
             max_depth_m=estimator.spec.max_depth_m,
+            depth_rule="",
             resize_rule=estimator.resize_rule,
             input_size=estimator.spec.recommended_size,
             dtype=estimator.precision,
@@ -154,9 +160,13 @@ def label_split(
     workers: int = 2,
     codec: str = "lzf",
     shard_size: int = 256,
+    hashes: ContentHashes | None = None,
     progress: Callable[[LabelProgress], None] | None = None,
 ) -> LabelReport:
-    """Store a depth map for every image of a split that has none yet.
+    """Store a depth map for every image of a split that has none yet, or has changed since.
+
+    Which images those are is decided image by image, by checksum; of maps from ground truth also by that of the depth
+    files. So one more image costs one map, and one image less costs nothing.
 
     Images of one input size form a batch, whatever their own sizes. An image that cannot be read, or for which the
     estimator gives nothing usable, is reported and left out; the others are kept.
@@ -169,6 +179,7 @@ def label_split(
         workers: threads that read and resize images.
         codec: compression of the store.
         shard_size: maps per shard.
+        hashes: of files, remembered from earlier calls.
         progress: called after every batch.
 
     Raises:
@@ -176,23 +187,30 @@ def label_split(
     """
     if workers < 1 or (batch_size is not None and batch_size < 1):
         raise UserError(f"labelling needs at least 1 worker and batches of at least 1, got {workers} and {batch_size}")
+    hashes = hashes or ContentHashes()
     provenance = describe_store(dataset, estimator, codec=codec)
     folder = store_folder(depth_root, provenance)
     started = time.perf_counter()
     with DepthStoreWriter(folder, provenance, shard_size=shard_size) as writer:
-        todo = [index for index, image_id in enumerate(dataset.image_ids) if image_id not in writer.image_ids]
-        if len(todo) < len(dataset):
-            skipped = sorted(set(range(len(dataset))) - set(todo))
-            check_unchanged_images(dataset, DepthStore(folder), skipped, provenance.label_command())
+        identify = partial(compute_checksums, dataset, hashes=hashes, of_depth=provenance.depth_rule != "")
+        records = {
+            image_id: record
+            for index, image_id in enumerate(dataset.image_ids)
+            if image_id in writer.image_ids and (record := writer.find(image_id, *identify(index))) is not None
+        }
+        todo = [index for index, image_id in enumerate(dataset.image_ids) if image_id not in records]
         failed: list[FailedImage] = []
         done = 0
-        with _StoreThread(writer, dataset, failed, estimator) as store:
-            batches = _iterate_batches(dataset, estimator, todo, batch_size, workers, failed)
+        with _StoreThread(writer, dataset, failed, records, estimator) as store:
+            prepare = partial(_prepare, dataset, estimator, identify)
+            batches = _iterate_batches(prepare, estimator, todo, batch_size, workers, failed)
             for batch in batches:
                 store.put(_Finished(batch, _estimate(estimator, batch)))
                 done += len(batch)
                 if progress is not None:
                     progress(_measure_progress(done + len(failed), len(todo), time.perf_counter() - started))
+    hashes.save()
+    check_worth(records, folder)
     seconds = time.perf_counter() - started
     labelled = len(todo) - len(failed)
     order = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
@@ -202,6 +220,7 @@ def label_split(
         labelled=labelled,
         skipped=len(dataset) - len(todo),
         failed=tuple(sorted(failed, key=lambda failure: order[failure.image])),
+        suspicious=tuple(find_suspicious(records)),
         seconds=seconds,
         images_per_second=labelled / seconds,
     )
@@ -222,7 +241,7 @@ def _estimate(estimator: DepthEstimator | GroundTruthDepth, batch: list[_Prepare
 
 
 def _iterate_batches(
-    dataset: SegmentationDataset,
+    prepare: Callable[[int], _Prepared | FailedImage],
     estimator: DepthEstimator | GroundTruthDepth,
     todo: list[int],
     batch_size: int | None,
@@ -230,9 +249,11 @@ def _iterate_batches(
     failed: list[FailedImage],
 ) -> Iterator[list[_Prepared]]:
     """Yield batches of images that share a size; unreadable images go to ``failed``."""
+    # for a network a whole batch ahead, resized; ground-truth depth comes at full size and goes straight to the disk
+    ahead = _GROUND_TRUTH_AHEAD if isinstance(estimator, GroundTruthDepth) else _LARGEST_AUTO_BATCH
     groups: dict[torch.Size, list[_Prepared]] = {}
     num_waiting = 0
-    for prepared in _iterate_prepared(dataset, estimator, todo, workers):
+    for prepared in _iterate_prepared(prepare, todo, workers, ahead):
         if isinstance(prepared, FailedImage):
             failed.append(prepared)
             continue
@@ -259,30 +280,31 @@ def _batch_size(estimator: DepthEstimator | GroundTruthDepth, shape: torch.Size,
 
 
 def _iterate_prepared(
-    dataset: SegmentationDataset, estimator: DepthEstimator | GroundTruthDepth, todo: list[int], workers: int
+    prepare: Callable[[int], _Prepared | FailedImage], todo: list[int], workers: int, ahead: int
 ) -> Iterator[_Prepared | FailedImage]:
     """Yield images in order, read ahead by threads: decoding and resizing release the interpreter lock."""
-    # for a network a whole batch ahead, resized; ground-truth depth comes at full size and goes straight to the disk
-    window = workers + (_GROUND_TRUTH_AHEAD if isinstance(estimator, GroundTruthDepth) else _LARGEST_AUTO_BATCH)
-    ahead: deque[Future[_Prepared | FailedImage]] = deque()
+    waiting: deque[Future[_Prepared | FailedImage]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
     try:
         for index in todo:
-            ahead.append(pool.submit(_prepare, dataset, estimator, index))
-            if len(ahead) > window:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            waiting.append(pool.submit(prepare, index))
+            if len(waiting) > workers + ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _prepare(
-    dataset: SegmentationDataset, estimator: DepthEstimator | GroundTruthDepth, index: int
+    dataset: SegmentationDataset,
+    estimator: DepthEstimator | GroundTruthDepth,
+    identify: Callable[[int], tuple[str, str]],
+    index: int,
 ) -> _Prepared | FailedImage:
     try:
+        checksums = identify(index)
         image = dataset.read_image(index)
-        checksum = ContentHashes().hash(dataset.sources(index).image)
         if isinstance(estimator, GroundTruthDepth):
             content = torch.from_numpy(np.array(dataset.read_depth(index), np.float32))
         else:
@@ -290,7 +312,7 @@ def _prepare(
     except _UNREADABLE as error:
         return FailedImage(dataset.image_ids[index], f"{error}")
     height, width = image.shape[:2]
-    return _Prepared(index, content, (height, width), checksum)
+    return _Prepared(index, content, (height, width), checksums)
 
 
 def _measure_progress(done: int, total: int, elapsed_s: float) -> LabelProgress:
@@ -306,9 +328,11 @@ class _StoreThread:
         writer: DepthStoreWriter,
         dataset: SegmentationDataset,
         failed: list[FailedImage],
+        records: dict[str, MapRecord],
         estimator: DepthEstimator | GroundTruthDepth,
     ) -> None:
         self._writer = writer
+        self._records = records
         self._dataset = dataset
         self._failed = failed
         self._precision = None if isinstance(estimator, GroundTruthDepth) else estimator.precision
@@ -351,7 +375,7 @@ class _StoreThread:
             if reason is not None:
                 self._failed.append(FailedImage(image_id, reason))
             else:
-                self._writer.add(image_id, raw, image.source_size, image.checksum)
+                self._records[image_id] = self._writer.add(image_id, raw, image.source_size, *image.checksums)
         self._writer.commit()
 
     def _find_flaw(self, image_id: str, raw: NDArray[np.float32]) -> str | None:

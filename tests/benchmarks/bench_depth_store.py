@@ -35,8 +35,8 @@ READ_BUDGET, SIZE_BUDGET, OPEN_BUDGET_S, MEMORY_BUDGET = 0.35, 0.25, 1.0, 1.05
 
 
 def build_provenance(codec: str) -> Provenance:
-    numbers = ("", "", DepthKind.RELATIVE, "1", None, "none", None, "float32")
-    return Provenance("bench", "", "train", "bench", *numbers, codec, "", {}, "")
+    numbers = ("", "", DepthKind.RELATIVE, "1", None, "", "none", None, "float32")
+    return Provenance("bench", "train", "bench", *numbers, codec, "", {}, "")
 
 
 def draw_surface(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

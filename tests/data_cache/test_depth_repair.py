@@ -18,7 +18,7 @@ from data_cache.depth_store import (
 from data_cache.errors import UserError
 from data_cache.sample import DepthKind
 
-PROVENANCE = Provenance("d", "f", "train", "e", "", "", DepthKind.RELATIVE, "1", None, "none", None, "float32", "lzf",
+PROVENANCE = Provenance("d", "train", "e", "", "", DepthKind.RELATIVE, "1", None, "", "none", None, "float32", "lzf",
                         "", {}, "")  # fmt: skip
 IDS = tuple(f"town/{number}" for number in range(10))
 

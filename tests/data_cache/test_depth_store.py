@@ -15,13 +15,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data_cache.depth_store import DepthStore, DepthStoreWriter, Provenance, find_store, store_folder
+from data_cache.depth_store import DepthStore, DepthStoreWriter, Provenance, find_store, repair_store, store_folder
 from data_cache.errors import UserError
 from data_cache.sample import DepthKind
 
 PROVENANCE = Provenance(
     dataset="scenes",
-    dataset_fingerprint="f" * 16,
     split="train",
     estimator="bundled",
     revision="1",
@@ -29,6 +28,7 @@ PROVENANCE = Provenance(
     kind=DepthKind.RELATIVE,
     unit="1",
     max_depth_m=None,
+    depth_rule="",
     resize_rule="exact multiple",
     input_size=(98, 126),
     dtype="float32",
@@ -80,7 +80,7 @@ def test_every_float16_survives(tmp_path):
     np.testing.assert_array_equal(store.read("finite").raw, np.where(np.isfinite(every), every, 0).astype(np.float32))
 
 
-def test_statistics_are_those_of_the_finite_stored_numbers(tmp_path):
+def test_statistics_are_those_of_the_valid_stored_numbers(tmp_path):
     raw = draw_map(1, (40, 50))
     raw[3:7] = np.nan
     raw[8, 0] = np.inf
@@ -135,7 +135,7 @@ def test_provenance_comes_back_whole(tmp_path):
 def test_key_changes_with_the_numbers_and_not_with_the_rest():
     assert len(PROVENANCE.key()) == 8
     assert replace(PROVENANCE, created_at="later", tool_versions={}, codec="gzip").key() == PROVENANCE.key()
-    changes = ({"revision": "2"}, {"weights_sha256": "1"}, {"kind": DepthKind.METRIC}, {"dataset_fingerprint": "g"})
+    changes = ({"revision": "2"}, {"weights_sha256": "1"}, {"kind": DepthKind.METRIC}, {"depth_rule": "1 m"})
     for change in changes:
         assert replace(PROVENANCE, **change).key() != PROVENANCE.key()
 
@@ -182,7 +182,6 @@ def test_membership_is_of_images_only(tmp_path):
     assert "street/01" in store
     assert "b" in store
     assert all(name not in store for name in ("street", "street/02", "b/c", "", "/", 3))
-    assert store.missing(["b", "x", "street/01", "y"]) == ["x", "y"]
 
 
 class _Maps(Dataset):
@@ -216,7 +215,7 @@ def test_pickle_carries_no_handle(tmp_path):
     copy = pickle.loads(pickle.dumps(store))
     store.close()
     assert copy.read("a").checksum == "sum of a"
-    assert copy.fingerprint() == store.fingerprint() == PROVENANCE.fingerprint()
+    assert copy.provenance == store.provenance == PROVENANCE
 
 
 def _write_and_wait(folder: Path, ready, done) -> None:
@@ -286,7 +285,7 @@ def test_an_id_cannot_be_the_folder_of_another(tmp_path, first, second):
         with pytest.raises(UserError, match="one id is the folder of another"):
             writer.add(second, draw_map(0), (60, 90), "sum")
         with pytest.raises(ValueError, match="already holds"):
-            writer.add(first, draw_map(0), (60, 90), "sum")
+            writer.add(first, draw_map(0), (60, 90), f"sum of {first}")
 
 
 def test_an_unknown_codec_is_named(tmp_path):
@@ -319,14 +318,119 @@ def test_find_store(tmp_path):
     fill(store_folder(tmp_path, replace(first, estimator="org/model-S-x")), ["a"])
     fill(store_folder(tmp_path, replace(first, split="val")), ["a"])
     assert find_store(tmp_path, "scenes", "train", "org/model-S") == folder
-    with pytest.raises(UserError, match=f"made from other files than scenes train has now.*{command}"):
-        find_store(tmp_path, "scenes", "train", "org/model-S", dataset_fingerprint="other")
-    second = replace(first, dataset_fingerprint="other")
+    with pytest.raises(UserError, match=f"made with other weights, .*{command}"):
+        find_store(tmp_path, "scenes", "train", "org/model-S", made_by=lambda made: made.revision == "2")
+    second = replace(first, revision="2")
     fill(store_folder(tmp_path, second), ["a"], provenance=second)
     with pytest.raises(UserError, match=f"2 depth stores fit .*{folder.name}"):
         find_store(tmp_path, "scenes", "train", "org/model-S")
-    found = find_store(tmp_path, "scenes", "train", "org/model-S", dataset_fingerprint="other")
+    found = find_store(tmp_path, "scenes", "train", "org/model-S", made_by=lambda made: made.revision == "2")
     assert found == store_folder(tmp_path, second)
+
+
+def read_records(folder: Path) -> dict[str, list[str]]:
+    return {
+        image_id: [record.checksum for _, record in maps] for image_id, maps in DepthStore(folder).records().items()
+    }
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_changed_image_gets_a_second_map_beside_the_first(tmp_path, committed):
+    """Within one writer, within one batch, or in a later session: files hold one map of an image each, none is lost."""
+    folder = tmp_path / "s"
+    fill(folder, ["a", "b"])
+    with DepthStoreWriter(folder, PROVENANCE) as writer:
+        for number, checksum in enumerate(("new", "newer")):
+            writer.add("a", draw_map(10 + number), (60, 90), checksum)
+            if committed:
+                writer.commit()
+        assert writer.find("a", "sum of a") is not None
+        assert writer.find("a", "sum of b") is None
+    assert read_records(folder) == {"a": ["sum of a", "new", "newer"], "b": ["sum of b"]}
+    store = DepthStore(folder)
+    assert len(store) == 2
+    expected = (draw_map(0), draw_map(10), draw_map(11))
+    for (name, _), raw in zip(store.records()["a"], expected, strict=True):
+        np.testing.assert_array_equal(store.read("a", name).raw, raw.astype(np.float16))
+    assert store.read("a").checksum == "newer"
+    store.close()
+    with h5py.File(folder / "index.h5") as index:
+        np.testing.assert_array_equal(index["depth/a"][()], draw_map(11).astype(np.float16))
+
+
+def test_a_flipped_bit_is_found_by_reading(tmp_path):
+    fill(tmp_path / "s", ["a"], codec="none")
+    shard = tmp_path / "s" / "shard-00000.h5"
+    with h5py.File(shard) as file:
+        chunk = file["depth/a"].id.get_chunk_info(0)
+    content = bytearray(shard.read_bytes())
+    content[chunk.byte_offset + 5] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"shard-00000.h5 .*image 'a' are not those that were stored.*cache repair"):
+        DepthStore(tmp_path / "s").read("a")
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((4, 4, 3), {}, r"float16 of shape \(4, 4, 3\) where a float16 map belongs"),
+        ((16,), {}, r"shape \(16,\)"),
+        ((1 << 20, 1 << 20), {"chunks": (256, 256)}, "claims a map of 1048576 x 1048576 px"),
+        ((16_000, 16_000), {"chunks": (256, 256)}, "claims a map of 16000 x 16000 px"),
+    ],
+    ids=str,
+)
+def test_what_is_no_map_is_named_and_not_allocated(tmp_path, shape, options, message):
+    fill(tmp_path / "s", ["a"])
+    with h5py.File(tmp_path / "s" / "shard-00000.h5", "r+") as file:
+        attributes = dict(file["depth/a"].attrs)
+        del file["depth/a"]
+        forged = file.create_dataset("depth/a", shape, np.float16, **options)
+        forged.attrs.update(attributes)
+    with pytest.raises(UserError, match=rf"shard-00000.h5 .*image 'a' .*{message}.*cache repair"):
+        DepthStore(tmp_path / "s").read("a")
+
+
+def test_files_of_another_store_are_refused(tmp_path):
+    fill(tmp_path / "s", ["a"])
+    fill(tmp_path / "other", ["b"], provenance=replace(PROVENANCE, estimator="other"))
+    (tmp_path / "other" / "shard-00000.h5").rename(tmp_path / "s" / "shard-00001.h5")
+    with pytest.raises(UserError, match=r"shard-00001.h5 .*of another store, by estimator 'other'"):
+        DepthStore(tmp_path / "s")
+
+
+def test_an_index_that_points_out_of_the_store_is_refused(tmp_path):
+    fill(tmp_path / "s", ["a"])
+    fill(tmp_path / "other", ["a"])
+    with h5py.File(tmp_path / "s" / "index.h5", "r+") as index:
+        del index["depth/a"]
+        index["depth/a"] = h5py.ExternalLink("../other/shard-00000.h5", "depth/a")
+    with pytest.raises(UserError, match=r"index.h5 .*'../other/shard-00000.h5', which is no file of this store"):
+        DepthStore(tmp_path / "s").read("a")
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (1, "by an earlier version .*remove its folder and label again"),
+        (99, "by a later version .*update this program"),
+    ],
+)
+def test_stores_of_other_versions_say_what_to_do(tmp_path, version, message):
+    folder = store_folder(tmp_path, PROVENANCE)
+    fill(folder, ["a"])
+    for path in folder.glob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            file.attrs["schema_version"] = version
+    for act in (
+        lambda: DepthStore(folder),
+        lambda: find_store(tmp_path, "scenes", "train", "bundled"),
+        lambda: repair_store(folder),
+        lambda: DepthStoreWriter(folder, PROVENANCE),
+    ):
+        with pytest.raises(UserError, match=message):
+            act()
+    assert len(names(folder)) == 2, "nothing was dropped"
 
 
 FULL_DISK = """

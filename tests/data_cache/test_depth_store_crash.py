@@ -17,7 +17,7 @@ import pytest
 from data_cache.depth_store import DepthStore, DepthStoreWriter, Provenance, verify_store
 from data_cache.sample import DepthKind
 
-PROVENANCE = Provenance("d", "f", "train", "e", "", "", DepthKind.RELATIVE, "1", None, "none", None, "float32", "lzf",
+PROVENANCE = Provenance("d", "train", "e", "", "", DepthKind.RELATIVE, "1", None, "", "none", None, "float32", "lzf",
                         "", {}, "")  # fmt: skip
 FORK = multiprocessing.get_context("fork")
 

@@ -24,6 +24,7 @@ from data_cache.loaders import (
     steps_per_epoch,
 )
 from data_cache.sample import IGNORE_INDEX, DepthKind
+from data_cache.split_depth import match_depth
 
 NORMALISATION = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 AUGMENTATION = Augmentation((32, 40), (0.5, 2.0), 0.5, 0.4)
@@ -41,6 +42,7 @@ class Ramps:
     classes: tuple[str, ...] = ("left", "right")
     palette: tuple[tuple[int, int, int], ...] = ((0, 0, 0), (9, 9, 9))
     ground_truth_depth_kind: DepthKind | None = None
+    depth_rule: str = ""
 
     @property
     def raw_ids(self):
@@ -71,16 +73,16 @@ class Ramps:
         return f"ramps train #{index}"
 
 
-def build_source(folder: Path, dataset: Ramps, labelled: int | None = None) -> Source:
-    numbers = ("", "", DepthKind.RELATIVE, "1", None, "none", None, "float32")
-    provenance = Provenance(dataset.name, "f", dataset.split, "own", *numbers, "lzf", "", {}, "")
+def build_source(folder: Path, dataset: Ramps) -> Source:
+    numbers = ("", "", DepthKind.RELATIVE, "1", None, "", "none", None, "float32")
+    provenance = Provenance(dataset.name, dataset.split, "own", *numbers, "lzf", "", {}, "")
     with DepthStoreWriter(folder, provenance, shard_size=4) as writer:
-        for index in range(len(dataset) if labelled is None else labelled):
+        for index in range(len(dataset)):
             ramp = np.repeat(np.linspace(1, 5, 30, dtype=np.float32)[None], 20, 0)
             writer.add(
                 dataset.image_ids[index], ramp, dataset.sizes[index], ContentHashes().hash(dataset.sources(index).image)
             )
-    return Source(dataset, DepthStore(folder))
+    return Source(dataset, match_depth(dataset, DepthStore(folder)))
 
 
 @pytest.fixture
@@ -246,20 +248,6 @@ def test_a_depth_phase_needs_a_store(source):
     ):
         load(replace(source, store=None))
     assert load(replace(source, store=None), with_depth=False)[0].inverse_depth is None
-
-
-def test_missing_depth_is_told_before_the_first_step(tmp_path):
-    source = build_source(tmp_path / "depth", Ramps(((40, 60),) * 7), labelled=2)
-    with pytest.raises(UserError, match=r"lacks depth for 5 of 7 images \(ramp/2, ramp/3, ramp/4, …\); .*pseudo-depth"):
-        build_training_loader(
-            source, normalisation=NORMALISATION, augmentation=AUGMENTATION, batch_size=2, seed=0, first_step=0,
-            last_step=4, with_depth=True,
-        )  # fmt: skip
-
-
-def test_a_store_of_another_split_is_refused(source):
-    with pytest.raises(UserError, match="holds the depth of ramps train, not of ramps val"):
-        load(replace(source, dataset=replace(source.dataset, split="val")))
 
 
 def test_images_that_changed_size_are_refused(source):

@@ -49,6 +49,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pseudo_depth_labels_once(call: Call, tmp_path: Path) -> None:
     first = call("pseudo-depth", "--recipe", TINY).json
     assert (first["images"], first["labelled"], first["skipped"], first["failed"]) == (16, 16, 0, [])
+    assert first["suspicious"] == []
     assert first["images_per_second"] > 0 and first["seconds"] > 0
     again = call("pseudo-depth", "--recipe", TINY).json
     assert (again["labelled"], again["skipped"], again["stores"]) == (0, 16, first["stores"])
@@ -142,14 +143,33 @@ def test_plan_says_what_is_left(call: Call, trained: Path) -> None:
 def test_cache_commands(call: Call, trained: Path, tmp_path: Path) -> None:
     info = call("--workdir", trained, "cache", "info").json
     assert info["images"] == 16 and {found["split"] for found in info["provenance"]} == {"train", "val"}
-    assert call("--workdir", trained, "cache", "verify").json["bad"] == []
+    verified = call("--workdir", trained, "cache", "verify").json
+    assert verified["bad"] == verified["suspicious"] == []
     sheets = call("--workdir", trained, "cache", "preview", "--recipe", TINY, "--out", tmp_path).json["files"]
     assert all(Image.open(sheet).width > 300 for sheet in sheets) and len(sheets) == 2
     maps = call("--workdir", trained, "cache", "export", "--form", "npy", "--out", tmp_path / "maps").json
     assert maps["images"] == 16 and len(list((tmp_path / "maps").rglob("*.npy"))) == 16
 
 
-def test_a_damaged_store_is_found_mended_and_labelled_again(call: Call, tmp_path: Path) -> None:
+def test_depth_upside_down_is_reported(call: Call, tmp_path: Path) -> None:
+    """Distances that are declared to be inverse depth: near at the top of every image."""
+    for kind in ("images", "masks", "depth"):
+        (tmp_path / "own" / kind / "train").mkdir(parents=True)
+    (tmp_path / "own/classes.txt").write_text("ground\nthing\n")
+    for number in range(9):
+        Image.new("RGB", (64, 64), (number, 120, 60)).save(tmp_path / f"own/images/train/{number}.png")
+        Image.new("L", (64, 64), 1).save(tmp_path / f"own/masks/train/{number}.png")
+        np.save(
+            tmp_path / f"own/depth/train/{number}.npy", np.linspace(9, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+        )
+    words = ["--recipe", TINY, "--dataset", "folder", "--data-root", tmp_path / "own", "--estimator", "dataset"]
+    words += ["--set", "data.options={depth_kind='relative'}", "--split", "train"]
+    found = call("pseudo-depth", *words)
+    assert found.status == 0 and [entry["image"] for entry in found.json["suspicious"]] == [""]
+    assert "near is at the top" in call("cache", "verify", as_json=False).stdout
+
+
+def test_a_damaged_store_is_found_repaired_and_labelled_again(call: Call) -> None:
     store = Path(call("pseudo-depth", "--recipe", TINY).json["stores"][0])
     shard = next(store.glob("shard-*.h5"))
     content = bytearray(shard.read_bytes())
@@ -158,6 +178,8 @@ def test_a_damaged_store_is_found_mended_and_labelled_again(call: Call, tmp_path
     shard.write_bytes(bytes(content))
     found = call("cache", "verify", store)
     assert found.status == 2 and found.json["bad"]
+    trained = call("run", "--recipe", TINY)
+    assert trained.status == 2 and str(shard) in trained.json["error"] and "cache repair" in trained.json["error"]
     assert call("cache", "repair", store).json["bad"]
     again = call("pseudo-depth", "--recipe", TINY).json
     assert again["labelled"] >= 1 and again["labelled"] + again["skipped"] == 16

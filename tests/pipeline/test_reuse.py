@@ -29,7 +29,8 @@ def write_images(folder: Path, names: list[str], *, seed: int, masks: Path | Non
         Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{name}.bmp")
         if masks:
             masks.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 2, (64, 64), dtype=np.uint8)).save(masks / f"{name}.png")
+            mask = Image.fromarray(rng.integers(0, 2, (64, 64), dtype=np.uint8))
+            mask.save(masks / f"{name}.png", compress_level=0)
 
 
 @pytest.fixture
@@ -75,14 +76,46 @@ def test_other_images_of_equal_size_do_not_get_the_depth_of_the_first(
     assert call(*label).status == 0
     write_images(tmp_path / "own/images/train", ["a", "b", "c", "d"], seed=99)
     answer = call("run", *own_data, "--estimator", "bundled", "--schedule", "joint")
-    assert answer.status == 2 and "label these with: pipeline pseudo-depth" in answer.json["error"]
+    assert answer.status == 2
+    assert (
+        "another state of 4 of 4 images (a, b, c, …); label these, and only these, with: pipeline pseudo-depth"
+        in (answer.json["error"])
+    )
     again = call(*label).json
     assert (again["labelled"], again["skipped"]) == (4, 0)
 
 
+def test_masks_replaced_at_equal_size_are_trained_on_and_scored_anew(
+    call: Call, own_data: list[str], tmp_path: Path
+) -> None:
+    words = ["run", *own_data, "--schedule", "seg-only"]
+    first = call(*words).json
+
+    def flip(mask: Path) -> None:
+        size = mask.stat().st_size
+        Image.fromarray(1 - np.array(Image.open(mask))).save(mask, compress_level=0)
+        assert mask.stat().st_size == size
+
+    for split, reused in (("val", True), ("train", False)):
+        flip(next((tmp_path / "own/masks" / split).iterdir()))
+        again = call(*words).json
+        assert again["phases"][0]["reused"] == reused
+        assert again["metrics"] != first["metrics"]
+
+
+def test_one_bad_image_taken_out_as_advised_relabels_nothing(call: Call, own_data: list[str], tmp_path: Path) -> None:
+    bad = tmp_path / "own/images/train/c.bmp"
+    bad.write_bytes(bad.read_bytes()[:500])
+    label = ["pseudo-depth", *own_data[:-2], "--estimator", "bundled", "--split", "train"]
+    assert [failure["image"] for failure in call(*label).json["failed"]] == ["c"]
+    bad.unlink()
+    assert (call(*label).json["labelled"], call(*label).json["skipped"]) == (0, 3)
+    assert call("run", *own_data, "--estimator", "bundled", "--schedule", "depth-first").status == 0
+
+
 def test_a_taught_estimator_labels_and_trains_by_its_path(call: Call, tmp_path: Path) -> None:
     teacher = tmp_path / "my teacher"
-    teach = ["teach", "--recipe", TINY, "--out", teacher, "--init", "nano", "--steps", "1", "--batch-size", "2"]
+    teach = ["teach", "--recipe", TINY, "--out", teacher, "--init", "nano", "--steps", "16", "--batch-size", "2"]
     assert call(*teach).status == 0
     words = ["--recipe", TINY, "--estimator", teacher]
     assert call("pseudo-depth", *words).status == 0

@@ -107,18 +107,6 @@ def test_broken_images_are_listed_and_the_rest_is_kept(tmp_path, dataset, estima
     assert (report.labelled, len(DepthStore(report.store))) == (5, 5)
 
 
-def test_a_mended_image_is_the_only_one_labelled_afterwards(tmp_path, write_image_folder, estimator):
-    root = write_image_folder(tmp_path / "data", SIZES[:3])
-    image = root / "images" / "train" / "001.png"
-    whole = image.read_bytes()
-    image.write_bytes(bytes(len(whole)))  # of the same size: the data's fingerprint stays
-    broken = label_split(open_dataset("folder", root, "train"), estimator, tmp_path / "depth")
-    assert (broken.labelled, [failure.image for failure in broken.failed]) == (2, ["001"])
-    image.write_bytes(whole)
-    mended = label_split(open_dataset("folder", root, "train"), estimator, tmp_path / "depth")
-    assert (mended.store, mended.labelled, mended.skipped, mended.failed) == (broken.store, 1, 2, ())
-
-
 def test_values_that_are_not_finite_fail_the_image_and_say_so(tmp_path, dataset, depth_anything_folder):
     folder = Path(shutil.copytree(depth_anything_folder, tmp_path / "broken-weights"))
     tensors = load_file(folder / "model.safetensors")
