@@ -19,6 +19,7 @@ from pipeline.experiment.config import TransferMode
 from pipeline.experiment.tables import BACKBONES
 from pipeline.session import Result, Session
 from pipeline.workspace import read_json, write_json
+from stages.networks import SMALLEST_INPUT_PX
 
 Amount = Literal["small", "large"]
 Similarity = Literal["similar", "different"]
@@ -73,7 +74,6 @@ TARGETS: dict[str, Target] = {
 SIZES = {"small-objects": 600, "balanced": 400, "fast": 256}
 """Presets, px; 600 and 400 are the lecture's, 256 ours."""
 USUAL_SIZES_PX = (200, 600)
-SMALLEST_PX = 64  # what every network promises to take
 PSPNET_FROM_PX = 500
 
 COSTS_FILE = "backbones.json"
@@ -108,8 +108,8 @@ def parse_input_size(text: str) -> int:
         if text not in SIZES:
             raise unknown_name("input size (or a number of pixels)", text, SIZES)
         return SIZES[text]
-    if int(text) < SMALLEST_PX:
-        raise UserError(f"--input-size {text} is too small; every network takes {SMALLEST_PX} px or more")
+    if int(text) < SMALLEST_INPUT_PX:
+        raise UserError(f"--input-size {text} is too small; every network takes {SMALLEST_INPUT_PX} px or more")
     return int(text)
 
 

@@ -12,7 +12,6 @@ from rich.text import Text
 from data_cache.errors import UserError
 from pipeline.console import count, plain_table
 from pipeline.experiment.config import load_config, recipe_names
-from pipeline.experiment.expand import COPYABLE_FORMS
 from pipeline.experiment.tables import paper_scores
 from pipeline.session import Result, Session
 from stages.training.schedule import Phase
@@ -112,7 +111,7 @@ def _describe_network(name: str) -> dict[str, Any]:
         except UserError:
             return 0
 
-    form = COPYABLE_FORMS.get(name)
+    form = NETWORKS[name].copyable_form
     return {
         "name": name,
         "paper": NETWORKS[name].paper,

@@ -21,8 +21,8 @@ from pipeline.experiment.tables import find_table, table_rows
 from pipeline.experiment.transfer import apply_transfer
 from pipeline.session import Result, Session
 from stages.networks import NETWORKS
-from stages.training.encoder_policy import find_encoder_lr_factor, freezes_encoder, parts_to_train
-from stages.training.schedule import ENCODER, EVERYTHING, CopyWeights, Part
+from stages.training.encoder_policy import find_encoder_lr_factor, parts_to_train, trains_fresh_only
+from stages.training.schedule import ENCODER, EVERYTHING, CopyWeights
 
 Rows = list[tuple[str, RunConfig]]
 
@@ -101,6 +101,10 @@ def _describe(node: Node, session: Session, network: NetworkFacts) -> dict[str, 
     parts = network.parts
     policy = node.config.training.encoder_policy
     trains = parts_to_train(policy, node.phase)
+    trained, frozen = list(trains.names()), [name for name in (EVERYTHING & ~trains).names() if name in parts]
+    if network.fresh and trains_fresh_only(policy, node.phase):
+        trained.insert(0, "encoder (fresh modules only)")
+        frozen[0] = "encoder (pretrained modules)"
     return {
         "name": node.phase.name,
         "key": node.folder,
@@ -108,8 +112,8 @@ def _describe(node: Node, session: Session, network: NetworkFacts) -> dict[str, 
         "done": session.workspace.node(node.folder).finished,
         "seed": node.config.seed,
         "network": node.config.network.label,
-        "trains": list(trains.names()),
-        "frozen": [name for name in (EVERYTHING & ~trains).names() if name in parts],
+        "trains": trained,
+        "frozen": frozen,
         "batch_norm": _describe_batch_norm(node),
         "focal": node.phase.focal,
         "mse": node.phase.mse,
@@ -128,9 +132,9 @@ def _describe_copy(copy: CopyWeights, network: NetworkFacts) -> dict[str, Any]:
 
 def _describe_batch_norm(node: Node) -> str:
     policy = node.config.training.encoder_policy
-    if freezes_encoder(policy, node.phase) and Part.ENCODER in node.phase.trains:
-        return f"statistics move in trained decoders; the encoder's stand still (policy {policy})"
-    return "statistics move in trained parts, stand still elsewhere"
+    if trains_fresh_only(policy, node.phase):
+        return f"statistics move in trained modules; those of the pretrained encoder are frozen (policy {policy})"
+    return "statistics move in trained parts and are frozen elsewhere"
 
 
 def _name_trained(phase: dict[str, Any]) -> str:

@@ -26,7 +26,6 @@ from pipeline.workspace import NodeFolder, Workspace, exclusive, read_json, writ
 from stages.networks import build_network, build_without_weights
 from stages.networks.interface import Network, Normalisation
 from stages.training.checkpoint import load_weights, remove_checkpoints, save_weights
-from stages.training.freezing import as_module
 from stages.training.interruption import stop_on_signals
 from stages.training.loop import PhaseSummary, train_phase
 from stages.training.losses import LossSettings
@@ -137,7 +136,7 @@ def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.
             stop=stop,
             compile=training.compile,
         )
-        save_weights(as_module(network), folder.weights)
+        save_weights(network, folder.weights)
         write_json(folder.record, _describe_node(node, copies, summary, store))
         remove_checkpoints(folder.checkpoint)
     if stop.is_set():
@@ -151,7 +150,7 @@ def build_start(node: Node, workspace: Workspace, num_classes: int) -> Network:
     torch.manual_seed(node.config.seed)
     network = build(wanted.name, num_classes, **wanted.options)
     if node.parent is not None:
-        load_weights(as_module(network), workspace.node(node.parent).weights)
+        load_weights(network, workspace.node(node.parent).weights)
     return network
 
 

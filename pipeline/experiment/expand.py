@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from pipeline.experiment.config import RunConfig
+from stages.networks import NETWORKS
 from stages.training.schedule import CopyWeights
-
-COPYABLE_FORMS: dict[str, dict[str, Any]] = {
-    **{name: {"depth_branch": "full"} for name in ("fcn32s", "fcn16s", "fcn8s")},
-    "dcsa-resnet": {"decoder": "unet"},
-}
-"""Network → the options that give its decoders weights which do not depend on the task."""
 
 
 def choose_copyable_forms(
     rows: list[tuple[str, RunConfig]], say: Callable[[str], object]
 ) -> list[tuple[str, RunConfig]]:
-    """Return the rows with ``COPYABLE_FORMS`` of every network that any of them copies in, and say so.
+    """Return the rows with the ``copyable_form`` of every network that any of them copies in, and say so.
 
     All rows of a network get the same form, those that copy nothing, too: only so they can be compared, and share what
     they begin with. What a recipe sets itself stays, and rows without a depth branch stay as they are.
     """
     copying = {config.network.name for _, config in rows if _copies(config)}
-    chosen = {name: form for name, form in COPYABLE_FORMS.items() if name in copying}
+    chosen = {name: NETWORKS[name].copyable_form for name in copying}
     changed, told = [], set()
     for row, config in rows:
         network = config.network.name

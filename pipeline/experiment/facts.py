@@ -11,7 +11,7 @@ from pipeline.experiment.plan import describe_network
 from pipeline.workspace import Workspace, read_json, write_json
 from stages.training.schedule import CopyWeights, Part
 
-_LAYOUT = 2
+_LAYOUT = 3
 """Of the files in the work directory; raised when they say something else."""
 
 
@@ -22,6 +22,8 @@ class NetworkFacts:
     name: str
     parts: dict[str, dict[str, int]]
     """Part → ``tensors`` and ``bytes`` of its state."""
+    fresh: int
+    """Weights inside the encoder that are never pretrained, and so train where the encoder is frozen."""
     copies: dict[str, dict[str, Any]]
     """Copy → ``tensors`` that it carries, and the ``problem`` if it cannot be done."""
 
@@ -57,7 +59,7 @@ def inspect_network(network: NetworkConfig, num_classes: int, workspace: Workspa
 def _build_and_look(network: NetworkConfig, num_classes: int) -> dict[str, Any]:
     import torch
 
-    from stages.networks import build_network, build_without_weights
+    from stages.networks import build_network, build_without_weights, count_parameters
     from stages.networks.encoder_weights import is_weights_file
 
     if is_weights_file(str(network.options.get("encoder_weights", "none"))):
@@ -69,7 +71,8 @@ def _build_and_look(network: NetworkConfig, num_classes: int) -> dict[str, Any]:
     for part, module in built.parts().items():
         tensors = module.state_dict().values()
         parts[part.names()[0]] = {"tensors": len(tensors), "bytes": sum(value.nbytes for value in tensors)}
-    return {"name": network.name, "parts": parts, "copies": _try_copies(built)}
+    fresh = sum(count_parameters(module) for module in built.fresh_modules().values())
+    return {"name": network.name, "parts": parts, "fresh": fresh, "copies": _try_copies(built)}
 
 
 def _try_copies(network: Any) -> dict[str, dict[str, Any]]:

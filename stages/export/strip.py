@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_cache.errors import UserError
 from stages.export.formats import CONFIG_FILE, WEIGHTS_FILE
@@ -33,7 +33,6 @@ class OpensWithSmp(Protocol):
 
 def write_weights(network: Network, folder: Path) -> None:
     """Write config.json and model.safetensors of a stripped network into an existing folder."""
-    assert isinstance(network, nn.Module)
     spec = network.spec.without_pretrained()
     config: dict[str, Any] = {}
     state = network.state_dict()
@@ -55,7 +54,6 @@ def load_exported(folder: Path) -> Network:
     spec = config[SPEC_KEY]
     with torch.random.fork_rng(devices=[]):
         network = rebuild_network(NetworkSpec(spec["name"], spec["num_classes"], False, spec["options"]))
-    assert isinstance(network, nn.Module)
     stored = _read_weights(folder / WEIGHTS_FILE)
     if "_model_class" in config:
         stored = {_rename_from_smp(name): value for name, value in stored.items()}

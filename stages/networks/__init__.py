@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from data_cache.errors import UserError, nearest, unknown_name
@@ -16,21 +17,26 @@ if TYPE_CHECKING:
     from stages.networks.interface import Network
 
 
+SMALLEST_INPUT_PX = 64
+"""Shortest side of an image that every network takes."""
+
+
 class NetworkEntry(NamedTuple):
-    """A constructor that is imported when it is first called."""
+    """A constructor that is imported when it is first called, and what must be known without importing it."""
 
     module: str
     class_name: str
     paper: str
     summary: str
+    copyable_form: Mapping[str, Any] = {}
+    """Options that give its decoders weights that do not depend on the task, where the plain form has none to copy."""
 
-    def load(self) -> type[nn.Module]:
+    def load(self) -> type[Network]:
         """Import the class."""
         return getattr(importlib.import_module(self.module), self.class_name)
 
-    def __call__(self, num_classes: int, *, with_depth: bool = True, **options: Any) -> nn.Module:
-        return self.load()(num_classes, with_depth=with_depth, **options)
 
+_OWN_FC = {"depth_branch": "full"}
 
 # fmt: off
 NETWORKS = {
@@ -41,10 +47,10 @@ NETWORKS = {
     "unet-valid": NetworkEntry(
         "stages.networks.unet_classic", "UNetValid", "Ronneberger 2015", "U-Net of 2015, exact in tiles"),
     "fcn32s": NetworkEntry(
-        "stages.networks.fcn", "Fcn32s", "Long 2015", "VGG16, scores at stride 32, learnt deconvolution"),
-    "fcn16s": NetworkEntry("stages.networks.fcn", "Fcn16s", "Long 2015", "FCN with a skip from pool4"),
+        "stages.networks.fcn", "Fcn32s", "Long 2015", "VGG16, scores at stride 32, learnt deconvolution", _OWN_FC),
+    "fcn16s": NetworkEntry("stages.networks.fcn", "Fcn16s", "Long 2015", "FCN with a skip from pool4", _OWN_FC),
     "fcn8s": NetworkEntry(
-        "stages.networks.fcn", "Fcn8s", "Long 2015; FCN-8s report", "FCN with skips from pool4 and pool3"),
+        "stages.networks.fcn", "Fcn8s", "Long 2015; FCN-8s report", "FCN with skips from pool4 and pool3", _OWN_FC),
     "conv-vgg": NetworkEntry(
         "stages.networks.conv_vgg", "ConvVgg", "FCN-8s report", "VGG16 and one bilinear step, no skips"),
     "segnet": NetworkEntry(
@@ -60,7 +66,8 @@ NETWORKS = {
     "bisenet-mff": NetworkEntry(
         "stages.networks.bisenet", "BiSeNetMff", "Park & Heo 2021", "BiSeNet with multi-rate branches"),
     "dcsa-resnet": NetworkEntry(
-        "stages.networks.dcsa", "DcsaNetwork", "DCSA paper", "ResNet with deformable self-attention"),
+        "stages.networks.dcsa", "DcsaNetwork", "DCSA paper", "ResNet with deformable self-attention",
+        {"decoder": "unet"}),
 }
 # fmt: on
 """Name → constructor; the constructor's keyword arguments are the keys of the recipe's ``[network]`` table."""
@@ -88,12 +95,13 @@ def build_network(name: str, num_classes: int, *, with_depth: bool = True, **opt
     if num_classes < 1:
         raise UserError(f"network {name!r} cannot have {num_classes} classes; give at least 1")
     _check_kinds(name, {**options, "with_depth": with_depth})
-    resolved = {**defaults, **options}
-    network = NETWORKS[name](num_classes, with_depth=with_depth, **resolved)
-    # Defaults that follow from other options are written down too, so that rebuilding without weights keeps them.
-    resolved |= getattr(network, "settled_options", {})
-    network.spec = NetworkSpec(name, num_classes, with_depth, resolved)  # type: ignore[assignment]
-    return network  # type: ignore[return-value]
+    build, resolved = NETWORKS[name].load(), {**defaults, **options}
+    # What follows from other options is written down too, so that rebuilding without weights keeps it.
+    resolved |= build.settle_options(resolved)
+    network = build(num_classes, with_depth=with_depth, **resolved)
+    network.spec = NetworkSpec(name, num_classes, with_depth, resolved)
+    network.copyable_form = NETWORKS[name].copyable_form
+    return network
 
 
 def _check_kinds(name: str, options: dict[str, Any]) -> None:
@@ -123,8 +131,7 @@ def build_without_weights(name: str, num_classes: int, *, with_depth: bool = Tru
     weights = wanted.get("encoder_weights", "none")
     if weights == "none":
         return build_network(name, num_classes, with_depth=with_depth, **options)
-    settle = getattr(NETWORKS[name].load(), "settle_options", dict)
-    bare = {**options, **settle(wanted), "encoder_weights": "none"}
+    bare = {**options, **NETWORKS[name].load().settle_options(wanted), "encoder_weights": "none"}
     network = build_network(name, num_classes, with_depth=with_depth, **bare)
     if "encoder" in wanted:
         from stages.networks.encoders import find_normalisation
@@ -170,6 +177,7 @@ def segmentation_only(network: Network) -> nn.Module:
 
 __all__ = [
     "NETWORKS",
+    "SMALLEST_INPUT_PX",
     "NetworkEntry",
     "NetworkSpec",
     "build_network",

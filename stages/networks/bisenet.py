@@ -19,7 +19,6 @@ from stages.networks.branched import BranchedNetwork
 from stages.networks.dilated_encoder import build_encoder
 from stages.networks.encoders import find_normalisation
 from stages.networks.framing import resize_bilinear
-from stages.networks.interface import Outputs
 
 
 class TwoPaths(NamedTuple):
@@ -173,6 +172,8 @@ class _BiSeNet(BranchedNetwork):
     global_context = True
     one_value_px = 32
 
+    seg_head: BiSeNetHead
+
     def __init__(
         self,
         num_classes: int,
@@ -191,30 +192,20 @@ class _BiSeNet(BranchedNetwork):
         self.aux_weight = 1.0 if auxiliary else 0.0  # CoinCheung's loss: main + both auxiliary
         paths = TwoPathEncoder(encoder, encoder_weights, width)
         self.encoder = paths
+        self.fresh_in_encoder = ("spatial_path",)
         self.seg_decoder = BiSeNetDecoder(paths.context_channels, width, branches)
         self.seg_head = BiSeNetHead(width, num_classes, auxiliary=auxiliary)
         if with_depth:
             self.depth_decoder = BiSeNetDecoder(paths.context_channels, width, branches)
             self.depth_head = BiSeNetHead(width, 1, auxiliary=False)
 
-    def forward(self, images: Tensor, *, seg: bool = True, depth: bool = True) -> Outputs:
-        """Run both paths once and then the branches asked for; the arguments are those of every network."""
-        if not torch.compiler.is_exporting():
-            self.check_size(images)
-        size = images.shape[-2:]
-        paths = self.encoder(images)
-        outputs = Outputs(None, None)
-        if seg:
-            fused = self.seg_decoder(paths)
-            auxiliary = self.seg_head.compute_auxiliary(fused) if self.training else []  # type: ignore[operator]
-            outputs = outputs._replace(
-                seg_logits=resize_bilinear(self.seg_head(fused), size),
-                aux_seg_logits=tuple(resize_bilinear(logits, size) for logits in auxiliary),
-            )
-        if depth and hasattr(self, "depth_decoder"):
-            maps = self.depth_head(self.depth_decoder(paths))
-            outputs = outputs._replace(depth=resize_bilinear(maps, size).squeeze(1))
-        return outputs
+    def restore(self, maps: Tensor, size: torch.Size) -> Tensor:
+        """Enlarge a head's output to the size of the images."""
+        return resize_bilinear(maps, size)
+
+    def compute_auxiliary(self, features: TwoPaths, decoded: Fused, size: torch.Size) -> tuple[Tensor, ...]:  # noqa: ARG002
+        """Return the logits of the auxiliary heads."""
+        return tuple(resize_bilinear(logits, size) for logits in self.seg_head.compute_auxiliary(decoded))
 
 
 class BiSeNet(_BiSeNet):

@@ -7,7 +7,7 @@ decoders added; encoders other than ResNet, which the paper allows in a sentence
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from segmentation_models_pytorch.base import SegmentationHead
@@ -15,7 +15,7 @@ from segmentation_models_pytorch.base.initialization import initialize_decoder, 
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
-from data_cache.errors import UserError, unknown_name
+from data_cache.errors import UserError
 from stages.networks.branched import BranchedNetwork
 from stages.networks.deformable_attention import (
     AttentionOptions,
@@ -88,8 +88,6 @@ class DcsaNetwork(BranchedNetwork):
             UserError: for values that are not possible, and weights that cannot be had.
         """
         super().__init__()
-        if decoder not in get_args(Decoder):
-            raise unknown_name("decoder", decoder, get_args(Decoder))
         self.num_classes = num_classes
         self.normalisation = find_normalisation(encoder, encoder_weights)
         self.one_value_px = output_stride
@@ -98,9 +96,8 @@ class DcsaNetwork(BranchedNetwork):
         check_attention_options(gate, reduction)
         self.encoder = build_encoder(encoder, encoder_weights, output_stride=output_stride)
         options = AttentionOptions(reduction, gate, modulated, scale_attention, gain)
-        insert_attention(self.encoder, encoder, place, options)
+        self.fresh_in_encoder = insert_attention(self.encoder, encoder, place, options)
         channels: Sequence[int] = self.encoder.out_channels  # type: ignore[assignment]
-        self.copy_remedy = 'decoder = "unet"' if decoder == "none" else ""
         self.seg_decoder = _build_decoder(decoder, channels, decoder_channels)
         self.seg_head = _build_head(decoder, channels, decoder_channels, num_classes)
         if with_depth:

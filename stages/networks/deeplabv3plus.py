@@ -157,14 +157,13 @@ class _DeepLab(BranchedNetwork):
         _check_branch_options(plan)
         self.num_classes = num_classes
         self.normalisation = find_normalisation(choice.encoder, choice.encoder_weights)
-        # A network rebuilt without its pretrained weights must not settle "auto" the other way.
-        self.settled_options = self.settle_options(choice._asdict())
-        stride_plan: str = self.settled_options["stride_plan"]
+        stride_plan = choose_stride_plan(choice.encoder, choice.encoder_weights, choice.stride_plan)
         if not plan.rates:
             plan = plan._replace(rates=RATES_AT_8 if stride_plan == "os8" else RATES)
         backbone = build_tapped_encoder(**choice._replace(stride_plan=stride_plan)._asdict())
         channels: TapChannels = backbone.channels
         self.encoder = SharedFusionEncoder(backbone, PathFusion(channels, plan)) if share_aspp else backbone
+        self.fresh_in_encoder = ("fusion",) if share_aspp else ()
 
         def build_decoder() -> DeepLabDecoder:
             fusion = None if share_aspp else PathFusion(channels, plan)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from timm.models._efficientnet_blocks import InvertedResidual as TimmInvertedResidual
@@ -128,7 +128,7 @@ class Slot(NamedTuple):
     before: bool
 
 
-def insert_attention(encoder: nn.Module, name: str, place: Place, options: AttentionOptions) -> int:
+def insert_attention(encoder: nn.Module, name: str, place: Place, options: AttentionOptions) -> tuple[str, ...]:
     """Put attention modules into an encoder in place, whose feature maps keep their shapes.
 
     ``inside`` is in front of the last convolution of every block, where a bottleneck has its 3×3 convolution, norm and
@@ -143,15 +143,13 @@ def insert_attention(encoder: nn.Module, name: str, place: Place, options: Atten
         options: of every module.
 
     Returns:
-        The number of modules.
+        The names of the modules in the encoder.
 
     Raises:
         UserError: for an encoder of another family.
     """
-    if place not in get_args(Place):
-        raise UserError(f"unknown place {place!r} for the attention; possible: {', '.join(get_args(Place))}")
     if place == "none":
-        return 0
+        return ()
     slots = list(_find_slots_inside(encoder) if place == "inside" else _find_slots_after_stages(encoder))
     if not slots:
         raise UserError(
@@ -163,13 +161,11 @@ def insert_attention(encoder: nn.Module, name: str, place: Place, options: Atten
         attention = DeformableSelfAttention(slot.width, **options._asdict())
         pair = [("attention", attention), ("layer", layer)]
         setattr(slot.parent, slot.name, nn.Sequential(OrderedDict(pair if slot.before else reversed(pair))))
-    return len(slots)
+    return tuple(name for name, module in encoder.named_modules() if isinstance(module, DeformableSelfAttention))
 
 
-def check_attention_options(gate: str, reduction: int) -> None:
-    """Raise UserError for values that do not exist or do not go together."""
-    if gate not in get_args(Gate):
-        raise UserError(f"unknown gate {gate!r}; possible: {', '.join(get_args(Gate))}")
+def check_attention_options(gate: Gate, reduction: int) -> None:
+    """Raise UserError for values that are not possible or do not go together."""
     if reduction < 1:
         raise UserError(f"reduction {reduction} is not possible; give a positive number")
     if gate == "elementwise" and reduction != 1:

@@ -11,6 +11,7 @@ from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch import Tensor, nn
 
 from data_cache.errors import UserError
+from stages.networks import SMALLEST_INPUT_PX
 from stages.networks.interface import Normalisation
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -28,9 +29,6 @@ NORMALISATIONS = (
 Written down because smp 0.6 reads them from the Hub, which an offline machine cannot. Source: the `pretrained_settings`
 that smp up to 0.4 carried in its encoder files.
 """
-
-PROBE_PX = 64
-"""Side of the image that a new encoder is tried on; every network promises to take it."""
 
 
 class Skipped(nn.Module):
@@ -71,7 +69,7 @@ def drop_unused_weights(encoder: nn.Module, name: str) -> None:
     uses would be counted, saved and checked for gradients that never come. Names of the others stay as they were.
 
     Raises:
-        UserError: when the encoder cannot take an image of ``PROBE_PX``.
+        UserError: when the encoder cannot take an image of ``SMALLEST_INPUT_PX``.
     """
     parameters = list(encoder.parameters())
     training = encoder.training
@@ -79,13 +77,14 @@ def drop_unused_weights(encoder: nn.Module, name: str) -> None:
     encoder.eval()
     try:
         with torch.enable_grad():
-            features = encoder(_probe_images(encoder, PROBE_PX))
+            features = encoder(_probe_images(encoder, SMALLEST_INPUT_PX))
             total = sum(feature.sum() for feature in features if feature.requires_grad)
             gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     except (AssertionError, RuntimeError) as error:
         raise UserError(
-            f"encoder {name!r} cannot take an image of {PROBE_PX}x{PROBE_PX} px ({error}); choose an encoder without a "
-            'fixed image size, or for timm models that have the switch set encoder_options = {"strict_img_size": false}'
+            f"encoder {name!r} cannot take an image of {SMALLEST_INPUT_PX}x{SMALLEST_INPUT_PX} px ({error}); choose an "
+            "encoder without a fixed image size, or for timm models that have the switch set "
+            'encoder_options = {"strict_img_size": false}'
         ) from error
     finally:
         encoder.train(training)
@@ -108,7 +107,7 @@ def follows_odd_sizes(encoder: nn.Module) -> bool:
     training = encoder.training
     encoder.eval()
     try:
-        encoder(_probe_images(encoder, PROBE_PX + 1))
+        encoder(_probe_images(encoder, SMALLEST_INPUT_PX + 1))
     except (AssertionError, RuntimeError):
         return False
     finally:

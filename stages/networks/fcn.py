@@ -6,13 +6,13 @@ which trains the deconvolutions. Differs: depth branch added.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_cache.errors import UserError, unknown_name
+from data_cache.errors import UserError
 from stages.networks.branched import BranchedNetwork
 from stages.networks.encoders import IMAGENET
 from stages.networks.framing import pad_to_multiple
@@ -87,7 +87,7 @@ class Fcn(BranchedNetwork):
             UserError: for values that are not possible, and weights that cannot be had.
         """
         super().__init__()
-        _check_choices(padding, head, depth_branch, score_std)
+        _check_choices(padding, head, score_std)
         self.num_classes = num_classes
         self.normalisation = IMAGENET
         self.padding = padding
@@ -115,8 +115,8 @@ class Fcn(BranchedNetwork):
         if with_depth:
             self.depth_decoder = build_decoder(1)
             self.depth_head = build_head(1)
+        self.copyable_form_helps = head == "full"
         self.uncopied = frozenset(f"scores.{name}" for name in self.seg_decoder.scores.state_dict())
-        self.copy_remedy = "" if own_fc or head == "pool5" else 'depth_branch = "full"'
         copies = [module for module in self.modules() if isinstance(module, FullyConvolutional)]
         load_vgg16(features, copies, encoder_weights)
 
@@ -271,14 +271,7 @@ def _round_pools_up(features: nn.Sequential) -> None:
             layer.ceil_mode = True  # Caffe's rounding
 
 
-def _check_choices(padding: str, head: str, depth_branch: str, score_std: float) -> None:
-    for what, value, choices in (
-        ("padding", padding, Padding),
-        ("head", head, Head),
-        ("depth_branch", depth_branch, DepthBranch),
-    ):
-        if value not in get_args(choices):
-            raise unknown_name(what, value, get_args(choices))
+def _check_choices(padding: Padding, head: Head, score_std: float) -> None:
     if padding == "caffe" and head == "pool5":
         raise UserError(
             'padding "caffe" makes room for the unpadded fc6, which head "pool5" leaves out; '

@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 
 def fits(value: Any, wanted: Any) -> bool:
-    """Return whether a JSON value suits an annotation; which names or numbers are possible, the constructor says.
+    """Return whether a JSON value suits an annotation; which numbers are possible, the constructor says.
 
     Args:
         value: text, number, truth value, None, list or mapping.
@@ -18,7 +18,7 @@ def fits(value: Any, wanted: Any) -> bool:
     if origin in (Union, UnionType):
         return any(fits(value, argument) for argument in arguments)
     if origin is Literal:
-        return type(value) in {type(argument) for argument in arguments}
+        return value in arguments
     if origin in (Sequence, list, tuple):
         return isinstance(value, list | tuple) and all(fits(item, arguments[0]) for item in value)
     if origin is Mapping:

@@ -34,7 +34,6 @@ class PspNet(BranchedNetwork):
     The auxiliary head belongs to the segmentation head and is run in training mode only.
     """
 
-    tile_grid_px = 32
     global_context = True
 
     seg_head: PspHead
@@ -94,7 +93,7 @@ class PspNet(BranchedNetwork):
         """Upsample a head's output to the images."""
         return resize_bilinear(maps, (size[0], size[1]))
 
-    def compute_auxiliary(self, features: list[Tensor], size: torch.Size) -> tuple[Tensor, ...]:
+    def compute_auxiliary(self, features: list[Tensor], decoded: Tensor, size: torch.Size) -> tuple[Tensor, ...]:  # noqa: ARG002
         """Return the auxiliary logits, if there is such a head."""
         if self.seg_head.aux is None:
             return ()

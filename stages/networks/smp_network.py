@@ -6,10 +6,11 @@ Source: the pseudo-depth paper, the multi-decoder U-Net; smp's other architectur
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
@@ -19,6 +20,7 @@ from segmentation_models_pytorch.base.initialization import initialize_decoder, 
 from torch import Tensor, nn
 
 from data_cache.errors import UserError, unknown_name
+from stages.networks.branched import BranchedNetwork
 from stages.networks.encoder_weights import (
     build_no_connection_error,
     is_weights_file,
@@ -26,31 +28,15 @@ from stages.networks.encoder_weights import (
     resolve_smp_weights,
 )
 from stages.networks.encoders import check_encoder_name, drop_unused_weights, find_normalisation, follows_odd_sizes
-from stages.networks.interface import Outputs
-from stages.networks.parts import Part
-from stages.networks.smp_architectures import ARCHITECTURES, DecoderChannels, resolve_smp_keywords
-from stages.networks.spec import NetworkSpec
+from stages.networks.smp_architectures import ARCHITECTURES, Architecture, DecoderChannels, resolve_smp_keywords
 
 
-class SizeRule(NamedTuple):
-    """What image sizes a network computes on; images in between are padded and the outputs cropped."""
-
-    multiple_px: int
-    minimum_px: int
-    smallest_input_px: int
-    """Shorter sides are refused: nothing would be left of them in the deepest feature map."""
-
-
-class SmpNetwork(nn.Module):
+class SmpNetwork(BranchedNetwork):
     """Shared smp encoder, a decoder and head for segmentation, and unless stripped another pair for depth.
 
     With the same torch seed and options, encoder and segmentation branch start with the same bits whether or not the
     depth branch exists, and with those of smp's own model.
     """
-
-    aux_weight = 0.0
-    uncopied: frozenset[str] = frozenset()
-    spec: NetworkSpec
 
     def __init__(
         self,
@@ -112,34 +98,7 @@ class SmpNetwork(nn.Module):
             redraw = ARCHITECTURES[architecture].reinitialised
             self.depth_decoder = _draw_decoder_like(self.seg_decoder, redraw=redraw)
             self.depth_head = _draw_depth_head_like(self.seg_head, redraw=redraw)
-        self.size_rule = self._compute_size_rule()
-        self.tile_grid_px = int(self.encoder.output_stride)
-        self.global_context = ARCHITECTURES[architecture].global_context
-
-    def parts(self) -> dict[Part, nn.Module]:
-        """Return each part's module; the depth parts are missing when built without them."""
-        modules = {part: getattr(self, (part.name or "").lower(), None) for part in Part}
-        return {part: module for part, module in modules.items() if module is not None}
-
-    def forward(self, images: Tensor, *, seg: bool = True, depth: bool = True) -> Outputs:
-        """Run the encoder once and then the branches asked for.
-
-        Args:
-            images: (B, 3, H, W), normalised by ``normalisation``.
-            seg: whether to compute segmentation logits.
-            depth: whether to compute depth; without a depth branch there is none.
-
-        Returns:
-            Outputs at the size of the images.
-        """
-        depth = depth and hasattr(self, "depth_decoder")
-        if not torch.compiler.is_exporting():
-            self._check_size(images)
-        features = self.encoder(self._pad(images))
-        height, width = images.shape[-2:]
-        seg_logits = self._crop(self.seg_head(self.seg_decoder(features)), height, width) if seg else None
-        inverse_depth = self._crop(self.depth_head(self.depth_decoder(features)), height, width) if depth else None
-        return Outputs(seg_logits, None if inverse_depth is None else inverse_depth.squeeze(1))
+        self._set_sizes(ARCHITECTURES[architecture])
 
     def smp_config(self) -> dict[str, Any]:
         """Return the config.json with which ``smp.from_pretrained`` builds the segmentation half of this network."""
@@ -181,51 +140,41 @@ class SmpNetwork(nn.Module):
                 "choose another encoder or architecture"
             ) from error
 
-    def _compute_size_rule(self) -> SizeRule:
-        architecture = ARCHITECTURES[self.architecture]
-        stride = int(self.encoder.output_stride)
-        multiple = 1 if architecture.any_size and follows_odd_sizes(self.encoder) else stride
-        return SizeRule(multiple, stride * architecture.min_features_px, stride)
+    def _set_sizes(self, row: Architecture) -> None:
+        """Say which image sizes work; images in between are padded and the outputs cropped."""
+        stride = int(self.encoder.output_stride)  # type: ignore[arg-type]
+        self.pad_multiple_px = 1 if row.any_size and follows_odd_sizes(self.encoder) else stride
+        self.pad_least_px = stride * row.min_features_px
+        self.smallest_input_px = self.tile_grid_px = stride
+        self.one_value_px = math.inf if row.pools_globally else stride
+        self.global_context = row.global_context
 
-    def _check_size(self, images: Tensor) -> None:
-        batch, _, height, width = images.shape
-        smallest = self.size_rule.smallest_input_px
-        encoder = self._smp_keywords["encoder_name"]
-        if min(height, width) < smallest:
-            raise UserError(
-                f"images of {height}x{width} px are too small for {self.architecture} with encoder {encoder} (stride "
-                f"{smallest}); pad or resize them to at least {max(height, smallest)}x{max(width, smallest)}"
-            )
-        one_value = max(height, width) <= smallest or ARCHITECTURES[self.architecture].pools_globally
-        if self.training and batch == 1 and one_value:
-            raise UserError(
-                f"{self.architecture} with encoder {encoder} cannot train on a single image of {height}x{width} px, "
-                "because its batch norm would see one value per channel; set batch_size to at least 2"
-                + ("" if ARCHITECTURES[self.architecture].pools_globally else f" or a crop side above {smallest}")
-            )
+    def describe(self) -> str:
+        """Return what messages call this network."""
+        return f"{self.architecture} with encoder {self._smp_keywords['encoder_name']}"
 
-    def _pad(self, images: Tensor) -> Tensor:
+    def prepare(self, images: Tensor) -> Tensor:
         """Pad right and bottom with 0 (the mean colour) to a size that the architecture computes on."""
-        multiple, minimum, _ = self.size_rule
+        multiple = self.pad_multiple_px
         if multiple == 1:
             return images
         height, width = images.shape[-2:]
         # Only positive numbers are divided: ONNX rounds the division of integers towards 0 where Python rounds down.
-        pad_bottom = (torch.sym_max(height, minimum) + multiple - 1) // multiple * multiple - height
-        pad_right = (torch.sym_max(width, minimum) + multiple - 1) // multiple * multiple - width
+        pad_bottom = (torch.sym_max(height, self.pad_least_px) + multiple - 1) // multiple * multiple - height
+        pad_right = (torch.sym_max(width, self.pad_least_px) + multiple - 1) // multiple * multiple - width
         # While exporting the sizes may be symbols, on which a branch would fix them.
         if not torch.compiler.is_exporting() and pad_bottom == pad_right == 0:
             return images
         return F.pad(images, (0, pad_right, 0, pad_bottom))  # type: ignore[arg-type]
 
-    def _crop(self, maps: Tensor, height: int, width: int) -> Tensor:
+    def restore(self, maps: Tensor, size: torch.Size) -> Tensor:
         """Undo the padding."""
-        if self.size_rule.multiple_px == 1:
+        if self.pad_multiple_px == 1:
             return maps
         if torch.compiler.is_exporting():
             # A slice would fix whether there is anything to cut off to what the traced size needs (torch 2.15).
-            return F.pad(maps, (0, width - maps.shape[-1], 0, height - maps.shape[-2]))
-        return maps[..., :height, :width]
+            return F.pad(maps, (0, size[1] - maps.shape[-1], 0, size[0] - maps.shape[-2]))
+        return super().restore(maps, size)
 
 
 def _draw_decoder_like(decoder: nn.Module, *, redraw: bool) -> nn.Module:

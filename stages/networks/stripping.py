@@ -14,7 +14,6 @@ class SegmentationOnly(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        assert isinstance(network, nn.Module)
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
@@ -30,10 +29,8 @@ def build_stripped(network: Network) -> Network:
     The copy has the device, the dtypes and the training mode of the original, and shares no memory with it. The global
     random state is left as it was.
     """
-    assert isinstance(network, nn.Module)
     with torch.random.fork_rng(devices=[]):
         stripped = rebuild_network(network.spec.without_depth().without_pretrained())
-    assert isinstance(stripped, nn.Module)
     stripped.spec = network.spec.without_depth()
     stripped.normalisation = network.normalisation  # some published weights have their own; none were asked for here
     first = next(network.parameters())

@@ -94,11 +94,10 @@ class UNetValid(UNetClassic):
         Returns:
             Outputs 184 px smaller each way: those of the window without its 92 px border.
         """
-        depth = depth and hasattr(self, "depth_head")
         features = self.encoder(windows)
         return Outputs(
             self.seg_head(self.seg_decoder(features)) if seg else None,
-            self.depth_head(self.depth_decoder(features)).squeeze(1) if depth else None,
+            self.depth_head(self.depth_decoder(features)).squeeze(1) if depth and self.has_depth else None,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -13,42 +13,54 @@ from stages.networks.parts import Part
 
 
 class TrainingScope:
-    """Keeps exactly certain parts of a network learning; made by ``training_parts``."""
+    """Keeps exactly certain modules of a network learning; made by ``training_parts``."""
 
-    def __init__(self, network: Network, parts: Part) -> None:
+    def __init__(self, network: Network, modules: Iterable[nn.Module]) -> None:
         self._network = network
-        self.parts = parts
+        self._modules = tuple(modules)
 
     def apply(self) -> None:
         """Set modes and gradients anew; call it after whatever called ``train()`` or ``eval()``: an evaluation.
 
-        Frozen parts stand in eval mode: without gradient alone, their batch-norm statistics and dropout would move on.
+        What is frozen is in eval mode: without gradient alone, batch-norm statistics and dropout would move on.
         """
-        as_module(self._network).train()
-        for part, module in self._network.parts().items():
-            learns = part in self.parts
-            module.train(learns)
-            for parameter in module.parameters():
-                if parameter.requires_grad != learns:
-                    parameter.requires_grad_(learns)
+        learning = {parameter for module in self._modules for parameter in module.parameters()}
+        self._network.train()
+        for module in self._network.parts().values():
+            module.eval()
+        for module in self._modules:
+            module.train()
+        for parameter in self._network.parameters():
+            if parameter.requires_grad != (parameter in learning):
+                parameter.requires_grad_(parameter in learning)
 
 
-@contextmanager
-def training_parts(network: Network, parts: Part) -> Iterator[TrainingScope]:
-    """Let exactly these parts learn inside the ``with`` block and restore every flag on leaving it.
-
-    Args:
-        network: every part of it that is not named stays bit-identical, batch-norm statistics included.
-        parts: one part or several joined with ``|``.
+def trained_modules(network: Network, parts: Part, *, fresh: bool = False) -> dict[str, nn.Module]:
+    """Return what learns by dotted name: the parts, and if ``fresh`` the encoder's modules that were never pretrained.
 
     Raises:
         UserError: the network lacks one of the parts.
     """
     check_parts_exist(network, parts)
-    root = as_module(network)
-    modes = {module: module.training for module in root.modules()}
-    gradients = {parameter: parameter.requires_grad for parameter in root.parameters()}
-    scope = TrainingScope(network, parts)
+    modules = {part.names()[0]: module for part, module in network.parts().items() if part in parts}
+    return (network.fresh_modules() if fresh else {}) | modules
+
+
+@contextmanager
+def training_parts(network: Network, parts: Part, *, fresh: bool = False) -> Iterator[TrainingScope]:
+    """Let exactly these parts learn inside the ``with`` block and restore every flag on leaving it.
+
+    Args:
+        network: all else of it stays bit-identical, batch-norm statistics included.
+        parts: one part or several joined with ``|``.
+        fresh: whether the encoder's modules that were never pretrained learn too.
+
+    Raises:
+        UserError: the network lacks one of the parts.
+    """
+    scope = TrainingScope(network, trained_modules(network, parts, fresh=fresh).values())
+    modes = {module: module.training for module in network.modules()}
+    gradients = {parameter: parameter.requires_grad for parameter in network.parameters()}
     try:
         scope.apply()
         yield scope
@@ -68,9 +80,3 @@ def check_parts_exist(network: Network, parts: Part) -> None:
             f"this network has no {', '.join(missing)}; it has {', '.join(part.names()[0] for part in present)}. "
             "Build it with its depth branch, or choose a schedule that trains only what it has (seg-only)"
         )
-
-
-def as_module(network: Network) -> nn.Module:
-    """Return the network as the ``nn.Module`` that every implementation of the protocol is."""
-    assert isinstance(network, nn.Module)
-    return network

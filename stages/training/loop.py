@@ -14,8 +14,8 @@ from data_cache.errors import UserError
 from data_cache.sample import Batch
 from stages.networks.interface import Network
 from stages.training.checkpoint import read_checkpoint, write_checkpoint
-from stages.training.encoder_policy import parts_to_train
-from stages.training.freezing import TrainingScope, as_module, training_parts
+from stages.training.encoder_policy import parts_to_train, trains_fresh_only
+from stages.training.freezing import TrainingScope, training_parts
 from stages.training.interruption import Interrupted, StopFlag, stop_on_signals, worker_deaths_unheard
 from stages.training.losses import LossSettings
 from stages.training.metrics_log import MetricsLog, StepReport
@@ -102,10 +102,11 @@ def train_phase(
             "at least 1"
         )
     engine = Engine(device, resolve_precision(precision, device), channels_last, compile)
-    module = as_module(network).to(device)
+    network.to(device)
     if channels_last:
-        module.to(memory_format=torch.channels_last)
-    with training_parts(network, parts_to_train(optim.encoder_policy, phase)) as scope:
+        network.to(memory_format=torch.channels_last)
+    policy = optim.encoder_policy
+    with training_parts(network, parts_to_train(policy, phase), fresh=trains_fresh_only(policy, phase)) as scope:
         trainer = PhaseTrainer(
             network, phase, total_steps=total_steps, seed=seed, optim=optim, losses=losses, engine=engine
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from data_cache.errors import UserError, nearest, unknown_name
 from stages.networks.interface import Network
 from stages.networks.parts import ENCODER, NAMED_PARTS, Part
-from stages.training.encoder_policy import EncoderPolicy, find_encoder_lr_factor, parts_to_train
+from stages.training.encoder_policy import EncoderPolicy, find_encoder_lr_factor, parts_to_train, trains_fresh_only
+from stages.training.freezing import trained_modules
 from stages.training.schedule import Phase
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -86,13 +87,19 @@ class OptimSettings:
             raise UserError("; ".join(problems))
 
 
-def compute_lr_factors(phase: Phase, settings: OptimSettings) -> dict[Part, float]:
-    """Return the factor on the learning rate of each single part."""
+def modules_of_phase(network: Network, phase: Phase, settings: OptimSettings) -> dict[str, nn.Module]:
+    """Return by dotted name the modules that a phase trains under the encoder policy."""
+    policy = settings.encoder_policy
+    return trained_modules(network, parts_to_train(policy, phase), fresh=trains_fresh_only(policy, phase))
+
+
+def compute_lr_factors(phase: Phase, settings: OptimSettings, *, fresh: bool = False) -> dict[Part, float]:
+    """Return the factor on the learning rate of each single part, or of what in it was never pretrained."""
     factors = dict.fromkeys(Part, 1.0)
     named = [(NAMED_PARTS[name], factor) for name, factor in settings.part_lr_factors.items()]
     for parts, factor in sorted(named, key=lambda item: -len(item[0].names())):  # narrower ones later, so they hold
         factors |= dict.fromkeys((part for part in Part if part in parts), factor)
-    factors[ENCODER] *= find_encoder_lr_factor(settings.encoder_policy, phase)
+    factors[ENCODER] *= 1.0 if fresh else find_encoder_lr_factor(settings.encoder_policy, phase)
     return factors
 
 
@@ -200,15 +207,19 @@ class PhaseOptimiser:
 
 
 class MovingAverage:
-    """Exponential moving average of the trained parts, parameters and float buffers alike.
+    """Exponential moving average of the trained modules, parameters and float buffers alike.
 
     The decay rises as min(decay, (1 + t)/(10 + t)), so that a short phase is not averaged with its starting weights.
     Integer buffers (batch-norm counters) are taken as they are.
     """
 
-    def __init__(self, network: Network, parts: Part, decay: float) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
         self._decay = decay
-        self._live = dict(_named_tensors(network, parts))
+        self._live = {
+            f"{prefix}.{name}": value.detach()
+            for prefix, module in modules.items()
+            for name, value in module.state_dict(keep_vars=True).items()
+        }
         self._average = {name: value.detach().clone() for name, value in self._live.items()}
         floats = [name for name, value in self._live.items() if value.is_floating_point()]
         self._floats = ([self._average[name] for name in floats], [self._live[name] for name in floats])
@@ -243,19 +254,18 @@ class MovingAverage:
 def _group_parts(
     network: Network, phase: Phase, settings: OptimSettings, named: dict[str, nn.Parameter]
 ) -> Iterator[dict]:
-    """Yield one parameter group per trained part and weight decay; fills ``named`` with what it grouped."""
-    trains = parts_to_train(settings.encoder_policy, phase)
-    factors = compute_lr_factors(phase, settings)
-    for part, module in network.parts().items():
-        if part not in trains:
-            continue
-        inside = {f"{part.names()[0]}.{name}": value for name, value in module.named_parameters()}
-        named |= inside
-        undecayed = [] if settings.decay_norm_and_bias else [value for value in inside.values() if value.ndim < 2]
-        decayed = [value for value in inside.values() if settings.decay_norm_and_bias or value.ndim >= 2]
-        for parameters, decay in ((decayed, settings.weight_decay), (undecayed, 0.0)):
-            if parameters:
-                yield {"params": parameters, "weight_decay": decay, "lr_factor": factors[part]}
+    """Yield one parameter group per trained module, learning rate and weight decay; fills ``named`` with them all."""
+    never_pretrained = {value for module in network.fresh_modules().values() for value in module.parameters()}
+    factors = {fresh: compute_lr_factors(phase, settings, fresh=fresh) for fresh in (False, True)}
+    for prefix, module in modules_of_phase(network, phase, settings).items():
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, value in module.named_parameters():
+            named[f"{prefix}.{name}"] = value
+            factor = factors[value in never_pretrained][Part.parse(prefix.partition(".")[0])]
+            decays = settings.decay_norm_and_bias or value.ndim >= 2
+            groups.setdefault((factor, settings.weight_decay if decays else 0.0), []).append(value)
+        for (factor, decay), parameters in groups.items():
+            yield {"params": parameters, "weight_decay": decay, "lr_factor": factor}
 
 
 def _group_balance(balance: nn.Module, named: dict[str, nn.Parameter]) -> Iterator[dict]:
@@ -280,10 +290,3 @@ def _build(settings: OptimSettings, groups: list[dict], lr: float) -> torch.opti
 
 def _fuses(device: torch.device) -> bool:
     return device.type in ("cpu", "cuda", "mps")
-
-
-def _named_tensors(network: Network, parts: Part) -> Iterable[tuple[str, Tensor]]:
-    for part, module in network.parts().items():
-        if part in parts:
-            for name, value in module.state_dict(keep_vars=True).items():
-                yield f"{part.names()[0]}.{name}", value.detach()

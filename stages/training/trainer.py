@@ -16,11 +16,9 @@ from data_cache.sample import IGNORE_INDEX, Batch
 from stages.networks.interface import Network
 from stages.training.balance import LossBalance
 from stages.training.checkpoint import load_tensors
-from stages.training.encoder_policy import parts_to_train
-from stages.training.freezing import as_module
 from stages.training.losses import LossSettings, compute_terms
 from stages.training.metrics_log import StepReport
-from stages.training.optimisation import MovingAverage, OptimSettings, PhaseOptimiser
+from stages.training.optimisation import MovingAverage, OptimSettings, PhaseOptimiser, modules_of_phase
 from stages.training.schedule import Phase
 
 
@@ -63,8 +61,8 @@ class PhaseTrainer:
         self._forward = _compiled(network, engine.device) if engine.compile else network
         self._balance = LossBalance(phase, losses, network.aux_weight, engine.device)
         self._optimiser = PhaseOptimiser(network, phase, optim, total_steps, self._balance)
-        trained = parts_to_train(optim.encoder_policy, phase)
-        self._average = None if optim.ema_decay is None else MovingAverage(network, trained, optim.ema_decay)
+        modules = modules_of_phase(network, phase, optim)
+        self._average = None if optim.ema_decay is None else MovingAverage(modules, optim.ema_decay)
 
     def train_step(self, step: int, batch: Batch) -> StepReport:
         """Do the step that follows ``step`` finished ones.
@@ -103,7 +101,7 @@ class PhaseTrainer:
     def state(self) -> dict[str, Tensor]:
         """Return all of it as ``<group>/<name>``."""
         groups = {
-            "network": as_module(self._network).state_dict(),
+            "network": self._network.state_dict(),
             "optimiser": self._optimiser.state(),
             "balance": self._balance.state_dict(),
             "average": self._average.state() if self._average else {},
@@ -120,7 +118,7 @@ class PhaseTrainer:
         for key, value in tensors.items():
             group, _, name = key.partition("/")
             groups[group][name] = value
-        load_tensors(as_module(self._network).state_dict(), groups["network"], "the checkpoint")
+        load_tensors(self._network.state_dict(), groups["network"], "the checkpoint")
         load_tensors(self._balance.state_dict(), groups["balance"], "the checkpoint's loss balance")
         self._optimiser.load_state(groups["optimiser"])
         if self._average:
@@ -192,4 +190,4 @@ def _seed_of_step(seed: int, step: int) -> int:
 def _compiled(network: Network, device: torch.device) -> Network:
     if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++")):
         raise UserError("--compile on a CPU needs a C++ compiler, and neither g++ nor clang++ was found; leave it out")
-    return cast(Network, torch.compile(as_module(network)))
+    return cast(Network, torch.compile(network))

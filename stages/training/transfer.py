@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_cache.errors import UserError
 from stages.networks.interface import Network
 from stages.networks.parts import Part
-from stages.training.freezing import as_module, check_parts_exist
+from stages.training.freezing import check_parts_exist
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,8 @@ def plan_copy(network: Network, source: Part, target: Part) -> CopyReport:
         found = (
             f"all {len(skipped)} tensors of these decoders depend on the task" if skipped else "there are no weights"
         )
-        remedy = getattr(network, "copy_remedy", "")
         raise UserError(
-            f"copy {what} has nothing to copy: {found}; {f'set {remedy}, or ' if remedy else ''}"
-            "run the schedule without --copy-weights"
+            f"copy {what} has nothing to copy: {found}; {_name_remedy(network)}run the schedule without --copy-weights"
         )
     return CopyReport(tuple(copied), tuple(skipped))
 
@@ -82,9 +81,12 @@ def _states(network: Network, source: Part, target: Part) -> tuple[dict[str, Ten
 
 
 def _uncopied(network: Network, part: Part, state: dict[str, Tensor]) -> set[str]:
-    prefix = _attribute_of(as_module(network), network.parts()[part])
-    return {name for name in state if name in network.uncopied or f"{prefix}{name}" in network.uncopied}
+    prefix = next(name for name, child in network.named_children() if child is network.parts()[part])
+    return {name for name in state if name in network.uncopied or f"{prefix}.{name}" in network.uncopied}
 
 
-def _attribute_of(root: nn.Module, module: nn.Module) -> str:
-    return next((f"{name}." for name, child in root.named_modules() if child is module and name), "")
+def _name_remedy(network: Network) -> str:
+    """Name the options that would give the decoders something to copy, where they are not set already."""
+    form = network.copyable_form if network.copyable_form_helps else {}
+    missing = [f"{key} = {json.dumps(value)}" for key, value in form.items() if network.spec.options[key] != value]
+    return f"set {' and '.join(missing)}, or " if missing else ""

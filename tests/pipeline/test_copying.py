@@ -7,13 +7,14 @@ import torch
 
 from data_cache.errors import UserError
 from pipeline.experiment.config import RunConfig, load_config
-from pipeline.experiment.expand import COPYABLE_FORMS, choose_copyable_forms
+from pipeline.experiment.expand import choose_copyable_forms
 from pipeline.experiment.tables import TABLES, table_rows
 from stages.networks import NETWORKS, build_without_weights
 from stages.training.schedule import Part
 from stages.training.transfer import plan_copy
 
 SCHEDULES = TABLES["schedules"]
+COPYABLE_FORMS = {name: dict(entry.copyable_form) for name, entry in NETWORKS.items() if entry.copyable_form}
 
 
 def rows_of_schedules(network: str, **options: object) -> list[tuple[str, RunConfig]]:

@@ -218,8 +218,7 @@ def test_a_fresh_network_sends_gradient_into_every_weight(fresh_network):
 
 def test_a_single_image_of_the_smallest_side_trains_or_the_remedy_is_named(fresh_network):
     network = copy.deepcopy(fresh_network).train()
-    rule = getattr(network, "size_rule", network)
-    side_px = rule.smallest_input_px
+    side_px = network.smallest_input_px
     try:
         outputs = network(draw_images(1, side_px, side_px))
     except UserError as error:

@@ -94,10 +94,11 @@ def test_odd_sizes_under_encoders_of_every_kind(encoder):
 
 
 def test_padding_is_for_architectures_and_encoders_that_need_it():
-    assert build().size_rule.multiple_px == 1
-    assert build(encoder="tu-hrnet_w18_small").size_rule.multiple_px == 32
-    assert build(architecture="fpn").size_rule.multiple_px == 32
-    assert build(architecture="pan").size_rule == (16, 128, 16)
+    assert build().pad_multiple_px == 1
+    assert build(encoder="tu-hrnet_w18_small").pad_multiple_px == 32
+    assert build(architecture="fpn").pad_multiple_px == 32
+    pan = build(architecture="pan")
+    assert (pan.pad_multiple_px, pan.pad_least_px, pan.smallest_input_px) == (16, 128, 16)
 
 
 def test_padding_changes_nothing_that_a_padded_image_would_not():

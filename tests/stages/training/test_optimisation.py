@@ -10,7 +10,7 @@ from data_cache.errors import UserError
 from stages.networks.parts import DEPTH_BRANCH, ENCODER, EVERYTHING, SEG_BRANCH, Part
 from stages.training.balance import LossBalance
 from stages.training.encoder_policy import parts_to_train
-from stages.training.freezing import training_parts
+from stages.training.freezing import trained_modules, training_parts
 from stages.training.losses import LossSettings
 from stages.training.optimisation import (
     MovingAverage,
@@ -193,7 +193,7 @@ def test_state_round_trip_continues_with_the_same_bits(optimizer):
 
 def test_moving_average_is_its_recurrence_over_weights_and_statistics():
     network = build_toy()
-    average = MovingAverage(network, SEG_BRANCH, decay=0.3)
+    average = MovingAverage(trained_modules(network, SEG_BRANCH), decay=0.3)
     weight, mean = network.seg_head.weight, network.seg_decoder[1].running_mean
     expected = [weight.detach().clone(), mean.clone()]
     untouched = network.encoder[0].weight.detach().clone()

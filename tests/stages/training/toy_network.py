@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from data_cache.sample import IGNORE_INDEX, Batch
-from stages.networks.interface import Normalisation, Outputs
-from stages.networks.parts import Part
+from stages.networks.interface import Network, Normalisation, Outputs
 
 NUM_CLASSES = 4
 
 
-class ToyNetwork(nn.Module):
+class ToyNetwork(Network):
     """Encoder and two decoders of one convolution each."""
 
     def __init__(self, *, with_depth: bool = True, aux: bool = False, dropout: float = 0.1) -> None:
@@ -22,7 +21,6 @@ class ToyNetwork(nn.Module):
         self.num_classes = NUM_CLASSES
         self.normalisation = Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
         self.aux_weight = 0.4 if aux else 0.0
-        self.uncopied: frozenset[str] = frozenset()
         self.encoder = nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(dropout)
         )
@@ -32,10 +30,6 @@ class ToyNetwork(nn.Module):
             self.depth_decoder = _decoder()
             self.depth_head = nn.Conv2d(8, 1, 1)
         self.runs = {"seg": 0, "depth": 0}
-
-    def parts(self) -> dict[Part, nn.Module]:
-        modules = {part: part.names()[0].replace("-", "_") for part in Part}
-        return {part: getattr(self, name) for part, name in modules.items() if hasattr(self, name)}
 
     def forward(self, images: Tensor, *, seg: bool = True, depth: bool = True) -> Outputs:
         features = self.encoder(images)
