@@ -139,6 +139,10 @@ def score_model(
     margin = _choose_margin(tile, margin)
     model = open_model(session, reference, device)
     config = model.config.changed({key: value for key, value in changes.items() if value is not None})
+    if tile is not None:
+        if changes.get("evaluation.size") == "recipe":
+            raise UserError("--tile cuts images at their own size, which --size recipe gives up; drop one of them")
+        config = config.changed({"evaluation.size": "original"})
     dataset = open_split(config, session.workspace, config.evaluation.split)
     learnt_depth = model.has_depth and config.build_schedule().needs_depth
     store = _labels_if_any(config, session, dataset) if learnt_depth else None

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_cache.errors import UserError
 from data_cache.metrics import in_declared_order
 from data_cache.sample import Batch
 from stages.evaluation.boundary import BoundaryScores
 from stages.evaluation.depth_errors import DepthErrors
+from stages.evaluation.forward import Precision, Predictions, evaluation_mode
 from stages.evaluation.metrics import ClassScore, SegCounts, find_background
-from stages.networks.interface import Network, Outputs
-
-Precision = Literal["float32", "bfloat16"]
+from stages.evaluation.tiling import predict
+from stages.networks.interface import Outputs
 
 OnPredictions = Callable[[Batch, Tensor, Tensor | None], None]
 """Called per batch with the batch, (B, H, W) uint8 predictions and (B, H, W) float32 depth or None, all on the CPU."""
@@ -67,7 +65,7 @@ def evaluate(
 
     Args:
         network: a ``Network``, or anything that maps (B, 3, H, W) images to (B, C, h, w) logits, such as an exported
-            segmentation-only module. An ``nn.Module`` must already be on ``device``.
+            segmentation-only module; in tiles as a ``TiledNetwork``. An ``nn.Module`` must already be on ``device``.
         batches: may differ in batch size and resolution; void pixels are not scored.
         class_names: one per class.
         with_depth: also run the depth branch and score it against the batches' targets.
@@ -89,12 +87,19 @@ def evaluate(
     with evaluation_mode(network), torch.inference_mode():
         for batch in batches:
             try:
-                outputs = run_network(network, batch.images.to(device), precision=precision, depth=with_depth)
+                predicted = predict(
+                    network,
+                    batch.images.to(device),
+                    batch.seg_labels.shape[-2:],
+                    precision=precision,
+                    depth=with_depth,
+                    on_outputs=partial(_check_outputs, batch.image_ids, num_classes, with_depth=with_depth),
+                )
             except UserError as error:
                 raise UserError(f"image {', '.join(batch.image_ids)}: {error}") from error
-            predictions, depth = scores.update(batch, outputs)
+            depth = scores.update(batch, predicted)
             if on_predictions is not None:
-                on_predictions(batch, predictions.cpu(), depth)
+                on_predictions(batch, predicted.seg_labels.cpu(), depth)
     _check_counts(scores.counts)
     return Evaluation(
         metrics=scores.compute(),
@@ -114,82 +119,31 @@ class _Scores:
     boundary: BoundaryScores
     depth_errors: DepthErrors | None
 
-    def update(self, batch: Batch, outputs: Outputs) -> tuple[Tensor, Tensor | None]:
-        """Score one batch; return (B, H, W) predictions on the network's device and depth on the CPU, at label size."""
-        logits = _check_logits(outputs, batch.image_ids, self.counts.num_classes)
-        predictions = predict_labels(logits, batch.seg_labels.shape[-2:])
-        labels = batch.seg_labels.to(predictions.device)
-        self.counts.update(predictions, labels)
-        self.boundary.update(predictions, labels)
+    def update(self, batch: Batch, predicted: Predictions) -> Tensor | None:
+        """Score one batch; return its depth on the CPU, at label size."""
+        labels = batch.seg_labels.to(predicted.seg_labels.device)
+        self.counts.update(predicted.seg_labels, labels)
+        self.boundary.update(predicted.seg_labels, labels)
         if self.depth_errors is None:
-            return predictions, None
+            return None
+        assert predicted.depth is not None
         if batch.inverse_depth is None or batch.depth_valid is None:
             raise UserError(
                 f"no depth for image {batch.image_ids[0]!r}, so the depth branch cannot be scored; "
                 "give the evaluation a depth store (pipeline pseudo-depth) or evaluate without depth"
             )
-        depth = resize_depth(_check_depth(outputs, batch.image_ids), batch.inverse_depth.shape[-2:]).cpu()
+        depth = predicted.depth.cpu()
         self.depth_errors.update(depth, batch.inverse_depth, batch.depth_valid)
-        return predictions, depth
+        return depth
 
     def compute(self) -> dict[str, float]:
         metrics = self.counts.compute() | {"boundary_f1": self.boundary.compute()}
         return in_declared_order(metrics | (self.depth_errors.compute() if self.depth_errors else {}))
 
 
-@contextmanager
-def evaluation_mode(network: object) -> Iterator[None]:
-    """Put a network into eval mode; afterwards each module is in the mode it was in, frozen parts included."""
-    modes = [(module, module.training) for module in network.modules()] if isinstance(network, nn.Module) else []
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def run_network(
-    network: Callable[..., Any], images: Tensor, *, precision: Precision = "float32", depth: bool = False
-) -> Outputs:
-    """Return one forward pass of a ``Network`` or of a segmentation-only module, in the given precision."""
-    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-        outputs = network(images, seg=True, depth=depth) if takes_branches(network) else network(images)
-    return outputs if isinstance(outputs, Outputs) else Outputs(outputs, None)
-
-
-def takes_branches(network: Callable[..., Any]) -> bool:
-    """Return whether calls take ``seg=`` and ``depth=`` as a ``Network``'s do; exported modules take images only."""
-    if isinstance(network, Network):  # a compiled network hides its signature but not its attributes
-        return True
-    call = network.forward if isinstance(network, nn.Module) else network
-    return {"seg", "depth"} <= set(inspect.signature(call).parameters)
-
-
-def predict_labels(seg_logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Return (B, H, W) uint8 argmax labels at ``size``.
-
-    Resized logits are the largest tensor of an evaluation (C times the label map in float32), so they are made for one
-    image at a time.
-    """
-    if tuple(seg_logits.shape[-2:]) == tuple(size):
-        return seg_logits.argmax(dim=1).to(torch.uint8)
-    resized = (F.interpolate(one.unsqueeze(0).float(), tuple(size), mode="bilinear") for one in seg_logits)
-    return torch.cat([one.argmax(dim=1).to(torch.uint8) for one in resized])
-
-
-def resize_depth(depth: Tensor, size: Sequence[int]) -> Tensor:
-    """Return (B, H, W) float32 depth at ``size``."""
-    depth = depth.float()
-    if tuple(depth.shape[-2:]) == tuple(size):
-        return depth
-    return F.interpolate(depth.unsqueeze(1), tuple(size), mode="bilinear").squeeze(1)
-
-
-def _check_logits(outputs: Outputs, image_ids: Sequence[str], num_classes: int) -> Tensor:
-    """Return the logits, or say why they cannot be scored."""
-    logits = outputs.seg_logits
+def _check_outputs(image_ids: Sequence[str], num_classes: int, outputs: Outputs, *, with_depth: bool) -> None:
+    """Refuse outputs that cannot be scored."""
+    logits, depth = outputs.seg_logits, outputs.depth
     if logits is None or logits.ndim != 4 or logits.shape[1] != num_classes:
         found = "no logits" if logits is None else f"outputs of shape {tuple(logits.shape)}"
         raise UserError(
@@ -197,14 +151,10 @@ def _check_logits(outputs: Outputs, image_ids: Sequence[str], num_classes: int) 
             "evaluate it on the data set it was trained for"
         )
     _check_finite("segmentation logits", logits, image_ids)
-    return logits
-
-
-def _check_depth(outputs: Outputs, image_ids: Sequence[str]) -> Tensor:
-    if outputs.depth is None:
-        raise UserError("the network has no depth branch (a stripped export?); evaluate it without depth")
-    _check_finite("depth", outputs.depth, image_ids)
-    return outputs.depth
+    if with_depth:
+        if depth is None:
+            raise UserError("the network has no depth branch (a stripped export?); evaluate it without depth")
+        _check_finite("depth", depth, image_ids)
 
 
 def _check_finite(what: str, values: Tensor, image_ids: Sequence[str]) -> None:

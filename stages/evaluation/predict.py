@@ -19,9 +19,9 @@ from data_cache.errors import UserError, is_out_of_memory
 from data_cache.images import IMAGE_SUFFIXES, NoteTally, list_files, read_image
 from data_cache.sample import SMALLEST_INPUT_PX, Batch
 from stages.evaluation.colour import PAPER, RGB, colour_labels
-from stages.evaluation.evaluate import Precision, evaluation_mode, predict_labels, run_network
+from stages.evaluation.forward import Precision, evaluation_mode
 from stages.evaluation.panels import write_png
-from stages.evaluation.tiling import DEFAULT_MARGIN_PX, TiledNetwork, check_tiling
+from stages.evaluation.tiling import DEFAULT_MARGIN_PX, TiledNetwork, check_tiling, predict
 from stages.networks.interface import Normalisation
 
 
@@ -49,11 +49,12 @@ class Segmenter:
     def label(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return (H, W) class indices of an (H, W, 3) image, at its size."""
         height, width = image.shape[:2]
-        network = self.network
+        network, size = self.network, self.size or (height, width)
         if self.tile is not None and max(height, width) > self.tile:
             network = TiledNetwork(network, tile=self.tile, margin=self.margin)
-        enlarge = max(1.0, SMALLEST_INPUT_PX / min(height, width))
-        size = self.size or (round(height * enlarge), round(width * enlarge))
+        elif self.size is None:  # what is too small for networks is enlarged for them
+            enlarge = max(1.0, SMALLEST_INPUT_PX / min(height, width))
+            size = (round(height * enlarge), round(width * enlarge))
         if size != (height, width):
             resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
             image = np.array(resized)
@@ -61,9 +62,8 @@ class Segmenter:
         pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
         with torch.inference_mode():
             images = ((pixels - mean) / std).unsqueeze(0).to(self.device)
-            logits = run_network(network, images, precision=self.precision).seg_logits
-            assert logits is not None
-            return predict_labels(logits, (height, width))[0].cpu().numpy()
+            predicted = predict(network, images, (height, width), precision=self.precision)
+            return predicted.seg_labels[0].cpu().numpy()
 
 
 class Predictions(NamedTuple):

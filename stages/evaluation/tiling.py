@@ -1,4 +1,6 @@
-"""Predict pictures larger than memory allows: overlapping windows with mirrored borders, of which the centres are kept.
+"""Predict images larger than memory allows: overlapping windows with mirrored borders, of which the centres are kept.
+
+A window's logits become labels before the next window runs, so memory is bounded by the windows and the label map.
 
 Source: Ronneberger et al. 2015, section 2 and figure 2, the overlap-tile strategy.
 """
@@ -6,7 +8,7 @@ Source: Ronneberger et al. 2015, section 2 and figure 2, the overlap-tile strate
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -15,16 +17,14 @@ from torch import Tensor, nn
 
 from data_cache.errors import UserError
 from data_cache.sample import SMALLEST_INPUT_PX
-from stages.evaluation.evaluate import takes_branches
+from stages.evaluation.forward import OnOutputs, Precision, Predictions, predict_whole, run_network
 from stages.networks.framing import mirror_pad
-from stages.networks.interface import Outputs
+from stages.networks.interface import Network, Outputs
 
-GRID_PX = 32
-"""Windows start on multiples of the coarsest encoder stride, or features would be sampled elsewhere than in the whole.
-
-Networks with another stride say so in ``tile_grid_px``.
-"""
 DEFAULT_MARGIN_PX = 64
+
+_PLAIN = Network()
+"""What functions and modules that are no ``Network`` are taken for: one with every default."""
 
 
 class TiledNetwork(nn.Module):
@@ -32,8 +32,8 @@ class TiledNetwork(nn.Module):
 
     Args:
         network: a ``Network``, or a segmentation-only module.
-        tile: see ``predict_tiled``.
-        margin: see ``predict_tiled``.
+        tile: see ``predict_tiles``.
+        margin: see ``predict_tiles``.
 
     Raises:
         UserError: as ``check_tiling`` does.
@@ -45,10 +45,6 @@ class TiledNetwork(nn.Module):
         self.network = network
         self.tile, self.margin = tile, margin
 
-    def forward(self, images: Tensor, *, seg: bool = True, depth: bool = True) -> Outputs:
-        """Return the network's outputs at the size of the images."""
-        return predict_tiled(self.network, images, tile=self.tile, margin=self.margin, seg=seg, depth=depth)
-
 
 def check_tiling(tile: int, margin: int, network: object = None) -> None:
     """Refuse sizes that would shift features against the whole image.
@@ -56,8 +52,9 @@ def check_tiling(tile: int, margin: int, network: object = None) -> None:
     Raises:
         UserError: tile or margin is too small or no multiple of the network's grid; the message computes the nearest.
     """
-    grid = _get_grid_px(network)
-    margin_step = 1 if _get_border_px(network) else grid  # what a network eats is cut by the pixel
+    traits = _find_traits(network)
+    grid = traits.tile_grid_px
+    margin_step = 1 if traits.valid_border_px else grid  # what a network without padding loses is cut by the pixel
     for what, value, least, step in (
         ("tile", tile, max(SMALLEST_INPUT_PX, grid), grid),
         ("margin", margin, 0, margin_step),
@@ -68,11 +65,68 @@ def check_tiling(tile: int, margin: int, network: object = None) -> None:
             raise UserError(f"--{what} {value} must be {rule}; use {below} or {below + grid}")
 
 
+def predict(
+    network: Callable[..., Any],
+    images: Tensor,
+    size: Sequence[int],
+    *,
+    precision: Precision = "float32",
+    depth: bool = False,
+    on_outputs: OnOutputs | None = None,
+) -> Predictions:
+    """Return labels, and depth if asked for, at ``size``: of the whole images, or of a ``TiledNetwork`` tile by tile.
+
+    Args:
+        network: a ``Network``, a segmentation-only module or a ``TiledNetwork``, in eval mode.
+        images: (B, 3, H, W), normalised, on the network's device.
+        size: (height, width) of the result; in tiles that of the images.
+        precision: of the forward passes.
+        depth: whether to run the depth branch.
+        on_outputs: called with the outputs of each forward pass.
+
+    Raises:
+        UserError: tiles of images that would have to be resized.
+    """
+    if not isinstance(network, TiledNetwork):
+        return predict_whole(network, images, size, precision=precision, depth=depth, on_outputs=on_outputs)
+    if tuple(size) != tuple(images.shape[-2:]):
+        raise UserError(
+            f"tiles are cut at the size of the images, which are {images.shape[-2]}x{images.shape[-1]} px, but labels "
+            f"of {size[0]}x{size[1]} px are wanted; evaluate at the images' own size, or without --tile"
+        )
+    labels = torch.empty(images.shape[0], *size, dtype=torch.uint8, device=images.device)
+    estimated = None
+    for tile in predict_tiles(network.network, images, network.tile, network.margin, precision=precision, depth=depth):
+        if on_outputs is not None:
+            on_outputs(tile.outputs)
+        assert tile.outputs.seg_logits is not None
+        labels[:, tile.rows, tile.columns] = tile.outputs.seg_logits.argmax(dim=1).to(torch.uint8)
+        if tile.outputs.depth is not None:
+            estimated = torch.empty(labels.shape, device=images.device) if estimated is None else estimated
+            estimated[:, tile.rows, tile.columns] = tile.outputs.depth.float()
+    return Predictions(labels, estimated)
+
+
+class Tile(NamedTuple):
+    """The kept centre of one window."""
+
+    rows: slice
+    """Where it lies in the image."""
+    columns: slice
+    outputs: Outputs
+
+
 @torch.no_grad()
-def predict_tiled(
-    network: Callable[..., Any], images: Tensor, *, tile: int, margin: int, seg: bool = True, depth: bool = False
-) -> Outputs:
-    """Run a network window by window and put the windows' centres together.
+def predict_tiles(
+    network: Callable[..., Any],
+    images: Tensor,
+    tile: int,
+    margin: int,
+    *,
+    precision: Precision = "float32",
+    depth: bool = False,
+) -> Iterator[Tile]:
+    """Run a network window by window; the centres that are yielded cover the images.
 
     Windows start on the pooling grid of the whole image, the last ones moved back so as to end with the image, and see
     mirrored pixels beyond its borders. ``unet-valid`` gives what it gives on the whole image; networks with padded
@@ -84,31 +138,32 @@ def predict_tiled(
         images: (B, 3, H, W), normalised.
         tile: side of the centres, px, multiple of the network's ``tile_grid_px``.
         margin: what a window sees on each side of its centre, px, a multiple likewise; for ``unet-valid`` any number,
-            of which at least the border that the network eats is used. More than the image's own length is not.
-        seg: whether to compute segmentation logits.
+            of which at least the border that the network loses is used. More than the image's own length is not.
+        precision: of the forward passes.
         depth: whether to compute depth.
-
-    Returns:
-        Outputs at the size of the images.
-
-    Raises:
-        UserError: as ``check_tiling`` does.
     """
-    check_tiling(tile, margin, network)
-    _warn_about_global_context(network)
+    traits = _find_traits(network)
+    if traits.global_context:
+        warnings.warn(
+            f"{type(network).__name__} pools over its whole input, so a tile is judged without the rest of its image "
+            "and the result differs from the whole image's however wide the margin; use larger tiles or none",
+            stacklevel=3,
+        )
     height, width = images.shape[-2:]
-    rows, columns = (_plan_axis(network, size, tile, margin) for size in (height, width))
-    padded = mirror_pad(images, rows.before, rows.end - height, columns.before, columns.end - width)
-    seg_logits, inverse_depth = None, None
-    for top, left in product(rows.starts, columns.starts):
-        window = padded[..., top : top + rows.window, left : left + columns.window]
-        outputs = _run_window(network, window, seg=seg, depth=depth)
-        seg_logits = _paste(seg_logits, outputs.seg_logits, rows, columns, top, left)
-        inverse_depth = _paste(inverse_depth, outputs.depth, rows, columns, top, left)
-    return Outputs(
-        None if seg_logits is None else seg_logits[..., :height, :width],
-        None if inverse_depth is None else inverse_depth[..., :height, :width],
-    )
+    vertical, horizontal = (_plan_axis(traits, size, tile, margin) for size in (height, width))
+    padded = mirror_pad(images, vertical.before, vertical.end - height, horizontal.before, horizontal.end - width)
+    run = network.forward_valid if isinstance(network, Network) else network
+    for top, left in product(vertical.starts, horizontal.starts):
+        window = padded[..., top : top + vertical.window, left : left + horizontal.window]
+        outputs = run_network(run, window, precision=precision, depth=depth)
+        rows, columns = vertical.locate(top, height), horizontal.locate(left, width)
+        kept = (..., vertical.find_centre(rows), horizontal.find_centre(columns))
+        assert outputs.seg_logits is not None
+        yield Tile(
+            rows,
+            columns,
+            Outputs(outputs.seg_logits[kept], None if outputs.depth is None else outputs.depth[kept]),
+        )
 
 
 class Axis(NamedTuple):
@@ -116,11 +171,17 @@ class Axis(NamedTuple):
 
     starts: tuple[int, ...]
     centre: int
-    before: int
-    """Pixels that a window has before its centre."""
-    after: int
-    eaten: int
+    border: int
     """How much shorter than the window the network's output is on each side."""
+    halo: int
+    """What the network sees besides the border on each side of the centre."""
+    after: int
+    """Pixels that a window has behind its centre."""
+
+    @property
+    def before(self) -> int:
+        """Pixels that a window has before its centre."""
+        return self.border + self.halo
 
     @property
     def window(self) -> int:
@@ -132,56 +193,28 @@ class Axis(NamedTuple):
         """Image coordinate at which the last window ends."""
         return self.starts[-1] + self.centre + self.after
 
+    def locate(self, start: int, size: int) -> slice:
+        """Return the image pixels of the centre that starts there."""
+        return slice(start, min(start + self.centre, size))
 
-def _plan_axis(network: Any, size: int, tile: int, margin: int) -> Axis:
-    grid, eaten = _get_grid_px(network), _get_border_px(network)
-    centre = min(tile, _round_up(size, grid))
-    last = _round_up(size - centre, grid)
+    def find_centre(self, pixels: slice) -> slice:
+        """Return where those pixels lie in the network's output for their window."""
+        return slice(self.halo, self.halo + pixels.stop - pixels.start)
+
+
+def _plan_axis(traits: Network, size: int, tile: int, margin: int) -> Axis:
+    grid, border = traits.tile_grid_px, traits.valid_border_px
+    centre = min(tile, _round_up(max(size, SMALLEST_INPUT_PX), grid))
+    last = _round_up(max(0, size - centre), grid)
     starts = (*range(0, last, centre), last)
     # Beyond its own length an image shows nothing but its mirror images again; memory is not spent on them.
-    spare = min(_round_up(max(0, margin - eaten), grid), _round_up(size, grid))
+    halo = min(_round_up(max(0, margin - border), grid), _round_up(size, grid))
     # A network without padding is fed a size that each of its poolings halves evenly.
-    after = network.compute_border_after(spare + centre + spare) if eaten else 0
-    return Axis(starts, centre, before=eaten + spare, after=spare + after, eaten=eaten)
+    return Axis(starts, centre, border, halo, after=halo + traits.compute_border_after(halo + centre + halo))
 
 
-def _run_window(network: Any, window: Tensor, *, seg: bool, depth: bool) -> Outputs:
-    if _get_border_px(network):
-        return network.forward_valid(window, seg=seg, depth=depth)
-    if takes_branches(network):
-        return network(window, seg=seg, depth=depth)
-    return Outputs(network(window), None)
-
-
-def _paste(whole: Tensor | None, part: Tensor | None, rows: Axis, columns: Axis, top: int, left: int) -> Tensor | None:
-    """Put the centre of one window's output at its place; the first call makes the canvas."""
-    if part is None:
-        return None
-    if whole is None:
-        size = (rows.starts[-1] + rows.centre, columns.starts[-1] + columns.centre)
-        whole = part.new_empty(*part.shape[:-2], *size)
-    row, column = rows.before - rows.eaten, columns.before - columns.eaten
-    centre = part[..., row : row + rows.centre, column : column + columns.centre]
-    whole[..., top : top + rows.centre, left : left + columns.centre] = centre
-    return whole
-
-
-def _warn_about_global_context(network: object) -> None:
-    if getattr(network, "global_context", False):
-        warnings.warn(
-            f"{type(network).__name__} pools over its whole input, so a tile is judged without the rest of its image "
-            "and the result differs from the whole image's however wide the margin; use larger tiles or none",
-            stacklevel=3,
-        )
-
-
-def _get_grid_px(network: object) -> int:
-    return int(getattr(network, "tile_grid_px", GRID_PX))
-
-
-def _get_border_px(network: object) -> int:
-    """Return how many pixels a side the network's ``forward_valid`` eats; 0 when it has none."""
-    return int(getattr(network, "valid_border_px", 0))
+def _find_traits(network: object) -> Network:
+    return network if isinstance(network, Network) else _PLAIN
 
 
 def _round_up(number: int, multiple: int) -> int:

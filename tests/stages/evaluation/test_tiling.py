@@ -8,17 +8,36 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from data_cache.errors import UserError
 from data_cache.sample import Batch
 from stages.evaluation.evaluate import evaluate
-from stages.evaluation.tiling import TiledNetwork, predict_tiled
+from stages.evaluation.tiling import TiledNetwork, predict, predict_tiles
 from stages.networks import build_network
 from stages.networks.framing import mirror_pad
+from stages.networks.interface import Network, Outputs
 
 
 def random_images(height: int, width: int, batch: int = 1) -> torch.Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def stitch(network, images: torch.Tensor, *, tile: int, margin: int, depth: bool = False) -> Outputs:
+    """What the tiles hold, put together; every pixel comes from exactly one."""
+    height, width = images.shape[-2:]
+    covered = torch.zeros(height, width, dtype=torch.int64)
+    logits, estimated = None, torch.empty(images.shape[0], height, width, dtype=images.dtype)
+    for piece in predict_tiles(network, images, tile, margin, depth=depth):
+        found = piece.outputs.seg_logits
+        logits = found.new_empty(*found.shape[:2], height, width) if logits is None else logits
+        logits[..., piece.rows, piece.columns] = found
+        if depth:
+            estimated[..., piece.rows, piece.columns] = piece.outputs.depth
+        covered[piece.rows, piece.columns] += 1
+    assert (covered > 0).all()
+    return Outputs(logits, estimated if depth else None)
 
 
 def convolve(layers: int, dilation: int = 1) -> nn.Module:
@@ -47,7 +66,7 @@ def unet_valid():
 @pytest.mark.parametrize("size", [(128, 160), (65, 201), (97, 70), (20, 300)])
 def test_equals_the_whole_when_the_margin_covers_the_receptive_radius(size):
     network, images = convolve(layers=3), random_images(*size, batch=2)
-    tiled = predict_tiled(network, images, tile=64, margin=32).seg_logits
+    tiled = stitch(network, images, tile=64, margin=32).seg_logits
     torch.testing.assert_close(tiled, network(images), atol=1e-6, rtol=0)
 
 
@@ -57,18 +76,10 @@ def test_unet_valid_in_tiles_equals_the_whole_image(unet_valid, size, margin):
     images = random_images(*size)
     with torch.no_grad():
         whole = unet_valid(images)
-    tiled = predict_tiled(unet_valid, images, tile=80, margin=margin, depth=True)
+    tiled = stitch(unet_valid, images, tile=80, margin=margin, depth=True)
     # rtol, because several threads add the larger values up in another order; in double precision it is 1e-12
     torch.testing.assert_close(tiled.seg_logits, whole.seg_logits, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(tiled.depth, whole.depth, atol=1e-6, rtol=1e-6)
-
-
-def test_unet_valid_in_tiles_equals_the_whole_image_in_double_precision(unet_valid):
-    network = build_network("unet-valid", 4, width=2).double().eval()
-    images = random_images(150, 190).double()
-    with torch.no_grad():
-        whole = network(images, depth=False).seg_logits
-    torch.testing.assert_close(predict_tiled(network, images, tile=64, margin=92).seg_logits, whole, atol=1e-12, rtol=0)
 
 
 def test_wider_margins_bring_a_padded_network_closer():
@@ -79,7 +90,7 @@ def test_wider_margins_bring_a_padded_network_closer():
         whole = network(images, depth=False).seg_logits
 
     def differ(margin):
-        tiled = predict_tiled(network, images, tile=64, margin=margin).seg_logits
+        tiled = stitch(network, images, tile=64, margin=margin).seg_logits
         centre = (..., slice(128, 192), slice(128, 192))  # a tile whose window ends inside the image
         return (tiled - whole)[centre].abs().mean().item()
 
@@ -91,14 +102,14 @@ def test_wider_margins_bring_a_padded_network_closer():
 @pytest.mark.parametrize("size", [(3, 5), (1, 70)])
 def test_images_smaller_than_the_margin_are_mirrored_again(size):
     images = random_images(*size)
-    outputs = predict_tiled(lambda windows: windows, images, tile=64, margin=64)
+    outputs = stitch(lambda windows: windows, images, tile=64, margin=64)
     assert torch.equal(outputs.seg_logits, images)
 
 
 @pytest.mark.parametrize("tile", [64, 96])
 def test_every_pixel_lands_in_its_place(tile):
     images = random_images(70, 230, batch=2)
-    assert torch.equal(predict_tiled(lambda windows: windows, images, tile=tile, margin=32).seg_logits, images)
+    assert torch.equal(stitch(lambda windows: windows, images, tile=tile, margin=32).seg_logits, images)
 
 
 def test_windows_start_on_the_pooling_grid():
@@ -109,13 +120,63 @@ def test_windows_start_on_the_pooling_grid():
 
     padded = mirror_pad(images, 0, 28, 0, 20)
     expected = pool(padded)[..., :100, :140]
-    torch.testing.assert_close(predict_tiled(pool, images, tile=64, margin=32).seg_logits, expected)
+    torch.testing.assert_close(stitch(pool, images, tile=64, margin=32).seg_logits, expected)
 
 
-def test_only_what_is_asked_for_is_computed(unet_valid):
-    outputs = predict_tiled(unet_valid, random_images(64, 64), tile=64, margin=0, seg=False, depth=True)
-    assert outputs.seg_logits is None
-    assert outputs.depth.shape == (1, 64, 64)
+@pytest.mark.parametrize("size", [(200, 170), (20, 75)], ids=str)
+def test_labels_in_tiles_are_those_of_the_whole_where_the_margin_suffices(size):
+    torch.manual_seed(0)
+    network = build_network("unet-valid", 4, width=2).double().eval()  # float32 may round near ties either way
+    images = random_images(*size, batch=2).double()
+    with torch.no_grad():
+        whole = network(images)
+    torch.testing.assert_close(
+        stitch(network, images, tile=80, margin=92).seg_logits, whole.seg_logits, atol=1e-12, rtol=0
+    )
+    tiled = predict(TiledNetwork(network, tile=80, margin=92), images, size, depth=True)
+    assert torch.equal(tiled.seg_labels, whole.seg_logits.argmax(1).to(torch.uint8))
+    torch.testing.assert_close(tiled.depth, whole.depth.float())
+
+
+class Classes(Network):
+    """Many classes from one pointwise layer: its logits are by far the largest tensor."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.seg_head = nn.Conv2d(3, num_classes, 1)
+
+    def forward(self, images, *, seg=True, depth=True):  # noqa: ARG002
+        return Outputs(self.seg_head(images), None)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the bytes of the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.bytes = max(
+            [self.bytes, *(value.nbytes for value in tree_leaves(made) if isinstance(value, torch.Tensor))]
+        )
+        return made
+
+
+def measure_largest_tensor(num_classes: int, side_px: int, *, tiles: bool) -> int:
+    network, images = Classes(num_classes), random_images(side_px, side_px)
+    with LargestTensor() as largest, torch.no_grad():
+        predict(TiledNetwork(network, tile=64, margin=0) if tiles else network, images, (side_px, side_px))
+    return largest.bytes
+
+
+def test_memory_is_bounded_by_the_tiles_and_not_by_classes_times_image():
+    window = 100 * 64 * 64 * 4
+    for side_px in (128, 256):
+        assert measure_largest_tensor(100, side_px, tiles=True) == window
+        assert measure_largest_tensor(100, side_px, tiles=False) == 100 * side_px**2 * 4
+    assert measure_largest_tensor(2, 640, tiles=True) == 3 * 640**2 * 4  # nothing beyond a copy of the image
 
 
 def test_an_evaluation_takes_a_tiled_network(unet_valid):
@@ -124,18 +185,34 @@ def test_an_evaluation_takes_a_tiled_network(unet_valid):
     names = {"num_classes": 4, "class_names": "abcd"}
     tiled = evaluate(TiledNetwork(unet_valid, tile=64, margin=92), [batch], **names)
     assert tiled.confusion == evaluate(unet_valid, [batch], **names).confusion
+    resized = batch._replace(images=random_images(80, 90))
+    with pytest.raises(UserError, match="images, which are 80x90 px, but labels of 100x130 px are wanted"):
+        evaluate(TiledNetwork(unet_valid, tile=64, margin=92), [resized], **names)
+
+
+def test_an_evaluation_in_tiles_refuses_what_no_argmax_shows(unet_valid):
+    labels = torch.zeros(1, 100, 130, dtype=torch.int64)
+    images = random_images(100, 130)
+    images[..., -1, -1] = float("nan")  # one tile only
+    with pytest.raises(UserError, match="segmentation logits are not finite for a;"):
+        evaluate(
+            TiledNetwork(unet_valid, tile=64, margin=92),
+            [Batch(("a",), images, labels, None, None)],
+            num_classes=4,
+            class_names="abcd",
+        )
 
 
 def test_networks_with_global_pooling_are_warned_about():
     network = build_network("pspnet", 2, encoder="resnet18", encoder_weights="none", decoder_channels=4).eval()
     with pytest.warns(UserWarning, match="PspNet pools over its whole input"):
-        predict_tiled(network, random_images(64, 64), tile=64, margin=0)
+        stitch(network, random_images(64, 64), tile=64, margin=0)
 
 
 def test_networks_without_global_pooling_are_not(unet_valid):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        predict_tiled(unet_valid, random_images(64, 64), tile=64, margin=0)
+        stitch(unet_valid, random_images(64, 64), tile=64, margin=0)
 
 
 @pytest.mark.parametrize(
@@ -161,5 +238,5 @@ def test_a_margin_beyond_the_image_costs_no_memory():
         return windows
 
     images = random_images(70, 130)
-    assert torch.equal(predict_tiled(network, images, tile=64, margin=32_000).seg_logits, images)
+    assert torch.equal(stitch(network, images, tile=64, margin=32_000).seg_logits, images)
     assert set(sizes) == {(64 + 2 * 96, 64 + 2 * 160)}
