@@ -14,12 +14,12 @@ from rich.console import Group
 from rich.text import Text
 
 from data_cache.errors import UserError, unknown_name
+from data_cache.sample import SMALLEST_INPUT_PX
 from pipeline.console import plain_table
 from pipeline.experiment.config import TransferMode
 from pipeline.experiment.tables import BACKBONES
 from pipeline.session import Result, Session
 from pipeline.workspace import read_json, write_json
-from stages.networks import SMALLEST_INPUT_PX
 
 Amount = Literal["small", "large"]
 Similarity = Literal["similar", "different"]

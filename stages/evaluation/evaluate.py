@@ -16,7 +16,7 @@ from data_cache.metrics import in_declared_order
 from data_cache.sample import Batch
 from stages.evaluation.boundary import BoundaryScores
 from stages.evaluation.depth_errors import DepthErrors
-from stages.evaluation.forward import Precision, Predictions, evaluation_mode
+from stages.evaluation.forward import Precision, Predicted, evaluation_mode
 from stages.evaluation.metrics import ClassScore, SegCounts, find_background
 from stages.evaluation.tiling import predict
 from stages.networks.interface import Outputs
@@ -119,7 +119,7 @@ class _Scores:
     boundary: BoundaryScores
     depth_errors: DepthErrors | None
 
-    def update(self, batch: Batch, predicted: Predictions) -> Tensor | None:
+    def update(self, batch: Batch, predicted: Predicted) -> Tensor | None:
         """Score one batch; return its depth on the CPU, at label size."""
         labels = batch.seg_labels.to(predicted.seg_labels.device)
         self.counts.update(predicted.seg_labels, labels)

@@ -19,7 +19,7 @@ OnOutputs = Callable[[Outputs], None]
 """Called with the outputs of every forward pass, whole images or tiles; raises where they are unfit."""
 
 
-class Predictions(NamedTuple):
+class Predicted(NamedTuple):
     """What is kept of a forward pass."""
 
     seg_labels: Tensor
@@ -58,13 +58,13 @@ def predict_whole(
     precision: Precision = "float32",
     depth: bool = False,
     on_outputs: OnOutputs | None = None,
-) -> Predictions:
+) -> Predicted:
     """Return labels and depth at ``size`` of one forward pass over whole images; logits are resized, then compared."""
     outputs = run_network(network, images, precision=precision, depth=depth)
     if on_outputs is not None:
         on_outputs(outputs)
     assert outputs.seg_logits is not None
-    return Predictions(
+    return Predicted(
         predict_labels(outputs.seg_logits, size),
         None if outputs.depth is None else resize_depth(outputs.depth, size),
     )

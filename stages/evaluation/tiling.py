@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from data_cache.errors import UserError
 from data_cache.sample import SMALLEST_INPUT_PX
-from stages.evaluation.forward import OnOutputs, Precision, Predictions, predict_whole, run_network
+from stages.evaluation.forward import OnOutputs, Precision, Predicted, predict_whole, run_network
 from stages.networks.framing import mirror_pad
 from stages.networks.interface import Network, Outputs
 
@@ -73,7 +73,7 @@ def predict(
     precision: Precision = "float32",
     depth: bool = False,
     on_outputs: OnOutputs | None = None,
-) -> Predictions:
+) -> Predicted:
     """Return labels, and depth if asked for, at ``size``: of the whole images, or of a ``TiledNetwork`` tile by tile.
 
     Args:
@@ -104,7 +104,7 @@ def predict(
         if tile.outputs.depth is not None:
             estimated = torch.empty(labels.shape, device=images.device) if estimated is None else estimated
             estimated[:, tile.rows, tile.columns] = tile.outputs.depth.float()
-    return Predictions(labels, estimated)
+    return Predicted(labels, estimated)
 
 
 class Tile(NamedTuple):

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from stages.networks.interface import Network
 
 
-SMALLEST_INPUT_PX = 64
-"""Shortest side of an image that every network takes."""
-
-
 class NetworkEntry(NamedTuple):
     """A constructor that is imported when it is first called, and what must be known without importing it."""
 
@@ -177,7 +173,6 @@ def segmentation_only(network: Network) -> nn.Module:
 
 __all__ = [
     "NETWORKS",
-    "SMALLEST_INPUT_PX",
     "NetworkEntry",
     "NetworkSpec",
     "build_network",

@@ -11,7 +11,7 @@ from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch import Tensor, nn
 
 from data_cache.errors import UserError
-from stages.networks import SMALLEST_INPUT_PX
+from data_cache.sample import SMALLEST_INPUT_PX
 from stages.networks.interface import Normalisation
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from stages.networks import SMALLEST_INPUT_PX
+from data_cache.sample import SMALLEST_INPUT_PX
 from stages.networks.parts import ENCODER, Part
 from stages.networks.spec import NetworkSpec
 

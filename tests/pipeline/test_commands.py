@@ -350,6 +350,12 @@ def test_a_transfer_mode_shows_in_the_plan(call: Call, tmp_path: Path) -> None:
     assert "encoder (rate x0.1) seg-decoder" in shown
     (phase,) = call("plan", *words, "--transfer", "feature-extractor").json["phases"]
     assert phase["trains"] == ["seg-decoder", "seg-head"] and "encoder" in phase["frozen"]
+    freezing = ("--set", "network.encoder_weights=none", "--set", "training.encoder_policy=freeze")
+    (phase,) = call("plan", "--recipe", TINY, "--schedule", "seg-only", "--network", "bisenet", *freezing).json[
+        "phases"
+    ]
+    assert phase["trains"] == ["encoder (fresh modules only)", "seg-decoder", "seg-head"]
+    assert phase["frozen"][0] == "encoder (pretrained modules)"
 
 
 def test_help_tells_what_the_commands_take_when_nothing_is_said(call: Call) -> None:

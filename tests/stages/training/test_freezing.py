@@ -23,6 +23,15 @@ def test_exactly_the_named_parts_learn(parts):
             assert all(child.training == (part in parts) for child in module.modules())
 
 
+def test_of_a_frozen_encoder_what_was_never_pretrained_can_learn():
+    network = build_toy()
+    network.fresh_in_encoder = ("1",)
+    with training_parts(network, SEG_BRANCH, fresh=True):
+        assert learns(network.encoder[1]) and learns(network.seg_decoder)
+        assert not network.encoder[0].weight.requires_grad
+        assert not any(module.training for module in (network.encoder, network.encoder[0], network.encoder[3]))
+
+
 def test_flags_come_back_even_after_an_error():
     network = build_toy()
     network.depth_head.requires_grad_(False)

@@ -83,6 +83,24 @@ def test_encoder_policy_acts_on_phases_with_a_single_loss(policy, phase, trains,
     assert compute_lr_factors(phase, OptimSettings(encoder_policy=policy))[ENCODER] == pytest.approx(encoder_factor)
 
 
+@pytest.mark.parametrize(("policy", "pretrained_factor"), [("low-lr", 0.1), ("freeze", 0.0), ("train", 1.0)])
+def test_what_was_never_pretrained_learns_at_the_full_rate_under_every_policy(policy, pretrained_factor):
+    network = build_toy()
+    network.fresh_in_encoder = ("1",)
+    before = {name: value.detach().clone() for name, value in network.encoder.named_parameters()}
+    settings = OptimSettings("sgd", lr=0.5, momentum=0.0, encoder_policy=policy, part_lr_factors={"encoder": 0.2})
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimiser = build(network, SEG, settings)
+    optimiser.prepare(0)
+    optimiser.update(1.0)
+    moved = {
+        name: (before[name] - value.detach()).flatten()[0].item() for name, value in network.encoder.named_parameters()
+    }
+    expected = {"0.weight": 0.1 * pretrained_factor, "1.weight": 0.1, "1.bias": 0.1}
+    assert moved == pytest.approx(expected, abs=1e-6)
+
+
 def test_policy_that_leaves_nothing_to_train_is_explained():
     with pytest.raises(UserError, match="trains only the encoder, which encoder policy 'freeze' forbids"):
         parts_to_train("freeze", Phase("warm", trains=ENCODER, focal=1.0))
