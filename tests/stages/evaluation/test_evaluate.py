@@ -78,8 +78,9 @@ def test_batch_size_changes_no_score(network):
     singles = [
         Batch((batch.image_ids[i],), *(field[i : i + 1] for field in batch[1:])) for batch in batches for i in range(4)
     ]
+    # Some CPUs add a batch of four up in another order than one image, in float32.
     assert run(network, singles, with_depth=True).metrics == pytest.approx(
-        run(network, batches, with_depth=True).metrics, abs=1e-9
+        run(network, batches, with_depth=True).metrics, rel=1e-5
     )
 
 
