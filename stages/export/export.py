@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from data_cache.errors import UserError
+from data_cache.sample import SMALLEST_INPUT_PX
 from stages.export.card import CardFacts, render_card
-from stages.export.formats import DEFAULT_FORMATS, EXPORT_FORMATS, SMALLEST_PX, check_formats
+from stages.export.formats import DEFAULT_FORMATS, EXPORT_FORMATS, check_formats
 from stages.export.job import ExportJob
 from stages.export.preprocess import Palette, write_preprocess
 from stages.export.proof import build_reference, compute_proof
@@ -212,11 +212,11 @@ def _check_arguments(
     opset: int,
 ) -> None:
     check_formats(formats)
-    if min(input_size) < SMALLEST_PX:
-        height, width = (max(side, SMALLEST_PX) for side in input_size)
+    if min(input_size) < SMALLEST_INPUT_PX:
+        height, width = (max(side, SMALLEST_INPUT_PX) for side in input_size)
         raise UserError(
-            f"cannot export for images of {input_size[0]}x{input_size[1]} px; a side has at least {SMALLEST_PX} px: "
-            f"use {height}x{width}"
+            f"cannot export for images of {input_size[0]}x{input_size[1]} px; a side has at least "
+            f"{SMALLEST_INPUT_PX} px: use {height}x{width}"
         )
     if len(class_names) != network.num_classes or len(palette) != network.num_classes:
         raise UserError(
@@ -228,7 +228,6 @@ def _check_arguments(
 
 
 def _check_disk(stripped: Network, out: Path, num_formats: int) -> None:
-    assert isinstance(stripped, nn.Module)
     weights_bytes = sum(value.numel() * value.element_size() for value in stripped.state_dict().values())
     needed = weights_bytes * (num_formats + 1)  # one more for what exporters write beside
     existing = next(parent for parent in out.absolute().parents if parent.exists())
@@ -242,7 +241,6 @@ def _check_disk(stripped: Network, out: Path, num_formats: int) -> None:
 
 def _compute_key(stripped: Network, settings: dict[str, Any]) -> str:
     """Return 16 hex digits of what decides the content of the folder: the weights and the settings."""
-    assert isinstance(stripped, nn.Module)
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8)
     for name, value in sorted(stripped.state_dict().items()):
         digest.update(name.encode())

@@ -21,8 +21,6 @@ ONNX_FILE = "model.onnx"
 PT2_FILE = "model.pt2"
 INPUT_NAME = "images"
 OUTPUT_NAME = "seg_logits"
-SMALLEST_PX = 64
-"""Every network promises to take images of at least this many pixels a side."""
 
 
 class FormatModule(Protocol):

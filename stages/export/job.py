@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from data_cache.errors import UserError
-from stages.export.formats import INPUT_NAME, SMALLEST_PX
+from data_cache.sample import SMALLEST_INPUT_PX
+from stages.export.formats import INPUT_NAME
 from stages.export.shape_safe import replace_adaptive_pooling
 from stages.networks import segmentation_only
 from stages.networks.interface import Network
@@ -54,7 +55,9 @@ class ExportJob:
         """Return which axes of the input may change, in torch.export's words."""
         axes: dict[int, Any] = {0: torch.export.Dim("batch", min=1)} if dynamic_batch else {}
         if self.dynamic:
-            axes |= {2: torch.export.Dim("height", min=SMALLEST_PX), 3: torch.export.Dim("width", min=SMALLEST_PX)}
+            axes |= {
+                axis: torch.export.Dim(name, min=SMALLEST_INPUT_PX) for axis, name in ((2, "height"), (3, "width"))
+            }
         return {INPUT_NAME: axes}
 
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_cache.sample import IGNORE_INDEX
-from stages.export.formats import EXPORT_FORMATS, INPUT_NAME, OUTPUT_NAME, SMALLEST_PX
+from data_cache.sample import IGNORE_INDEX, SMALLEST_INPUT_PX
+from stages.export.formats import EXPORT_FORMATS, INPUT_NAME, OUTPUT_NAME
 from stages.networks.interface import Normalisation
 
 PREPROCESS_FILE = "preprocess.json"
@@ -29,8 +29,8 @@ def write_preprocess(
         "input_size": list(input_size),
         "resize": "bilinear, antialiased, to input_size; resize the logits back bilinearly before the argmax",
         "fixed_size_formats": [name for name, row in EXPORT_FORMATS.items() if row.fixed_size and not dynamic],
-        "other_sizes": f"formats not listed as fixed take any size of at least {SMALLEST_PX} px a side as it is",
-        "smallest_side_px": SMALLEST_PX,
+        "other_sizes": f"formats not listed as fixed take any size of at least {SMALLEST_INPUT_PX} px a side as it is",
+        "smallest_side_px": SMALLEST_INPUT_PX,
     }
     content = {
         "mean": list(normalisation.mean),

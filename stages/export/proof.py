@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_cache.errors import UserError
-from stages.export.formats import EXPORT_FORMATS, SMALLEST_PX, ExportFormat
+from data_cache.sample import SMALLEST_INPUT_PX
+from stages.export.formats import EXPORT_FORMATS, ExportFormat
 from stages.export.job import SegmentationFunction, quiet_libraries
 from stages.export.strip import OpensWithSmp
 from stages.networks import count_parameters, segmentation_only
@@ -34,7 +35,7 @@ def choose_verified_sizes(input_size: tuple[int, int], *, dynamic: bool) -> tupl
     if not dynamic:
         return (input_size,)
     height, width = input_size
-    smaller = (max(SMALLEST_PX, height * 3 // 4), max(SMALLEST_PX, width * 3 // 4))
+    smaller = (max(SMALLEST_INPUT_PX, height * 3 // 4), max(SMALLEST_INPUT_PX, width * 3 // 4))
     larger = (height + SMP_MULTIPLE_PX, width * 5 // 4)
     odd = ((height + 13) | 1, (width + 29) | 1)
     return (input_size, smaller, larger, odd)
@@ -42,7 +43,6 @@ def choose_verified_sizes(input_size: tuple[int, int], *, dynamic: bool) -> tupl
 
 def build_reference(network: Network) -> Network:
     """Return a copy on the CPU, float32, contiguous, in evaluation mode: other layouts add in another order."""
-    assert isinstance(network, nn.Module)
     reference = copy.deepcopy(network).to("cpu", torch.float32).to(memory_format=torch.contiguous_format)
     return reference.eval()
 
@@ -88,7 +88,7 @@ def compute_proof(
             for name, facts in format_facts.items()
         },
         "input_size": list(input_size),
-        "parameters": {"before": _count(full), "after": _count(stripped)},
+        "parameters": {"before": count_parameters(full), "after": count_parameters(stripped)},
         "flops": {"before": _count_flops(full, images), "after": _count_flops(stripped, images)},
         "latency_ms": _measure_latencies(full, stripped, images, latency_repeats),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PROVEN_PACKAGES}},
@@ -127,7 +127,7 @@ def _verify_format(
     row = EXPORT_FORMATS[name]
     opened = row.load().open_folder(folder)
     reference = segmentation_only(stripped)
-    outliers = 0.0 if row.max_difference == 0 else getattr(stripped, "rounding_outliers", 0.0)
+    outliers = 0.0 if row.max_difference == 0 else stripped.rounding_outliers
     batches = (1, 3) if facts.get("dynamic_batch", True) else (1,)
     cases = [(batches[-1] if size == sizes[0] else 1, size) for size in sizes]
     if batches[-1] != 1:
@@ -192,11 +192,6 @@ def _measure_latencies(full: Network, stripped: Network, images: Tensor, repeats
             times_ms[name].append((time.perf_counter() - started_at) * 1000)
     medians = {name: round(statistics.median(values), 3) for name, values in times_ms.items()}
     return {**medians, "repeats": repeats, "threads": torch.get_num_threads(), "device": "cpu", "batch": 1}
-
-
-def _count(network: Network) -> int:
-    assert isinstance(network, nn.Module)
-    return count_parameters(network)
 
 
 def _count_flops(network: Network, images: Tensor) -> int:
