@@ -36,7 +36,13 @@ class DepthTarget(NamedTuple):
 
 
 def compute_inverse_depth_target(
-    raw: NDArray[np.float32], stats: DepthStats, kind: DepthKind, max_depth_m: float | None, mode: str = "robust"
+    raw: NDArray[np.float32],
+    stats: DepthStats,
+    kind: DepthKind,
+    max_depth_m: float | None,
+    mode: str = "robust",
+    *,
+    zoom: float = 1.0,
 ) -> DepthTarget:
     """Turn a raw map, or any part of one, into the target of a depth decoder.
 
@@ -46,8 +52,11 @@ def compute_inverse_depth_target(
         kind: relative maps are inverse depth already; metric ones become 1/d, d floored at 1e-3 of the median.
         max_depth_m: where a metric estimator saturates; at 0.995 of it and beyond is sky.
         mode: one of TARGET_MODES: ``robust`` clip((v - p2) / (p98 - p2), 0, 1); ``minmax`` the same with min and max;
-            ``zscore`` (v - mean) / std; ``log`` robust over log v; ``metric`` 1/d in 1/m, as it is. A map without
-            spread becomes 0.
+            ``zscore`` (v - mean) / std; ``log`` robust over log v; ``metric`` 1/d in 1/m. A map without spread becomes
+            0.
+        zoom: how many times larger than in the image everything is shown to the network. What is twice as large looks
+            half as far away, and a network cannot tell it from what is: ``metric`` distances are divided by the zoom,
+            so 1/d is multiplied. The other targets are scaled per image, where the zoom cancels.
 
     Raises:
         UserError: unknown mode, or ``metric`` asked of a relative map.
@@ -66,6 +75,8 @@ def compute_inverse_depth_target(
     inverse = invert(raw, kind, stats.median)
     with np.errstate(invalid="ignore", over="ignore"):  # invalid pixels may be anything; they are zeroed below
         scaled = TARGET_MODES[mode](inverse, _invert_stats(stats, kind))
+        if mode == "metric":
+            scaled = scaled * np.float32(zoom)
     np.copyto(target, scaled, where=valid)
     return DepthTarget(target, valid)
 

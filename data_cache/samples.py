@@ -71,9 +71,9 @@ class Samples(Dataset, ABC):
         """Read and prepare the sample of a key; UserError says what is wrong with it."""
 
     def _read_depth(
-        self, index: int, image_size: Size, geometry: Geometry
+        self, index: int, image_size: Size, geometry: Geometry, zoom: float
     ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Return inverse depth and validity on the geometry's canvas."""
+        """Return inverse depth and validity on the geometry's canvas, as seen in an input ``zoom`` times the image."""
         store = self._source.store
         if not self._with_depth or store is None:
             return None, None
@@ -88,11 +88,9 @@ class Samples(Dataset, ABC):
         window, box = cut_window(to_map_box(geometry.box, image_size, _size(depth.raw)), _size(depth.raw))
         kind, max_depth_m = store.provenance.kind, store.provenance.max_depth_m
         target = compute_inverse_depth_target(
-            depth.raw[window], depth.stats, kind, max_depth_m, self._source.target_mode
+            depth.raw[window], depth.stats, kind, max_depth_m, self._source.target_mode, zoom=zoom
         )
-        coded = torch.from_numpy(np.where(target.valid, target.inverse_depth, np.float32(np.nan)))
-        laid = transform_depth(coded, box, geometry).as_subclass(torch.Tensor)
-        return laid.nan_to_num(nan=0.0), ~laid.isnan()
+        return transform_depth(torch.from_numpy(target.inverse_depth), torch.from_numpy(target.valid), box, geometry)
 
 
 class TrainingSamples(Samples):
@@ -115,7 +113,7 @@ class TrainingSamples(Samples):
             dataset.image_ids[index],
             transform_image(image, geometry, self._normalisation, jitter),
             transform_labels(labels, geometry),
-            *self._read_depth(index, _size(image), geometry),
+            *self._read_depth(index, _size(image), geometry, geometry.zoom),
         )
 
 
@@ -130,11 +128,12 @@ class EvaluationSamples(Samples):
         dataset = self._source.dataset
         image, labels = dataset.read_image(key), dataset.read_labels(key)
         whole = _whole(_size(image), _size(labels))
+        shown = _whole(_size(image), self._image_size or _size(image))
         return Sample(
             dataset.image_ids[key],
-            transform_image(image, _whole(_size(image), self._image_size or _size(image)), self._normalisation),
+            transform_image(image, shown, self._normalisation),
             transform_labels(labels, _whole(_size(labels), _size(labels))),
-            *self._read_depth(key, _size(image), whole),
+            *self._read_depth(key, _size(image), whole, shown.zoom),
         )
 
 

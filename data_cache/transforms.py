@@ -76,6 +76,11 @@ class Geometry(NamedTuple):
     canvas: Size
     flip: bool
 
+    @property
+    def zoom(self) -> float:
+        """Pixels on the canvas per pixel of the image: how many times larger, and so nearer, everything looks."""
+        return math.sqrt(self.size[0] * self.size[1] / (self.box.height * self.box.width))
+
 
 class ColourJitter(NamedTuple):
     """Factors around 1."""
@@ -86,7 +91,11 @@ class ColourJitter(NamedTuple):
 
 
 class Depth(tv_tensors.TVTensor):
-    """(…, H, W) float32 inverse depth, nan where invalid; v2 functions keep invalid pixels out of valid ones."""
+    """(…, 2, H, W) float32: inverse depth, and 1 where it is valid; v2 functions move both together.
+
+    A pixel is valid when every pixel it is made from is; what is padded is not. Invalid pixels hold 0. Made by
+    ``join_depth``.
+    """
 
 
 def draw_geometry(augmentation: Augmentation, image_size: Size, rng: np.random.Generator) -> Geometry:
@@ -156,17 +165,25 @@ def transform_labels(labels: NDArray[np.uint8], geometry: Geometry) -> Tensor:
     return _lay(tv_tensors.Mask(cut), geometry, fill=IGNORE_INDEX).as_subclass(torch.Tensor).long()
 
 
-def transform_depth(depth: Tensor, box: Box, geometry: Geometry) -> Depth:
-    """Bring inverse depth to the canvas: bilinear among valid pixels, invalid where empty.
+def transform_depth(depth: Tensor, valid: Tensor, box: Box, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Bring inverse depth to the canvas: bilinear, invalid where empty.
 
     Args:
-        depth: (h, w) float32, nan where invalid, or a window of it.
+        depth: (h, w) float32, or a window of the map; finite.
+        valid: (h, w) bool.
         box: the geometry's box in the pixels of ``depth``, see ``to_map_box``.
 
     Returns:
-        (*canvas) float32, nan where invalid.
+        (*canvas) float32, 0 where invalid; and (*canvas) bool.
     """
-    return _lay(Depth(resample_depth(depth, box, geometry.size)), geometry, fill=math.nan)
+    laid = _lay(Depth(resample_depth(join_depth(depth, valid), box, geometry.size)), geometry, fill=0.0)
+    plain = laid.as_subclass(torch.Tensor)
+    return plain[0], plain[1] > 0
+
+
+def join_depth(depth: Tensor, valid: Tensor) -> Depth:
+    """Put (…, H, W) inverse depth, anything where invalid, and its validity into one tensor."""
+    return Depth(torch.stack((depth.where(valid, torch.zeros(())), valid.to(depth.dtype)), dim=-3))
 
 
 def to_map_box(box: Box, image_size: Size, map_size: Size) -> Box:
@@ -187,24 +204,19 @@ def cut_window(box: Box, map_size: Size) -> tuple[tuple[slice, slice], Box]:
 def resample_depth(depth: Tensor, box: Box, size: Size) -> Tensor:
     """Sample a box of a depth map at ``size`` points: bilinear with half-pixel centres, edge pixels repeated outside.
 
-    Invalid pixels weigh nothing (normalised convolution); where less than half of a point's weight is valid, the point
-    is invalid.
-
     Args:
-        depth: (…, h, w) float32, nan where invalid.
+        depth: (…, 2, h, w), as in ``Depth``.
     """
     rows = _interpolation(box.top, box.height, size[0], depth.shape[-2])
     columns = _interpolation(box.left, box.width, size[1], depth.shape[-1])
-    valid = ~depth.isnan()
-    if valid.all():
-        return _interpolate(depth, rows, columns)
-    weight = _interpolate(valid.to(depth.dtype), rows, columns)
-    value = _interpolate(depth.where(valid, torch.zeros(())), rows, columns)
-    return torch.where(weight >= 0.5, value / weight, math.nan)
+    values, valid = depth.as_subclass(torch.Tensor).unbind(-3)
+    values = _interpolate(values, rows, columns)
+    valid = _reach(_reach(valid, -2, rows), -1, columns)
+    return torch.stack((values * valid, valid), dim=-3)
 
 
 class _Interpolation(NamedTuple):
-    """Along one axis and per output point: the two source pixels, and the weight of the second."""
+    """Along one axis and per output point: the two source pixels, the same where one is enough; the second's weight."""
 
     first: Tensor
     second: Tensor
@@ -215,9 +227,10 @@ def _interpolation(start: float, length: float, points: int, pixels: int) -> _In
     centres = start + (np.arange(points) + 0.5) * (length / points) - 0.5
     centres = np.clip(centres, 0, pixels - 1)
     first = np.floor(centres)
-    second = np.minimum(first + 1, pixels - 1)
-    weight = torch.from_numpy((centres - first).astype(np.float32))
-    return _Interpolation(torch.from_numpy(first.astype(np.int64)), torch.from_numpy(second.astype(np.int64)), weight)
+    weight = (centres - first).astype(np.float32)
+    second = np.where(weight > 0, np.minimum(first + 1, pixels - 1), first)
+    first, second = (torch.from_numpy(end.astype(np.int64)) for end in (first, second))
+    return _Interpolation(first, second, torch.from_numpy(weight))
 
 
 def _interpolate(values: Tensor, rows: _Interpolation, columns: _Interpolation) -> Tensor:
@@ -227,6 +240,11 @@ def _interpolate(values: Tensor, rows: _Interpolation, columns: _Interpolation) 
     return torch.lerp(
         between_rows.index_select(-1, columns.first), between_rows.index_select(-1, columns.second), columns.weight
     )
+
+
+def _reach(valid: Tensor, axis: int, points: _Interpolation) -> Tensor:
+    """Return 1 where both source pixels of a point are valid, 0 elsewhere."""
+    return torch.minimum(valid.index_select(axis, points.first), valid.index_select(axis, points.second))
 
 
 def _cut(array: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
@@ -265,28 +283,22 @@ def _normalise(pixels: Tensor, normalisation: Normalisation, jitter: ColourJitte
 
 @F.register_kernel(functional=F.resize, tv_tensor_cls=Depth)
 def resize_depth(depth: Depth, size: Sequence[int], **_: Any) -> Depth:
-    """Resize to (height, width), bilinear among valid pixels whatever interpolation images get."""
+    """Resize to (height, width), bilinear whatever interpolation images get."""
     if isinstance(size, int) or len(size) != 2:
         raise ValueError(f"depth is resized to (height, width), got {size}")
-    height, width = depth.shape[-2:]
-    return Depth(resample_depth(depth.as_subclass(torch.Tensor), Box(0, 0, height, width), (size[0], size[1])))
+    return Depth(resample_depth(depth, Box(0, 0, *depth.shape[-2:]), (size[0], size[1])))
 
 
 @F.register_kernel(functional=F.crop, tv_tensor_cls=Depth)
 def crop_depth(depth: Depth, top: int, left: int, height: int, width: int) -> Depth:
     """Cut a box out; what lies outside of the map is invalid."""
-    have_height, have_width = depth.shape[-2:]
-    bottom, right = top + height, left + width
-    cut = depth.as_subclass(torch.Tensor)[..., max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    outside = [max(-left, 0), max(right - have_width, 0), max(-top, 0), max(bottom - have_height, 0)]
-    return Depth(torch.nn.functional.pad(cut, outside, value=math.nan))
+    return Depth(F.crop_image(depth.as_subclass(torch.Tensor), top, left, height, width))
 
 
 @F.register_kernel(functional=F.pad, tv_tensor_cls=Depth)
 def pad_depth(depth: Depth, padding: Sequence[int], **_: Any) -> Depth:
     """Pad by (left, top, right, bottom) with invalid pixels whatever fill images get."""
-    left, top, right, bottom = padding
-    return Depth(torch.nn.functional.pad(depth.as_subclass(torch.Tensor), [left, right, top, bottom], value=math.nan))
+    return Depth(F.pad_image(depth.as_subclass(torch.Tensor), list(padding), fill=0.0))
 
 
 @F.register_kernel(functional=F.horizontal_flip, tv_tensor_cls=Depth)

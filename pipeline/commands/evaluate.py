@@ -113,7 +113,7 @@ def _evaluate(
         class_names=dataset.classes,
         device=device,
         with_depth=store is not None,
-        align_median=config.depth.target != "metric",
+        depth_target=config.depth.target,
         on_predictions=on_predictions,
     )
 

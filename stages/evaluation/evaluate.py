@@ -55,7 +55,7 @@ def evaluate(
     precision: Precision = "float32",
     with_depth: bool = False,
     background: int | None = None,
-    align_median: bool = True,
+    depth_target: str = "robust",
     on_predictions: OnPredictions | None = None,
 ) -> Evaluation:
     """Measure a network over all batches, in memory that does not grow with the split.
@@ -70,7 +70,7 @@ def evaluate(
         class_names: one per class.
         with_depth: also run the depth branch and score it against the batches' targets.
         background: class left out of the iIoU metrics; None means the one named "background", if any.
-        align_median: see ``DepthErrors``.
+        depth_target: what the depth branch was trained on, see ``DepthErrors``.
 
     Raises:
         UserError: no image, no labelled pixel, a network with another number of classes or without a depth branch,
@@ -81,7 +81,7 @@ def evaluate(
     scores = _Scores(
         SegCounts(num_classes, background=find_background(class_names) if background is None else background),
         BoundaryScores(num_classes),
-        DepthErrors(align_median=align_median) if with_depth else None,
+        DepthErrors(depth_target) if with_depth else None,
     )
     started = time.perf_counter()
     with evaluation_mode(network), torch.inference_mode():

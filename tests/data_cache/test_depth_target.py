@@ -65,6 +65,17 @@ def test_metric_is_one_over_metres(distances):
     np.testing.assert_allclose(make_target(distances, METRIC, "metric").inverse_depth, 1 / distances, rtol=1e-6)
 
 
+@pytest.mark.parametrize("mode", TARGET_MODES)
+def test_what_is_shown_twice_as_large_is_half_as_far(distances, mode):
+    stats, shown = compute_depth_stats(distances.astype(np.float16), METRIC, None), 2.0
+    zoomed = compute_inverse_depth_target(distances, stats, METRIC, None, mode, zoom=shown).inverse_depth
+    nearer = (distances / 2).astype(np.float16)
+    expected = compute_inverse_depth_target(
+        nearer.astype(np.float32), compute_depth_stats(nearer, METRIC, None), METRIC, None, mode
+    )
+    np.testing.assert_allclose(zoomed, expected.inverse_depth, atol=2e-3)
+
+
 def test_distances_are_floored_at_a_thousandth_of_the_median():
     raw = np.full((10, 10), 20.0)
     raw[0, 0] = 1e-5

@@ -21,6 +21,7 @@ from data_cache.transforms import (
     cut_window,
     draw_colour_jitter,
     draw_geometry,
+    join_depth,
     resample_depth,
     to_map_box,
     transform_depth,
@@ -40,43 +41,57 @@ def draw(seed, shape):
     return torch.from_numpy(np.random.default_rng(seed).uniform(0, 1, shape).astype(np.float32))
 
 
+def resample(depth, valid, box, size):
+    values, found = resample_depth(join_depth(depth, valid), box, size).unbind(-3)
+    return values, found > 0
+
+
+def everywhere(depth):
+    return torch.ones(depth.shape, dtype=torch.bool)
+
+
 @pytest.mark.parametrize("size", [(7, 9), (20, 33), (12, 16), (5, 40)], ids=str)
 def test_depth_without_gaps_is_plain_bilinear(size):
     depth = draw(0, (12, 16))
     expected = interpolate(depth[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-    torch.testing.assert_close(resample_depth(depth, Box(0, 0, 12, 16), size), expected)
-    torch.testing.assert_close(F.resize(Depth(depth), list(size)).as_subclass(torch.Tensor), expected)
+    values, valid = resample(depth, everywhere(depth), Box(0, 0, 12, 16), size)
+    torch.testing.assert_close(values, expected)
+    assert valid.all()
+    torch.testing.assert_close(F.resize(join_depth(depth, everywhere(depth)), list(size))[0], expected)
 
 
-@pytest.mark.parametrize("size", [(7, 9), (24, 32), (50, 21)], ids=str)
-def test_invalid_pixels_never_change_valid_ones(size):
-    """A constant map with holes stays that constant wherever it stays valid, at any resolution."""
-    depth = torch.full((12, 16), 0.3)
-    depth[draw(1, (12, 16)) < 0.3] = math.nan
-    depth[0, :5] = math.nan
-    resized = resample_depth(depth, Box(0, 0, 12, 16), size)
-    valid = ~resized.isnan()
-    assert 0.3 < valid.float().mean() < 1
-    torch.testing.assert_close(resized[valid], torch.full((int(valid.sum()),), 0.3))
+def feeding_pixels(start, length, points, pixels):
+    """For each point along an axis the source pixels with weight in bilinear interpolation, by its definition."""
+    centres = np.clip(start + (np.arange(points) + 0.5) * length / points - 0.5, 0, pixels - 1)
+    return [[pixel for pixel in range(pixels) if abs(pixel - centre) < 1] for centre in centres]
 
 
-def test_invalid_regions_keep_their_place_and_size():
-    depth = torch.ones(12, 16)
-    depth[3:6, 4:8] = math.nan
-    resized = resample_depth(depth, Box(0, 0, 12, 16), (24, 32))
-    expected = torch.zeros(24, 32, dtype=torch.bool)
-    expected[6:12, 8:16] = True
-    torch.testing.assert_close(resized.isnan(), expected)
+@pytest.mark.parametrize("size", [(7, 9), (24, 32), (50, 21), (12, 16), (4, 8)], ids=str)
+@pytest.mark.parametrize("box", [Box(0, 0, 12, 16), Box(2.5, 3, 7.25, 11)], ids=["whole", "part"])
+def test_a_pixel_is_valid_exactly_when_all_that_feed_it_are(size, box):
+    depth, valid = draw(0, (12, 16)), draw(1, (12, 16)) > 0.1
+    valid[0, :5] = False
+    depth[~valid] = math.nan  # what lies there never matters
+    values, found = resample(depth, valid, box, size)
+    rows = feeding_pixels(box.top, box.height, size[0], 12)
+    columns = feeding_pixels(box.left, box.width, size[1], 16)
+    expected = torch.tensor([[bool(valid[row][:, column].all()) for column in columns] for row in rows])
+    assert torch.equal(found, expected)
+    assert 0.2 < found.float().mean() < 1
+    assert (values[~found] == 0).all() and values.isfinite().all()
+    bilinear, _ = resample(depth.nan_to_num(nan=0.0), everywhere(depth), box, size)
+    torch.testing.assert_close(values[found], bilinear[found])
 
 
 def test_a_window_of_the_map_is_as_good_as_the_map():
     rng = np.random.default_rng(0)
-    depth = draw(2, (30, 41))
+    depth = join_depth(draw(2, (30, 41)), draw(3, (30, 41)) > 0.05).as_subclass(torch.Tensor)
     for _ in range(50):
         top, left = rng.uniform(0, 20), rng.uniform(0, 30)
         box = Box(top, left, rng.uniform(0.5, 30 - top), rng.uniform(0.5, 41 - left))
         window, inside = cut_window(box, (30, 41))
-        torch.testing.assert_close(resample_depth(depth[window], inside, (9, 11)), resample_depth(depth, box, (9, 11)))
+        found = resample_depth(depth[..., window[0], window[1]], inside, (9, 11))
+        torch.testing.assert_close(found, resample_depth(depth, box, (9, 11)))
 
 
 def _steps_at(row, column, shape, seen=1):
@@ -98,16 +113,17 @@ def test_edges_stay_together(seed, map_size):
     laid_labels = transform_labels(labels, geometry)
     laid_image = transform_image(np.repeat(labels[..., None] * np.uint8(80), 3, 2), geometry, PLAIN)[0] * 255 / 80
     depth = torch.from_numpy(_steps_at(row, column, map_size).astype(np.float32))
-    laid_depth = transform_depth(depth, to_map_box(geometry.box, image_size, map_size), geometry)
+    box = to_map_box(geometry.box, image_size, map_size)
+    laid_depth, depth_valid = transform_depth(depth, everywhere(depth), box, geometry)
     void = laid_labels == IGNORE_INDEX
-    assert torch.equal(laid_depth.isnan(), void)
+    assert torch.equal(~depth_valid, void)
+    assert (laid_depth[void] == 0).all()
     assert (laid_image[void] == 0).all()
     # A pixel's value must occur in the labels within reach: one canvas pixel, and the width of one source pixel.
     scale = max(np.array(geometry.size) / np.array(geometry.box[2:]))
     coarse = max(np.array(image_size) / np.array(map_size))
     for name, laid, reach in (("image", laid_image, 1 + scale), ("depth", laid_depth, 1 + scale * max(coarse, 1))):
-        plain = laid.as_subclass(torch.Tensor)
-        disagree = (~void & ((plain.nan_to_num() - laid_labels).abs() > 0.5)).numpy()
+        disagree = (~void & ((laid - laid_labels).abs() > 0.5)).numpy()
         near = _near_an_edge(laid_labels.numpy(), math.ceil(reach))
         assert not (disagree & ~near).any(), name
 
@@ -129,7 +145,8 @@ def test_edges_on_pixel_borders_stay_exactly_there(factor, row, column):
     """Enlarged by a whole factor, the half-way line of a depth step is the label step, to the pixel."""
     labels = np.minimum(_steps_at(row, column, (8, 16)), 1)
     geometry = whole((8, 16), (8 * factor, 16 * factor), flip=True)
-    depth = transform_depth(torch.from_numpy(labels.astype(np.float32)), Box(0, 0, 8, 16), geometry)
+    steps = torch.from_numpy(labels.astype(np.float32))
+    depth, _ = transform_depth(steps, everywhere(steps), Box(0, 0, 8, 16), geometry)
     assert torch.equal(depth.as_subclass(torch.Tensor) > 0.49, transform_labels(labels, geometry) == 1)
 
 
@@ -164,11 +181,12 @@ def test_small_images_are_padded_with_nothing():
     geometry = draw_geometry(Augmentation((32, 40), (1, 1), 1.0), (10, 12), rng)
     laid_image = transform_image(image, geometry, IMAGENET)
     laid_labels = transform_labels(np.ones((10, 12), np.uint8), geometry)
-    laid_depth = transform_depth(torch.ones(5, 6), to_map_box(geometry.box, (10, 12), (5, 6)), geometry)
+    ones = torch.ones(5, 6)
+    _, depth_valid = transform_depth(ones, everywhere(ones), to_map_box(geometry.box, (10, 12), (5, 6)), geometry)
     inside = laid_labels == 1
     assert inside.sum() == 120
     assert (laid_labels[~inside] == IGNORE_INDEX).all()
-    assert torch.equal(inside, ~laid_depth.isnan())
+    assert torch.equal(inside, depth_valid)
     assert (laid_image[:, ~inside] == 0).all()  # the mean, after normalising
     assert (laid_image[:, inside] != 0).all()
 
@@ -226,19 +244,21 @@ def test_v2_transforms_take_depth_beside_image_and_mask():
     mask = tv_tensors.Mask(torch.zeros(10, 12, dtype=torch.uint8))
     steps = [v2.Pad([1, 2, 3, 4]), v2.RandomHorizontalFlip(1.0), v2.CenterCrop((20, 14)), v2.Resize((8, 6))]
     transform = v2.Compose(steps)
-    laid_image, laid_mask, laid_depth = transform(image, mask, Depth(torch.ones(1, 10, 12)))
+    laid_image, laid_mask, laid_depth = transform(image, mask, Depth(torch.ones(2, 10, 12)))
     assert isinstance(laid_depth, Depth)
     assert laid_image.shape[1:] == laid_mask.shape == laid_depth.shape[1:] == (8, 6)
-    assert 0 < laid_depth.isnan().float().mean() < 1
+    assert 0 < laid_depth[1].mean() < 1
+    assert torch.equal(laid_depth[0], laid_depth[1]), "what is invalid holds 0"
 
 
 @pytest.mark.parametrize(("top", "left"), [(0, 0), (-2, 3), (4, -3), (3, 6)])
 def test_cropping_beyond_the_border_is_invalid(top, left):
-    depth = draw(4, (6, 8))
-    padded = F.pad(Depth(depth), [10, 10, 10, 10])
-    expected = padded.as_subclass(torch.Tensor)[10 + top : 16 + top, 10 + left : 18 + left]
-    found = F.crop(Depth(depth), top, left, 6, 8).as_subclass(torch.Tensor)
-    torch.testing.assert_close(found, expected, equal_nan=True, rtol=0, atol=0)
+    depth = join_depth(draw(4, (6, 8)), everywhere(torch.ones(6, 8)))
+    padded = F.pad(depth, [10, 10, 10, 10], fill=9.0).as_subclass(torch.Tensor)
+    expected = padded[:, 10 + top : 16 + top, 10 + left : 18 + left]
+    found = F.crop(depth, top, left, 6, 8).as_subclass(torch.Tensor)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert padded[1].sum() == 48
 
 
 def test_depth_needs_both_sides_to_be_resized():
