@@ -1,4 +1,4 @@
-"""What is stored without an error but hardly looks like depth is told; sound maps are passed over in silence."""
+"""What is stored without an error but hardly looks like depth is reported; sound maps are passed over in silence."""
 
 import math
 from pathlib import Path

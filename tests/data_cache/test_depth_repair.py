@@ -58,7 +58,7 @@ def damage(folder: Path, image_id: str) -> str:
     return shard
 
 
-def check_mended(folder: Path, lost: list[str]) -> None:
+def check_repaired(folder: Path, lost: list[str]) -> None:
     kept = [image_id for image_id in IDS if image_id not in lost]
     if kept:
         assert verify_store(folder) == []
@@ -74,7 +74,7 @@ def test_a_sound_store_has_nothing_bad(folder):
     assert verify_store(folder) == []
     report = repair_store(folder)
     assert (report.dropped, report.kept) == ((), 10)
-    check_mended(folder, [])
+    check_repaired(folder, [])
 
 
 @pytest.mark.parametrize("codec", ["lzf", "gzip", "none"])
@@ -88,7 +88,7 @@ def test_flipped_bits_cost_that_map_alone(tmp_path, codec):
     assert all("crc32" in found.reason or "cannot be read" in found.reason for found in bad)
     report = repair_store(folder)
     assert (list(report.dropped), report.kept) == (bad, 7)
-    check_mended(folder, ["town/1", "town/2", "town/9"])
+    check_repaired(folder, ["town/1", "town/2", "town/9"])
 
 
 @pytest.mark.parametrize("content", [b"", b"no HDF5 at all" * 100, None], ids=["empty", "garbage", "truncated"])
@@ -101,10 +101,10 @@ def test_an_unreadable_shard_costs_its_maps_alone(folder, content):
     with pytest.raises(UserError, match=r"shard-00001.h5 cannot be read .*pipeline cache repair"):
         DepthStore(folder).read("town/5")
     assert repair_store(folder).kept == 6
-    check_mended(folder, ["town/4", "town/5", "town/6", "town/7"])
+    check_repaired(folder, ["town/4", "town/5", "town/6", "town/7"])
 
 
-def test_a_lost_shard_is_told_and_mended(folder):
+def test_a_lost_shard_is_reported_and_repaired(folder):
     (folder / "shard-00000.h5").unlink()
     bad = verify_store(folder)
     assert [(found.file, found.image_id) for found in bad] == [("index.h5", f"town/{number}") for number in range(4)]
@@ -112,7 +112,7 @@ def test_a_lost_shard_is_told_and_mended(folder):
     with pytest.raises(UserError, match=r"has lost the shard with the depth of image 'town/0'.*pipeline cache repair"):
         DepthStore(folder).read("town/0")
     repair_store(folder)
-    check_mended(folder, ["town/0", "town/1", "town/2", "town/3"])
+    check_repaired(folder, ["town/0", "town/1", "town/2", "town/3"])
 
 
 @pytest.mark.parametrize("content", [None, b"", b"garbage" * 999], ids=["missing", "empty", "garbage"])
@@ -126,7 +126,7 @@ def test_the_index_can_be_made_anew(folder, content):
             DepthStore(folder)
     assert [(found.file, found.image_id) for found in verify_store(folder)] == [("index.h5", "")]
     repair_store(folder)
-    check_mended(folder, [])
+    check_repaired(folder, [])
 
 
 def test_a_writer_makes_a_missing_index_anew(folder):
@@ -150,7 +150,49 @@ def test_when_all_is_damaged_all_is_made_again(folder):
         label_again(folder)
     report = repair_store(folder)
     assert ({found.image_id for found in report.dropped}, report.kept) == (set(IDS), 0)
-    check_mended(folder, list(IDS))
+    check_repaired(folder, list(IDS))
+
+
+@pytest.mark.parametrize("records", [b"{", b"{}"], ids=["damaged", "empty"])
+def test_the_list_of_maps_is_made_anew_from_the_maps(folder, records):
+    with h5py.File(folder / "shard-00001.h5", "r+") as file:
+        del file["records"]
+        file["records"] = np.frombuffer(records, np.uint8)
+    assert [(found.file, found.image_id) for found in verify_store(folder)] == [("shard-00001.h5", "")]
+    assert repair_store(folder).kept == 10
+    check_repaired(folder, [])
+
+
+def test_a_shard_of_another_store_is_dropped_and_nothing_else(folder, tmp_path):
+    with DepthStoreWriter(tmp_path / "other", replace(PROVENANCE, estimator="other")) as writer:
+        writer.add("foreign", draw_map(0), (20, 30), "sum")
+    (tmp_path / "other" / "shard-00000.h5").rename(folder / "shard-00009.h5")
+    (found,) = verify_store(folder)
+    assert found.file == "shard-00009.h5" and "of another store" in found.reason
+    repair_store(folder)
+    check_repaired(folder, [])
+
+
+def test_a_link_out_of_the_store_is_found_and_replaced(folder, tmp_path):
+    with h5py.File(folder / "index.h5", "r+") as index:
+        del index["depth/town/3"]
+        index["depth/town/3"] = h5py.ExternalLink("../elsewhere.h5", "depth/town/3")
+    assert "no file of this store" in verify_store(folder)[0].reason
+    repair_store(folder)
+    check_repaired(folder, [])
+
+
+def test_a_damaged_newer_map_gives_way_to_the_older(folder):
+    """Both are of one image; labelling again makes just the newer anew."""
+    with DepthStoreWriter(folder, PROVENANCE) as writer:
+        writer.add("town/1", draw_map(50), (20, 30), "newer")
+    damage(folder, "town/1")
+    assert [found.image_id for found in verify_store(folder)] == ["town/1"]
+    repair_store(folder)
+    with DepthStoreWriter(folder, PROVENANCE) as writer:
+        assert writer.find("town/1", "newer") is None
+        assert writer.find("town/1", "sum") is not None
+    check_repaired(folder, [])
 
 
 def test_loose_batches_are_verified_too(folder):
@@ -176,7 +218,7 @@ def test_foreign_files_are_not_maps(tmp_path):
     assert len(verify_store(tmp_path / "s")) == 1
 
 
-def test_another_provenance_is_not_mended_over(folder):
+def test_another_provenance_is_not_repaired_over(folder):
     damage(folder, "town/1")
     repair_store(folder)
     with pytest.raises(UserError, match="never mixes"):

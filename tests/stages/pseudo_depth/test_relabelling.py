@@ -20,7 +20,7 @@ NAMES = ("a", "b", "c", "d")
 
 
 def write_image(root: Path, name: str, seed: int) -> None:
-    """Write an uncompressed picture, so that files of equal size have other contents, with mask and depth."""
+    """Write an uncompressed image, so that files of equal size have other contents, with mask and depth."""
     rng = np.random.default_rng(seed)
     Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(root / "images" / "train" / f"{name}.bmp")
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(root / "masks" / "train" / f"{name}.png")
