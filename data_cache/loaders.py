@@ -18,10 +18,10 @@ from data_cache.errors import UserError
 from data_cache.order import steps_per_epoch
 from data_cache.sample import Batch, Sample
 from data_cache.samples import EvaluationSamples, Failure, Samples, Source, TrainingSamples, check_source
-from data_cache.transforms import Augmentation, Normalisation, Size
+from data_cache.settings import AugmentationSettings
+from data_cache.transforms import Normalisation, Size
 
 __all__ = [
-    "Augmentation",
     "Loader",
     "Source",
     "batch_of_step",
@@ -40,7 +40,7 @@ def build_training_loader(
     source: Source,
     *,
     normalisation: Normalisation,
-    augmentation: Augmentation,
+    augmentation: AugmentationSettings,
     batch_size: int,
     seed: int,
     first_step: int,

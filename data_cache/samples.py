@@ -15,9 +15,9 @@ from data_cache.datasets.interface import SegmentationDataset
 from data_cache.depth_target import compute_inverse_depth_target
 from data_cache.errors import UserError
 from data_cache.sample import Sample
+from data_cache.settings import AugmentationSettings
 from data_cache.split_depth import SplitDepth
 from data_cache.transforms import (
-    Augmentation,
     Box,
     Geometry,
     Normalisation,
@@ -97,7 +97,12 @@ class TrainingSamples(Samples):
     """Key: (epoch, index)."""
 
     def __init__(
-        self, source: Source, normalisation: Normalisation, augmentation: Augmentation, seed: int, with_depth: bool
+        self,
+        source: Source,
+        normalisation: Normalisation,
+        augmentation: AugmentationSettings,
+        seed: int,
+        with_depth: bool,
     ) -> None:
         super().__init__(source, normalisation, with_depth)
         self._augmentation, self._seed = augmentation, seed

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,41 +19,13 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from data_cache.errors import UserError
 from data_cache.sample import IGNORE_INDEX
+from data_cache.settings import AugmentationSettings, Size
 
-Size = tuple[int, int]
-"""(height, width), px."""
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and standard deviation per channel of RGB in [0, 1]; ``stages.networks.interface.Normalisation`` is one."""
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what "grey" means to torchvision and Pillow too
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How training samples vary."""
-
-    crop: Size
-    """Size of every training sample; smaller images are padded with void."""
-    scale: tuple[float, float] = (1.0, 1.0)
-    """Range of the random scale before cropping, drawn uniformly."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-    jitter: float = 0.0
-    """Strength of brightness, contrast and saturation jitter, each factor in [1 - jitter, 1 + jitter]; 0 is off."""
-
-    def __post_init__(self) -> None:
-        problems = []
-        if min(self.crop) < 1:
-            problems.append(f"crop {self.crop} must be at least 1 px a side")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            problems.append(f"scale {self.scale} must be two positive numbers, the smaller first")
-        for name in ("flip", "jitter"):
-            if not 0 <= getattr(self, name) <= 1:
-                problems.append(f"{name} {getattr(self, name)} must be between 0 and 1")
-        if problems:
-            raise UserError("augmentation: " + "; ".join(problems))
 
 
 class Box(NamedTuple):
@@ -98,7 +69,7 @@ class Depth(tv_tensors.TVTensor):
     """
 
 
-def draw_geometry(augmentation: Augmentation, image_size: Size, rng: np.random.Generator) -> Geometry:
+def draw_geometry(augmentation: AugmentationSettings, image_size: Size, rng: np.random.Generator) -> Geometry:
     """Draw scale, place and flip of a sample.
 
     The box that will be seen is cut before resizing, so the cost is that of the crop, not of the image. Its sides are

@@ -37,12 +37,12 @@ class Console:
     def _stderr(self) -> RichConsole:
         return RichConsole(stderr=True, quiet=self.quiet, highlight=False)
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Tell a person what is going on."""
         self._stderr.print(text, markup=False, soft_wrap=True)
 
-    def fail(self, text: str, label: str = "error") -> None:
-        """Say why it ended; not even ``--quiet`` hides it. With ``--json`` stdout gets it as an object, too."""
+    def error(self, text: str, label: str = "error") -> None:
+        """Say why the command ended; not even ``--quiet`` hides it. With ``--json`` stdout gets it as an object."""
         RichConsole(stderr=True, highlight=False).print(f"{label}: {text}", markup=False, soft_wrap=True)
         if self.json_mode:
             print(json.dumps({label: text}, ensure_ascii=False), file=sys.stdout)  # noqa: T201
@@ -88,7 +88,7 @@ class Console:
             tenth = 10 * done // max(total, 1)
             if tenth > shown or done == total:
                 shown = tenth if done < total else 10 * total
-                self.say(f"{what}: {done}/{total} {note}".rstrip())
+                self.info(f"{what}: {done}/{total} {note}".rstrip())
 
         return advance
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.commands.listing import LISTED_CLASSES, list_networks, list_schedules
+from pipeline.commands.networks import LISTED_CLASSES, list_networks
+from pipeline.commands.schedules import list_schedules
 from stages.networks import NETWORKS
 
 README = Path(__file__).parent.parent / "README.md"

@@ -1,1 +1,31 @@
-"""One file a command: the click command beside the function it calls; heavy imports happen inside."""
+"""One file a command: the click command beside the function it calls; heavy imports happen inside the function."""
+
+from __future__ import annotations
+
+import click
+
+from pipeline.commands.advise import advise
+from pipeline.commands.cache import cache
+from pipeline.commands.compare import compare
+from pipeline.commands.datasets import datasets
+from pipeline.commands.demo import demo
+from pipeline.commands.doctor import doctor
+from pipeline.commands.estimators import estimators
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.export import export
+from pipeline.commands.fetch import fetch
+from pipeline.commands.networks import networks
+from pipeline.commands.plan import plan
+from pipeline.commands.predict import predict
+from pipeline.commands.pseudo_depth import pseudo_depth
+from pipeline.commands.recipes import recipes
+from pipeline.commands.report import report
+from pipeline.commands.run import run
+from pipeline.commands.schedules import schedules
+from pipeline.commands.table import table
+from pipeline.commands.teach import teach
+
+COMMANDS: list[click.Command] = [
+    demo, pseudo_depth, run, plan, table, evaluate, compare, report, predict, export, teach, fetch, cache,
+    datasets, networks, schedules, estimators, recipes, advise, doctor,
+]  # fmt: skip

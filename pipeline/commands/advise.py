@@ -1,4 +1,4 @@
-"""Advice before the first training: how to transfer, on which backbone, network and image size, and what each costs.
+"""`pipeline advise`: how to transfer, on which backbone, network and image size to begin, and what each costs.
 
 Source of every rule: the segmentation lecture (transfer table, backbones, networks, input sizes of 200 to 600 px). Its
 words on speed are replaced by measurements. Marked "ours" is what it leaves open.
@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from rich.console import Group
-from rich.text import Text
+import click
 
 from data_cache.errors import UserError, unknown_name
 from data_cache.sample import SMALLEST_INPUT_PX
-from pipeline.console import plain_table
-from pipeline.experiment.config import TransferMode
-from pipeline.experiment.tables import BACKBONES
-from pipeline.session import Result, Session
-from pipeline.workspace import read_json, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from pipeline.session import Result, Session
+    from stages.training.settings import TransferMode
 
 Amount = Literal["small", "large"]
 Similarity = Literal["similar", "different"]
@@ -87,6 +87,42 @@ NETWORKS_FOR = (
 )
 
 
+@click.command()
+@click.option("--images", type=int, required=True, help="Number of training images.")
+@click.option(
+    "--similarity",
+    type=click.Choice(get_args(Similarity)),
+    required=True,
+    help="Of your images to those of the pretraining (ImageNet: photographs of single things).",
+)
+@click.option("--input-size", default="balanced", show_default=True, help="Pixels, or small-objects, balanced, fast.")
+@click.option("--target", default="accuracy", show_default=True, help="Where it will run: accuracy, edge or cpu.")
+@click.option("--small-below", default=SMALL_DATASET, show_default=True, help="Fewer images are few.")
+@click.option("--remeasure", is_flag=True, help="Measure the encoders again.")
+@click.pass_obj
+def advise(
+    session: Session,
+    images: int,
+    similarity: Similarity,
+    input_size: str,
+    target: str,
+    small_below: int,
+    remeasure: bool,
+) -> None:
+    """Say how to use pretrained weights, which encoder, network and image size to take, and what they cost here."""
+    session.show(
+        give_advice(
+            session,
+            images=images,
+            similarity=similarity,
+            target=target,
+            input_size=input_size,
+            small_below=small_below,
+            remeasure=remeasure,
+        )
+    )
+
+
 def recommend_transfer(images: int, similarity: Similarity, *, small_below: int = SMALL_DATASET) -> Transfer:
     """Return the lecture's answer for a number of training images and their likeness to the pretraining's.
 
@@ -151,6 +187,8 @@ def give_advice(
     Raises:
         UserError: for values that are not possible.
     """
+    from pipeline.session import Result
+
     if target not in TARGETS:
         raise unknown_name("target", target, TARGETS)
     side_px = parse_input_size(input_size)
@@ -179,6 +217,11 @@ def give_advice(
 
 
 def _render(facts: dict[str, Any], *, images: int, similarity: str, target: str, small_below: int) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
+    from pipeline.console import plain_table
+
     amount = f"{images:,} images, fewer than {small_below:,}" if facts["amount"] == "small" else f"{images:,} images"
     first = facts["encoders"][0]
     machine = facts["machine"]
@@ -195,9 +238,7 @@ def _render(facts: dict[str, Any], *, images: int, similarity: str, target: str,
         Text(f"input size  {facts['input_size']} px (presets: {_list_sizes()})"),
         *(Text(f"            warning: {warning}") for warning in facts["warnings"]),
         Text(f"command     {facts['command']}\n"),
-        plain_table(
-            "Networks, by what the pictures show", ["pictures", "network"], [list(row) for row in NETWORKS_FOR]
-        ),
+        plain_table("Networks, by what the images show", ["images", "network"], [list(row) for row in NETWORKS_FOR]),
         Text(),
         plain_table(
             f"Encoders measured here: one image 256x256, float32, {threads}, torch {machine['torch']}",
@@ -213,6 +254,9 @@ def _list_sizes() -> str:
 
 def _read_or_measure(session: Session, *, remeasure: bool) -> dict[str, Any]:
     """Return machine and costs; measured once per machine, number of threads and version of torch."""
+    from pipeline.experiment.tables import BACKBONES
+    from pipeline.workspace import read_json, write_json
+
     machine = _describe_machine()
     path = session.workspace.root / COSTS_FILE
     if path.is_file() and not remeasure:

@@ -1,27 +1,81 @@
-"""Look after depth stores: what is in them, are they whole, repair them, look at them, hand maps to other tools."""
+"""`pipeline cache`: look after depth stores: what is in them, are they whole, repair them, hand maps to other tools."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+import click
 
-from data_cache.depth_quality import find_suspicious
-from data_cache.depth_store import BadMap, DepthStore, OtherSchema, repair_store, verify_store
 from data_cache.errors import UserError
-from data_cache.sample import DepthKind
-from pipeline.console import count, plain_table
-from pipeline.experiment.artifacts import describe_suspicious, find_labels, open_split, splits_to_label
-from pipeline.experiment.config import RunConfig
-from pipeline.session import Result, Session
+from pipeline.options import RecipeCommand
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.experiment.config import RunConfig
+    from pipeline.session import Result, Session
 
 PREVIEW_IMAGES = 24
+
+SHOWN_SUSPICIOUS = 5
+
+store_argument = click.argument("store", required=False, type=click.Path(path_type=Path))
+
+
+@click.group()
+def cache() -> None:
+    """Look after depth stores: info, verify, repair, preview, export."""
+
+
+@cache.command("info")
+@store_argument
+@click.pass_obj
+def cache_info(session: Session, store: Path | None) -> None:
+    """Show images, size and provenance of STORE, or of all stores."""
+    session.show(show_stores(find_stores(session, store)))
+
+
+@cache.command("verify")
+@store_argument
+@click.pass_obj
+def cache_verify(session: Session, store: Path | None) -> None:
+    """Read every map of STORE, or of all stores, and compare checksums."""
+    result = check_stores(find_stores(session, store))
+    session.show(result)
+    if result.json["bad"]:
+        raise SystemExit(2)
+
+
+@cache.command("repair")
+@store_argument
+@click.pass_obj
+def cache_repair(session: Session, store: Path | None) -> None:
+    """Drop damaged maps of STORE, or of all stores; label again to make them anew."""
+    session.show(repair_stores(find_stores(session, store)))
+
+
+@cache.command("preview", cls=RecipeCommand, sections=("data", "depth"))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default <workdir>/previews.")
+@click.pass_obj
+def cache_preview(session: Session, config: RunConfig, out: Path | None) -> None:
+    """Draw contact sheets of a recipe's images beside their depth."""
+    session.show(preview_labels(config, session, out))
+
+
+@cache.command("export")
+@store_argument
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default <workdir>/depth-maps.")
+@click.option("--form", type=click.Choice(["png16", "npy"]), default="png16", show_default=True)
+@click.pass_obj
+def cache_export(session: Session, store: Path | None, out: Path | None, form: str) -> None:
+    """Write the maps of STORE, or of all stores, as 16-bit PNG or NPY files."""
+    session.show(export_maps(session, find_stores(session, store), out, form))
 
 
 def find_stores(session: Session, store: Path | None) -> list[Path]:
@@ -41,6 +95,10 @@ def find_stores(session: Session, store: Path | None) -> list[Path]:
 
 def show_stores(folders: list[Path]) -> Result:
     """Describe stores: images, bytes, provenance."""
+    from data_cache.depth_store import DepthStore
+    from pipeline.console import plain_table
+    from pipeline.session import Result
+
     facts: list[dict[str, Any]] = []
     for folder in folders:
         store = DepthStore(folder)
@@ -68,6 +126,11 @@ def show_stores(folders: list[Path]) -> Result:
 
 def check_stores(folders: list[Path]) -> Result:
     """Read every map and compare checksums; ``bad`` is damaged, ``suspicious`` hardly looks like depth."""
+    from data_cache.depth_quality import find_suspicious
+    from data_cache.depth_store import BadMap, DepthStore, OtherSchema, verify_store
+    from pipeline.console import count
+    from pipeline.session import Result
+
     bad, suspicious = [], []
     for folder in folders:
         try:
@@ -88,8 +151,19 @@ def check_stores(folders: list[Path]) -> Result:
     return Result({**_describe_readable(folders), "bad": bad, "suspicious": suspicious}, "\n".join(lines))
 
 
+def describe_suspicious(suspicious: Sequence[dict[str, Any]]) -> list[str]:
+    """Return lines about maps that hardly look like depth: a few examples, and what is odd about all together."""
+    single = [found for found in suspicious if found["image"]]
+    lines = [f"suspicious: {found['image']}: {found['reason']}" for found in single[:SHOWN_SUSPICIOUS]]
+    if len(single) > SHOWN_SUSPICIOUS:
+        lines.append(f"suspicious: {len(single) - SHOWN_SUSPICIOUS} more images; --json lists them all")
+    return lines + [f"suspicious: {found['reason']}" for found in suspicious if not found["image"]]
+
+
 def _describe_readable(folders: list[Path]) -> dict[str, Any]:
     """Return maps and provenance of the stores that can be opened."""
+    from data_cache.depth_store import DepthStore
+
     stores = []
     for folder in folders:
         with contextlib.suppress(UserError):  # `bad` says what is wrong with it
@@ -102,6 +176,10 @@ def _describe_readable(folders: list[Path]) -> dict[str, Any]:
 
 def repair_stores(folders: list[Path]) -> Result:
     """Drop damaged maps, so that labelling again makes just these anew."""
+    from data_cache.depth_store import repair_store
+    from pipeline.console import count
+    from pipeline.session import Result
+
     bad: list[dict[str, Any]] = []
     kept = 0
     for folder in folders:
@@ -115,6 +193,9 @@ def repair_stores(folders: list[Path]) -> Result:
 
 def preview_labels(config: RunConfig, session: Session, out: Path | None) -> Result:
     """Draw a contact sheet per labelled split of a recipe: each image beside its depth, near is bright."""
+    from data_cache.sample import DepthKind
+    from pipeline.experiment.artifacts import find_labels, open_split, splits_to_label
+    from pipeline.session import Result
     from stages.evaluation.panels import SheetItem, contact_sheet
 
     files, drawn, provenance = [], 0, []
@@ -141,6 +222,13 @@ def export_maps(session: Session, folders: list[Path], out: Path | None, form: s
     A PNG holds 1 + round(65534 * (raw - min) / (max - min)), and 0 where the raw number is not finite; ``scales.csv``
     beside the images has each image's min and max, so that the raw numbers can be had back.
     """
+    import numpy as np
+    from PIL import Image
+
+    from data_cache.depth_store import DepthStore
+    from pipeline.console import count
+    from pipeline.session import Result
+
     written = 0
     target = out or session.workspace.root / "depth-maps"
     for folder in folders:
@@ -167,11 +255,15 @@ def export_maps(session: Session, folders: list[Path], out: Path | None, form: s
 
 def _find_range(raw: NDArray[np.float32]) -> tuple[float, float]:
     """Return least and largest finite number, that of the sky included; 0 and 0 when there is none."""
+    import numpy as np
+
     finite = raw[np.isfinite(raw)]
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 def _to_16_bits(raw: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint16]:
+    import numpy as np
+
     with np.errstate(invalid="ignore"):  # what is not finite becomes 0 below
         steps = np.round(65534 * ((raw - low) / ((high - low) or 1.0)))
     return np.where(np.isfinite(raw), 1 + steps, 0).astype(np.uint16)

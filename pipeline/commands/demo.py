@@ -1,18 +1,27 @@
-"""The whole way in one command: label, train two schedules, compare, export, report."""
+"""`pipeline demo`: the whole way in one command."""
 
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
-from pipeline.commands.compare import report_runs, tabulate
-from pipeline.commands.export import export_run, headlines
-from pipeline.commands.run import train_one
-from pipeline.experiment.artifacts import label_splits
-from pipeline.experiment.config import load_config
-from pipeline.session import Result, Session
-from stages.comparison.formats import FORMATS
+import click
+
+from pipeline.options import device_option
+
+if TYPE_CHECKING:
+    from pipeline.session import Result, Session
 
 ROWS = ("depth-first+copy", "seg-only")
+
+
+@click.command()
+@click.option("--recipe", default="demo", show_default=True, help="Bundled recipe or path of a TOML file.")
+@device_option
+@click.pass_obj
+def demo(session: Session, recipe: str, device: str) -> None:
+    """Run everything offline on drawn scenes: label, train two schedules, compare, export, report."""
+    session.show(run_demo(session, recipe, device))
 
 
 def run_demo(session: Session, recipe: str, device: str) -> Result:
@@ -21,13 +30,21 @@ def run_demo(session: Session, recipe: str, device: str) -> Result:
     Returns:
         ``runs``, ``rows``, ``export``, ``report``, ``stores``, ``seconds``.
     """
+    from pipeline.commands.export import export_run, headlines
+    from pipeline.commands.pseudo_depth import label_splits
+    from pipeline.commands.report import report_runs
+    from pipeline.commands.run import train_one
+    from pipeline.experiment.config import load_config
+    from pipeline.experiment.tabulate import tabulate
+    from pipeline.session import Result
+    from stages.comparison.formats import FORMATS
+
     started_at = time.perf_counter()
     config = load_config(recipe)
     labels = label_splits(config, session, (), device)
     runs = []
     for row in ROWS:
-        base, _, copy = row.partition("+")
-        changed = config.changed({"schedule.name": base, "schedule.copy_weights": bool(copy)})
+        changed = config.changed({"schedule": {"name": row}})
         runs.append(train_one(changed, session, device, reuse=True).json)
     folders = [session.workspace.runs / run["run"] for run in runs]
     table = tabulate(folders)

@@ -1,20 +1,19 @@
-"""Is this machine fit for the work: versions, GPU, file locking, disk — and how to mend what is missing."""
+"""`pipeline doctor`: is this machine fit for the work, and how to repair what is missing."""
 
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import os
 import platform
 import shutil
 import sys
-import tempfile
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.console import plain_table
-from pipeline.session import Result, Session
+import click
+
+if TYPE_CHECKING:
+    from pipeline.session import Result, Session
 
 LOWEST_VERSIONS = {
     "torch": (2, 11),
@@ -27,12 +26,25 @@ FREE_DISK_BYTES = 3_000_000_000
 """What the demo may need at most."""
 
 
+@click.command()
+@click.pass_obj
+def doctor(session: Session) -> None:
+    """Check machine, versions, GPU, locking, disk; say what is missing and how to repair it."""
+    result = examine_machine(session)
+    session.show(result)
+    if not all(check["ok"] for check in result.json["checks"]):
+        raise SystemExit(2)
+
+
 def examine_machine(session: Session) -> Result:
     """Run all checks.
 
     Returns:
         ``checks``: list of ``name``, ``ok``, ``found``, ``remedy`` (empty when ok).
     """
+    from pipeline.console import plain_table
+    from pipeline.session import Result
+
     checks = [
         _check_python(),
         *map(_check_version, LOWEST_VERSIONS),
@@ -53,6 +65,8 @@ def _check_python() -> dict[str, Any]:
 
 
 def _check_version(name: str) -> dict[str, Any]:
+    from importlib import metadata
+
     lowest = ".".join(map(str, LOWEST_VERSIONS[name]))
     try:
         found = metadata.version(name)
@@ -73,6 +87,8 @@ def _check_gpu() -> dict[str, Any]:
 
 
 def _check_workdir(session: Session) -> list[dict[str, Any]]:
+    import tempfile
+
     root = session.workspace.root
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -90,5 +106,7 @@ def _check_workdir(session: Session) -> list[dict[str, Any]]:
 
 
 def _check_extra() -> dict[str, Any]:
+    import importlib.util
+
     present = importlib.util.find_spec("tensorboard") is not None
     return _check("tensorboard (optional)", True, "present" if present else "absent; pip install tensorboard")

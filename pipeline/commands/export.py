@@ -1,23 +1,51 @@
-"""Ship a run: strip the depth branch, write the formats, prove them, tell where everything came from."""
+"""`pipeline export`: strip the depth branch off a run, write the formats, prove them, name their origin."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import RenderableType
+import click
 
-from data_cache.datasets import DATASETS
-from pipeline.console import plain_table
-from pipeline.experiment.config import RunConfig
-from pipeline.experiment.models import ORIGIN_FILE, open_run, restore_config
-from pipeline.session import Result, Session
-from pipeline.workspace import read_json, write_json
-from stages.export.card import CardFacts, LicenceLink
-from stages.export.export import ExportReport, export_network
-from stages.export.formats import DEFAULT_FORMATS
+from stages.export.formats import DEFAULT_FORMATS, describe_formats, parse_formats
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pipeline.experiment.config import RunConfig
+    from pipeline.session import Result, Session
+    from stages.export.card import CardFacts, LicenceLink
+    from stages.export.export import ExportReport
+
+
+@click.command()
+@click.argument("run_name", required=False, metavar="[RUN]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default <workdir>/exports/<run>.")
+@click.option(
+    "--formats",
+    default=",".join(DEFAULT_FORMATS),
+    show_default=True,
+    callback=lambda _context, _option, text: parse_formats(text),
+    help=f"Comma-separated; {describe_formats()}.",
+)
+@click.option("--input-size", type=(int, int), metavar="H W", help="Size the files are made for; default the data's.")
+@click.option("--dynamic", is_flag=True, help="Let ONNX and pt2 files take other image sizes; proven at four.")
+@click.option("--overwrite", is_flag=True, help="Replace another export that lies there.")
+@click.pass_obj
+def export(
+    session: Session,
+    run_name: str | None,
+    out: Path | None,
+    formats: tuple[str, ...],
+    input_size: tuple[int, int] | None,
+    dynamic: bool,
+    overwrite: bool,
+) -> None:
+    """Strip the depth branch off a run (the newest by default), write it out, and prove it equal."""
+    session.show(
+        export_run(session, run_name, out, formats=formats, input_size=input_size, dynamic=dynamic, overwrite=overwrite)
+    )
 
 
 def export_run(
@@ -35,6 +63,13 @@ def export_run(
     Returns:
         ``out``, ``files``, ``proof``, ``run``, ``reused``.
     """
+    import torch
+
+    from pipeline.experiment.models import ORIGIN_FILE, open_run
+    from pipeline.session import Result
+    from pipeline.workspace import read_json, write_json
+    from stages.export.export import export_network
+
     folder = session.workspace.find_run(reference)
     record = read_json(folder / "run.json")
     model = open_run(folder, torch.device("cpu"))
@@ -50,7 +85,7 @@ def export_run(
         formats=formats,
         dynamic=dynamic,
         overwrite=overwrite,
-        progress=session.console.say,
+        progress=session.console.info,
     )
     write_json(out / ORIGIN_FILE, record)
     files = sorted({*report.files, ORIGIN_FILE})
@@ -65,6 +100,9 @@ def export_run(
 
 
 def _describe_origin(record: dict[str, Any]) -> CardFacts:
+    from pipeline.experiment.models import restore_config
+    from stages.export.card import CardFacts
+
     config = restore_config(record)
     return CardFacts(
         run=record["run"],
@@ -80,6 +118,8 @@ def _describe_origin(record: dict[str, Any]) -> CardFacts:
 
 def _licences(record: dict[str, Any], config: RunConfig) -> list[LicenceLink]:
     """List what the weights were made from, the depth teacher first."""
+    from data_cache.datasets import DATASETS
+    from stages.export.card import LicenceLink
     from stages.pseudo_depth.aliases import ESTIMATORS
 
     links = []
@@ -106,6 +146,8 @@ def _licences(record: dict[str, Any], config: RunConfig) -> list[LicenceLink]:
 
 
 def _render(report: ExportReport, run: str, files: list[str]) -> RenderableType:
+    from pipeline.console import plain_table
+
     title = f"{run} exported to {report.out}" + (" (was there already)" if report.reused else "")
     rows = [*headlines(report.proof), ("files", ", ".join(files))]
     return plain_table(title, ["proof", "value"], [list(row) for row in rows])

@@ -1,17 +1,35 @@
-"""Bring weights onto this machine, so that it, or another one without network, can work from local files."""
+"""`pipeline fetch`: bring weights, so that this machine, or another one without network, can work from files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
 
 from data_cache.errors import UserError
-from data_cache.sample import DepthKind
-from pipeline.session import Result, Session
+from pipeline.options import choices_of
+
+if TYPE_CHECKING:
+    from pipeline.session import Result, Session
 
 ENCODER_PREFIX = "encoder:"
 WHOLE_VGG = {"vgg16": False, "vgg16_bn": True}
 """Name → batch norm; the whole classification network, whose fc6 and fc7 the FCN family starts from."""
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[ESTIMATOR|encoder:NAME]…")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default <workdir>/estimators.")
+@click.option("--kind", type=choices_of("depth.kind"), help="Meaning of an estimator without an alias.")
+@click.option("--accept-noncommercial", is_flag=True, help="Fetch weights with such a licence.")
+@click.pass_obj
+def fetch(
+    session: Session, names: Sequence[str], out: Path | None, kind: str | None, accept_noncommercial: bool
+) -> None:
+    """Bring estimator and encoder weights, for use on a machine without network."""
+    session.show(fetch_weights(session, names, out, kind=kind, accept_noncommercial=accept_noncommercial))
 
 
 def fetch_weights(
@@ -22,6 +40,8 @@ def fetch_weights(
     Returns:
         ``files`` and per name the ``use`` of it.
     """
+    from data_cache.sample import DepthKind
+    from pipeline.session import Result
     from stages.networks.encoder_weights import fetch_encoder_weights
     from stages.networks.vgg import fetch_vgg16_weights
     from stages.pseudo_depth.fetch import fetch_estimator
@@ -50,7 +70,7 @@ def fetch_weights(
             target,
             kind=DepthKind(kind) if kind else None,
             accept_noncommercial=accept_noncommercial,
-            progress=session.console.say,
+            progress=session.console.info,
         )
         files += [file.path for file in fetched]
         uses.append(f"--estimator {target}")

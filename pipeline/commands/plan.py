@@ -1,89 +1,65 @@
-"""What a run or a table would do, without doing it."""
+"""`pipeline plan`: what a run or a table would do, without doing it."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Group
-from rich.text import Text
+import click
 
-from data_cache.errors import unknown_name
-from pipeline.console import plain_table
-from pipeline.experiment.artifacts import gather_facts, open_split
-from pipeline.experiment.class_weights import resolve_class_weights
-from pipeline.experiment.config import RunConfig, content_hash
-from pipeline.experiment.expand import choose_copyable_forms
-from pipeline.experiment.facts import NetworkFacts, inspect_network
-from pipeline.experiment.plan import DataFacts, Node, Plan, plan_runs
-from pipeline.experiment.tables import find_table, table_rows
-from pipeline.experiment.transfer import apply_transfer
-from pipeline.session import Result, Session
-from stages.networks import NETWORKS
-from stages.training.encoder_policy import find_encoder_lr_factor, parts_to_train, trains_fresh_only
-from stages.training.schedule import ENCODER, EVERYTHING, CopyWeights
+from pipeline.options import RecipeCommand, device_option, no_reuse_option, seeds_option
 
-Rows = list[tuple[str, RunConfig]]
+if TYPE_CHECKING:
+    from pipeline.experiment.config import RunConfig
+    from pipeline.experiment.facts import NetworkFacts
+    from pipeline.experiment.plan import Node, Plan
+    from pipeline.session import Result, Session
+    from stages.training.schedule import CopyWeights
 
 
-def rows_of(config: RunConfig, table: str | None, seeds: tuple[int, ...] | None) -> Rows:
-    """Return the rows of a table, or the one row that the recipe itself is, with transfer modes spelled out.
-
-    Where no seeds are given, it is the one that the recipe or an override names, else they are the table's own.
-    """
-    if table is not None:
-        found = find_table(table)
-        own = None if "seed" in config.model_fields_set else found.seeds  # set, be it to 0: asked for
-        rows = table_rows(found, config, seeds or own or (config.seed,))
-    else:
-        name = config.build_schedule().name
-        rows = [(name, config.changed({"seed": seed})) for seed in seeds or (config.seed,)]
-    for _, changed in rows:
-        if changed.network.name not in NETWORKS:
-            raise unknown_name("network", changed.network.name, NETWORKS)
-    return [(name, apply_transfer(changed)) for name, changed in rows]
-
-
-def make_plan(rows: Rows, session: Session, *, reuse: bool) -> Plan:
-    """Look at the data of every row and lay out the trainings."""
-    rows = choose_copyable_forms(rows, session.console.say)
-    weighed = [(name, resolve_class_weights(config, session)) for name, config in rows]
-    known: dict[str, DataFacts] = {}
-
-    def find_facts(config: RunConfig) -> DataFacts:
-        needs_depth = config.build_schedule().needs_depth
-        data = config.data.model_dump(include={"dataset", "root", "options"})
-        key = content_hash([data, config.depth.model_dump() if needs_depth else None], 16)
-        if key not in known:
-            known[key] = gather_facts(config, session.workspace, needs_depth=needs_depth)
-        return known[key]
-
-    plan = plan_runs(weighed, find_facts, reuse=reuse)
-    for run in plan.runs:  # a network that cannot be built, or a copy that cannot be done, is told before any training
-        network = inspect_network(run.config.network, find_facts(run.config).num_classes, session.workspace)
-        for copy in (copy for node in run.nodes for copy in node.copies):
-            network.count_copied(copy)
-    return plan
+@click.command(cls=RecipeCommand)
+@click.argument("name", required=False)
+@seeds_option
+@no_reuse_option
+@device_option
+@click.pass_obj
+def plan(
+    session: Session,
+    config: RunConfig,
+    name: str | None,
+    seeds: tuple[int, ...] | None,
+    no_reuse: bool,
+    device: str,
+) -> None:
+    """Print what a run, or the table NAME, would do; trains nothing."""
+    session.show(preview_plan(config, session, name, seeds, device, reuse=not no_reuse))
 
 
 def preview_plan(
-    config: RunConfig, session: Session, table: str | None, seeds: tuple[int, ...] | None, *, reuse: bool
+    config: RunConfig, session: Session, table: str | None, seeds: tuple[int, ...] | None, device: str, *, reuse: bool
 ) -> Result:
     """Describe nodes, parts, batch-norm, copies, steps and disk; train nothing.
 
     Returns:
         ``nodes`` (distinct trainings), ``unshared``, ``phases``, ``runs``, ``disk_bytes``, ``disk_free_bytes``.
     """
-    plan = make_plan(rows_of(config, table, seeds), session, reuse=reuse)
-    phases = [_describe(node, session, _find_network(node, session)) for node in plan.nodes.values()]
+    from rich.console import Group
+
+    from pipeline.experiment.devices import find_device_type
+    from pipeline.experiment.expand import expand_rows, make_plan
+    from pipeline.session import Result
+
+    plan = make_plan(expand_rows(config, table, seeds, session, find_device_type(device)), session, reuse=reuse)
+    classes = {node.folder: run.facts.num_classes for run in plan.runs for node in run.nodes}
+    phases = [_describe(node, session, classes[node.folder]) for node in plan.nodes.values()]
     to_train = [phase for phase in phases if not phase["done"]]
     disk = sum(phase["bytes"] for phase in to_train)
     session.workspace.root.mkdir(parents=True, exist_ok=True)
     facts = {
         "nodes": len(phases),
         "to_train": len(to_train),
-        "unshared": plan.unshared,
+        "unshared": plan.without_reuse,
         "phases": phases,
         "runs": [{"row": run.row, "seed": run.config.seed, "name": run.name, "steps": run.steps} for run in plan.runs],
         "disk_bytes": disk,
@@ -92,12 +68,12 @@ def preview_plan(
     return Result(facts, Group(*_render(plan, facts)))
 
 
-def _find_network(node: Node, session: Session) -> NetworkFacts:
-    num_classes = len(open_split(node.config, session.workspace, "train").classes)
-    return inspect_network(node.config.network, num_classes, session.workspace)
+def _describe(node: Node, session: Session, num_classes: int) -> dict[str, Any]:
+    from pipeline.experiment.facts import inspect_network
+    from stages.training.encoder_policy import find_encoder_lr_factor, parts_to_train, trains_fresh_only
+    from stages.training.schedule import ENCODER, EVERYTHING
 
-
-def _describe(node: Node, session: Session, network: NetworkFacts) -> dict[str, Any]:
+    network = inspect_network(node.config.network, num_classes, session.workspace)
     parts = network.parts
     policy = node.config.training.encoder_policy
     trains = parts_to_train(policy, node.phase)
@@ -115,8 +91,9 @@ def _describe(node: Node, session: Session, network: NetworkFacts) -> dict[str, 
         "trains": trained,
         "frozen": frozen,
         "batch_norm": _describe_batch_norm(node),
-        "focal": node.phase.focal,
-        "mse": node.phase.mse,
+        "losses": node.config.loss.describe(node.phase),
+        "seg": node.phase.seg,
+        "depth": node.phase.depth,
         "steps": node.steps,
         "lr": node.lr,
         "encoder_lr_factor": find_encoder_lr_factor(policy, node.phase) if ENCODER & trains else 0.0,
@@ -131,6 +108,8 @@ def _describe_copy(copy: CopyWeights, network: NetworkFacts) -> dict[str, Any]:
 
 
 def _describe_batch_norm(node: Node) -> str:
+    from stages.training.encoder_policy import trains_fresh_only
+
     policy = node.config.training.encoder_policy
     if trains_fresh_only(policy, node.phase):
         return f"statistics move in trained modules; those of the pretrained encoder are frozen (policy {policy})"
@@ -144,14 +123,17 @@ def _name_trained(phase: dict[str, Any]) -> str:
 
 
 def _render(plan: Plan, facts: dict[str, Any]) -> Iterable[Any]:
+    from rich.text import Text
+
+    from pipeline.console import plain_table
+
     several = len({phase["network"] for phase in facts["phases"]}) > 1
     columns = [
         "phase",
         *(["network"] if several else []),
         "seed",
         "trains",
-        "focal",
-        "mse",
+        "losses",
         "steps",
         "copied before",
         "key",
@@ -163,8 +145,7 @@ def _render(plan: Plan, facts: dict[str, Any]) -> Iterable[Any]:
             *([phase["network"]] if several else []),
             phase["seed"],
             _name_trained(phase),
-            phase["focal"],
-            phase["mse"],
+            phase["losses"],
             phase["steps"],
             ", ".join(f"{c['from']} -> {c['to']} ({c['tensors']} tensors)" for c in phase["copies"]) or "-",
             phase["key"],

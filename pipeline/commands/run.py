@@ -1,15 +1,25 @@
-"""Train one run, or all rows of a table."""
+"""`pipeline run`: train one schedule and score it."""
 
 from __future__ import annotations
 
-from pipeline.commands.compare import tabulate
-from pipeline.commands.plan import make_plan, rows_of
-from pipeline.experiment.config import RunConfig
-from pipeline.experiment.devices import choose_device
-from pipeline.experiment.execute import execute_plan
-from pipeline.experiment.tables import find_table
-from pipeline.session import Result, Session
-from stages.comparison.formats import FORMATS
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.options import RecipeCommand, device_option, no_reuse_option
+
+if TYPE_CHECKING:
+    from pipeline.experiment.config import RunConfig
+    from pipeline.session import Result, Session
+
+
+@click.command(cls=RecipeCommand)
+@no_reuse_option
+@device_option
+@click.pass_obj
+def run(session: Session, config: RunConfig, no_reuse: bool, device: str) -> None:
+    """Train one schedule and evaluate it."""
+    session.show(train_one(config, session, device, reuse=not no_reuse))
 
 
 def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool) -> Result:
@@ -18,8 +28,16 @@ def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool) 
     Returns:
         ``run``, ``schedule``, ``phases``, ``metrics``, ``folder``.
     """
-    plan = make_plan(rows_of(config, None, (config.seed,)), session, reuse=reuse)
-    (record,) = execute_plan(plan, session, choose_device(device))
+    from pipeline.experiment.devices import choose_device
+    from pipeline.experiment.execute import execute_plan
+    from pipeline.experiment.expand import expand_rows, make_plan
+    from pipeline.experiment.tabulate import tabulate
+    from pipeline.session import Result
+    from stages.comparison.formats import FORMATS
+
+    chosen = choose_device(device)
+    plan = make_plan(expand_rows(config, None, (config.seed,), session, chosen.type), session, reuse=reuse)
+    (record,) = execute_plan(plan, session, chosen)
     folder = session.workspace.runs / record["run"]
     facts = {
         "run": record["run"],
@@ -29,30 +47,3 @@ def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool) 
         "folder": str(folder),
     }
     return Result(facts, f"{FORMATS['text'](tabulate([folder]))}\n\nrun: {folder}")
-
-
-def train_table(
-    name: str, config: RunConfig, session: Session, device: str, seeds: tuple[int, ...] | None, *, reuse: bool
-) -> Result:
-    """Train all rows of a table with all seeds; without seeds with its own.
-
-    Returns:
-        ``rows`` with the paper's scores, ``trained`` and ``reused`` (distinct trainings), ``unshared`` (trainings the
-        same runs would need one by one).
-    """
-    table = find_table(name)
-    plan = make_plan(rows_of(config, name, seeds), session, reuse=reuse)
-    finished = [key for key in plan.nodes if session.workspace.node(key).finished]
-    records = execute_plan(plan, session, choose_device(device))
-    folders = [session.workspace.runs / record["run"] for record in records]
-    compared = tabulate(folders, table)
-    facts = {
-        **compared.to_json(),
-        "trained": len(plan.nodes) - len(finished),
-        "reused": len(finished),
-        "unshared": plan.unshared,
-    }
-    summary = (
-        f"{facts['trained']} phases trained, {facts['reused']} reused ({plan.unshared} had every run trained its own)"
-    )
-    return Result(facts, f"{table.title}\n{FORMATS['text'](compared)}\n\n{summary}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -11,26 +12,26 @@ from typing import Any
 
 import torch
 
-from data_cache.fingerprint import dataset_fingerprint
-from data_cache.loaders import Augmentation, Source, build_training_loader
+from data_cache.loaders import Source, build_training_loader
 from data_cache.sample import Batch
 from data_cache.split_depth import SplitDepth
-from pipeline.commands.evaluate import inspect_evaluation, score_run
 from pipeline.console import Advance
 from pipeline.experiment.artifacts import find_labels, open_split
-from pipeline.experiment.config import RunConfig, content_hash
+from pipeline.experiment.config import RunConfig
+from pipeline.experiment.models import RUN_FORMAT, build_untrained
 from pipeline.experiment.plan import Node, Plan, PlannedRun
-from pipeline.experiment.provenance import describe_software
+from pipeline.experiment.provenance import describe_environment, describe_numerics, describe_software
+from pipeline.experiment.scoring import Reported, describe_evaluation, inspect_reported, score_run
 from pipeline.session import Session
 from pipeline.workspace import NodeFolder, Workspace, exclusive, read_json, write_json
+from stages.evaluation.settings import EVALUATION_VERSION
 from stages.networks import build_network, build_without_weights
 from stages.networks.interface import Network, Normalisation
+from stages.networks.precision import resolve_dtype
 from stages.training.checkpoint import load_weights, remove_checkpoints, save_weights
 from stages.training.interruption import stop_on_signals
 from stages.training.loop import PhaseSummary, train_phase
-from stages.training.losses import LossSettings
 from stages.training.metrics_log import MetricsLog, StepReport
-from stages.training.optimisation import OptimSettings
 from stages.training.transfer import CopyReport, copy_part
 
 
@@ -61,38 +62,41 @@ def execute_plan(plan: Plan, session: Session, device: torch.device) -> list[dic
         UserError: before anything is trained where the reported split could not be evaluated; else what the stages say.
         KeyboardInterrupt: at SIGINT or SIGTERM, with the state of the phase in training saved.
     """
-    inspections = [inspect_evaluation(run, session) for run in plan.runs]
-    return [
-        _execute_run(run, session, device, evaluated_on)
-        for run, evaluated_on in zip(plan.runs, inspections, strict=True)
-    ]
+    reported = [inspect_reported(run.config, session, needs_depth=run.schedule.needs_depth) for run in plan.runs]
+    return [_execute_run(run, session, device, found) for run, found in zip(plan.runs, reported, strict=True)]
 
 
-def _execute_run(
-    run: PlannedRun, session: Session, device: torch.device, evaluated_on: dict[str, str | None]
-) -> dict[str, Any]:
+def _execute_run(run: PlannedRun, session: Session, device: torch.device, reported: Reported) -> dict[str, Any]:
     folder = session.workspace.runs / run.name
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    phases = [finish_node(node, session, device).to_json() for node in run.nodes]
-    if (record := _finished_record(folder, evaluated_on)) is not None:
+    finished = [finish_node(node, session, device) for node in run.nodes]
+    phases = [node.to_json() for node in finished]
+    last = run.nodes[-1].folder
+    evaluation = describe_evaluation(last, run.config, reported, needs_depth=run.schedule.needs_depth)
+    if (record := _find_record(folder, evaluation)) is not None:
         session.workspace.mark_newest(folder)
         return record | {"phases": phases}
     with exclusive(folder, "evaluating a run"):
-        scores = score_run(run, session, folder, device)
-        record = {"started_at": started_at} | _describe_run(run, phases, device) | scores
-        record["evaluated_on"] = evaluated_on
-        record |= _identify(run, session, device, record, evaluated_on)
+        weights = session.workspace.node(last).weights
+        network = build_untrained(run.config, run.facts.num_classes)
+        load_weights(network, weights)
+        scores = score_run(run.config, network, weights, session, folder, device)
+        record = {"format": RUN_FORMAT, "started_at": started_at} | _describe_run(run, phases, device) | scores
+        record["evaluation"] = evaluation
+        trained = finished[-1].record
+        record["identity"] = _identify(run, reported, trained["numerics"])
+        record["environment"] = trained["environment"]
         _gather_metrics(run, session, folder)
         write_json(folder / "run.json", record)
     return record
 
 
-def _finished_record(folder: Path, evaluated_on: dict[str, str | None]) -> dict[str, Any] | None:
-    """Return what is known of a run, unless the reported split or its depth has changed since."""
+def _find_record(folder: Path, evaluation: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what is known of a run, unless what its scores depend on has changed since."""
     if not (folder / "run.json").is_file():
         return None
     record: dict[str, Any] = read_json(folder / "run.json")
-    return record if record.get("evaluated_on") in (None, evaluated_on) else None
+    return record if record.get("evaluation") == evaluation else None
 
 
 def finish_node(node: Node, session: Session, device: torch.device) -> FinishedNode:
@@ -125,19 +129,18 @@ def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.
             _batches(node, Source(dataset, store, config.depth.target), network.normalisation),
             total_steps=node.steps,
             seed=node.seed,
-            optim=_optim_settings(config),
-            losses=_loss_settings(config),
+            key=node.key,
+            settings=training,
+            losses=config.loss,
             device=device,
-            precision=training.precision,
+            dtype=resolve_dtype(training.precision, device.type),
             checkpoint_folder=folder.checkpoint,
-            checkpoint_every=training.checkpoint_every,
             log=log,
-            on_step=_show_steps(advance),
+            on_step=show_steps(advance),
             stop=stop,
-            compile=training.compile,
         )
         save_weights(network, folder.weights)
-        write_json(folder.record, _describe_node(node, copies, summary, store))
+        write_json(folder.record, _describe_node(node, copies, summary, store, device))
         remove_checkpoints(folder.checkpoint)
     if stop.is_set():
         raise KeyboardInterrupt(f"phase {node.phase.name!r} was finished")
@@ -156,25 +159,25 @@ def build_start(node: Node, workspace: Workspace, num_classes: int) -> Network:
 
 def _batches(node: Node, source: Source, normalisation: Normalisation) -> Callable[[int], Iterable[Batch]]:
     """Return the function from a first step to the batches from there to the end of the phase."""
-    data = node.config.data
 
     def from_step(first_step: int) -> Iterable[Batch]:
         return build_training_loader(
             source,
             normalisation=normalisation,
-            augmentation=Augmentation(crop=data.crop, scale=data.scale, flip=data.flip, jitter=data.jitter),
+            augmentation=node.config.data,
             batch_size=node.config.training.batch_size,
             seed=node.seed,
             first_step=first_step,
             last_step=node.steps,
-            workers=data.workers,
+            workers=node.config.data.workers,
             with_depth=node.phase.needs_depth,
         )
 
     return from_step
 
 
-def _show_steps(advance: Advance) -> Callable[[StepReport], None]:
+def show_steps(advance: Advance) -> Callable[[StepReport], None]:
+    """Return what tells a progress bar of every step: losses, their shares, images per second."""
     started_at = time.perf_counter()
     images = 0
 
@@ -187,40 +190,8 @@ def _show_steps(advance: Advance) -> Callable[[StepReport], None]:
     return show
 
 
-def _optim_settings(config: RunConfig) -> OptimSettings:
-    training = config.training
-    return OptimSettings(
-        optimizer=training.optimizer,
-        lr=training.lr,
-        weight_decay=training.weight_decay,
-        momentum=training.momentum,
-        decay_norm_and_bias=training.decay_norm_and_bias,
-        lr_schedule=training.lr_schedule,
-        poly_power=training.poly_power,
-        warmup_steps=training.warmup_steps,
-        clip_norm=training.clip_norm,
-        ema_decay=training.ema_decay,
-        part_lr_factors=training.lr_factors,
-        encoder_policy=training.encoder_policy,
-    )
-
-
-def _loss_settings(config: RunConfig) -> LossSettings:
-    loss = config.loss
-    assert not isinstance(loss.class_weights, str), "named weights became numbers before the plan was made"
-    return LossSettings(
-        seg=loss.seg,
-        gamma=loss.gamma,
-        alpha=loss.alpha,
-        class_weights=loss.class_weights,
-        depth=loss.depth,
-        balance=loss.balance,
-        dwa_window=loss.dwa_window,
-    )
-
-
 def _describe_node(
-    node: Node, copies: list[CopyReport], summary: PhaseSummary, store: SplitDepth | None
+    node: Node, copies: list[CopyReport], summary: PhaseSummary, store: SplitDepth | None, device: torch.device
 ) -> dict[str, Any]:
     return {
         "phase": node.phase.name,
@@ -235,16 +206,14 @@ def _describe_node(
         "seconds": round(summary.seconds, 3),
         "images_per_second": round(summary.images_per_second, 3),
         "resumed_from": summary.resumed_from,
+        "numerics": describe_numerics(device, node.config.training),
+        "environment": describe_environment(),
     }
 
 
 def _describe_run(run: PlannedRun, phases: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
     config = run.config
-    compared = config.content()
-    del compared["seed"], compared["schedule"]
-    resolved = config.resolved()
-    if config.data.root:  # so that `evaluate` finds it from any folder
-        resolved["data"]["root"] = str(Path(config.data.root).expanduser().absolute())
+    steps = [str(step) for step in run.schedule.steps]
     return {
         "run": run.name,
         "name": run.row,
@@ -252,51 +221,43 @@ def _describe_run(run: PlannedRun, phases: list[dict[str, Any]], device: torch.d
         "network": config.network.label,
         "dataset": config.data.dataset,
         "recipe": Path(config.recipe).stem,
-        "schedule": {
-            "name": run.row,
-            "steps": [str(step) for step in run.schedule.steps],
-            "own": bool(config.schedule.steps),
-        },
+        "schedule": {"name": run.row, "steps": steps, "own": config.schedule.own},
         "phases": phases,
         "total_steps": run.steps,
         "selection": "last",
         "nodes": [node.folder for node in run.nodes],
         "depth_store": next((phase["depth_store"] for phase in phases if phase["depth_store"]), None),
-        "settings": content_hash(compared, 8),
-        "config": resolved,
+        "config": _with_absolute_root(config),
         "device": str(device),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **describe_software(),
     }
 
 
-def _identify(
-    run: PlannedRun, session: Session, device: torch.device, record: dict[str, Any], split: dict[str, str | None]
-) -> dict[str, Any]:
-    """Return what decides the scores besides name, network and seed, and what merely surrounded them."""
-    config = run.config
-    settings = {
-        f"{section}.{key}": value
-        for section, values in config.content().items()
-        if section not in ("seed", "schedule")
-        for key, value in values.items()
-    }
-    training = config.training
-    identity = {
-        "data": dataset_fingerprint(open_split(config, session.workspace, "train"), session.workspace.content_hashes()),
-        "split": split["split"],
-        "depth": (record["depth_store"] or {}).get("weights_sha256"),
-        "numerics": {"device": device.type, "dtype": training.precision, "compile": training.compile},
-        "evaluation": 1,
-        "settings": settings,
-    }
+def _with_absolute_root(config: RunConfig) -> dict[str, Any]:
+    """Return the resolved recipe, in which ``evaluate`` finds the data from any folder."""
+    resolved = config.resolved()
+    if config.data.root:
+        resolved["data"]["root"] = str(Path(config.data.root).expanduser().absolute())
+    return resolved
+
+
+def _identify(run: PlannedRun, reported: Reported, numerics: dict[str, Any]) -> dict[str, Any]:
+    """Return what must agree between runs that are pooled into one row."""
     return {
-        "identity": identity,
-        "environment": {"threads": torch.get_num_threads(), "versions": record["versions"]},
+        "data": run.facts.fingerprint,
+        "split": reported.split,
+        "depth": run.facts.depth,
+        "numerics": numerics,
+        "evaluation": EVALUATION_VERSION,
+        "settings": run.describe_settings(),
     }
 
 
 def _gather_metrics(run: PlannedRun, session: Session, folder: Path) -> None:
-    """Put the logs of a run's phases one after another into its folder."""
-    logs = [session.workspace.node(node.folder).metrics.read_text(encoding="utf8") for node in run.nodes]
-    (folder / "metrics.jsonl").write_text("".join(logs), encoding="utf8")
+    """Put the logs of a run's phases one after another into its folder, each under the name it has in this run."""
+    lines = []
+    for node in run.nodes:
+        for line in session.workspace.node(node.folder).metrics.read_text(encoding="utf8").splitlines():
+            lines.append(json.dumps({**json.loads(line), "phase": node.phase.name}) + "\n")
+    (folder / "metrics.jsonl").write_text("".join(lines), encoding="utf8")

@@ -1,36 +1,103 @@
-"""Networks whose plain form has nothing to copy between its decoders get something where a schedule copies."""
+"""From a recipe to the rows of a table: which runs are asked for, nothing left to be resolved. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from pipeline.experiment.config import RunConfig
+from data_cache.errors import unknown_name
+from pipeline.experiment.config import RunConfig, content_hash
+from pipeline.experiment.facts import gather_facts, inspect_network, resolve_class_weights
+from pipeline.experiment.plan import DataFacts, Plan, Row, plan_runs
+from pipeline.experiment.tables import find_table, table_rows
+from pipeline.experiment.transfer import apply_transfer
+from pipeline.session import Session
 from stages.networks import NETWORKS
+from stages.networks.precision import resolve_dtype
 from stages.training.schedule import CopyWeights
 
 
-def choose_copyable_forms(
-    rows: list[tuple[str, RunConfig]], say: Callable[[str], object]
-) -> list[tuple[str, RunConfig]]:
+def expand_rows(
+    config: RunConfig, table: str | None, seeds: tuple[int, ...] | None, session: Session, device_type: str
+) -> list[Row]:
+    """Return the rows of a table, or the one row that the recipe itself is.
+
+    Transfer modes are spelled out, class weights become numbers, precision becomes that of the device: what is "auto"
+    is resolved here, before anything is hashed.
+
+    Args:
+        table: name of a table; None is the recipe's own schedule.
+        seeds: of every row; None is the one that the recipe or an override names, else the table's own.
+        device_type: where it will be trained, for example ``cuda``.
+
+    Raises:
+        UserError: a row asks for what there is not.
+    """
+    rows = choose_copyable_forms(list_rows(config, table, seeds), session.console.info)
+    return [row._replace(config=_resolve(row.config, session, device_type)) for row in rows]
+
+
+def list_rows(config: RunConfig, table: str | None, seeds: tuple[int, ...] | None) -> list[Row]:
+    """Return the rows asked for, with transfer modes spelled out; arguments as in ``expand_rows``."""
+    if table is not None:
+        found = find_table(table)
+        own = None if "seed" in config.model_fields_set else found.seeds  # set, be it to 0: asked for
+        rows = table_rows(found, config, seeds or own or (config.seed,))
+    else:
+        name = config.build_schedule().name
+        rows = [(name, config.changed({"seed": seed})) for seed in seeds or (config.seed,)]
+    for _, changed in rows:
+        if changed.network.name not in NETWORKS:
+            raise unknown_name("network", changed.network.name, NETWORKS)
+    return [Row(name, apply_transfer(changed), changed.build_schedule()) for name, changed in rows]
+
+
+def _resolve(config: RunConfig, session: Session, device_type: str) -> RunConfig:
+    weights = resolve_class_weights(config, session)
+    dtype = resolve_dtype(config.training.precision, device_type)
+    return config.changed({"loss.class_weights": weights, "training.precision": dtype})
+
+
+def choose_copyable_forms(rows: Iterable[Row], inform: Callable[[str], object]) -> list[Row]:
     """Return the rows with the ``copyable_form`` of every network that any of them copies in, and say so.
 
     All rows of a network get the same form, those that copy nothing, too: only so they can be compared, and share what
     they begin with. What a recipe sets itself stays, and rows without a depth branch stay as they are.
     """
-    copying = {config.network.name for _, config in rows if _copies(config)}
+    rows = list(rows)
+    copying = {row.config.network.name for row in rows if any(isinstance(s, CopyWeights) for s in row.schedule.steps)}
     chosen = {name: NETWORKS[name].copyable_form for name in copying}
-    changed, told = [], set()
-    for row, config in rows:
-        network = config.network.name
-        options = {"with_depth": True, **config.network.options}
+    changed, notes = [], set()
+    for row in rows:
+        network = row.config.network.name
+        options = {"with_depth": True, **row.config.network.options}
         form = chosen.get(network, {}) if options["with_depth"] else {}
         missing = {f"network.{key}": value for key, value in form.items() if key not in options}
-        changed.append((row, config.changed(missing) if missing else config))
-        told |= {f"{network}: {key}={value}, or a copy would carry nothing" for key, value in missing.items()}
-    for line in sorted(told):
-        say(line)
+        changed.append(row._replace(config=row.config.changed(missing)) if missing else row)
+        notes |= {f"{network}: {key}={value}, or a copy would carry nothing" for key, value in missing.items()}
+    for line in sorted(notes):
+        inform(line)
     return changed
 
 
-def _copies(config: RunConfig) -> bool:
-    return any(isinstance(step, CopyWeights) for step in config.build_schedule().steps)
+def make_plan(rows: Iterable[Row], session: Session, *, reuse: bool) -> Plan:
+    """Look at the data of every row and lay out the trainings.
+
+    Raises:
+        UserError: a network cannot be built, or a copy cannot be done: told before any training.
+    """
+    known: dict[str, DataFacts] = {}
+
+    def find_facts(row: Row) -> DataFacts:
+        needs_depth = row.schedule.needs_depth
+        data = row.config.data.model_dump(include={"dataset", "root", "options"})
+        key = content_hash([data, row.config.depth.model_dump() if needs_depth else None], 16)
+        if key not in known:
+            known[key] = gather_facts(row.config, session.workspace, needs_depth=needs_depth)
+        return known[key]
+
+    plan = plan_runs(rows, find_facts, reuse=reuse)
+    for run in plan.runs:
+        network = inspect_network(run.config.network, run.facts.num_classes, session.workspace)
+        for copy in (copy for node in run.nodes for copy in node.copies):
+            network.count_copied(copy)
+    return plan

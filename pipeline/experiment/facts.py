@@ -1,18 +1,49 @@
-"""What a plan must know about a network, found by building it once, before anything is trained."""
+"""What a plan must know about data and network before anything is trained; what takes long is kept in the workspace."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from data_cache.class_balance import ClassCount, compute_median_frequency_weights, count_classes
 from data_cache.errors import UserError
-from pipeline.experiment.config import NetworkConfig, content_hash
-from pipeline.experiment.plan import describe_network
+from data_cache.fingerprint import dataset_fingerprint
+from pipeline.experiment.artifacts import find_labels, open_split
+from pipeline.experiment.config import RunConfig, content_hash
+from pipeline.experiment.plan import DataFacts, describe_network
+from pipeline.session import Session
 from pipeline.workspace import Workspace, read_json, write_json
+from stages.networks.settings import NetworkSettings
 from stages.training.schedule import CopyWeights, Part
 
 _LAYOUT = 3
 """Of the files in the work directory; raised when they say something else."""
+
+
+def gather_facts(config: RunConfig, workspace: Workspace, *, needs_depth: bool) -> DataFacts:
+    """Look up what a plan must know about the training split."""
+    dataset = open_split(config, workspace, "train")
+    depth = find_labels(config, workspace, dataset).fingerprint() if needs_depth else None
+    fingerprint = dataset_fingerprint(dataset, workspace.content_hashes())
+    return DataFacts(len(dataset), len(dataset.classes), fingerprint, depth)
+
+
+def resolve_class_weights(config: RunConfig, session: Session) -> tuple[float, ...] | None:
+    """Return the recipe's class weights, numbers of the training split in the place of "median-frequency".
+
+    Counting reads every mask of the training split, so counts are kept in the work directory.
+    """
+    weights = config.loss.class_weights
+    if not isinstance(weights, str):
+        return weights
+    dataset = open_split(config, session.workspace, "train")
+    fingerprint = dataset_fingerprint(dataset, session.workspace.content_hashes())
+    file = session.workspace.root / "classes" / f"{fingerprint}.json"
+    if not file.is_file():
+        session.console.info(f"counting the classes of {len(dataset)} masks of {dataset.name} {dataset.split}")
+        write_json(file, {"classes": list(dataset.classes), "counts": count_classes(dataset)})
+    counts = [ClassCount(*count) for count in read_json(file)["counts"]]
+    return compute_median_frequency_weights(counts)
 
 
 @dataclass(frozen=True)
@@ -39,7 +70,7 @@ class NetworkFacts:
         raise UserError(f"network {self.name!r}: {found['problem']}")
 
 
-def inspect_network(network: NetworkConfig, num_classes: int, workspace: Workspace) -> NetworkFacts:
+def inspect_network(network: NetworkSettings, num_classes: int, workspace: Workspace) -> NetworkFacts:
     """Return the facts of a recipe's network.
 
     Building a network needs torch and seconds, so the facts are kept in the work directory for the next time.
@@ -56,7 +87,7 @@ def inspect_network(network: NetworkConfig, num_classes: int, workspace: Workspa
     return NetworkFacts(**facts)
 
 
-def _build_and_look(network: NetworkConfig, num_classes: int) -> dict[str, Any]:
+def _build_and_look(network: NetworkSettings, num_classes: int) -> dict[str, Any]:
     import torch
 
     from stages.networks import build_network, build_without_weights, count_parameters

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from data_cache.errors import UserError
 from pipeline.experiment.config import RunConfig
 from pipeline.session import Session
 from pipeline.workspace import Workspace, read_json
@@ -16,6 +17,8 @@ from stages.networks import build_without_weights
 from stages.networks.interface import Network, Normalisation
 from stages.training.checkpoint import load_weights
 
+RUN_FORMAT = 2
+"""Of run.json; raised when its keys change their meaning, so that older ones get a message and never a wrong answer."""
 ORIGIN_FILE = "origin.json"
 """In an export folder: the record of the run it came from."""
 
@@ -86,7 +89,16 @@ def _open_export(folder: Path, device: torch.device) -> Model:
 
 
 def restore_config(record: dict[str, Any]) -> RunConfig:
-    """Return the resolved recipe of a run's record."""
+    """Return the resolved recipe of a run's record.
+
+    Raises:
+        UserError: the record was written by an older version, whose settings had other meanings.
+    """
+    if record.get("format") != RUN_FORMAT:
+        raise UserError(
+            f"run {record.get('run')} was made by an older version of this program; repeat it with: "
+            f"{record.get('command') or 'pipeline run'}"
+        )
     return RunConfig().changed(record["config"], f"run.json of {record['run']}")
 
 

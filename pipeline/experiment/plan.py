@@ -1,9 +1,10 @@
 """Rows × seeds → a tree of training nodes with content keys, in which shared beginnings appear once. Imports no torch.
 
 A node is one phase together with the copies just before it. Its key hashes everything that decides the weights it ends
-with: data, depth store, network, first seed, and the path of steps so far with their budgets, losses and optimisers.
-The random state of a phase is seeded from its key, so a node trained for a table and the same node trained alone are
-the same bits.
+with, as the settings declare it: data, depth, first weights, numerics, and the path of steps so far with their budgets,
+losses and optimisers. Order, augmentation and dropout of a phase are seeded from the run's seed and its place in the
+path: a node trained for a table and the same node trained alone are the same bits, and rows of one seed see common
+random numbers where they do the same thing.
 """
 
 from __future__ import annotations
@@ -13,16 +14,27 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_cache.errors import UserError
 from data_cache.order import steps_per_epoch
-from pipeline.experiment.config import NetworkConfig, RunConfig, content_hash
-from stages.training.encoder_policy import parts_to_train
+from data_cache.settings import Decides
+from pipeline.experiment.config import RunConfig, content_hash
+from stages.evaluation.settings import EVALUATION_VERSION
+from stages.networks.settings import NetworkSettings
+from stages.training.encoder_policy import find_encoder_lr_factor, freezes_encoder, parts_to_train
 from stages.training.schedule import CopyWeights, Phase, Schedule
 
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 """Raised by hand when the meaning of a training changes, so that nodes trained before are no longer reused."""
+
+
+class Row(NamedTuple):
+    """One row of a table with one seed, or the recipe itself: what is asked for, nothing left to be resolved."""
+
+    name: str
+    config: RunConfig
+    schedule: Schedule
 
 
 @dataclass(frozen=True)
@@ -32,9 +44,10 @@ class DataFacts:
     num_images: int
     """Images in the training split."""
     num_classes: int
-    dataset_fingerprint: str
-    store_key: str | None
-    """Fingerprint of the training split's depth store; None when no phase reads depth."""
+    fingerprint: str
+    """Of the training split's images, labels and classes."""
+    depth: str | None
+    """Of the training split's depth maps; None when no phase reads depth."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +56,16 @@ class Node:
 
     key: str
     folder: str
-    """Name below ``nodes/``; the key, unless sharing was declined."""
+    """Name below ``nodes/``; the key, unless reuse was declined."""
     parent: str | None
     """Folder of the node whose last weights this one starts from; None starts from the seeded network."""
     copies: tuple[CopyWeights, ...]
     phase: Phase
     steps: int
     lr: float
+    seed: int
+    """Seed of data order, augmentation and dropout in this phase."""
     config: RunConfig = field(repr=False)
-
-    @property
-    def seed(self) -> int:
-        """Seed of data order, augmentation and dropout in this phase."""
-        return int(self.key[:8], 16)
 
 
 @dataclass(frozen=True)
@@ -66,20 +76,59 @@ class PlannedRun:
     config: RunConfig
     schedule: Schedule
     nodes: tuple[Node, ...]
+    facts: DataFacts
 
     @property
     def name(self) -> str:
         """Folder name: network, row, seed, and a hash of all that decides the result."""
         config = self.config
-        decided = {"config": config.content(), "nodes": [node.folder for node in self.nodes]}
         label = "" if self.row.startswith(config.network.name) else f"{config.network.label}-"
-        readable = re.sub(r"[^\w.+-]+", "-", f"{label}{self.row}")  # own schedules and encoders may have any name
-        return f"{readable}-s{config.seed}-{content_hash(decided, 8)}"
+        readable = re.sub(r"[^\w.+-]+", "-", f"{label}{self.row}")  # encoders may have any name
+        return f"{readable}-s{config.seed}-{content_hash([self.nodes[-1].folder, self._scores()], 8)}"
 
     @property
     def steps(self) -> int:
         """Optimiser steps of all phases together: the budget a comparison must state."""
         return sum(node.steps for node in self.nodes)
+
+    def describe_settings(self) -> dict[str, Any]:
+        """Return every setting that decides weights or scores, seed and schedule left out, under dotted keys.
+
+        What phases resolve (steps, rates, losses) is told per phase.
+        """
+        deciding = [kind for kind in Decides if kind is not Decides.NOTHING]
+        if not any(phase.needs_seg for phase in self.schedule.phases):
+            deciding.remove(Decides.SEG_LOSS)
+        described = self.config.describe(*deciding, needs_depth=self.schedule.needs_depth)
+        del described["seed"]
+        losses = self.config.loss
+        return described | {
+            "training.steps": [node.steps for node in self.nodes],
+            "training.lr": [node.lr for node in self.nodes],
+            "training.encoder_policy": self.config.training.encoder_policy,
+            "loss": [losses.describe(phase) for phase in self.schedule.phases],
+        }
+
+    def _scores(self) -> dict[str, Any]:
+        return describe_scores(self.config, needs_depth=self.schedule.needs_depth)
+
+
+def describe_scores(config: RunConfig, *, needs_depth: bool) -> dict[str, Any]:
+    """Describe what is measured on finished weights."""
+    return config.describe(Decides.SCORES, needs_depth=needs_depth)
+
+
+def evaluation_key(weights: str, config: RunConfig, split: str, depth: str | None, *, needs_depth: bool) -> str:
+    """Return the key of a run's scores.
+
+    Args:
+        weights: folder of the run's last node.
+        split: fingerprint of what is scored on.
+        depth: fingerprint of its depth maps, if there are any.
+    """
+    return content_hash(
+        [EVALUATION_VERSION, weights, describe_scores(config, needs_depth=needs_depth), split, depth], 16
+    )
 
 
 @dataclass(frozen=True)
@@ -94,36 +143,30 @@ class Plan:
         return {node.folder: node for run in self.runs for node in run.nodes}
 
     @property
-    def unshared(self) -> int:
+    def without_reuse(self) -> int:
         """How many trainings the same runs would need one by one."""
         return sum(len(run.nodes) for run in self.runs)
 
 
-def plan_runs(
-    rows: Iterable[tuple[str, RunConfig]], facts: DataFacts | Callable[[RunConfig], DataFacts], *, reuse: bool = True
-) -> Plan:
+def plan_runs(rows: Iterable[Row], facts: DataFacts | Callable[[Row], DataFacts], *, reuse: bool = True) -> Plan:
     """Lay out the trainings of several runs.
 
     Args:
-        rows: row name and configuration of each run.
+        rows: with everything resolved that would otherwise be looked up later.
         facts: what the data looks like; a function where it is not the same for all rows.
         reuse: whether runs share nodes; without it each run trains its own.
+
+    Raises:
+        UserError: a row asks for what cannot be trained; all its problems are listed.
     """
     find = facts if callable(facts) else lambda _: facts
-    return Plan(tuple(_plan_run(row, config, find(config), reuse) for row, config in rows))
+    return Plan(tuple(_plan_run(row, find(row), reuse) for row in rows))
 
 
-def _plan_run(row: str, config: RunConfig, facts: DataFacts, reuse: bool) -> PlannedRun:
-    schedule = config.build_schedule()
-    if schedule.needs_depth and config.network.options.get("with_depth") is False:
-        raise UserError(
-            f"schedule {schedule.name!r} trains a depth branch, but network.with_depth is false; "
-            "build the network with it, or choose a schedule without depth (seg-only)"
-        )
-    if schedule.needs_depth and facts.store_key is None:
-        raise UserError(f"schedule {schedule.name!r} reads depth; label first with: pipeline pseudo-depth")
-    _check_phases(schedule, config, facts)
-    path: list[Any] = [_start(config, facts)]
+def _plan_run(row: Row, facts: DataFacts, reuse: bool) -> PlannedRun:
+    _check_row(row, facts)
+    name, config, schedule = row
+    path: list[Any] = [_describe_start(config, facts)]
     nodes: list[Node] = []
     copies: list[CopyWeights] = []
     for step in schedule.steps:
@@ -131,22 +174,29 @@ def _plan_run(row: str, config: RunConfig, facts: DataFacts, reuse: bool) -> Pla
             copies.append(step)
             path.append({"copy": [step.source.names(), step.target.names()]})
             continue
-        steps = count_steps(step, config, len(schedule.phases), facts.num_images)
-        path.append(_describe(step, steps, config, facts))
+        steps, lr = count_steps(step, config, len(schedule.phases), facts.num_images), step.lr or config.training.lr
+        path.append({"steps": steps, "lr": lr} | _describe_phase(step, config, facts))
         key = content_hash(path, 16)
-        folder = key if reuse else content_hash([key, row, config.seed, "alone"], 16)
+        folder = key if reuse else content_hash([key, name, config.seed, "alone"], 16)
         parent = nodes[-1].folder if nodes else None
-        nodes.append(
-            Node(key, folder, parent, tuple(copies), step, steps, step.lr or config.training.lr, config),
-        )
+        seed = _seed_of_phase(config.seed, len(nodes))
+        nodes.append(Node(key, folder, parent, tuple(copies), step, steps, lr, seed, config))
         copies.clear()
-    return PlannedRun(row, config, schedule, tuple(nodes))
+    return PlannedRun(name, config, schedule, tuple(nodes), facts)
 
 
-def _check_phases(schedule: Schedule, config: RunConfig, facts: DataFacts) -> None:
+def _check_row(row: Row, facts: DataFacts) -> None:
     """Refuse what a later phase could not begin with, before an earlier one is trained for nothing."""
+    _, config, schedule = row
     training, weights = config.training, config.loss.class_weights
     problems = []
+    if schedule.needs_depth and config.network.options.get("with_depth") is False:
+        problems.append(
+            f"schedule {schedule.name!r} trains a depth branch, but network.with_depth is false; build the network "
+            "with it, or choose a schedule without depth (seg-only)"
+        )
+    elif schedule.needs_depth and facts.depth is None:
+        problems.append(f"schedule {schedule.name!r} reads depth; label first with: pipeline pseudo-depth")
     if isinstance(weights, tuple) and len(weights) != facts.num_classes and any(p.needs_seg for p in schedule.phases):
         problems.append(
             f"loss.class_weights has {len(weights)} weights for {facts.num_classes} classes; give one per class"
@@ -177,52 +227,48 @@ def count_steps(phase: Phase, config: RunConfig, num_phases: int, num_images: in
     return whole * phase.budget_factor
 
 
-def _start(config: RunConfig, facts: DataFacts) -> dict[str, Any]:
-    """Describe the state before the first step: seeded network and the data it will see."""
+def _seed_of_phase(run_seed: int, position: int) -> int:
+    """Return the seed of a phase's order, augmentation and dropout: rows pair wherever they are in the same place."""
+    return int.from_bytes(hashlib.blake2b(f"{run_seed}:{position}".encode(), digest_size=4).digest(), "big")
+
+
+def _describe_start(config: RunConfig, facts: DataFacts) -> dict[str, Any]:
+    """Describe the state before the first step: seeded network, the data it will see, and what it computes in."""
+    assert config.training.precision != "auto", "what is auto is resolved before it is hashed"
     return {
         "version": TRAINING_VERSION,
-        "dataset": facts.dataset_fingerprint,
-        "network": describe_network(config.network),
+        "images": facts.fingerprint,
         "classes": facts.num_classes,
-        "seed": config.seed,
-        "augmentation": config.data.model_dump(mode="json", include={"crop", "scale", "flip", "jitter"}),
+        "network": describe_network(config.network),
+        **config.describe(Decides.DATA, Decides.NUMERICS),
     }
 
 
-def describe_network(network: NetworkConfig) -> dict[str, Any]:
-    """Describe a network by what decides its first state, as JSON-able data."""
-    return {key: _content(value) for key, value in network.model_dump(mode="json").items()}
+def describe_network(network: NetworkSettings) -> dict[str, Any]:
+    """Describe a network by what decides its first state, as JSON-able data; weights files count by their content."""
+    return {key: _hash_if_weights(value) for key, value in network.model_dump(mode="json").items()}
 
 
-def _content(value: Any) -> Any:
-    """Replace the path of a weights file by its hash: the key must follow the content."""
+def _hash_if_weights(value: Any) -> Any:
     if isinstance(value, str) and value.endswith(".safetensors") and Path(value).is_file():
         return hashlib.sha256(Path(value).read_bytes()).hexdigest()
     return value
 
 
-_ELSEWHERE = {"epochs", "iterations", "budget", "lr", "encoder_policy", "transfer"}
-"""Training settings that a phase's description says in its own way."""
-_WITHOUT_EFFECT = {"checkpoint_every", "log_every", "tensorboard"}
-"""Training settings that leave the weights as they are."""
-
-
-def _describe(phase: Phase, steps: int, config: RunConfig, facts: DataFacts) -> dict[str, Any]:
+def _describe_phase(phase: Phase, config: RunConfig, facts: DataFacts) -> dict[str, Any]:
     """Describe a phase by what decides its outcome, and by nothing else, so that equal work gets equal keys."""
-    training, loss = config.training, config.loss
-    described: dict[str, Any] = {
-        "trains": phase.trains.names(),
-        "weights": [phase.focal, phase.mse],
-        "steps": steps,
-        "lr": phase.lr or training.lr,
-        "training": training.model_dump(mode="json", exclude=_ELSEWHERE | _WITHOUT_EFFECT),
-    }
+    kinds, policy = [Decides.OPTIMISATION], config.training.encoder_policy
     if phase.needs_seg:
-        described["seg-loss"] = loss.model_dump(mode="json", include={"seg", "gamma", "alpha", "class_weights"})
+        kinds.append(Decides.SEG_LOSS)
     if phase.needs_depth:
-        described["depth"] = [facts.store_key, config.depth.target, loss.depth]
+        kinds.append(Decides.DEPTH_LOSS)
     if phase.needs_seg and phase.needs_depth:
-        described["balance"] = [loss.balance, loss.dwa_window] if loss.balance == "dwa" else loss.balance
-    if not (phase.needs_seg and phase.needs_depth) or training.encoder_policy.startswith("always-"):
-        described["encoder-policy"] = training.encoder_policy
-    return described
+        kinds.append(Decides.JOINT_LOSS)
+    assert config.loss.class_weights != "median-frequency", "named weights become numbers before the plan is made"
+    return {
+        "trains": phase.trains.names(),
+        "weights": [phase.seg, phase.depth],
+        "encoder": [freezes_encoder(policy, phase), find_encoder_lr_factor(policy, phase)],
+        "depth": facts.depth if phase.needs_depth else None,
+        **config.describe(*kinds),
+    }

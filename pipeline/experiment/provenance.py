@@ -3,22 +3,54 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from stages.training.settings import TrainingSettings
 
 PACKAGES = ("torch", "torchvision", "transformers", "segmentation-models-pytorch", "timm", "numpy", "h5py")
 
 
-def describe_software() -> dict[str, Any]:
-    """Return package versions, Python, platform, the project's commit if it runs from a checkout, and the command."""
-    versions = {name: metadata.version(name) for name in ("pseudo-depth-pipeline", *PACKAGES)}
+def describe_numerics(device: torch.device, training: TrainingSettings) -> dict[str, Any]:
+    """Return what rounding depends on beside thread count and versions; runs of one table row agree in it.
+
+    Args:
+        device: where it is trained.
+        training: with its precision resolved.
+    """
+    import torch
+
+    on_gpu = device.type == "cuda"
     return {
-        "versions": versions | {"python": platform.python_version(), "platform": platform.platform()},
+        "device": device.type,
+        "dtype": training.precision,
+        "tf32": on_gpu and training.precision == "float32" and bool(torch.backends.cudnn.allow_tf32),
+        "compile": training.compile,
+    }
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return what else rounding depends on: threads and package versions."""
+    import torch
+
+    versions = {name: metadata.version(name) for name in ("pseudo-depth-pipeline", *PACKAGES)}
+    versions |= {"python": platform.python_version(), "platform": platform.platform()}
+    return {"threads": torch.get_num_threads(), "versions": versions}
+
+
+def describe_software() -> dict[str, Any]:
+    """Return package versions, the project's commit if it runs from a checkout, and the command line."""
+    return {
+        "versions": describe_environment()["versions"],
         "git_commit": _find_commit(),
-        "command": " ".join(["pipeline", *sys.argv[1:]]),
+        "command": shlex.join(["pipeline", *sys.argv[1:]]),
     }
 
 

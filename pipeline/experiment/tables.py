@@ -56,17 +56,15 @@ class TableSpec:
 
 
 def _schedule_row(name: str) -> TableRow:
-    base, _, copy = name.partition("+")
-    changes = {"schedule": {"name": base, "copy_weights": bool(copy), "steps": ()}}
     printed = PAPER_ROWS.get(name)
-    return TableRow(name, changes, dict(printed._asdict()) if printed else {})
+    return TableRow(name, {"schedule": {"name": name}}, dict(printed._asdict()) if printed else {})
 
 
 def _single_task_row(
     name: str, network: str, changes: Mapping[str, Any] | None = None, *, miou: float | None = None, budget: int = 1
 ) -> TableRow:
     """Return a row that trains segmentation alone, on a network without depth branch."""
-    seg_only = {"schedule": {"name": "seg-only", "copy_weights": False, "steps": ()}, "network.with_depth": False}
+    seg_only = {"schedule": {"name": "seg-only"}, "network.with_depth": False}
     paper = {} if miou is None else {"miou": miou}
     return TableRow(name, {"network.name": network, **seg_only, **(changes or {})}, paper, budget)
 
@@ -82,7 +80,7 @@ def _fcn_row(name: str, network: str, decay: float, *, miou: float | None = None
 
 
 def _network_row(network: str) -> TableRow:
-    changes = {"schedule": {"name": "depth-first", "copy_weights": True, "steps": ()}, "network.name": network}
+    changes = {"schedule": {"name": "depth-first+copy"}, "network.name": network}
     return TableRow(f"{network}-depth-first", changes)
 
 
@@ -170,8 +168,8 @@ def table_rows(table: TableSpec, config: RunConfig, seeds: tuple[int, ...]) -> l
     Raises:
         UserError: the recipe changes a row that is in no table.
     """
-    if strangers := [name for name in config.row_changes if name not in _TABLE_OF_ROW]:
-        hints = ", ".join(f"{name!r}{nearest(name, _TABLE_OF_ROW)}" for name in strangers)
+    if unknown := [name for name in config.row_changes if name not in _TABLE_OF_ROW]:
+        hints = ", ".join(f"{name!r}{nearest(name, _TABLE_OF_ROW)}" for name in unknown)
         raise UserError(f"the recipe's row_changes are for rows that no table has: {hints}")
     return [(row.name, _configure(row, config, seed)) for row in table.rows for seed in seeds]
 

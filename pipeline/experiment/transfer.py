@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from data_cache.errors import UserError
-from pipeline.experiment.config import RunConfig, TransferMode
+from pipeline.experiment.config import RunConfig
 from stages.training.encoder_policy import EncoderPolicy
+from stages.training.settings import TransferMode
 
 LOW_LEVEL_DEPTH = 3
 """Encoder stages that a low-level extractor keeps: those down to 1/8 of the image. Ours; the lecture says "early"."""
@@ -18,8 +19,8 @@ POLICIES: dict[TransferMode, EncoderPolicy] = {
     "scratch": "train",
 }
 MEANINGS: dict[TransferMode, str] = {
-    "feature-extractor": "the encoder stands still in every phase, batch-norm statistics included",
-    "low-level-extractor": f"the encoder is cut after {LOW_LEVEL_DEPTH} stages, the rest is gone, it stands still",
+    "feature-extractor": "the encoder is frozen in every phase, batch-norm statistics included",
+    "low-level-extractor": f"the encoder is cut after {LOW_LEVEL_DEPTH} stages, the rest is gone, it is frozen",
     "fine-tune": "everything learns, the encoder at a tenth of the rate",
     "scratch": "the encoder starts from random weights",
 }

@@ -22,6 +22,7 @@ from torch.nn.functional import conv2d
 
 from data_cache.errors import UserError, nearest
 from data_cache.sample import DepthKind
+from stages.networks.precision import Dtype, Precision, resolve_dtype
 from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, GROUND_TRUTH, EstimatorSpec
 from stages.pseudo_depth.geometry import compute_input_size, resize_image
 from stages.pseudo_depth.model_folder import (
@@ -33,8 +34,6 @@ from stages.pseudo_depth.model_folder import (
     read_preprocessing,
 )
 from stages.pseudo_depth.weights import download_snapshot
-
-PRECISIONS = ("auto", "bfloat16", "float32")
 
 
 class DepthEstimator:
@@ -55,7 +54,7 @@ class DepthEstimator:
         *,
         weights_sha256: str,
         device: torch.device,
-        precision: str,
+        precision: Dtype,
         input_size: int | None = None,
         compile_backend: str | None = None,
     ) -> None:
@@ -113,7 +112,7 @@ def load_estimator(
     *,
     kind: DepthKind | None = None,
     device: str | torch.device = "cpu",
-    precision: str = "auto",
+    precision: Precision = "auto",
     input_size: int | None = None,
     compiled: bool = False,
     compile_backend: str = "inductor",
@@ -144,7 +143,7 @@ def load_estimator(
         read_preprocessing(folder),
         weights_sha256=hash_files(files),
         device=device,
-        precision=choose_precision(precision, device),
+        precision=resolve_dtype(precision, device.type),
         input_size=input_size,
         compile_backend=compile_backend if compiled else None,
     )
@@ -237,23 +236,6 @@ def write_network(network: nn.Module, folder: Path, *, dtype: torch.dtype = torc
     network = copy.deepcopy(network).to("cpu", dtype).to(memory_format=torch.contiguous_format)
     with _quiet_transformers():
         network.save_pretrained(folder)  # type: ignore[operator]  # transformers models have it, nn.Module does not
-
-
-def choose_precision(wanted: str, device: torch.device) -> str:
-    """Return ``bfloat16`` or ``float32``; ``auto`` takes bfloat16 where the hardware multiplies in it.
-
-    On CPUs with AVX512-BF16 autocast measured 1.3 to 1.9 times faster; on CPUs without, it is slower than float32.
-    """
-    if wanted not in PRECISIONS:
-        raise UserError(f"unknown precision {wanted!r}; possible: {', '.join(PRECISIONS)}")
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
-    return "float32"
 
 
 def build_small_network(size: Mapping[str, Any], *, seed: int) -> nn.Module:

@@ -73,7 +73,7 @@ def describe_folder(folder: Path, *, alias: str, kind: DepthKind | None) -> Esti
 def read_spec(path: Path) -> EstimatorSpec:
     """Read an ``estimator.json``."""
     try:
-        fields = _read_json(path)
+        fields = read_json(path)
         return EstimatorSpec(**fields | {"kind": DepthKind(fields["kind"])})
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} does not describe an estimator ({error}); fetch or teach it again") from error
@@ -102,7 +102,7 @@ def _size_multiple_of(config: Mapping[str, Any]) -> int:
 
 
 def _recommended_size_of(folder: Path) -> int:
-    size = _read_json(folder / "preprocessor_config.json").get("size", 518)
+    size = read_json(folder / "preprocessor_config.json").get("size", 518)
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge") or 518
     return int(size)
@@ -110,7 +110,7 @@ def _recommended_size_of(folder: Path) -> int:
 
 def read_preprocessing(folder: Path) -> Preprocessing:
     """Read how pixels are to be normalised; published estimators state it either on the scale 0–1 or 0–255."""
-    config = _read_json(folder / "preprocessor_config.json")
+    config = read_json(folder / "preprocessor_config.json")
     # dpt-dinov2 says do_rescale false and gives mean and std for 0–255; the others divide by 255 first
     rescale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
     normalise = config.get("do_normalize", True)
@@ -145,10 +145,10 @@ def write_preprocessing(preprocessing: Preprocessing, folder: Path, spec: Estima
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the folder's ``config.json``."""
-    return _read_json(folder / "config.json")
+    return read_json(folder / "config.json")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Return a file's object, an empty one when there is no file; UserError when it is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf8")) if path.is_file() else {}
@@ -170,7 +170,7 @@ def find_weights(folder: Path) -> list[Path]:
         return [single]
     index = folder / SHARD_INDEX
     if index.is_file():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise UserError(f"{folder} lacks the weights {', '.join(missing)} that {SHARD_INDEX} names; fetch it again")

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.errors import UserError
-from data_cache.sample import DepthKind
+from data_cache.loaders import batch_of_step
+from data_cache.sample import IGNORE_INDEX, Batch, DepthKind
+from stages.networks.precision import Precision
 from stages.pseudo_depth.aliases import EstimatorSpec
-from stages.pseudo_depth.geometry import resize_image
+from stages.pseudo_depth.geometry import compute_input_size, resize_image
 from stages.pseudo_depth.model_folder import Preprocessing
 
 
@@ -37,56 +37,42 @@ class TeachOptions:
     """Strength of random brightness, contrast and colour; 0 switches it off."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
-    anchor: float | None = None
-    """Weight of the plain difference for relative estimators; None means 0.1 from nothing, 0 for a given estimator."""
     input_size: int | None = None
     """Side in pixels the images are brought to; None means the estimator's recommended size (98 from nothing)."""
     seed: int = 0
     """Of weights, order and augmentation."""
-    precision: str = "auto"
+    precision: Precision = "auto"
     """``auto``, ``bfloat16`` or ``float32``; weights, losses and updates are float32 in each."""
-    checkpoint_every: int = 200
-    """Steps between saved states."""
 
     def __post_init__(self) -> None:
-        for field in ("steps", "batch_size", "checkpoint_every"):
+        for field in ("steps", "batch_size"):
             if getattr(self, field) < 1:
                 raise UserError(f"teaching needs {field} of at least 1, got {getattr(self, field)}")
         if not self.lr > 0:
             raise UserError(f"teaching needs a positive lr, got {self.lr}")
 
 
-class TeachBatch(NamedTuple):
-    """One step's images and targets."""
+def batches_from(
+    dataset: SegmentationDataset, spec: EstimatorSpec, preprocessing: Preprocessing, options: TeachOptions
+) -> Callable[[int], Iterator[Batch]]:
+    """Return the function from a first step to the batches from there to the end, each a pure function of its step.
 
-    images: Tensor
-    """(B, 3, h, w) uint8."""
-    target: Tensor
-    """(B, H, W) float32: normalised inverse depth, or metres."""
-    valid: Tensor
-    """(B, H, W) bool."""
+    All images are brought to one size, that of the first. The target is normalised inverse depth, or metres.
+    """
+    height, width = dataset.read_image(0).shape[:2]
+    size = compute_input_size((height, width), recommended=spec.recommended_size, multiple=spec.size_multiple)
 
+    def iterate(first_step: int) -> Iterator[Batch]:
+        with ThreadPoolExecutor(max_workers=1) as pool:  # one batch is read while another trains
+            ahead: Future[Batch] | None = None
+            for step in range(first_step, options.steps + 1):
+                ready = ahead
+                if step < options.steps:
+                    ahead = pool.submit(_read_batch, dataset, spec, preprocessing, size, options, step)
+                if ready:
+                    yield ready.result()
 
-def iterate_batches(
-    dataset: SegmentationDataset,
-    spec: EstimatorSpec,
-    preprocessing: Preprocessing,
-    size: tuple[int, int],
-    options: TeachOptions,
-    first_step: int,
-) -> Iterator[TeachBatch]:
-    """Yield the batches of the remaining steps; one is read while another trains, each a pure function of its step."""
-
-    def read(step: int) -> TeachBatch:
-        return _read_batch(dataset, spec, preprocessing, size, options, step)
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        ahead: Future[TeachBatch] | None = pool.submit(read, first_step) if first_step < options.steps else None
-        for step in range(first_step, options.steps):
-            assert ahead is not None
-            batch = ahead.result()
-            ahead = pool.submit(read, step + 1) if step + 1 < options.steps else None
-            yield batch
+    return iterate
 
 
 def _read_batch(
@@ -96,10 +82,11 @@ def _read_batch(
     size: tuple[int, int],
     options: TeachOptions,
     step: int,
-) -> TeachBatch:
+) -> Batch:
     rng = np.random.default_rng([options.seed, step])
     images, targets, valids = [], [], []
-    for index in _choose_indices(len(dataset), step, options):
+    _, indices = batch_of_step(step, len(dataset), options.batch_size, options.seed)
+    for index in indices:
         image = resize_image(dataset.read_image(index), size, mode=preprocessing.resampling)
         target, valid = _read_target(dataset, index, spec, size)
         if rng.random() < options.flip:
@@ -107,20 +94,14 @@ def _read_batch(
         images.append(_jitter(image, options.jitter, rng))
         targets.append(target)
         valids.append(valid)
-    return TeachBatch(torch.stack(images), torch.stack(targets), torch.stack(valids))
-
-
-def _choose_indices(num_images: int, step: int, options: TeachOptions) -> list[int]:
-    """Return the step's images: one permutation per epoch, each image once before any comes again."""
-    indices = []
-    for position in range(step * options.batch_size, (step + 1) * options.batch_size):
-        epoch, place = divmod(position, num_images)
-        indices.append(int(_permutation(num_images, options.seed, epoch)[place]))
-    return indices
-
-
-def _permutation(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch, num_images]).permutation(num_images)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    return Batch(
+        tuple(dataset.image_ids[index] for index in indices),
+        (torch.stack(images) - mean) / std,
+        torch.full((len(indices), *size), IGNORE_INDEX),
+        torch.stack(targets),
+        torch.stack(valids),
+    )
 
 
 def _read_target(

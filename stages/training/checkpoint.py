@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -76,14 +76,14 @@ def load_tensors(live: Mapping[str, Tensor], stored: Mapping[str, Tensor], what:
         value.copy_(stored[name])
 
 
-def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], guard: Mapping[str, Any]) -> None:
+def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], key: str) -> None:
     """Publish a training state; the former one stays until this one is complete.
 
     Args:
         folder: made when missing; nothing else may live in it.
         step: finished steps.
         tensors: by ``<group>/<name>``, on any device and in any layout.
-        guard: JSON-able facts that must be equal for the state to be taken up again.
+        key: what the training is; only a training of an equal key takes the state up again.
 
     Raises:
         UserError: no space left or no permission; the former checkpoint is intact.
@@ -100,7 +100,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], gua
             unfinished.mkdir()
             _write_tensors(unfinished / _TENSORS, tensors)
             with (unfinished / _FACTS).open("w", encoding="utf8") as file:
-                json.dump({"step": step, "guard": guard}, file, indent=1)
+                json.dump({"step": step, "key": key}, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
             _sync(unfinished)
@@ -113,11 +113,11 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], gua
             shutil.rmtree(former, ignore_errors=True)
 
 
-def read_checkpoint(folder: Path, guard: Mapping[str, Any]) -> Checkpoint | None:
+def read_checkpoint(folder: Path, key: str) -> Checkpoint | None:
     """Return the newest complete state, or None when there is none.
 
     Raises:
-        UserError: it was written under another guard, or is damaged.
+        UserError: it belongs to a training of another key, or is damaged.
     """
     found = _steps(folder)
     if not found:
@@ -125,18 +125,13 @@ def read_checkpoint(folder: Path, guard: Mapping[str, Any]) -> Checkpoint | None
     newest = found[-1]
     try:
         facts = json.loads((newest / _FACTS).read_text(encoding="utf8"))
-        step, written_under = int(facts["step"]), facts["guard"]
+        step, written_under = int(facts["step"]), facts.get("key")
     except (OSError, ValueError, KeyError) as problem:
+        raise UserError(f"checkpoint {newest} is damaged ({problem}); delete {folder} to train anew") from problem
+    if written_under != key:
         raise UserError(
-            f"checkpoint {newest} is damaged ({problem}); delete {folder} to train the phase anew"
-        ) from problem
-    wanted = json.loads(json.dumps(guard))  # tuples as lists, as in the file
-    differing = sorted(key for key in wanted.keys() | written_under.keys() if wanted.get(key) != written_under.get(key))
-    if differing:
-        details = "; ".join(f"{key} was {written_under.get(key)!r}, is {wanted.get(key)!r}" for key in differing)
-        raise UserError(
-            f"checkpoint {newest} belongs to another training: {details}. "
-            f"Train with the former settings, or delete {folder} to train the phase anew"
+            f"checkpoint {newest} belongs to another training, or was written by an earlier version (its key is "
+            f"{written_under}, this training's is {key}); delete {folder} to train anew"
         )
     return Checkpoint(step, _read_tensors(newest / _TENSORS))
 

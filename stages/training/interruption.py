@@ -31,7 +31,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def worker_deaths_unheard() -> Iterator[None]:
+def ignoring_sigchld() -> Iterator[None]:
     """Keep torch from raising in the middle of this block because a loader worker was killed by a signal.
 
     A SIGTERM to the process group (a batch system, a container, ``timeout``) kills the workers too, and torch's SIGCHLD

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from data_cache.errors import UserError
 from data_cache.sample import Batch
 from stages.networks.interface import Network
+from stages.networks.precision import Dtype
 from stages.training.checkpoint import read_checkpoint, write_checkpoint
 from stages.training.encoder_policy import parts_to_train, trains_fresh_only
-from stages.training.freezing import TrainingScope, training_parts
-from stages.training.interruption import Interrupted, StopFlag, stop_on_signals, worker_deaths_unheard
-from stages.training.losses import LossSettings
+from stages.training.freezing import training_parts
+from stages.training.interruption import Interrupted, StopFlag, ignoring_sigchld
+from stages.training.losses import DepthLossFunction
 from stages.training.metrics_log import MetricsLog, StepReport
-from stages.training.optimisation import OptimSettings
-from stages.training.precision import Precision, resolve_precision
 from stages.training.schedule import Phase
-from stages.training.trainer import Engine, PhaseTrainer
-
-__all__ = ["Interrupted", "MetricsLog", "PhaseSummary", "StepReport", "StopFlag", "stop_on_signals", "train_phase"]
-
+from stages.training.settings import LossSettings, TrainingSettings
+from stages.training.trainer import PhaseTrainer
 
 _LOG = "log/"
 """In front of the names under which a checkpoint holds what the log has summed since its last line."""
@@ -56,17 +52,16 @@ def train_phase(
     *,
     total_steps: int,
     seed: int,
-    optim: OptimSettings,
+    key: str,
+    settings: TrainingSettings,
     losses: LossSettings,
     device: torch.device,
-    precision: Precision = "auto",
+    dtype: Dtype,
+    depth_loss: DepthLossFunction | None = None,
     checkpoint_folder: Path | None = None,
-    checkpoint_every: int = 200,
     log: MetricsLog | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     stop: StopFlag | None = None,
-    channels_last: bool = True,
-    compile: bool = False,
 ) -> PhaseSummary:
     """Train one phase in place: exactly the parts it trains change, by a fresh optimiser, in ``total_steps`` steps.
 
@@ -74,160 +69,111 @@ def train_phase(
     phase starts from. On a CPU weights and log depend on the arguments alone, not on interruptions in between.
 
     Args:
-        network: moved to ``device`` (and into channels_last memory).
-        phase: what is trained, by which losses.
+        network: moved to ``device`` and into channels_last memory.
+        phase: what is trained, by which losses; its name is for people alone.
         batches_from: the batches of steps ``first_step``, ``first_step + 1``, …; a pure function of the step.
         total_steps: length of the phase, at least 1.
         seed: of dropout and the like; step t is seeded from (seed, t).
-        optim: optimiser, learning rate, clipping, averaging, encoder policy.
-        losses: which losses, and how two are balanced.
+        key: what the training is, weights at the start and data included; a checkpoint of another key is refused.
+        settings: optimiser, learning rate, clipping, averaging, encoder policy, compilation, time between checkpoints.
+        losses: which losses, and how two are weighted; class weights as numbers.
         device: where to train.
-        precision: type of the forward pass; losses are always float32.
-        checkpoint_folder: where the state is kept; one of the same training found there is continued. None keeps none.
-        checkpoint_every: steps between checkpoints.
-        log: metrics.jsonl, rewound to the checkpoint when resuming.
+        dtype: type of the forward pass, which ``precision`` came to; losses are always float32.
+        depth_loss: in place of the one that ``losses`` names; ``key`` covers it.
+        checkpoint_folder: where the state is kept; one of the same key found there is continued. None keeps none.
+        log: metrics.jsonl of this phase, rewound to the checkpoint when resuming.
         on_step: called after every step; may evaluate the network.
         stop: looked at between two steps.
-        channels_last: memory layout; faster on CPUs and tensor cores.
-        compile: whether to run the network through ``torch.compile``.
 
     Raises:
-        UserError: a loss or gradient is not finite (no weight was changed by it), labels or depth do not fit network
-            and phase, or a checkpoint cannot be written or belongs to another training.
+        UserError: a loss or gradient is not finite (that step changed nothing), labels or depth do not fit network and
+            phase, or a checkpoint cannot be written or belongs to another training.
         Interrupted: ``stop`` was set; the state was saved.
     """
-    if total_steps < 1 or checkpoint_every < 1:
-        raise UserError(
-            f"phase {phase.name!r}: total_steps {total_steps} and checkpoint_every {checkpoint_every} must be "
-            "at least 1"
-        )
-    engine = Engine(device, resolve_precision(precision, device), channels_last, compile)
-    network.to(device)
-    if channels_last:
-        network.to(memory_format=torch.channels_last)
-    policy = optim.encoder_policy
+    if total_steps < 1:
+        raise UserError(f"phase {phase.name!r}: total_steps {total_steps} must be at least 1")
+    network.to(device).to(memory_format=torch.channels_last)
+    policy = settings.encoder_policy
     with training_parts(network, parts_to_train(policy, phase), fresh=trains_fresh_only(policy, phase)) as scope:
         trainer = PhaseTrainer(
-            network, phase, total_steps=total_steps, seed=seed, optim=optim, losses=losses, engine=engine
-        )
-        keeper = _StateKeeper(trainer, checkpoint_folder, _guard(phase, total_steps, seed, optim, losses, engine), log)
-        first_step = keeper.resume()
-        run = _Run(phase.name, first_step, total_steps, checkpoint_every, stop)
-        return _run_steps(run, trainer, keeper, scope, batches_from, log, on_step)
+            network, phase, total_steps=total_steps, seed=seed, settings=settings, losses=losses,
+            depth_loss=depth_loss, device=device, dtype=dtype,
+        )  # fmt: skip
+        checkpoints = _CheckpointManager(trainer, checkpoint_folder, key, settings.checkpoint_minutes, log)
+        first_step = checkpoints.resume(phase)
+        started_at, num_images = time.perf_counter(), 0
+        batches = iter(batches_from(first_step))
+        for step in range(first_step, total_steps):
+            batch = _fetch(batches, stop)
+            if batch is None:
+                with ignoring_sigchld():
+                    del batches  # ends the workers
+                    kept = checkpoints.save(step)
+                raise Interrupted(f"stopped in phase {phase.name!r} after {step} of {total_steps} steps; {kept}")
+            if step == first_step:
+                trainer.check_labels(batch)
+            with ignoring_sigchld():
+                report = trainer.train_step(step, batch)
+                num_images += report.images
+                if log:
+                    log.write(report)
+                if on_step:
+                    on_step(report)
+                    scope.apply()  # an evaluation in there may have changed modes
+                if step + 1 < total_steps:
+                    checkpoints.save_if_due(step + 1)
+        seconds = time.perf_counter() - started_at
+        trainer.finish()
+    return PhaseSummary(total_steps, first_step, report.raw, report.share, seconds, num_images / seconds)
 
 
-@dataclass(frozen=True)
-class _Run:
-    phase: str
-    first_step: int
-    total_steps: int
-    checkpoint_every: int
-    stop: StopFlag | None
+class _CheckpointManager:
+    """Saves and restores trainer and log; does nothing without a folder."""
 
-    @property
-    def stopped(self) -> bool:
-        return self.stop is not None and self.stop.is_set()
+    def __init__(
+        self, trainer: PhaseTrainer, folder: Path | None, key: str, minutes: float, log: MetricsLog | None
+    ) -> None:
+        self._trainer, self._folder, self._key, self._log = trainer, folder, key, log
+        self._interval_s = 60 * minutes
+        self._saved_at = time.monotonic()
 
-
-@dataclass(frozen=True)
-class _StateKeeper:
-    """Saves and restores a trainer; does nothing without a folder."""
-
-    trainer: PhaseTrainer
-    folder: Path | None
-    guard: dict[str, Any]
-    log: MetricsLog | None
-
-    def resume(self) -> int:
-        """Return how many steps are done; the log is then as it was after them."""
-        checkpoint = read_checkpoint(self.folder, self.guard) if self.folder else None
-        tensors = checkpoint.tensors if checkpoint else {}
+    def resume(self, phase: Phase) -> int:
+        """Return how many steps are done; network, optimiser and log are then as they were after them."""
+        checkpoint = read_checkpoint(self._folder, self._key) if self._folder else None
+        step, tensors = checkpoint or (0, {})
         summed = {name: tensors.pop(name).item() for name in list(tensors) if name.startswith(_LOG)}
         if checkpoint:
-            self.trainer.load_state(tensors)
-        step = checkpoint.step if checkpoint else 0
-        if self.log:
-            self.log.rewind(self.guard["phase"], step)
-            self.log.load_state({name.removeprefix(_LOG): value for name, value in summed.items()})
+            self._trainer.load_state(tensors)
+        if self._log:
+            self._log.rewind(phase.name, step)
+            self._log.load_state({name.removeprefix(_LOG): value for name, value in summed.items()})
         return step
 
-    def save(self, step: int) -> None:
-        if self.folder is None:
-            return
-        if self.log:
-            self.log.sync()  # a checkpoint presumes the lines before it
-        summed = self.log.state() if self.log else {}
+    def save_if_due(self, step: int) -> None:
+        """Save the state unless that was done lately."""
+        if self._folder and time.monotonic() - self._saved_at >= self._interval_s:
+            self.save(step)
+
+    def save(self, step: int) -> str:
+        """Save the state after ``step`` steps; return for people what was kept."""
+        if self._folder is None:
+            return "nothing was kept"
+        if self._log:
+            self._log.sync()  # a checkpoint presumes the lines before it
+        summed = self._log.state() if self._log else {}
         tensors = {f"{_LOG}{name}": torch.tensor(value, dtype=torch.float64) for name, value in summed.items()}
-        write_checkpoint(self.folder, step, self.trainer.state() | tensors, self.guard)
+        write_checkpoint(self._folder, step, self._trainer.state() | tensors, self._key)
+        self._saved_at = time.monotonic()
+        return f"the state is in {self._folder}; repeat the command to go on"
 
 
-def _run_steps(
-    run: _Run,
-    trainer: PhaseTrainer,
-    keeper: _StateKeeper,
-    scope: TrainingScope,
-    batches_from: Callable[[int], Iterable[Batch]],
-    log: MetricsLog | None,
-    on_step: Callable[[StepReport], None] | None,
-) -> PhaseSummary:
-    started_at, images = time.perf_counter(), 0
-    batches = iter(batches_from(run.first_step))
-    for step in range(run.first_step, run.total_steps):
-        batch = _fetch(batches, run, step)
-        if batch is None:
-            with worker_deaths_unheard():
-                del batches  # ends the workers
-                keeper.save(step)
-            kept = (
-                f"the state is in {keeper.folder}; repeat the command to go on" if keeper.folder else "nothing was kept"
-            )
-            raise Interrupted(f"stopped in phase {run.phase!r} after {step} of {run.total_steps} steps; {kept}")
-        if step == run.first_step:
-            trainer.check_labels(batch)
-        with worker_deaths_unheard():
-            report = trainer.train_step(step, batch)
-            images += report.images
-            if log:
-                log.write(report)
-            if on_step:
-                on_step(report)
-                scope.apply()  # an evaluation in there may have changed modes
-            if (step + 1) % run.checkpoint_every == 0 and step + 1 < run.total_steps:
-                keeper.save(step + 1)
-    seconds = time.perf_counter() - started_at
-    trainer.finish()
-    return PhaseSummary(run.total_steps, run.first_step, report.raw, report.share, seconds, images / seconds)
-
-
-def _fetch(batches: Iterator[Batch], run: _Run, step: int) -> Batch | None:
-    """Return the next batch, or None when the run is to stop."""
-    if run.stopped:
-        return None
+def _fetch(batches: Iterator[Batch], stop: StopFlag | None) -> Batch | None:
+    """Return the next batch, or None when the training is to stop."""
     try:
-        return next(batches)
+        return None if stop and stop.is_set() else next(batches)
     except StopIteration:
-        raise RuntimeError(f"batches_from ended at step {step} of {run.total_steps} of phase {run.phase!r}") from None
+        raise RuntimeError("batches_from ended before the phase") from None
     except RuntimeError:
-        if run.stopped:  # Ctrl-C in a terminal also reaches loader workers, whose end torch reports so
+        if stop and stop.is_set():  # Ctrl-C in a terminal also reaches loader workers, whose end torch reports so
             return None
         raise
-
-
-def _guard(
-    phase: Phase, total_steps: int, seed: int, optim: OptimSettings, losses: LossSettings, engine: Engine
-) -> dict[str, Any]:
-    """Return what must be equal for a state to be continued."""
-    return {
-        "phase": phase.name,
-        "trains": phase.trains.names(),
-        "focal": phase.focal,
-        "mse": phase.mse,
-        "total_steps": total_steps,
-        "seed": seed,
-        "precision": str(engine.dtype).removeprefix("torch."),
-        "channels_last": engine.channels_last,
-        "compile": engine.compile,
-        **asdict(losses),
-        **asdict(optim),
-        "lr": optim.lr if phase.lr is None else phase.lr,
-    }

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_cache.errors import UserError, unknown_name
+from data_cache.errors import UserError
 from data_cache.sample import IGNORE_INDEX, Batch
 from stages.networks.interface import Outputs
 from stages.training.schedule import Phase
+from stages.training.settings import LossSettings
 
 OHEM_THRESHOLD = 0.7  # probability of the true class below which a pixel counts as hard; BiSeNet reference code
 OHEM_MIN_KEPT = 1 / 16  # share of the labelled pixels kept at least; BiSeNet reference code
@@ -157,49 +157,21 @@ def _standardise(maps: Tensor, valid: Tensor) -> Tensor:
     return shifted / spread.clamp_min(_SMALLEST_SPREAD)[:, None, None]
 
 
-DEPTH_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+SEG_LOSSES: dict[str, Callable[[Tensor, Tensor, LossSettings, Tensor | None], Tensor]] = {
+    "focal": lambda logits, labels, settings, weights: focal_loss(
+        logits, labels, gamma=settings.gamma, alpha=settings.alpha, class_weights=weights
+    ),
+    "cross-entropy": lambda logits, labels, _, weights: cross_entropy(logits, labels, class_weights=weights),
+    "ohem": lambda logits, labels, _, weights: ohem_cross_entropy(logits, labels, class_weights=weights),
+}
+"""Name → loss of (logits, labels, settings, class weights)."""
+DepthLossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of (depth, target, valid)."""
+DEPTH_LOSSES: dict[str, DepthLossFunction] = {
     "mse": depth_mse,
     "l1": depth_l1,
     "ssi": depth_ssi,
 }
-SEG_LOSSES = ("focal", "cross-entropy", "ohem")
-BALANCES = ("fixed", "uncertainty", "dwa")
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """Which losses a training uses and how two of them are weighed against each other."""
-
-    seg: Literal["focal", "cross-entropy", "ohem"] = "focal"
-    gamma: float = 2.0
-    """Focusing strength of the focal loss, at least 0."""
-    alpha: float = 1.0
-    """Factor on the focal loss; with Adam it matters only beside another loss."""
-    class_weights: tuple[float, ...] | None = None
-    """One weight per class, at least 0; None weighs all pixels alike."""
-    depth: Literal["mse", "l1", "ssi"] = "mse"
-    balance: Literal["fixed", "uncertainty", "dwa"] = "fixed"
-    """How phases with both losses weigh them; see ``balance.py``."""
-    dwa_window: int = 100
-    """Steps whose mean losses DWA compares; the paper compares epochs."""
-
-    def __post_init__(self) -> None:
-        for what, value, known in (
-            ("segmentation loss", self.seg, SEG_LOSSES),
-            ("depth loss", self.depth, DEPTH_LOSSES),
-            ("loss balance", self.balance, BALANCES),
-        ):
-            if value not in known:
-                raise unknown_name(what, value, known)
-        if not 0 <= self.gamma < math.inf:
-            raise UserError(f"gamma {self.gamma} of the focal loss must be finite and at least 0")
-        if not 0 < self.alpha < math.inf:
-            raise UserError(f"alpha {self.alpha} of the focal loss must be finite and positive")
-        weights = self.class_weights
-        if weights is not None and not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
-            raise UserError(f"class weights {list(weights)} must be finite, at least 0, and not all 0")
-        if self.dwa_window < 1:
-            raise UserError(f"dwa_window {self.dwa_window} must be at least 1 step")
 
 
 class Terms(NamedTuple):
@@ -215,8 +187,14 @@ class Terms(NamedTuple):
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
-def compute_terms(outputs: Outputs, batch: Batch, phase: Phase, settings: LossSettings) -> Terms:
-    """Return the losses a phase asks for; call it outside autocast.
+def compute_terms(
+    outputs: Outputs,
+    batch: Batch,
+    phase: Phase,
+    settings: LossSettings,
+    depth_loss: DepthLossFunction | None = None,
+) -> Terms:
+    """Return the losses a phase asks for, ``depth_loss`` in place of the settings' if given; call it outside autocast.
 
     Raises:
         UserError: the phase reads depth but the batch has none, or there is not one class weight per class.
@@ -224,11 +202,12 @@ def compute_terms(outputs: Outputs, batch: Batch, phase: Phase, settings: LossSe
     seg = aux = depth = None
     if phase.needs_seg:
         assert outputs.seg_logits is not None
-        seg = _seg_loss(outputs.seg_logits, batch.seg_labels, settings)
+        compute_loss, labels = SEG_LOSSES[settings.seg], batch.seg_labels
+        weights = _class_weights(settings, outputs.seg_logits)
+        seg = compute_loss(outputs.seg_logits, labels, settings, weights)
         if outputs.aux_seg_logits:
-            aux = torch.stack(
-                [_seg_loss(logits, batch.seg_labels, settings) for logits in outputs.aux_seg_logits]
-            ).sum()
+            each = [compute_loss(logits, labels, settings, weights) for logits in outputs.aux_seg_logits]
+            aux = torch.stack(each).sum()
     if phase.needs_depth:
         assert outputs.depth is not None
         if batch.inverse_depth is None or batch.depth_valid is None:
@@ -236,22 +215,15 @@ def compute_terms(outputs: Outputs, batch: Batch, phase: Phase, settings: LossSe
                 f"phase {phase.name!r} trains on depth, but image {batch.image_ids[0]!r} was loaded without any; "
                 "label the training split first with: pipeline pseudo-depth"
             )
-        depth = DEPTH_LOSSES[settings.depth](outputs.depth, batch.inverse_depth, batch.depth_valid)
+        depth = (depth_loss or DEPTH_LOSSES[settings.depth])(outputs.depth, batch.inverse_depth, batch.depth_valid)
     return Terms(seg, aux, depth)
 
 
-def _seg_loss(seg_logits: Tensor, seg_labels: Tensor, settings: LossSettings) -> Tensor:
-    weights = None
-    if settings.class_weights is not None:
-        if len(settings.class_weights) != seg_logits.shape[1]:
-            raise UserError(
-                f"{len(settings.class_weights)} class weights for {seg_logits.shape[1]} classes; give one per class"
-            )
-        weights = torch.tensor(settings.class_weights, device=seg_logits.device)
-    match settings.seg:
-        case "focal":
-            return focal_loss(seg_logits, seg_labels, gamma=settings.gamma, alpha=settings.alpha, class_weights=weights)
-        case "cross-entropy":
-            return cross_entropy(seg_logits, seg_labels, class_weights=weights)
-        case "ohem":
-            return ohem_cross_entropy(seg_logits, seg_labels, class_weights=weights)
+def _class_weights(settings: LossSettings, seg_logits: Tensor) -> Tensor | None:
+    weights = settings.class_weights
+    assert not isinstance(weights, str), "named weights became numbers before anything was trained"
+    if weights is None:
+        return None
+    if len(weights) != seg_logits.shape[1]:
+        raise UserError(f"{len(weights)} class weights for {seg_logits.shape[1]} classes; give one per class")
+    return torch.tensor(weights, device=seg_logits.device)

@@ -39,7 +39,7 @@ class StepReport(NamedTuple):
 
 
 class MetricsLog:
-    """Appends step reports to a JSON-lines file. Holds no clock times, so equal trainings write equal files.
+    """Appends the step reports of one phase to a JSON-lines file, without clock times: equal trainings, equal files.
 
     A line tells its step's losses (``raw``) and their mean over the steps since the line before (``mean``).
 
@@ -53,8 +53,6 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, *, log_every: int = 10, tensorboard: Path | None = None) -> None:
-        if log_every < 1:
-            raise UserError(f"log_every {log_every} must be at least 1 step")
         self.path = path
         self._log_every = log_every
         self._sums: dict[str, float] = {}
@@ -84,10 +82,13 @@ class MetricsLog:
                 self._board.add_scalar(f"{report.phase}/{name}", line[name], report.step)
 
     def rewind(self, phase: str, step: int) -> None:
-        """Drop what was logged of a phase after that step, and any broken last line a kill left behind."""
+        """Drop what was logged after that step, and any broken last line a kill left behind.
+
+        The other lines take the phase's name: the training may have begun under another one.
+        """
         self._sums, self._num_summed = {}, 0
         self._file.close()
-        kept = [line for line, entry in read_lines(self.path) if entry["phase"] != phase or entry["step"] <= step]
+        kept = [json.dumps(entry | {"phase": phase}) + "\n" for entry in read_lines(self.path) if entry["step"] <= step]
         shorter = self.path.with_name(f"{self.path.name}.tmp")
         shorter.write_text("".join(kept), encoding="utf8")
         shorter.replace(self.path)
@@ -122,15 +123,15 @@ class MetricsLog:
         self.close()
 
 
-def read_lines(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Yield each complete line of a metrics file with its parsed content; a broken last line is left out."""
+def read_lines(path: Path) -> Iterable[dict[str, Any]]:
+    """Yield each complete line of a metrics file, parsed; a broken last line is left out."""
     for line in path.read_text(encoding="utf8").splitlines(keepends=True):
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
             return
         if line.endswith("\n"):
-            yield line, entry
+            yield entry
 
 
 def _open_board(folder: Path) -> SummaryWriter:

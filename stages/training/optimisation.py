@@ -3,107 +3,51 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from data_cache.errors import UserError, nearest, unknown_name
+from data_cache.errors import UserError
 from stages.networks.interface import Network
 from stages.networks.parts import ENCODER, NAMED_PARTS, Part
-from stages.training.encoder_policy import EncoderPolicy, find_encoder_lr_factor, parts_to_train, trains_fresh_only
+from stages.training.encoder_policy import find_encoder_lr_factor, parts_to_train, trains_fresh_only
 from stages.training.freezing import trained_modules
 from stages.training.schedule import Phase
+from stages.training.settings import TrainingSettings
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
-LR_SCHEDULES = ("constant", "poly", "cosine")
-ENCODER_POLICIES = get_args(EncoderPolicy)
-
-
-@dataclass(frozen=True)
-class OptimSettings:
-    """How gradients become weights. Every phase starts a fresh optimiser with these."""
-
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """Adam couples weight decay into the gradient (L2), as torch's does; AdamW does not."""
-    lr: float = 1e-4  # the pseudo-depth paper, table 1
-    """Initial learning rate; a phase's own ``lr`` goes before it."""
-    weight_decay: float = 0.0
-    decay_norm_and_bias: bool = True
-    """Whether weight decay also touches tensors with fewer than two axes, as in torch; BiSeNet's recipe says no."""
-    momentum: float = 0.9
-    """Of SGD alone."""
-    lr_schedule: Literal["constant", "poly", "cosine"] = "constant"
-    poly_power: float = 0.9  # the feature-fusion paper
-    warmup_steps: int = 0
-    """Steps of linear rise before the schedule; its time axis is the rest."""
-    clip_norm: float | None = None
-    """Largest allowed gradient norm over everything trained; None does not clip."""
-    ema_decay: float | None = None
-    """Decay of the moving average of the weights; None keeps none. With it, a phase ends with the average."""
-    part_lr_factors: Mapping[str, float] = field(default_factory=dict)
-    """Part or branch name to factor on the learning rate; of two that fit a part, the narrower one holds."""
-    encoder_policy: EncoderPolicy = "train"
-    """Whether the encoder learns, stands still, or learns at a tenth of the rate; see ``encoder_policy.py``."""
-
-    def __post_init__(self) -> None:
-        for what, value, known in (
-            ("optimizer", self.optimizer, OPTIMIZERS),
-            ("lr schedule", self.lr_schedule, LR_SCHEDULES),
-            ("encoder policy", self.encoder_policy, ENCODER_POLICIES),
-        ):
-            if value not in known:
-                raise unknown_name(what, value, known)
-        problems = [
-            f"{name} {value} must be {rule}"
-            for name, value, good, rule in (
-                ("lr", self.lr, 0 < self.lr < math.inf, "finite and positive"),
-                ("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "finite and at least 0"),
-                ("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)"),
-                ("poly_power", self.poly_power, 0 < self.poly_power < math.inf, "finite and positive"),
-                ("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "at least 0"),
-                ("clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "positive, or left out"),
-                (
-                    "ema_decay",
-                    self.ema_decay,
-                    self.ema_decay is None or 0 < self.ema_decay < 1,
-                    "in (0, 1), or left out",
-                ),
-            )
-            if not good
-        ]
-        for name, factor in self.part_lr_factors.items():
-            if name not in NAMED_PARTS:
-                problems.append(
-                    f"part_lr_factors has no part {name!r}{nearest(name, NAMED_PARTS)}; known: {', '.join(NAMED_PARTS)}"
-                )
-            if not 0 < factor < math.inf:
-                problems.append(
-                    f"lr factor {factor} of {name} must be finite and positive; to freeze, do not train the part"
-                )
-        if problems:
-            raise UserError("; ".join(problems))
+OPTIMIZERS: dict[str, Callable[[list[dict], TrainingSettings, bool], torch.optim.Optimizer]] = {
+    "adam": lambda groups, settings, fused: torch.optim.Adam(groups, lr=settings.lr, fused=fused),
+    "adamw": lambda groups, settings, fused: torch.optim.AdamW(groups, lr=settings.lr, fused=fused),
+    "sgd": lambda groups, settings, fused: torch.optim.SGD(
+        groups, lr=settings.lr, momentum=settings.momentum, fused=fused
+    ),
+}
+LR_SCHEDULES: dict[str, Callable[[float, TrainingSettings], float]] = {
+    "constant": lambda _progress, _settings: 1.0,
+    "poly": lambda progress, settings: (1 - progress) ** settings.poly_power,
+    "cosine": lambda progress, _settings: (1 + math.cos(math.pi * progress)) / 2,
+}
+"""Name → factor on the initial rate, from the share of the phase that is done, in [0, 1]."""
 
 
-def modules_of_phase(network: Network, phase: Phase, settings: OptimSettings) -> dict[str, nn.Module]:
+def modules_of_phase(network: Network, phase: Phase, settings: TrainingSettings) -> dict[str, nn.Module]:
     """Return by dotted name the modules that a phase trains under the encoder policy."""
     policy = settings.encoder_policy
     return trained_modules(network, parts_to_train(policy, phase), fresh=trains_fresh_only(policy, phase))
 
 
-def compute_lr_factors(phase: Phase, settings: OptimSettings, *, fresh: bool = False) -> dict[Part, float]:
+def compute_lr_factors(phase: Phase, settings: TrainingSettings, *, fresh: bool = False) -> dict[Part, float]:
     """Return the factor on the learning rate of each single part, or of what in it was never pretrained."""
     factors = dict.fromkeys(Part, 1.0)
-    named = [(NAMED_PARTS[name], factor) for name, factor in settings.part_lr_factors.items()]
+    named = [(NAMED_PARTS[name], factor) for name, factor in settings.lr_factors.items()]
     for parts, factor in sorted(named, key=lambda item: -len(item[0].names())):  # narrower ones later, so they hold
         factors |= dict.fromkeys((part for part in Part if part in parts), factor)
     factors[ENCODER] *= 1.0 if fresh else find_encoder_lr_factor(settings.encoder_policy, phase)
     return factors
 
 
-def compute_lr(settings: OptimSettings, initial_lr: float, step: int, total_steps: int) -> float:
+def compute_lr(settings: TrainingSettings, initial_lr: float, step: int, total_steps: int) -> float:
     """Return the learning rate of one step, always from the initial rate and never from the last one.
 
     Args:
@@ -119,13 +63,7 @@ def compute_lr(settings: OptimSettings, initial_lr: float, step: int, total_step
     if step < warmup:
         return initial_lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, total_steps - warmup)
-    match settings.lr_schedule:
-        case "constant":
-            return initial_lr
-        case "poly":
-            return initial_lr * (1 - progress) ** settings.poly_power
-        case "cosine":
-            return initial_lr * (1 + math.cos(math.pi * progress)) / 2
+    return initial_lr * LR_SCHEDULES[settings.lr_schedule](progress, settings)
 
 
 class PhaseOptimiser:
@@ -136,11 +74,11 @@ class PhaseOptimiser:
         phase: its ``trains`` and ``lr``.
         settings: the rest.
         total_steps: length of the phase.
-        balance: learned loss weights; they get the plain learning rate and no weight decay.
+        weighting: learned loss weights; they get the plain learning rate and no weight decay.
     """
 
     def __init__(
-        self, network: Network, phase: Phase, settings: OptimSettings, total_steps: int, balance: nn.Module
+        self, network: Network, phase: Phase, settings: TrainingSettings, total_steps: int, weighting: nn.Module
     ) -> None:
         self._settings = settings
         self._total_steps = total_steps
@@ -153,11 +91,11 @@ class PhaseOptimiser:
         named: dict[str, nn.Parameter] = {}
         groups = [
             *_group_parts(network, phase, settings, named),
-            *_group_balance(balance, named),
+            *_group_weighting(weighting, named),
         ]
         self.named_parameters = named
         self._factors = [group.pop("lr_factor") for group in groups]
-        self._optimizer = _build(settings, groups, self._initial_lr)
+        self._optimizer = _build(settings, groups)  # each step sets its own rate
 
     def prepare(self, step: int) -> float:
         """Set the learning rates for the step that follows ``step`` finished ones; returns the rate of factor 1."""
@@ -252,7 +190,7 @@ class MovingAverage:
 
 
 def _group_parts(
-    network: Network, phase: Phase, settings: OptimSettings, named: dict[str, nn.Parameter]
+    network: Network, phase: Phase, settings: TrainingSettings, named: dict[str, nn.Parameter]
 ) -> Iterator[dict]:
     """Yield one parameter group per trained module, learning rate and weight decay; fills ``named`` with them all."""
     never_pretrained = {value for module in network.fresh_modules().values() for value in module.parameters()}
@@ -268,24 +206,17 @@ def _group_parts(
             yield {"params": parameters, "weight_decay": decay, "lr_factor": factor}
 
 
-def _group_balance(balance: nn.Module, named: dict[str, nn.Parameter]) -> Iterator[dict]:
-    parameters = {f"balance.{name}": value for name, value in balance.named_parameters()}
+def _group_weighting(weighting: nn.Module, named: dict[str, nn.Parameter]) -> Iterator[dict]:
+    parameters = {f"weighting.{name}": value for name, value in weighting.named_parameters()}
     named |= parameters
     if parameters:
         yield {"params": list(parameters.values()), "weight_decay": 0.0, "lr_factor": 1.0}
 
 
-def _build(settings: OptimSettings, groups: list[dict], lr: float) -> torch.optim.Optimizer:
+def _build(settings: TrainingSettings, groups: list[dict]) -> torch.optim.Optimizer:
     if not groups:
         raise UserError("the parts to train hold no parameters; name others in the phase's `trains`")
-    fused = _fuses(groups[0]["params"][0].device)
-    match settings.optimizer:
-        case "adam":
-            return torch.optim.Adam(groups, lr=lr, fused=fused)
-        case "adamw":
-            return torch.optim.AdamW(groups, lr=lr, fused=fused)
-        case "sgd":
-            return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, fused=fused)
+    return OPTIMIZERS[settings.optimizer](groups, settings, _fuses(groups[0]["params"][0].device))
 
 
 def _fuses(device: torch.device) -> bool:

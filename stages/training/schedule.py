@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 
 from stages.networks.parts import DEPTH_BRANCH, ENCODER, EVERYTHING, SEG_BRANCH, Part
 
+COPY_SUFFIX = "+copy"
+"""Behind the name of a schedule whose first decoder is copied onto the other."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -14,8 +17,8 @@ class Phase:
     Args:
         name: shown in logs and tables; unique within its schedule.
         trains: parts that receive gradient; every other part stays bit-identical, batch-norm statistics included.
-        focal: weight of the segmentation loss.
-        mse: weight of the depth loss.
+        seg: weight of the segmentation loss.
+        depth: weight of the depth loss.
         epochs: passes over the training split; None means the recipe's number.
         lr: learning rate; None means the recipe's.
         budget_factor: multiplies the recipe's epochs (for controls with the budget of several phases).
@@ -23,16 +26,16 @@ class Phase:
 
     name: str
     trains: Part
-    focal: float = 0.0
-    mse: float = 0.0
+    seg: float = 0.0
+    depth: float = 0.0
     epochs: int | None = None
     lr: float | None = None
     budget_factor: int = 1
 
     def __post_init__(self) -> None:
         for weight, value, branch, what in (
-            ("focal", self.focal, SEG_BRANCH, "segmentation"),
-            ("mse", self.mse, DEPTH_BRANCH, "depth"),
+            ("seg", self.seg, SEG_BRANCH, "segmentation"),
+            ("depth", self.depth, DEPTH_BRANCH, "depth"),
         ):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"phase {self.name!r}: {weight} weight {value} must be finite and at least 0")
@@ -49,8 +52,8 @@ class Phase:
         if not self.trains:
             possible = ", ".join(EVERYTHING.names())
             raise ValueError(f"phase {self.name!r} trains no part; name at least one of {possible}")
-        if self.focal == 0 and self.mse == 0:
-            raise ValueError(f"phase {self.name!r} has no loss: focal and mse are both 0; give one of them a weight")
+        if self.seg == 0 and self.depth == 0:
+            raise ValueError(f"phase {self.name!r} has no loss: seg and depth are both 0; give one of them a weight")
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"phase {self.name!r}: epochs {self.epochs} must be at least 1")
         if self.lr is not None and not 0 < self.lr < float("inf"):
@@ -61,12 +64,12 @@ class Phase:
     @property
     def needs_seg(self) -> bool:
         """Whether the segmentation branch is run at all."""
-        return self.focal > 0
+        return self.seg > 0
 
     @property
     def needs_depth(self) -> bool:
         """Whether the depth branch is run, and depth targets are read, at all."""
-        return self.mse > 0
+        return self.depth > 0
 
     def __str__(self) -> str:
         return self.name
@@ -161,17 +164,20 @@ class Schedule:
             )
         if any(isinstance(step, CopyWeights) for step in self.steps):
             raise ValueError(f"schedule {self.name!r} copies already; drop --copy-weights")
-        return Schedule(f"{self.name}+copy", (self.steps[0], CopyWeights(trained, other), *self.steps[1:]))
+        return Schedule(f"{self.name}{COPY_SUFFIX}", (self.steps[0], CopyWeights(trained, other), *self.steps[1:]))
 
-    def with_loss_weights(self, focal: float, mse: float) -> Schedule:
+    def with_loss_weights(self, seg: float, depth: float) -> Schedule:
         """Return this schedule with other weights in its phases that use both losses."""
 
         def reweighted(step: Step) -> Step:
             if isinstance(step, Phase) and step.needs_seg and step.needs_depth:
-                return replace(step, focal=focal, mse=mse)
+                return replace(step, seg=seg, depth=depth)
             return step
 
         return replace(self, steps=tuple(reweighted(step) for step in self.steps))
 
 
-__all__ = ["DEPTH_BRANCH", "ENCODER", "EVERYTHING", "SEG_BRANCH", "CopyWeights", "Part", "Phase", "Schedule", "Step"]
+__all__ = [
+    "COPY_SUFFIX", "DEPTH_BRANCH", "ENCODER", "EVERYTHING", "SEG_BRANCH",
+    "CopyWeights", "Part", "Phase", "Schedule", "Step",
+]  # fmt: skip

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from stages.training.schedule import DEPTH_BRANCH, ENCODER, EVERYTHING, SEG_BRANCH, Phase, Schedule
+from stages.training.schedule import COPY_SUFFIX, DEPTH_BRANCH, ENCODER, EVERYTHING, SEG_BRANCH, Phase, Schedule
 
 # fmt: off
-DEPTH = Phase("depth", trains=ENCODER | DEPTH_BRANCH,              mse=1.00)
-SEG   = Phase("seg",   trains=ENCODER | SEG_BRANCH,   focal=1.00)
-JOINT = Phase("joint", trains=EVERYTHING,             focal=0.85,  mse=0.15)
-LONG  = Phase("seg",   trains=ENCODER | SEG_BRANCH,   focal=1.00,  budget_factor=3)
+DEPTH = Phase("depth", trains=ENCODER | DEPTH_BRANCH,            depth=1.00)
+SEG   = Phase("seg",   trains=ENCODER | SEG_BRANCH,   seg=1.00)
+SEG_2 = Phase("seg-2", trains=ENCODER | SEG_BRANCH,   seg=1.00)
+SEG_3 = Phase("seg-3", trains=ENCODER | SEG_BRANCH,   seg=1.00)
+JOINT = Phase("joint", trains=EVERYTHING,             seg=0.85,  depth=0.15)
+LONG  = Phase("seg",   trains=ENCODER | SEG_BRANCH,   seg=1.00,  budget_factor=3)
 
 SCHEDULES = {schedule.name: schedule for schedule in (
     Schedule("seg-only",           (SEG,)),
@@ -22,13 +24,15 @@ SCHEDULES = {schedule.name: schedule for schedule in (
     Schedule("seg-first-direct",   (SEG, JOINT)),
     Schedule("depth-first",        (DEPTH, SEG, JOINT)),
     Schedule("depth-first-direct", (DEPTH, JOINT)),
+    Schedule("seg-seg-seg",        (SEG, SEG_2, SEG_3)),
     Schedule("seg-only-long",      (LONG,)),
     Schedule("depth-then-seg",     (DEPTH, SEG)),
 )}
 # fmt: on
 
-CONTROLS = ("seg-only-long", "depth-then-seg")
-"""Ours, not the paper's: the budget of the three-phase rows without depth, and depth as mere pre-training."""
+CONTROLS = ("seg-seg-seg", "seg-only-long", "depth-then-seg")
+"""Ours, not the paper's: the three-phase rows without depth, optimiser restarts and all; their budget in one long
+decay; and depth as mere pre-training."""
 
 
 class PaperRow(NamedTuple):
@@ -59,9 +63,7 @@ TABLE_ROWS = (*PAPER_ROWS, *CONTROLS)
 """The ten rows of the paper, then the controls."""
 
 
-def resolve_schedule(name: str) -> Schedule:
-    """Return the schedule of a row name such as ``depth-first+copy``; KeyError when there is none."""
-    base, plus, suffix = name.partition("+")
-    if plus and suffix != "copy":
-        raise KeyError(name)
-    return SCHEDULES[base].with_copy() if plus else SCHEDULES[base]
+def split_name(name: str) -> tuple[str, bool]:
+    """Split a row name into the schedule's name and whether ``+copy`` follows it."""
+    base = name.removesuffix(COPY_SUFFIX)
+    return base, base != name

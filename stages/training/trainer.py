@@ -6,43 +6,37 @@ import hashlib
 import shutil
 from collections.abc import Mapping
 from math import isfinite
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_cache.errors import UserError
 from data_cache.sample import IGNORE_INDEX, Batch
 from stages.networks.interface import Network
-from stages.training.balance import LossBalance
+from stages.networks.precision import Dtype
 from stages.training.checkpoint import load_tensors
-from stages.training.losses import LossSettings, compute_terms
+from stages.training.losses import DepthLossFunction, compute_terms
 from stages.training.metrics_log import StepReport
-from stages.training.optimisation import MovingAverage, OptimSettings, PhaseOptimiser, modules_of_phase
+from stages.training.optimisation import MovingAverage, PhaseOptimiser, modules_of_phase
 from stages.training.schedule import Phase
-
-
-class Engine(NamedTuple):
-    """Where and how the arithmetic runs; it changes speed and rounding, not meaning."""
-
-    device: torch.device
-    dtype: torch.dtype
-    """Of the forward pass; losses are always float32."""
-    channels_last: bool
-    compile: bool
+from stages.training.settings import LossSettings, TrainingSettings
+from stages.training.weighting import build_weighting
 
 
 class PhaseTrainer:
-    """Network, fresh optimiser, loss balance and moving average of one phase.
+    """Network, fresh optimiser, loss weighting and moving average of one phase.
 
     Args:
-        network: already on the engine's device and inside ``training_parts``.
+        network: already on ``device`` and inside ``training_parts``.
         phase: what is trained, by which losses.
         total_steps: length of the phase.
         seed: of dropout and the like; step t is seeded from (seed, t).
-        optim: how gradients become weights.
-        losses: which losses, and how two are balanced.
-        engine: where and how to compute.
+        settings: how gradients become weights.
+        losses: which losses, and how two are weighted.
+        depth_loss: in place of the one that ``losses`` names.
+        device: where to compute.
+        dtype: of the forward pass; losses are always float32.
     """
 
     def __init__(
@@ -52,43 +46,47 @@ class PhaseTrainer:
         *,
         total_steps: int,
         seed: int,
-        optim: OptimSettings,
+        settings: TrainingSettings,
         losses: LossSettings,
-        engine: Engine,
+        depth_loss: DepthLossFunction | None = None,
+        device: torch.device,
+        dtype: Dtype,
     ) -> None:
         self._network, self._phase, self._total_steps, self._seed = network, phase, total_steps, seed
-        self._losses, self._engine = losses, engine
-        self._forward = _compiled(network, engine.device) if engine.compile else network
-        self._balance = LossBalance(phase, losses, network.aux_weight, engine.device)
-        self._optimiser = PhaseOptimiser(network, phase, optim, total_steps, self._balance)
-        modules = modules_of_phase(network, phase, optim)
-        self._average = None if optim.ema_decay is None else MovingAverage(modules, optim.ema_decay)
+        self._losses, self._depth_loss, self._device, self._dtype = losses, depth_loss, device, dtype
+        self._forward = _compiled(network, device) if settings.compile else network
+        self._weighting = build_weighting(phase, losses, network.aux_weight, device)
+        self._optimiser = PhaseOptimiser(network, phase, settings, total_steps, self._weighting)
+        modules = modules_of_phase(network, phase, settings)
+        self._average = None if settings.ema_decay is None else MovingAverage(modules, settings.ema_decay)
+        self._statistics = _BufferSnapshot(network)
 
     def train_step(self, step: int, batch: Batch) -> StepReport:
         """Do the step that follows ``step`` finished ones.
 
         Raises:
-            UserError: a loss or gradient is not finite; no weight was changed by this step.
+            UserError: a loss or gradient is not finite; this step changed nothing, batch-norm statistics included.
         """
-        phase, engine = self._phase, self._engine
+        phase = self._phase
         lr = self._optimiser.prepare(step)
         self._optimiser.zero_grad()
         # A function of the step alone: neither a resumed run nor an evaluation in between can shift the stream.
         torch.manual_seed(_seed_of_step(self._seed, step))
         batch = self._place(batch)
-        with torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.dtype is torch.bfloat16):
+        self._statistics.take()
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype == "bfloat16"):
             outputs = self._forward(batch.images, seg=phase.needs_seg, depth=phase.needs_depth)
-        terms = compute_terms(outputs, batch, phase, self._losses)
-        weighed = self._balance(terms)
-        weighed.total.backward()
+        terms = compute_terms(outputs, batch, phase, self._losses, self._depth_loss)
+        total, weighted = self._weighting(terms)
+        total.backward()
         gradients = self._optimiser.gradients()
         norm = torch.nn.utils.get_total_norm(list(gradients.values()))
         # One transfer for everything the host must know before it may update.
-        scalars = [*terms.present().values(), *weighed.weighted.values(), weighed.total, norm.to(engine.device)]
-        report = self._describe(step + 1, tuple(weighed.weighted), torch.stack(scalars).tolist(), lr, batch)
+        scalars = [*terms.present().values(), *weighted.values(), total, norm.to(self._device)]
+        report = self._describe(step + 1, tuple(weighted), torch.stack(scalars).tolist(), lr, batch)
         self._check_finite(report, batch, gradients)
         self._optimiser.update(report.grad_norm)
-        self._balance.observe(report.raw)
+        self._weighting.observe(report.raw)
         if self._average:
             self._average.update(step + 1)
         return report
@@ -103,7 +101,7 @@ class PhaseTrainer:
         groups = {
             "network": self._network.state_dict(),
             "optimiser": self._optimiser.state(),
-            "balance": self._balance.state_dict(),
+            "weighting": self._weighting.state_dict(),
             "average": self._average.state() if self._average else {},
         }
         return {f"{group}/{name}": value for group, state in groups.items() for name, value in state.items()}
@@ -114,12 +112,12 @@ class PhaseTrainer:
         Raises:
             UserError: it belongs to a network of other names or shapes.
         """
-        groups: dict[str, dict[str, Tensor]] = {"network": {}, "optimiser": {}, "balance": {}, "average": {}}
+        groups: dict[str, dict[str, Tensor]] = {"network": {}, "optimiser": {}, "weighting": {}, "average": {}}
         for key, value in tensors.items():
             group, _, name = key.partition("/")
             groups[group][name] = value
         load_tensors(self._network.state_dict(), groups["network"], "the checkpoint")
-        load_tensors(self._balance.state_dict(), groups["balance"], "the checkpoint's loss balance")
+        load_tensors(self._weighting.state_dict(), groups["weighting"], "the checkpoint's loss weighting")
         self._optimiser.load_state(groups["optimiser"])
         if self._average:
             self._average.load_state(groups["average"])
@@ -138,12 +136,11 @@ class PhaseTrainer:
             )
 
     def _place(self, batch: Batch) -> Batch:
-        device = self._engine.device
-        layout = torch.channels_last if self._engine.channels_last else torch.contiguous_format
+        device = self._device
         depth, valid = batch.inverse_depth, batch.depth_valid
         needs_depth = self._phase.needs_depth
         return batch._replace(
-            images=batch.images.to(device, memory_format=layout, non_blocking=True),
+            images=batch.images.to(device, memory_format=torch.channels_last, non_blocking=True),
             seg_labels=batch.seg_labels.to(device, non_blocking=True),
             inverse_depth=None if depth is None or not needs_depth else depth.to(device, non_blocking=True),
             depth_valid=None if valid is None or not needs_depth else valid.to(device, non_blocking=True),
@@ -175,12 +172,34 @@ class PhaseTrainer:
                 f"the gradient is {report.grad_norm} (in {', '.join(names[:3]) or 'its norm'}; {len(names)} tensors)"
             ]
         self._optimiser.zero_grad()
+        self._statistics.restore()
         raise UserError(
             f"{'; '.join(bad)} in phase {report.phase!r}, step {report.step} of {report.total_steps}, "
-            f"images {', '.join(batch.image_ids)}. No weight was changed by this step. "
-            "Lower training.lr, set training.clip_norm, or try --precision float32; if it is always these images, "
-            "look at them and at their depth maps"
+            f"images {', '.join(batch.image_ids)}. This step changed nothing. Lower the learning rate (--lr), set "
+            "training.clip_norm, or try --precision float32; if it is always these images, look at them and at their "
+            "depth maps"
         )
+
+
+class _BufferSnapshot:
+    """The buffers that a forward pass moves, as they were before it: those of the modules in training mode."""
+
+    def __init__(self, module: nn.Module) -> None:
+        moving = [buffer for child in module.modules() if child.training for buffer in child.buffers(recurse=False)]
+        by_type: dict[torch.dtype, list[Tensor]] = {}  # one fused copy per type
+        for buffer in moving:
+            by_type.setdefault(buffer.dtype, []).append(buffer)
+        self._pairs = [(live, [buffer.clone() for buffer in live]) for live in by_type.values()]
+
+    @torch.no_grad()
+    def take(self) -> None:
+        for live, kept in self._pairs:
+            torch._foreach_copy_(kept, live)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for live, kept in self._pairs:
+            torch._foreach_copy_(live, kept)
 
 
 def _seed_of_step(seed: int, step: int) -> int:

@@ -18,15 +18,16 @@ import torch.nn.functional as F
 
 from data_cache.sample import Batch
 from stages.networks import build_network
-from stages.training.loop import MetricsLog, train_phase
-from stages.training.losses import LossSettings
-from stages.training.optimisation import OptimSettings
-from stages.training.precision import resolve_precision
+from stages.networks.precision import resolve_dtype
+from stages.training.loop import train_phase
+from stages.training.metrics_log import MetricsLog
 from stages.training.schedule import Phase
 from stages.training.schedules import JOINT, SEG
-from stages.training.trainer import Engine, PhaseTrainer
+from stages.training.settings import LossSettings, TrainingSettings
+from stages.training.trainer import PhaseTrainer
 
 CPU = torch.device("cpu")
+DTYPE = resolve_dtype("auto", "cpu")
 BATCH, HEIGHT, WIDTH, CLASSES, LR = 8, 96, 128, 9, 1e-4
 WARMUP_STEPS, MEASURED_STEPS = 3, 20
 
@@ -69,8 +70,8 @@ def measure(phase: Phase, network: torch.nn.Module, rival: Callable[[Batch], obj
 
     with tempfile.TemporaryDirectory() as folder, MetricsLog(Path(folder) / "metrics.jsonl", log_every=1) as log:
         train_phase(
-            network, phase, batches_from, total_steps=WARMUP_STEPS + MEASURED_STEPS + 1, seed=0,
-            optim=OptimSettings(lr=LR), losses=LossSettings(), device=CPU, log=log,
+            network, phase, batches_from, total_steps=WARMUP_STEPS + MEASURED_STEPS + 1, seed=0, key="",
+            settings=TrainingSettings(lr=LR), losses=LossSettings(), device=CPU, dtype=DTYPE, log=log,
         )  # fmt: skip
     return min(ours[WARMUP_STEPS:]), min(theirs[WARMUP_STEPS:])
 
@@ -79,11 +80,10 @@ def hand_written_step(network: torch.nn.Module) -> Callable[[Batch], None]:
     """Return the least that a joint step with the same arithmetic has to do."""
     network.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(network.parameters(), LR, fused=True)
-    bfloat16 = resolve_precision("auto", CPU) is torch.bfloat16
 
     def step(batch: Batch) -> None:
         images = batch.images.to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=DTYPE == "bfloat16"):
             outputs = network(images)
         surprise = F.cross_entropy(outputs.seg_logits.float(), batch.seg_labels, ignore_index=255, reduction="none")
         focal = ((1 - torch.exp(-surprise)) ** 2 * surprise).sum() / (batch.seg_labels != 255).sum()
@@ -117,10 +117,10 @@ def plain_smp_step() -> Callable[[Batch], None]:
 def our_step(phase: Phase, network: torch.nn.Module) -> Callable[[Batch], object]:
     """Return one step of the trainer behind ``train_phase``."""
     network.to(memory_format=torch.channels_last).train()
-    engine = Engine(CPU, resolve_precision("auto", CPU), channels_last=True, compile=False)
     trainer = PhaseTrainer(
-        network, phase, total_steps=1000, seed=0, optim=OptimSettings(lr=LR), losses=LossSettings(), engine=engine
-    )
+        network, phase, total_steps=1000, seed=0, settings=TrainingSettings(lr=LR), losses=LossSettings(),
+        device=CPU, dtype=DTYPE,
+    )  # fmt: skip
     steps = itertools.count()
     return lambda batch: trainer.train_step(next(steps), batch)
 

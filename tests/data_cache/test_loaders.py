@@ -16,7 +16,7 @@ from data_cache.datasets.interface import Sources
 from data_cache.depth_store import DepthStore, DepthStoreWriter, Provenance
 from data_cache.errors import UserError
 from data_cache.loaders import (
-    Augmentation,
+    AugmentationSettings,
     Source,
     batch_of_step,
     build_evaluation_loader,
@@ -27,7 +27,7 @@ from data_cache.sample import IGNORE_INDEX, DepthKind
 from data_cache.split_depth import match_depth
 
 NORMALISATION = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-AUGMENTATION = Augmentation((32, 40), (0.5, 2.0), 0.5, 0.4)
+AUGMENTATION = AugmentationSettings(crop=(32, 40), scale=(0.5, 2.0), flip=0.5, jitter=0.4)
 
 
 @dataclass(frozen=True)

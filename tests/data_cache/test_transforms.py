@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from data_cache.errors import UserError
 from data_cache.sample import IGNORE_INDEX
 from data_cache.transforms import (
-    Augmentation,
+    AugmentationSettings,
     Box,
     ColourJitter,
     Depth,
@@ -109,7 +109,7 @@ def test_edges_stay_together(seed, map_size):
     image_size = (96, 120)
     row, column = rng.uniform(0.3, 0.7, 2)
     labels = _steps_at(row, column, image_size)
-    geometry = draw_geometry(Augmentation((64, 80), (0.5, 2.0), 0.5), image_size, rng)
+    geometry = draw_geometry(AugmentationSettings(crop=(64, 80), scale=(0.5, 2.0), flip=0.5), image_size, rng)
     laid_labels = transform_labels(labels, geometry)
     laid_image = transform_image(np.repeat(labels[..., None] * np.uint8(80), 3, 2), geometry, PLAIN)[0] * 255 / 80
     depth = torch.from_numpy(_steps_at(row, column, map_size).astype(np.float32))
@@ -165,7 +165,7 @@ def test_the_identity_changes_nothing():
     image = rng.integers(0, 256, (6, 8, 3), np.uint8)
     labels = rng.integers(0, 5, (6, 8)).astype(np.uint8)
     image.flags.writeable = labels.flags.writeable = False  # as a memory map is
-    geometry = draw_geometry(Augmentation((6, 8), (1, 1), 0), (6, 8), rng)
+    geometry = draw_geometry(AugmentationSettings(crop=(6, 8), scale=(1.0, 1.0), flip=0.0), (6, 8), rng)
     assert geometry == whole((6, 8), (6, 8))
     mean, std = (np.array(values, np.float32) for values in IMAGENET)
     found = transform_image(image, geometry, IMAGENET).permute(1, 2, 0).numpy()
@@ -178,7 +178,7 @@ def test_the_identity_changes_nothing():
 def test_small_images_are_padded_with_nothing():
     rng = np.random.default_rng(0)
     image = np.full((10, 12, 3), 200, np.uint8)
-    geometry = draw_geometry(Augmentation((32, 40), (1, 1), 1.0), (10, 12), rng)
+    geometry = draw_geometry(AugmentationSettings(crop=(32, 40), scale=(1.0, 1.0), flip=1.0), (10, 12), rng)
     laid_image = transform_image(image, geometry, IMAGENET)
     laid_labels = transform_labels(np.ones((10, 12), np.uint8), geometry)
     ones = torch.ones(5, 6)
@@ -196,13 +196,15 @@ def test_scale_is_the_size_things_get():
     for scale in (0.5, 0.75, 1.0, 1.5, 2.0):
         labels = np.zeros((100, 100), np.uint8)
         labels[40:60, 40:60] = 1
-        geometry = draw_geometry(Augmentation((200, 200), (scale, scale), 0.5), (100, 100), np.random.default_rng(1))
+        geometry = draw_geometry(
+            AugmentationSettings(crop=(200, 200), scale=(scale, scale), flip=0.5), (100, 100), np.random.default_rng(1)
+        )
         laid = transform_labels(labels, geometry) == 1
         assert (laid.any(0).sum(), laid.any(1).sum()) == (round(20 * scale), round(20 * scale))
 
 
 def test_every_place_and_scale_is_reached():
-    augmentation = Augmentation((20, 20), (0.5, 2.0), 0.5)
+    augmentation = AugmentationSettings(crop=(20, 20), scale=(0.5, 2.0), flip=0.5)
     drawn = [draw_geometry(augmentation, (30, 40), np.random.default_rng(seed)) for seed in range(500)]
     assert {geometry.flip for geometry in drawn} == {True, False}
     boxes = [geometry.box for geometry in drawn]
@@ -268,4 +270,4 @@ def test_depth_needs_both_sides_to_be_resized():
 
 def test_nonsense_is_refused_all_at_once():
     with pytest.raises(UserError, match=r"crop \(0, 8\).*scale \(2, 1\).*flip 1.5.*jitter -1 must be between"):
-        Augmentation((0, 8), (2, 1), 1.5, -1)
+        AugmentationSettings(crop=(0, 8), scale=(2, 1), flip=1.5, jitter=-1)

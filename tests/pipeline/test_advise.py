@@ -8,18 +8,18 @@ import typing
 import pytest
 
 from data_cache.errors import UserError
-from pipeline.cli import RECIPE_FLAGS
-from pipeline.commands import advise
-from pipeline.commands.advise import TARGETS, parse_input_size, recommend_transfer, warn_of_size
-from pipeline.experiment.config import TransferMode, load_config
+from pipeline.commands import run
+from pipeline.commands.advise import TARGETS, TRANSFERS, parse_input_size, recommend_transfer, warn_of_size
+from pipeline.experiment import tables
 from pipeline.experiment.tables import BACKBONES
 from pipeline.experiment.transfer import apply_transfer
 from stages.networks.encoders import check_encoder_name
+from stages.training.settings import TransferMode
 
 
 @pytest.fixture(autouse=True)
 def _two_quick_encoders(monkeypatch):
-    monkeypatch.setattr(advise, "BACKBONES", ("tu-resnet10t", "mobilenet_v2"))
+    monkeypatch.setattr(tables, "BACKBONES", ("tu-resnet10t", "mobilenet_v2"))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_no_images_are_refused():
 
 
 def test_every_answer_is_a_mode_that_run_takes_and_scratch_is_never_advised():
-    modes = {transfer.mode for transfer in advise.TRANSFERS.values()}
+    modes = {transfer.mode for transfer in TRANSFERS.values()}
     assert modes == set(typing.get_args(TransferMode)) - {"scratch"}
 
 
@@ -97,11 +97,7 @@ def test_advice_by_command(call):
 
 def test_the_command_it_gives_is_a_recipe_that_holds(call):
     words = call("advise", "--images", 5000, "--similarity", "similar").json["command"].split()
-    flags = dict(zip(words[2:-4:2], words[3:-4:2], strict=True))
-    overrides = {
-        RECIPE_FLAGS[flag.strip("-").replace("-", "_")]: value for flag, value in flags.items() if flag != "--recipe"
-    }
-    config = load_config(flags["--recipe"], overrides, [words[-3], words[-1]])
+    config = run.take_config(run.make_context("run", words[2:]))
     assert apply_transfer(config).network.options["encoder_weights"] == "imagenet"
     assert (config.training.transfer, config.data.crop) == ("fine-tune", (400, 400))
 

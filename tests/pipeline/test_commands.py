@@ -1,4 +1,4 @@
-"""Every command by its contract: one JSON object on stdout, one clear message for what a person can mend."""
+"""Every command by its contract: one JSON object on stdout, one clear message for what a person can repair."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_report_is_one_file(call: Call, trained: Path, tmp_path: Path) -> None:
 
 def test_plan_says_what_is_left(call: Call, trained: Path) -> None:
     plan = call("--workdir", trained, "plan", "schedules", "--recipe", TINY).json
-    assert (plan["nodes"], plan["unshared"]) == (16, 25)
+    assert (plan["nodes"], plan["unshared"]) == (18, 28)
     assert sum(phase["done"] for phase in plan["phases"]) == 4
     copies = [phase["copies"] for phase in plan["phases"] if phase["copies"]]
     assert copies and all(copy["tensors"] == 60 for found in copies for copy in found)
@@ -208,7 +208,7 @@ def test_dataset_doctor(call: Call) -> None:
         (["rnu"], "no such command 'rnu' (did you mean 'run'?)"),
         (["run", "--shedule", "joint"], "No such option"),
         (["run", "--schedule", "depht-first"], "unknown schedule 'depht-first' (did you mean 'depth-first'?)"),
-        (["run", "--schedule", "depth-first+cpy"], "the only suffix is +copy"),
+        (["run", "--schedule", "depth-first+cpy"], "name 'depth-first+cpy' must begin with"),
         (["run", "--schedule", "joint", "--copy-weights"], "nothing to copy"),
         (["run", "--network", "unnet"], "unknown network 'unnet' (did you mean 'unet'?)"),
         (["run", "--encoder", "resnet19", "--schedule", "seg-only"], "resnet19"),
@@ -228,7 +228,7 @@ def test_dataset_doctor(call: Call) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_a_person_can_mend_is_one_message(call: Call, words: list[str], message: str) -> None:
+def test_what_a_person_can_repair_is_one_message(call: Call, words: list[str], message: str) -> None:
     needs_recipe = words[0] in ("run", "table", "pseudo-depth")
     answer = call(*words, *(["--recipe", TINY] if needs_recipe else []))
     assert answer.status == 2
@@ -368,11 +368,11 @@ def test_help_tells_what_the_commands_take_when_nothing_is_said(call: Call) -> N
         return " ".join(call(command, "--help", as_json=False).stdout.split())
 
     assert all(f"[default: ({DEFAULT_MARGIN_PX})]" in read_help(command) for command in ("predict", "evaluate"))
-    told = read_help("advise")
-    assert f"(default {SMALL_DATASET};" in told
-    assert all(name in told for name in (*SIZES, *TARGETS))
+    advice = read_help("advise")
+    assert f"[default: {SMALL_DATASET}]" in advice
+    assert all(name in advice for name in (*SIZES, *TARGETS))
     own_seeds = {name: table.seeds for name, table in TABLES.items() if table.seeds}
-    assert own_seeds == {"fcn8s": (0, 1, 2)} and "for fcn8s 0,1,2" in read_help("table")
+    assert own_seeds == {"fcn8s": (0, 1, 2)} and "fcn8s: 0,1,2" in read_help("table")
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_help_tells_what_the_commands_take_when_nothing_is_said(call: Call) -> N
     ids=["Python", "torch"],
 )
 def test_running_out_of_memory_is_one_message(call: Call, monkeypatch: pytest.MonkeyPatch, exhaust, reason) -> None:
-    monkeypatch.setattr("pipeline.commands.listing.list_recipes", exhaust)
+    monkeypatch.setattr("pipeline.experiment.config.recipe_names", exhaust)
     answer = call("recipes")
     assert answer.status == 2 and reason in answer.json["error"]
     assert "lower --batch-size" in answer.json["error"] and "--tile 512" in answer.json["error"]

@@ -79,7 +79,7 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
         (b"data = 3", "data: Input should be a table, found 3"),
         (b"network = 'unet'", "network: Input should be a table"),
         (b"[network_options]\nunet = 3", "network_options.unet: Input should be a table"),
-        (b"[data]\ndataset = 3\ncrop = 'big'\n[trainig]\nlr = 1", r"(?s)dataset: .*crop: .*a list.*'trainig' .did you"),
+        (b"[data]\ndataset = 3\ncrop = 'big'\n[trainig]\nlr = 1", r"(?s)crop: .*a list.*dataset: .*'trainig' .did you"),
         (b"[[schedule.steps]]\nphase = 'x'\ntrain = ['encoder']", "'schedule.steps.0.train' .did you mean 'trains'"),
     ],
 )
@@ -112,13 +112,13 @@ def test_another_dataset_does_not_get_the_options_of_the_recipes_own(words: tupl
 
 def test_own_steps_make_a_schedule() -> None:
     steps = (
-        {"phase": "warm", "trains": ("encoder", "depth-branch"), "mse": 1.0, "epochs": 2},
+        {"phase": "warm", "trains": ("encoder", "depth-branch"), "depth": 1.0, "epochs": 2},
         {"copy_from": "depth-decoder", "copy_to": "seg-decoder"},
-        {"phase": "main", "trains": ("everything",), "focal": 0.5, "mse": 0.5},
+        {"phase": "main", "trains": ("everything",), "seg": 0.5, "depth": 0.5},
     )
     schedule = RunConfig().changed({"schedule": {"name": "mine", "steps": steps}}).build_schedule()
     assert [str(step) for step in schedule.steps] == ["warm", "copy depth-decoder -> seg-decoder", "main"]
-    assert schedule.phases[1].focal == 0.5, "own weights are not replaced by the recipe's joint weights"
+    assert schedule.phases[1].seg == 0.5, "own weights are not replaced by the recipe's joint weights"
 
 
 @pytest.mark.parametrize(
@@ -127,19 +127,19 @@ def test_own_steps_make_a_schedule() -> None:
         ({"schedule.name": "depht-first"}, "unknown schedule 'depht-first' .did you mean 'depth-first'"),
         ({"schedule.name": "joint", "schedule.copy_weights": True}, "nothing to copy"),
         ({"schedule.name": "seg-only", "schedule.copy_weights": True}, "nothing to copy"),
-        ({"schedule.steps": ({"phase": "a", "trains": ("encoder", "seg-brunch"), "focal": 1.0},)}, "unknown part"),
-        ({"schedule.steps": ({"phase": "a", "trains": ("everything",), "focal": 1.0},)}, "mse has weight 0"),
+        ({"schedule.steps": ({"phase": "a", "trains": ("encoder", "seg-brunch"), "seg": 1.0},)}, "unknown part"),
+        ({"schedule.steps": ({"phase": "a", "trains": ("everything",), "seg": 1.0},)}, "depth has weight 0"),
         ({"schedule.steps": ({"copy_from": "depth-decoder", "copy_to": "seg-decoder"},)}, "no phase"),
         ({"schedule.steps": ({"trains": ("encoder",)},)}, "needs either `phase`"),
     ],
 )
 def test_a_schedule_that_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_config("demo").changed({"schedule.copy_weights": False} | changes).build_schedule()
+        load_config("demo").changed({"schedule": {"name": "own"}} | changes).build_schedule()
 
 
 def test_joint_weights_of_the_recipe_reach_named_schedules() -> None:
-    schedule = load_config("demo", {}, ["loss.joint_focal=0.6", "loss.joint_mse=0.4"]).build_schedule()
+    schedule = load_config("demo", {}, ["loss.joint_seg=0.6", "loss.joint_depth=0.4"]).build_schedule()
     joint = schedule.phases[-1]
-    assert (joint.focal, joint.mse) == (0.6, 0.4)
-    assert [phase.focal for phase in schedule.phases[:2]] == [0.0, 1.0], "single phases keep theirs"
+    assert (joint.seg, joint.depth) == (0.6, 0.4)
+    assert [phase.seg for phase in schedule.phases[:2]] == [0.0, 1.0], "single phases keep theirs"

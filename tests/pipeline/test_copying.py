@@ -6,27 +6,26 @@ import pytest
 import torch
 
 from data_cache.errors import UserError
-from pipeline.experiment.config import RunConfig, load_config
-from pipeline.experiment.expand import choose_copyable_forms
-from pipeline.experiment.tables import TABLES, table_rows
+from pipeline.experiment.config import load_config
+from pipeline.experiment.expand import choose_copyable_forms, list_rows
+from pipeline.experiment.plan import Row
 from stages.networks import NETWORKS, build_without_weights
 from stages.training.schedule import Part
 from stages.training.transfer import plan_copy
 
-SCHEDULES = TABLES["schedules"]
 COPYABLE_FORMS = {name: dict(entry.copyable_form) for name, entry in NETWORKS.items() if entry.copyable_form}
 
 
-def rows_of_schedules(network: str, **options: object) -> list[tuple[str, RunConfig]]:
+def rows_of_schedules(network: str, **options: object) -> list[Row]:
     options = {f"network.{key}": value for key, value in options.items()}
-    return table_rows(SCHEDULES, load_config("scenes-small", {"network.name": network, **options}), (0,))
+    return list_rows(load_config("scenes-small", {"network.name": network, **options}), "schedules", (0,))
 
 
 @pytest.mark.parametrize("network", COPYABLE_FORMS)
 def test_all_rows_of_a_table_that_copies_get_one_form(network):
     told = []
     rows = choose_copyable_forms(rows_of_schedules(network), told.append)
-    (form,) = {tuple((key, config.network.options[key]) for key in COPYABLE_FORMS[network]) for _, config in rows}
+    (form,) = {tuple((key, row.config.network.options[key]) for key in COPYABLE_FORMS[network]) for row in rows}
     assert dict(form) == COPYABLE_FORMS[network]
     assert len(told) == 1 and told[0].startswith(f"{network}: ")
 
@@ -49,21 +48,22 @@ def test_other_networks_stay_as_they_are(network):
 
 
 def test_without_a_copy_nothing_changes():
-    rows = [row for row in rows_of_schedules("fcn8s") if "+copy" not in row[0]]
+    rows = [row for row in rows_of_schedules("fcn8s") if "+copy" not in row.name]
     assert choose_copyable_forms(rows, print) == rows
 
 
 def test_what_a_recipe_says_itself_stays():
     rows = choose_copyable_forms(rows_of_schedules("fcn8s", depth_branch="light"), print)
-    assert {config.network.options["depth_branch"] for _, config in rows} == {"light"}
+    assert {row.config.network.options["depth_branch"] for row in rows} == {"light"}
 
 
 def test_a_row_without_depth_branch_stays_as_it_is():
     config = load_config("scenes-small", {"network.name": "fcn8s"})
-    single = config.changed({"schedule": {"name": "seg-only", "copy_weights": False}, "network.with_depth": False})
-    rows = choose_copyable_forms([("both", config), ("single", single)], print)
-    assert rows[1] == ("single", single)
-    assert rows[0][1].network.options["depth_branch"] == "full"
+    single = config.changed({"schedule": {"name": "seg-only"}, "network.with_depth": False})
+    both, alone = (Row("row", each, each.build_schedule()) for each in (config, single))
+    rows = choose_copyable_forms([both, alone], print)
+    assert rows[1] == alone
+    assert rows[0].config.network.options["depth_branch"] == "full"
 
 
 @pytest.mark.parametrize("network", COPYABLE_FORMS)
@@ -71,5 +71,5 @@ def test_the_plan_of_all_ten_schedules_holds(call, network):
     call("pseudo-depth", "--recipe", "scenes-small", "--set", "data.options={counts={train=8,val=2,test=2}}")
     words = ("--recipe", "scenes-small", "--set", "data.options={counts={train=8,val=2,test=2}}", "--network", network)
     answer = call("plan", "schedules", *words)
-    assert (answer.status, answer.json["nodes"]) == (0, 16)
+    assert (answer.status, answer.json["nodes"]) == (0, 18)
     assert "or a copy would carry nothing" in answer.stderr

@@ -17,7 +17,7 @@ from data_cache.depth_store import DepthStore
 TINY = Path(__file__).parent / "tiny.toml"
 Start = Callable[..., subprocess.Popen[str]]
 LONG = ["--recipe", TINY, "--schedule", "depth-first", "--copy-weights", "--iterations", "30", "--set",
-        "training.checkpoint_every=4", "--set", "training.ema_decay=0.9"]  # fmt: skip
+        "training.checkpoint_minutes=1e-9", "--set", "training.ema_decay=0.9"]  # fmt: skip
 
 
 def finish(process: subprocess.Popen[str]) -> None:
@@ -88,7 +88,7 @@ def test_ctrl_c_saves_says_so_and_the_command_continues(start: Start, tmp_path: 
         "--iterations",
         "60",
         "--set",
-        "training.checkpoint_every=1000",
+        "training.checkpoint_minutes=1000.0",
     ]
     work = tmp_path / "work"
     process = start(*words)

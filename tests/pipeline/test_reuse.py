@@ -217,4 +217,4 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
 def test_the_record_tells_what_was_evaluated(call: Call, tmp_path: Path) -> None:
     run = call("run", "--recipe", TINY, "--schedule", "seg-only", "--iterations", "1").json
     record = json.loads((Path(run["folder"]) / "run.json").read_text())
-    assert record["evaluated_on"]["split"] and record["evaluated_on"]["depth"] is None
+    assert record["identity"]["split"] and record["identity"]["depth"] is None

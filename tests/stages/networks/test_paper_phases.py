@@ -11,9 +11,8 @@ from data_cache.sample import Batch
 from stages.networks import NETWORKS, build_network, segmentation_only, strip_depth
 from stages.networks.parts import Part
 from stages.training.loop import train_phase
-from stages.training.losses import LossSettings
-from stages.training.optimisation import OptimSettings
 from stages.training.schedules import DEPTH, SEG
+from stages.training.settings import LossSettings, TrainingSettings
 
 NUM_CLASSES = 3
 VGG = {"encoder_weights": "none", "width": 4, "fc_width": 8}
@@ -77,10 +76,11 @@ def train_one_step(network, phase, policy: str) -> set[str]:
         draw_batches,
         total_steps=1,
         seed=0,
-        optim=OptimSettings(lr=0.01, encoder_policy=policy),
+        key="",
+        settings=TrainingSettings(lr=0.01, encoder_policy=policy),
         losses=LossSettings(),
         device=torch.device("cpu"),
-        precision="float32",
+        dtype="float32",
     )
     return {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
 

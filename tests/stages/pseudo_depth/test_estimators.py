@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 from data_cache.errors import UserError
 from data_cache.sample import DepthKind
 from stages.pseudo_depth.aliases import ESTIMATORS
-from stages.pseudo_depth.estimators import choose_precision, load_estimator
+from stages.pseudo_depth.estimators import load_estimator
 
 
 def test_table_holds_every_published_estimator():
@@ -111,10 +111,9 @@ def test_compiled_network_gives_the_same_maps(depth_anything_folder, image):
     torch.testing.assert_close(compiled.predict(prepared), plain.predict(prepared), atol=1e-4, rtol=1e-4)
 
 
-def test_precision_auto_is_one_the_machine_has():
-    assert choose_precision("auto", torch.device("cpu")) in ("bfloat16", "float32")
-    with pytest.raises(UserError, match=r"unknown precision 'half'; possible: auto, bfloat16, float32"):
-        choose_precision("half", torch.device("cpu"))
+def test_unknown_precision_is_explained(depth_anything_folder):
+    with pytest.raises(UserError, match=r"unknown precision 'half'; known: auto, bfloat16, float32"):
+        load_estimator(str(depth_anything_folder), precision="half")
 
 
 def test_hub_id_without_network_names_the_ways_out():

@@ -15,14 +15,31 @@ from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 from data_cache.datasets import open_dataset
 from data_cache.errors import UserError
 from data_cache.sample import DepthKind
+from pipeline.commands.teach import teach_dataset
 from stages.pseudo_depth.aliases import ESTIMATORS
 from stages.pseudo_depth.depth_losses import metric_depth_loss, relative_depth_loss
 from stages.pseudo_depth.estimators import load_estimator
 from stages.pseudo_depth.model_folder import Preprocessing
-from stages.pseudo_depth.teach import TeachProgress, teach
-from stages.pseudo_depth.teach_data import TeachOptions, iterate_batches
+from stages.pseudo_depth.teach_data import TeachOptions, batches_from
+from stages.training.interruption import Interrupted, StopFlag
 
-TINY = TeachOptions(steps=6, batch_size=2, input_size=28, precision="float32", checkpoint_every=2)
+TINY = TeachOptions(steps=6, batch_size=2, input_size=28, precision="float32")
+
+
+def teach(dataset, init, out, options=TINY, **more):
+    return teach_dataset(dataset, init, out, options=options, device=torch.device("cpu"), **more)
+
+
+def interrupt(dataset, out, *, after):
+    """Teach and stop after a step."""
+    stop = StopFlag()
+    with pytest.raises(Interrupted, match=f"after {after} of 6 steps"):
+        teach(dataset, "nano", out, stop=stop, on_step=lambda report: stop.set() if report.step == after else None)
+
+
+def same_weights(first, second):
+    first, second = (load_file(folder / "model.safetensors") for folder in (first, second))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture
@@ -88,8 +105,8 @@ def test_metric_loss_by_hand():
 
 
 def test_taught_folder_opens_everywhere_and_knows_its_kind(tmp_path, scenes):
-    report = teach(scenes, "nano", tmp_path / "taught", options=TINY)
-    assert (report.steps, report.resumed_at) == (6, 0)
+    report = teach(scenes, "nano", tmp_path / "taught")
+    assert (report["steps"], report["resumed_at"]) == (6, 0)
     estimator = load_estimator(str(tmp_path / "taught"))
     assert estimator.spec.kind is DepthKind.RELATIVE and estimator.spec.recommended_size == 28
     assert estimator.predict(estimator.prepare(scenes.read_image(0))[None]).shape == (1, 28, 42)
@@ -97,28 +114,32 @@ def test_taught_folder_opens_everywhere_and_knows_its_kind(tmp_path, scenes):
     assert AutoImageProcessor.from_pretrained(tmp_path / "taught").ensure_multiple_of == 14
     assert {path.name for path in (tmp_path / "taught").iterdir()} == {
         "config.json", "preprocessor_config.json", "model.safetensors", "estimator.json", "teaching.json",
+        "metrics.jsonl",
     }  # fmt: skip
 
 
 def test_jitter_changes_colours_but_never_the_order_of_greys(scenes):
     """Per channel an increasing affine map, cut off at the ends; wrapping around in uint8 would break the order."""
-    options = {"batch_size": 2, "input_size": 28, "flip": 0.0}
-    spec, preprocessing = ESTIMATORS["bundled"], Preprocessing((0, 0, 0), (255, 255, 255), "bicubic")
+    options = {"batch_size": 2, "flip": 0.0}
+    spec, preprocessing = (
+        dataclasses.replace(ESTIMATORS["bundled"], recommended_size=28),
+        Preprocessing((0, 0, 0), (255, 255, 255), "bicubic"),
+    )
     plain, jittered = (
-        next(iterate_batches(scenes, spec, preprocessing, (28, 42), TeachOptions(jitter=jitter, **options), 0))
+        next(batches_from(scenes, spec, preprocessing, TeachOptions(jitter=jitter, **options))(0))
         for jitter in (0.0, 0.3)
     )
     assert not torch.equal(plain.images, jittered.images)
     for before, after in zip(plain.images.flatten(0, 1), jittered.images.flatten(0, 1), strict=True):
         order = before.flatten().argsort()
-        assert (after.flatten()[order].int().diff() >= 0).all()
+        assert (after.flatten()[order].diff() >= 0).all()
 
 
 def test_stored_precision_is_that_of_the_start(tmp_path, scenes, depth_anything_folder):
     options = TeachOptions(steps=1, batch_size=1, input_size=28, precision="float32")
-    teach(scenes, "nano", tmp_path / "half", options=options)  # from nothing: float16
-    teach(scenes, str(tmp_path / "half"), tmp_path / "still-half", options=options)
-    teach(scenes, str(depth_anything_folder), tmp_path / "full", options=options)
+    teach(scenes, "nano", tmp_path / "half", options)  # from nothing: float16
+    teach(scenes, str(tmp_path / "half"), tmp_path / "still-half", options)
+    teach(scenes, str(depth_anything_folder), tmp_path / "full", options)
     for name, dtype in (("half", torch.float16), ("still-half", torch.float16), ("full", torch.float32)):
         tensors = load_file(tmp_path / name / "model.safetensors")
         assert {tensor.dtype for tensor in tensors.values()} == {dtype}, name
@@ -127,87 +148,44 @@ def test_stored_precision_is_that_of_the_start(tmp_path, scenes, depth_anything_
 def test_teaching_lowers_the_loss(tmp_path, scenes):
     losses: list[float] = []
     options = TeachOptions(steps=40, batch_size=5, input_size=28, precision="float32", lr=3e-3, jitter=0, flip=0)
-    teach(scenes, "nano", tmp_path / "taught", options=options, progress=lambda progress: losses.append(progress.loss))
+    teach(scenes, "nano", tmp_path / "taught", options, on_step=lambda report: losses.append(report.raw["depth"]))
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
 
 def test_stopped_teaching_goes_on_and_ends_with_the_same_bits(tmp_path, scenes):
-    teach(scenes, "nano", tmp_path / "whole", options=TINY)
-
-    def stop(progress: TeachProgress) -> None:
-        if progress.step == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        teach(scenes, "nano", tmp_path / "stopped", options=TINY, progress=stop)
+    teach(scenes, "nano", tmp_path / "whole")
+    interrupt(scenes, tmp_path / "stopped", after=3)
     assert not (tmp_path / "stopped" / "model.safetensors").exists()
-    report = teach(scenes, "nano", tmp_path / "stopped", options=TINY)
-    assert report.resumed_at == 4
-    whole = load_file(tmp_path / "whole" / "model.safetensors")
-    stopped = load_file(tmp_path / "stopped" / "model.safetensors")
-    assert whole.keys() == stopped.keys()
-    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    assert teach(scenes, "nano", tmp_path / "stopped")["resumed_at"] == 3
+    assert same_weights(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_teaching_goes_on_only_with_the_options_it_began_with(tmp_path, scenes):
-    def stop(progress: TeachProgress) -> None:
-        if progress.step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        teach(scenes, "nano", tmp_path / "stopped", options=TINY, progress=stop)
-    other = TeachOptions(steps=6, batch_size=2, input_size=28, precision="float32", checkpoint_every=2, lr=0.5)
+    interrupt(scenes, tmp_path, after=1)
     with pytest.raises(UserError, match=r"begun with other options \(lr was 0\.001\)"):
-        teach(scenes, "nano", tmp_path / "stopped", options=other)
-
-
-def test_asked_to_stop_it_saves_that_very_step(tmp_path, scenes):
-    teach(scenes, "nano", tmp_path / "whole", options=TINY)
-    steps = iter([False, False, True])
-    with pytest.raises(KeyboardInterrupt, match="after 3 of 6 steps"):
-        teach(scenes, "nano", tmp_path / "stopped", options=TINY, stop=lambda: next(steps))
-    report = teach(scenes, "nano", tmp_path / "stopped", options=TINY)
-    assert report.resumed_at == 3
-    whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
-    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+        teach(scenes, "nano", tmp_path, dataclasses.replace(TINY, lr=0.5))
 
 
 def test_a_finished_teaching_is_not_done_again(tmp_path, scenes):
-    first = teach(scenes, "nano", tmp_path / "taught", options=TINY)
+    first = teach(scenes, "nano", tmp_path / "taught")
     written_at = (tmp_path / "taught" / "model.safetensors").stat().st_mtime_ns
-    again = teach(scenes, "nano", tmp_path / "taught", options=TINY)
-    assert (again.resumed_at, again.seconds, again.final_loss) == (6, 0.0, first.final_loss)
+    again = teach(scenes, "nano", tmp_path / "taught")
+    assert again == first | {"resumed_at": 6, "seconds": 0.0}
     assert (tmp_path / "taught" / "model.safetensors").stat().st_mtime_ns == written_at
     with pytest.raises(UserError, match=r"taught otherwise \(lr was 0\.001\); choose another --out"):
-        teach(scenes, "nano", tmp_path / "taught", options=dataclasses.replace(TINY, lr=0.5))
-
-
-def test_a_folder_of_something_else_is_refused_before_training(tmp_path, scenes):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty and no stopped teaching"):
-        teach(scenes, "nano", tmp_path, options=TINY)
+        teach(scenes, "nano", tmp_path / "taught", dataclasses.replace(TINY, lr=0.5))
 
 
 def test_stopped_while_it_was_published_it_publishes_again(tmp_path, scenes):
-    teach(scenes, "nano", tmp_path / "taught", options=TINY)
+    teach(scenes, "nano", tmp_path / "taught")
     (tmp_path / "taught" / "model.safetensors").unlink()
-    assert teach(scenes, "nano", tmp_path / "taught", options=TINY).resumed_at == 0
+    assert teach(scenes, "nano", tmp_path / "taught")["resumed_at"] == 0
     assert (tmp_path / "taught" / "model.safetensors").is_file()
-
-
-def test_a_damaged_state_says_what_to_delete(tmp_path, scenes):
-    steps = iter([False, False, True])
-    with pytest.raises(KeyboardInterrupt):
-        teach(scenes, "nano", tmp_path / "stopped", options=TINY, stop=lambda: next(steps))
-    (state,) = (tmp_path / "stopped" / "unfinished").glob("*.safetensors")
-    state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"unfinished is damaged .*delete .*stopped and teach again"):
-        teach(scenes, "nano", tmp_path / "stopped", options=TINY)
 
 
 def test_a_given_estimator_is_taught_from_where_it_is(tmp_path, scenes, depth_anything_folder):
     options = TeachOptions(steps=1, batch_size=1, input_size=28, precision="float32", lr=1e-7, weight_decay=0)
-    teach(scenes, str(depth_anything_folder), tmp_path / "taught", options=options)
+    teach(scenes, str(depth_anything_folder), tmp_path / "taught", options)
     before = load_file(depth_anything_folder / "model.safetensors")
     after = load_file(tmp_path / "taught" / "model.safetensors")
     assert before.keys() == after.keys()
@@ -217,7 +195,7 @@ def test_a_given_estimator_is_taught_from_where_it_is(tmp_path, scenes, depth_an
 
 def test_metric_estimator_learns_metres(tmp_path, scenes, write_depth_anything):
     folder = write_depth_anything(tmp_path / "metric", metric=True)
-    teach(scenes, str(folder), tmp_path / "taught", options=TINY)
+    teach(scenes, str(folder), tmp_path / "taught")
     spec = load_estimator(str(tmp_path / "taught")).spec
     assert (spec.kind, spec.max_depth_m) == (DepthKind.METRIC, 20)
 
@@ -235,31 +213,31 @@ def write_relative_depth_folder(root: Path, write_image_folder) -> Path:
 def test_metric_estimator_cannot_learn_from_depth_without_a_unit(tmp_path, write_image_folder, write_depth_anything):
     root = write_relative_depth_folder(tmp_path / "data", write_image_folder)
     dataset = open_dataset("folder", root, "train", depth_kind="relative")
-    teach(dataset, "nano", tmp_path / "taught", options=TINY)  # a relative one can
+    teach(dataset, "nano", tmp_path / "taught")  # a relative one can
     folder = write_depth_anything(tmp_path / "metric", metric=True)
-    with pytest.raises(UserError, match=r"speaks metres, but the depth of 'folder' has no unit"):
-        teach(dataset, str(folder), tmp_path / "other", options=TINY)
+    with pytest.raises(UserError, match=r"predicts metres, but the depth of 'folder' has no unit"):
+        teach(dataset, str(folder), tmp_path / "other")
 
 
 def test_dataset_without_depth_cannot_teach(tmp_path, write_image_folder):
     dataset = open_dataset("folder", write_image_folder(tmp_path / "data", [(28, 42)]), "train")
     with pytest.raises(UserError, match="brings no ground-truth depth to teach"):
-        teach(dataset, "nano", tmp_path / "taught", options=TINY)
+        teach(dataset, "nano", tmp_path / "taught")
 
 
 def test_a_finished_or_foreign_folder_is_not_overwritten(tmp_path, scenes, depth_anything_folder):
     with pytest.raises(UserError, match="already holds a finished estimator"):
-        teach(scenes, "nano", depth_anything_folder, options=TINY)
+        teach(scenes, "nano", depth_anything_folder)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty and no stopped teaching"):
-        teach(scenes, "nano", tmp_path, options=TINY)
+        teach(scenes, "nano", tmp_path)
     assert json.loads((depth_anything_folder / "config.json").read_text())["model_type"] == "depth_anything"
 
 
 def test_a_loss_that_is_not_finite_stops_the_teaching(tmp_path, scenes):
     options = TeachOptions(steps=30, batch_size=2, input_size=28, precision="float32", lr=1e30)
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+; continue with a lower --lr"):
-        teach(scenes, "nano", tmp_path / "taught", options=options)
+    with pytest.raises(UserError, match=r"loss term 'depth' is (nan|inf) in phase 'teach', step \d+ of 30.*--lr"):
+        teach(scenes, "nano", tmp_path / "taught", options)
 
 
 @pytest.mark.parametrize("options", [{"steps": 0}, {"batch_size": 0}, {"lr": 0.0}])

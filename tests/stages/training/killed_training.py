@@ -1,6 +1,6 @@
 """A training of two phases in a process of its own, for being killed.
 
-Arguments: FOLDER WORKERS OPTIMISER BALANCE HANG_AT.
+Arguments: FOLDER WORKERS OPTIMISER WEIGHTING HANG_AT.
 
 Does what the pipeline does: finished phases are kept as weights files, unfinished ones as checkpoints. HANG_AT is
 ``<phase>:<step>`` after which the process says "hanging" and waits for its end, or ``never``.
@@ -16,10 +16,11 @@ from toy_network import build_toy, make_batch
 
 from data_cache.sample import Batch
 from stages.training.checkpoint import load_weights, remove_checkpoints, save_weights
-from stages.training.loop import Interrupted, MetricsLog, StepReport, stop_on_signals, train_phase
-from stages.training.losses import LossSettings
-from stages.training.optimisation import OptimSettings
-from stages.training.schedules import resolve_schedule
+from stages.training.interruption import Interrupted, stop_on_signals
+from stages.training.loop import train_phase
+from stages.training.metrics_log import MetricsLog, StepReport
+from stages.training.schedules import DEPTH, JOINT
+from stages.training.settings import LossSettings, TrainingSettings
 
 STEPS = 8
 
@@ -39,7 +40,7 @@ def as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def train(folder: Path, workers: int, optimizer: str, balance: str, hang_at: str) -> None:
+def train(folder: Path, workers: int, optimizer: str, weighting: str, hang_at: str) -> None:
     """Train depth, then joint, continuing what lies in the folder."""
 
     def batches_from(first_step: int) -> DataLoader:
@@ -52,20 +53,22 @@ def train(folder: Path, workers: int, optimizer: str, balance: str, hang_at: str
             while not stop.is_set():
                 time.sleep(0.01)
 
-    optim = OptimSettings(
-        optimizer=optimizer, lr=0.01, lr_schedule="poly", clip_norm=0.3, ema_decay=0.9, weight_decay=1e-3
-    )  # type: ignore[arg-type]
-    losses = LossSettings(balance=balance, dwa_window=2)  # type: ignore[arg-type]
+    settings = TrainingSettings(
+        optimizer=optimizer, lr=0.01, lr_schedule="poly", clip_norm=0.3, ema_decay=0.9, weight_decay=1e-3,
+        checkpoint_minutes=1e-9,
+    )  # type: ignore[arg-type]  # fmt: skip
+    losses = LossSettings(weighting=weighting, dwa_window=2)  # type: ignore[arg-type]
     network = build_toy()
-    with stop_on_signals() as stop, MetricsLog(folder / "metrics.jsonl", log_every=2) as log:
-        for phase in resolve_schedule("depth-first-direct").phases:
+    with stop_on_signals() as stop:
+        for phase in (DEPTH, JOINT):
             weights, state = folder / f"{phase.name}.safetensors", folder / f"{phase.name}-state"
             if not weights.exists():
-                summary = train_phase(
-                    network, phase, batches_from, total_steps=STEPS, seed=5, optim=optim, losses=losses,
-                    device=torch.device("cpu"), checkpoint_folder=state, checkpoint_every=3,
-                    log=log, on_step=hang, stop=stop,
-                )  # fmt: skip
+                with MetricsLog(folder / f"{phase.name}.jsonl", log_every=2) as log:
+                    summary = train_phase(
+                        network, phase, batches_from, total_steps=STEPS, seed=5, key=phase.name, settings=settings,
+                        losses=losses, device=torch.device("cpu"), dtype="float32", checkpoint_folder=state,
+                        log=log, on_step=hang, stop=stop,
+                    )  # fmt: skip
                 print(f"{phase.name} resumed from {summary.resumed_from}", flush=True)
                 save_weights(network, weights)
                 remove_checkpoints(state)

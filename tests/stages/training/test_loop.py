@@ -13,27 +13,34 @@ from toy_network import batches_from, build_toy, make_batch
 from data_cache.errors import UserError
 from stages.networks import build_network
 from stages.networks.parts import Part
-from stages.training.loop import Interrupted, MetricsLog, StopFlag, stop_on_signals, train_phase
-from stages.training.losses import LossSettings
-from stages.training.optimisation import OptimSettings
-from stages.training.precision import resolve_precision
+from stages.training.interruption import Interrupted, StopFlag, stop_on_signals
+from stages.training.loop import train_phase
+from stages.training.metrics_log import MetricsLog
 from stages.training.schedule import CopyWeights, Phase
-from stages.training.schedules import DEPTH, JOINT, SEG, TABLE_ROWS, resolve_schedule
+from stages.training.schedules import DEPTH, JOINT, SEG
+from stages.training.settings import LossSettings, ScheduleSettings, TrainingSettings
 from stages.training.transfer import copy_part
 
-CPU = torch.device("cpu")
-ALL_PHASES = {
-    (name, phase): phase for name in TABLE_ROWS for phase in resolve_schedule(name).phases
-} | {("own", phase): phase for phase in (
-    Phase("heads", trains=Part.SEG_HEAD | Part.DEPTH_HEAD, focal=1.0, mse=1.0),
-    Phase("encoder", trains=Part.ENCODER, mse=1.0),
-    Phase("probe", trains=Part.SEG_DECODER | Part.SEG_HEAD, focal=1.0),
-)}  # fmt: skip
+PHASES = (
+    SEG,
+    DEPTH,
+    JOINT,
+    Phase("heads", trains=Part.SEG_HEAD | Part.DEPTH_HEAD, seg=1.0, depth=1.0),
+    Phase("encoder", trains=Part.ENCODER, depth=1.0),
+    Phase("probe", trains=Part.SEG_DECODER | Part.SEG_HEAD, seg=1.0),
+)
+EVERY_STEP = 1e-9
+"""Minutes between checkpoints that have always passed."""
 
 
-def train(network, phase, batches=batches_from, steps=3, **options):
-    options = {"seed": 7, "optim": OptimSettings(lr=0.01), "losses": LossSettings(), "device": CPU} | options
-    return train_phase(network, phase, batches, total_steps=steps, **options)
+def train(network, phase, batches=batches_from, steps=3, losses=None, key="a training", dtype="float32", **options):
+    """Train with settings among the options by their names."""
+    settings = {"lr": 0.01} | {name: options.pop(name) for name in set(options) & set(TrainingSettings.model_fields)}
+    return train_phase(
+        network, phase, batches, total_steps=steps, key=key, dtype=dtype,
+        settings=TrainingSettings(**settings), losses=losses or LossSettings(), device=torch.device("cpu"),
+        **{"seed": 7} | options,
+    )  # fmt: skip
 
 
 def snapshot(network):
@@ -57,7 +64,7 @@ def learning_tensors(module):
     return [name for name, _ in itertools.chain(module.named_parameters(), module.named_buffers())]
 
 
-@pytest.mark.parametrize("phase", [pytest.param(phase, id=f"{row}-{phase}") for (row, phase) in ALL_PHASES])
+@pytest.mark.parametrize("phase", PHASES, ids=str)
 def test_phase_moves_exactly_the_parts_it_trains(phase):
     network = build_toy()
     before = snapshot(network)
@@ -71,7 +78,7 @@ def test_phase_moves_exactly_the_parts_it_trains(phase):
 @pytest.mark.parametrize("name", ["depth-first+copy", "seg-first-direct+copy"])
 def test_law_holds_along_a_whole_schedule(name):
     network = build_toy()
-    for step in resolve_schedule(name).steps:
+    for step in ScheduleSettings(name=name).build(LossSettings()).steps:
         before = snapshot(network)
         if isinstance(step, CopyWeights):
             copy_part(network, step.source, step.target)
@@ -103,7 +110,7 @@ def test_branch_that_is_not_asked_for_is_not_run(phase):
 def test_frozen_encoder_keeps_weights_and_statistics():
     network = build_toy()
     before = snapshot(network)
-    train(network, SEG, optim=OptimSettings(lr=0.01, encoder_policy="freeze"))
+    train(network, SEG, encoder_policy="freeze")
     after = snapshot(network)
     assert {part for part in after if not same(after[part], before[part])} == {Part.SEG_DECODER, Part.SEG_HEAD}
 
@@ -132,26 +139,15 @@ def test_equal_arguments_give_equal_bits_whatever_the_random_state_before():
     assert not torch.equal(first.seg_head.weight, other.seg_head.weight)  # dropout differs
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_both_precisions_learn_and_are_deterministic(precision, channels_last):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_both_types_learn_and_are_deterministic(dtype):
     networks = [build_toy(), build_toy()]
     reports = []
     for network in networks:
-        options = {"precision": precision, "channels_last": channels_last, "on_step": reports.append}
-        train(network, JOINT, steps=30, **options)
+        train(network, JOINT, steps=30, dtype=dtype, on_step=reports.append)
     assert_same_network(*networks)
     assert reports[29].total < 0.7 * reports[0].total
     assert networks[0].seg_head.weight.dtype == torch.float32
-
-
-def test_auto_precision_takes_bfloat16_only_where_it_is_native():
-    capable = torch.cpu.get_capabilities()
-    native = capable.get("avx512_bf16") or capable.get("amx_bf16")
-    assert resolve_precision("auto", CPU) is (torch.bfloat16 if native else torch.float32)
-    assert resolve_precision("bfloat16", CPU) is torch.bfloat16
-    with pytest.raises(UserError, match="unknown precision 'float16'"):
-        resolve_precision("float16", CPU)  # type: ignore[arg-type]
 
 
 def test_auxiliary_logits_are_trained_with_their_weight():
@@ -161,15 +157,15 @@ def test_auxiliary_logits_are_trained_with_their_weight():
     assert reports[0].total == pytest.approx(reports[0].raw["seg"] + reports[0].weighted["aux"], rel=1e-6)
 
 
-def test_phase_rate_goes_before_the_recipe_rate():
+def test_phase_rate_overrides_the_recipe_rate():
     reports = []
-    train(build_toy(), Phase("seg", SEG.trains, focal=1.0, lr=0.5), steps=1, on_step=reports.append)
+    train(build_toy(), Phase("seg", SEG.trains, seg=1.0, lr=0.5), steps=1, on_step=reports.append)
     assert reports[0].lr == 0.5
 
 
-@pytest.mark.parametrize("balance", ["fixed", "uncertainty", "dwa"])
-def test_shares_add_up(balance):
-    summary = train(build_toy(), JOINT, steps=6, losses=LossSettings(balance=balance, dwa_window=2))
+@pytest.mark.parametrize("weighting", ["fixed", "uncertainty", "dwa"])
+def test_shares_add_up(weighting):
+    summary = train(build_toy(), JOINT, steps=6, losses=LossSettings(weighting=weighting, dwa_window=2))
     assert sum(summary.shares.values()) == pytest.approx(1)
     assert set(summary.losses) == {"seg", "depth"}
     assert (summary.steps, summary.resumed_from) == (6, 0)
@@ -180,7 +176,7 @@ def test_averaged_weights_are_what_the_phase_hands_on():
     plain, averaged = build_toy(), build_toy()
     first = snapshot(plain)[Part.SEG_HEAD]["weight"]
     train(plain, SEG, steps=1)
-    train(averaged, SEG, steps=1, optim=OptimSettings(lr=0.01, ema_decay=0.999))
+    train(averaged, SEG, steps=1, ema_decay=0.999)
     decay = 2 / 11  # min(0.999, (1 + t)/(10 + t)) after the first step
     expected = decay * first + (1 - decay) * plain.seg_head.weight
     torch.testing.assert_close(averaged.seg_head.weight, expected)
@@ -191,7 +187,7 @@ def test_averaged_weights_are_what_the_phase_hands_on():
 def test_compiled_network_learns_the_same():
     eager, compiled = build_toy(dropout=0.0), build_toy(dropout=0.0)
     # plain descent: Adam would blow the rounding of zero gradients up to full steps
-    options = {"steps": 2, "precision": "float32", "optim": OptimSettings("sgd", lr=0.1)}
+    options = {"steps": 2, "optimizer": "sgd", "lr": 0.1}
     train(eager, SEG, **options)
     train(compiled, SEG, compile=True, **options)
     for (name, first), second in zip(eager.named_parameters(), compiled.parameters(), strict=True):
@@ -213,7 +209,8 @@ def spoiled_from(step):
         yield batch
 
 
-def test_non_finite_loss_stops_before_the_update():
+def test_non_finite_loss_stops_before_the_update_and_leaves_no_trace():
+    """Batch-norm statistics are those before the step, too, although the forward pass has moved them."""
     network, reference = build_toy(), build_toy()
     train(reference, JOINT, steps=1)
     with pytest.raises(UserError) as caught:
@@ -221,8 +218,7 @@ def test_non_finite_loss_stops_before_the_update():
     message = str(caught.value)
     assert "loss term 'seg' is nan" in message
     assert "phase 'joint', step 2 of 3, images image-1-0, image-1-1" in message
-    for (name, value), expected in zip(network.named_parameters(), reference.parameters(), strict=True):
-        assert torch.equal(value, expected), name
+    assert_same_network(network, reference)
 
 
 class SteepHead(nn.Module):
@@ -239,10 +235,11 @@ class SteepHead(nn.Module):
 def test_non_finite_gradient_stops_before_the_update():
     network = build_toy()
     network.depth_head = SteepHead(network.depth_head)
-    before = [value.detach().clone() for value in network.parameters()]
+    before = snapshot(network)
     with pytest.raises(UserError, match=r"the gradient is nan \(in depth-head.head.weight.*phase 'depth', step 1 of 3"):
         train(network, DEPTH)
-    assert all(torch.equal(value, old) for value, old in zip(network.parameters(), before, strict=True))
+    after = snapshot(network)
+    assert all(same(after[part], before[part]) for part in after)
 
 
 def test_all_void_batch_leaves_no_trace_but_decay_and_statistics():
@@ -268,29 +265,64 @@ def test_depth_phase_on_a_network_without_depth_is_explained():
         train(build_toy(with_depth=False), JOINT)
 
 
-@pytest.mark.parametrize("options", [{"steps": 0}, {"checkpoint_every": 0}])
-def test_nonsensical_lengths_are_explained(options):
-    with pytest.raises(UserError, match="must be at least 1"):
-        train(build_toy(), SEG, **options)
+def test_a_phase_without_steps_is_explained():
+    with pytest.raises(UserError, match="total_steps 0 must be at least 1"):
+        train(build_toy(), SEG, steps=0)
 
 
 def test_too_few_batches_are_a_bug_not_a_short_phase():
-    with pytest.raises(RuntimeError, match="ended at step 2 of 3"):
+    with pytest.raises(RuntimeError, match="ended before the phase"):
         train(build_toy(), SEG, lambda _step: iter([make_batch(0), make_batch(1)]))
 
 
+def test_checkpoints_are_written_by_time(tmp_path):
+    found = {minutes: [] for minutes in (EVERY_STEP, 5.0)}
+    for minutes, seen in found.items():
+        folder = tmp_path / str(minutes)
+
+        def look(report, folder=folder, seen=seen):
+            seen.append([path.name for path in folder.glob("*")])
+
+        train(build_toy(), SEG, checkpoint_folder=folder, checkpoint_minutes=minutes, on_step=look)
+    assert found == {EVERY_STEP: [[], ["step-00000001"], ["step-00000002"]], 5.0: [[], [], []]}
+
+
+def interrupt(network, phase, folder, *, after, **options):
+    """Train into the folder and stop after a step."""
+    stop = StopFlag()
+    stopping = {"stop": stop, "on_step": lambda report: stop.set() if report.step == after else None}
+    with pytest.raises(Interrupted, match=rf"phase '{phase}' after {after} of \d steps; the state is in"):
+        train(network, phase, checkpoint_folder=folder, **stopping, **options)
+
+
 def test_stop_saves_the_state_and_a_second_call_ends_as_if_undisturbed(tmp_path):
-    network, reference, stop = build_toy(), build_toy(), StopFlag()
+    reference, resumed = build_toy(), build_toy(seed=3)  # other weights: all must come from the state
     train(reference, JOINT, steps=5)
-    options = {"steps": 5, "checkpoint_folder": tmp_path / "state", "checkpoint_every": 100}
-    with pytest.raises(Interrupted, match="phase 'joint' after 2 of 5 steps; the state is in"):
-        train(network, JOINT, stop=stop, on_step=lambda report: stop.set() if report.step == 2 else None, **options)
-    resumed = build_toy(seed=3)  # other weights: all must come from the state
-    assert train(resumed, JOINT, **options).resumed_from == 2
+    interrupt(build_toy(), JOINT, tmp_path, after=2, steps=5)
+    assert train(resumed, JOINT, steps=5, checkpoint_folder=tmp_path).resumed_from == 2
     assert_same_network(resumed, reference)
 
 
-def test_dying_loader_workers_count_as_a_stop_only_when_one_was_asked_for(tmp_path):
+def test_a_training_goes_on_under_another_name_of_its_phase(tmp_path):
+    """What is continued is told by the key alone; weights and log are those of a training that always had the name."""
+    renamed, reference, resumed = Phase("seg-2", SEG.trains, seg=1.0), build_toy(), build_toy()
+    with MetricsLog(tmp_path / "undisturbed.jsonl", log_every=1) as log:
+        train(reference, renamed, steps=4, log=log)
+    with MetricsLog(tmp_path / "resumed.jsonl", log_every=1) as log:
+        interrupt(build_toy(), SEG, tmp_path / "state", after=2, steps=4, log=log)
+    with MetricsLog(tmp_path / "resumed.jsonl", log_every=1) as log:
+        assert train(resumed, renamed, steps=4, checkpoint_folder=tmp_path / "state", log=log).resumed_from == 2
+    assert_same_network(resumed, reference)
+    assert (tmp_path / "resumed.jsonl").read_bytes() == (tmp_path / "undisturbed.jsonl").read_bytes()
+
+
+def test_a_training_of_another_key_is_not_continued(tmp_path):
+    interrupt(build_toy(), SEG, tmp_path, after=1)
+    with pytest.raises(UserError, match="belongs to another training"):
+        train(build_toy(), SEG, checkpoint_folder=tmp_path, key="another")
+
+
+def test_dying_loader_workers_count_as_a_stop_only_when_one_was_asked_for():
     def dying(step, stop):
         yield make_batch(0)
         stop.set()

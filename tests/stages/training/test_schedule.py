@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
+from data_cache.errors import UserError
 from stages.networks.parts import DEPTH_BRANCH, ENCODER, EVERYTHING, SEG_BRANCH, Part
 from stages.training.schedule import CopyWeights, Phase, Schedule
 from stages.training.schedules import (
@@ -14,9 +15,11 @@ from stages.training.schedules import (
     PAPER_ROWS,
     SCHEDULES,
     SEG,
+    SEG_2,
+    SEG_3,
     TABLE_ROWS,
-    resolve_schedule,
 )
+from stages.training.settings import LossSettings, ScheduleSettings
 
 SEG_TO_DEPTH = CopyWeights(Part.SEG_DECODER, Part.DEPTH_DECODER)
 DEPTH_TO_SEG = CopyWeights(Part.DEPTH_DECODER, Part.SEG_DECODER)
@@ -34,64 +37,64 @@ STEPS_OF_ROWS = {  # the pseudo-depth paper, tables 2 and 3, written out by hand
     "depth-first-direct": (DEPTH, JOINT),
     "seg-only-long": (LONG,),
     "depth-then-seg": (DEPTH, SEG),
+    "seg-seg-seg": (SEG, SEG_2, SEG_3),
 }
 
 
-@pytest.mark.parametrize("name", TABLE_ROWS)
-def test_every_row_of_the_table_has_the_steps_of_the_paper(name):
-    assert resolve_schedule(name).steps == STEPS_OF_ROWS[name]
-    assert resolve_schedule(name).name == name
+def build(name):
+    return ScheduleSettings(name=name).build(LossSettings())
 
 
-def test_table_holds_ten_paper_rows_and_the_controls():
+def test_table_holds_ten_paper_rows_with_the_steps_of_the_paper_and_the_controls():
     assert len(PAPER_ROWS) == 10
-    assert set(TABLE_ROWS) == set(STEPS_OF_ROWS)
+    assert {name: build(name).steps for name in TABLE_ROWS} == STEPS_OF_ROWS
+    assert all(build(name).name == name for name in TABLE_ROWS)
     assert set(CONTROLS) <= set(SCHEDULES)
 
 
 def test_rows_share_fifteen_trainings():
     paths = set()
     for name in PAPER_ROWS:
-        steps = resolve_schedule(name).steps
+        steps = build(name).steps
         paths |= {steps[: index + 1] for index, step in enumerate(steps) if isinstance(step, Phase)}
     assert len(paths) == 15
-    assert sum(len(resolve_schedule(name).phases) for name in PAPER_ROWS) == 22
+    assert sum(len(build(name).phases) for name in PAPER_ROWS) == 22
 
 
 def test_single_phases_train_the_encoder_and_one_branch():
     assert SEG.trains == ENCODER | SEG_BRANCH
     assert DEPTH.trains == ENCODER | DEPTH_BRANCH
     assert JOINT.trains == EVERYTHING
-    assert (JOINT.focal, JOINT.mse) == (0.85, 0.15)
+    assert (JOINT.seg, JOINT.depth) == (0.85, 0.15)
 
 
 def test_joint_weights_change_only_phases_with_both_losses():
-    changed = resolve_schedule("depth-first+copy").with_loss_weights(0.5, 0.5)
-    assert changed.steps == (DEPTH, DEPTH_TO_SEG, SEG, replace(JOINT, focal=0.5, mse=0.5))
+    changed = build("depth-first+copy").with_loss_weights(0.5, 0.5)
+    assert changed.steps == (DEPTH, DEPTH_TO_SEG, SEG, replace(JOINT, seg=0.5, depth=0.5))
 
 
 def test_steps_are_immutable_and_hashable():
     with pytest.raises(FrozenInstanceError):
-        SEG.focal = 2.0  # type: ignore[misc]
+        SEG.seg = 2.0  # type: ignore[misc]
     assert len({SEG, DEPTH, JOINT, SEG}) == 3
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"trains": EVERYTHING, "focal": 1.0}, "trains the depth branch but mse has weight 0"),
-        ({"trains": ENCODER | SEG_BRANCH, "mse": 1.0}, "trains the segmentation branch but focal has weight 0"),
-        ({"trains": Part(0), "focal": 1.0}, "trains no part"),
+        ({"trains": EVERYTHING, "seg": 1.0}, "trains the depth branch but depth has weight 0"),
+        ({"trains": ENCODER | SEG_BRANCH, "depth": 1.0}, "trains the segmentation branch but seg has weight 0"),
+        ({"trains": Part(0), "seg": 1.0}, "trains no part"),
         ({"trains": ENCODER}, "has no loss"),
-        ({"trains": EVERYTHING, "focal": -1.0, "mse": 1.0}, "focal weight -1.0"),
-        ({"trains": EVERYTHING, "focal": 1.0, "mse": float("nan")}, "mse weight nan"),
-        ({"trains": EVERYTHING, "focal": 1.0, "mse": float("inf")}, "mse weight inf"),
-        ({"trains": ENCODER, "focal": 1.0, "epochs": 0}, "epochs 0"),
-        ({"trains": ENCODER, "focal": 1.0, "lr": 0.0}, "lr 0.0"),
-        ({"trains": ENCODER, "focal": 1.0, "lr": float("inf")}, "lr inf"),
-        ({"trains": ENCODER, "focal": 1.0, "budget_factor": 0}, "budget_factor 0"),
-        ({"trains": DEPTH_BRANCH, "focal": 0.85, "mse": 0.15}, "reaches no part that is trained"),
-        ({"trains": SEG_BRANCH, "focal": 0.85, "mse": 0.15}, "reaches no part that is trained"),
+        ({"trains": EVERYTHING, "seg": -1.0, "depth": 1.0}, "seg weight -1.0"),
+        ({"trains": EVERYTHING, "seg": 1.0, "depth": float("nan")}, "depth weight nan"),
+        ({"trains": EVERYTHING, "seg": 1.0, "depth": float("inf")}, "depth weight inf"),
+        ({"trains": ENCODER, "seg": 1.0, "epochs": 0}, "epochs 0"),
+        ({"trains": ENCODER, "seg": 1.0, "lr": 0.0}, "lr 0.0"),
+        ({"trains": ENCODER, "seg": 1.0, "lr": float("inf")}, "lr inf"),
+        ({"trains": ENCODER, "seg": 1.0, "budget_factor": 0}, "budget_factor 0"),
+        ({"trains": DEPTH_BRANCH, "seg": 0.85, "depth": 0.15}, "reaches no part that is trained"),
+        ({"trains": SEG_BRANCH, "seg": 0.85, "depth": 0.15}, "reaches no part that is trained"),
     ],
 )
 def test_nonsensical_phase_cannot_be_constructed(arguments, message):
@@ -137,10 +140,10 @@ def test_copy_needs_a_first_decoder_and_a_later_one(name):
 
 def test_copying_twice_is_refused():
     with pytest.raises(ValueError, match="copies already"):
-        resolve_schedule("depth-first+copy").with_copy()
+        build("depth-first+copy").with_copy()
 
 
 @pytest.mark.parametrize("name", ["depth-last", "depth-first+weights", "depth-first+"])
-def test_unknown_row_is_a_key_error(name):
-    with pytest.raises(KeyError, match="depth"):
-        resolve_schedule(name)
+def test_unknown_row_names_the_nearest(name):
+    with pytest.raises((UserError, ValueError), match="depth-first"):
+        build(name)

@@ -8,9 +8,8 @@ from toy_network import batches_from, build_toy
 from data_cache.errors import UserError
 from stages.networks.parts import Part
 from stages.training.loop import train_phase
-from stages.training.losses import LossSettings
-from stages.training.optimisation import OptimSettings
 from stages.training.schedules import SEG
+from stages.training.settings import LossSettings, TrainingSettings
 from stages.training.transfer import copy_part, plan_copy
 
 SEG_DECODER, DEPTH_DECODER = Part.SEG_DECODER, Part.DEPTH_DECODER
@@ -48,17 +47,10 @@ def test_copied_decoders_are_equal_and_all_else_untouched(network, source, targe
 def test_copies_are_independent_once_one_of_them_trains(network):
     copy_part(network, SEG_DECODER, DEPTH_DECODER)
     copied = snapshot(network.depth_decoder)
-    optim = OptimSettings(lr=0.01)
     train_phase(
-        network,
-        SEG,
-        batches_from,
-        total_steps=2,
-        seed=0,
-        optim=optim,
-        losses=LossSettings(),
-        device=torch.device("cpu"),
-    )
+        network, SEG, batches_from, total_steps=2, seed=0, key="", settings=TrainingSettings(lr=0.01),
+        losses=LossSettings(), device=torch.device("cpu"), dtype="float32",
+    )  # fmt: skip
     assert equal(snapshot(network.depth_decoder), copied)
     assert not equal(snapshot(network.seg_decoder), copied)
 

@@ -1,0 +1,176 @@
+"""What a setting is: a typed field that says what it decides. Each stage declares its own; a recipe composes them.
+
+Node keys, run names, table rows and the key of an evaluation are derived from these declarations and from nothing else:
+a field that declares nothing fails at import, so no setting can be forgotten by a key. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
+
+Size = tuple[int, int]
+"""(height, width), px."""
+SMALLEST_CROP_PX = 32
+
+
+class Decides(StrEnum):
+    """What changes when a setting changes."""
+
+    FIRST_WEIGHTS = "first weights"
+    """The network before the first step."""
+    DATA = "data"
+    """Which samples a step sees, in which order, how augmented."""
+    SEG_LOSS = "segmentation loss"
+    """Only phases with a segmentation loss."""
+    DEPTH_LOSS = "depth loss"
+    """Only phases with a depth loss."""
+    JOINT_LOSS = "joint loss"
+    """Only phases with both."""
+    OPTIMISATION = "optimisation"
+    """How gradients become weights, and for how long."""
+    SCHEDULE = "schedule"
+    """Which phases follow on which."""
+    NUMERICS = "numerics"
+    """Rounding."""
+    SCORES = "scores"
+    """What is measured on finished weights."""
+    NOTHING = "nothing"
+    """Neither weights nor scores."""
+
+
+class Declaration(NamedTuple):
+    """What a field says about itself besides type and default."""
+
+    decides: tuple[Decides, ...]
+    resolved: bool
+    """Whether keys hold what the field comes to (steps, fingerprint, type of numbers) in place of its own value."""
+    flag: str | None
+    """Option of the command line that sets it."""
+
+
+def setting(
+    default: Any, *decides: Decides, resolved: bool = False, flag: str | None = None, **constraints: Any
+) -> Any:
+    """Return a field that declares what it decides.
+
+    Args:
+        default: value where the recipe is silent.
+        decides: at least one; ``NOTHING`` stands alone.
+        resolved: keys hold what the planner makes of it; a value such as "auto" must never be hashed.
+        flag: option of the command line, for example ``--lr``; every other key is reached by ``--set``.
+        constraints: pydantic's, for example ``ge=1``.
+
+    Raises:
+        TypeError: it declares nothing, or something beside ``NOTHING``.
+    """
+    if not decides or (Decides.NOTHING in decides and len(decides) > 1):
+        raise TypeError(
+            f"a setting decides something or Decides.NOTHING alone, found {[str(each) for each in decides]}"
+        )
+    return Field(default, json_schema_extra={"declaration": Declaration(decides, resolved, flag)}, **constraints)  # type: ignore[dict-item]
+
+
+def find_declaration(field: FieldInfo) -> Declaration | None:
+    """Return what a field declares; None where nothing was declared."""
+    extra = field.json_schema_extra
+    found = extra.get("declaration") if isinstance(extra, dict) else None
+    return found if isinstance(found, Declaration) else None
+
+
+class Section(BaseModel):
+    """Common strictness: no coercion, no unknown keys, no mutation, and no field without a declaration."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Key of older recipes → key that took its place."""
+    removed: ClassVar[Mapping[str, str]] = {}
+    """Key of older recipes → why it is gone."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        silent = [
+            name
+            for name, field in cls.model_fields.items()
+            if not is_section(field.annotation) and find_declaration(field) is None
+        ]
+        if silent:
+            raise TypeError(
+                f"{cls.__name__}.{', '.join(silent)}: say what it decides, for example setting(…, Decides.OPTIMISATION)"
+            )
+
+
+def is_section(annotation: Any) -> bool:
+    """Whether a field holds settings of its own."""
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def describe_settings(section: Section, *kinds: Decides) -> dict[str, Any]:
+    """Return the settings that decide any of ``kinds``, as JSON-able data under dotted keys.
+
+    Resolved settings are left out: whoever makes a key puts what they come to beside this.
+    """
+    values = section.model_dump(mode="json")
+    described: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            inner = describe_settings(value, *kinds)
+            described |= {f"{name}.{key}": found for key, found in inner.items()}
+        elif declares(field, *kinds):
+            described[name] = values[name]
+    described |= {name: values[name] for name in section.model_extra or {} if Decides.FIRST_WEIGHTS in kinds}
+    return described
+
+
+def declares(field: FieldInfo, *kinds: Decides) -> bool:
+    """Whether a field decides one of the kinds by its own value."""
+    declaration = find_declaration(field)
+    return declaration is not None and not declaration.resolved and not set(kinds).isdisjoint(declaration.decides)
+
+
+class AugmentationSettings(Section):
+    """How training samples vary."""
+
+    crop: Size = setting((96, 128), Decides.DATA, Decides.SCORES)
+    """Height and width of training crops, px; smaller images are padded with void."""
+    scale: tuple[float, float] = setting((1.0, 1.0), Decides.DATA)
+    """Range of the random scale before cropping, drawn uniformly."""
+    flip: float = setting(0.5, Decides.DATA, ge=0.0, le=1.0)
+    """Probability of a horizontal flip."""
+    jitter: float = setting(0.0, Decides.DATA, ge=0.0, le=1.0)
+    """Strength of brightness, contrast and saturation jitter, each factor in [1 - jitter, 1 + jitter]; 0 is off."""
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> AugmentationSettings:
+        if min(self.crop) < 1:
+            raise ValueError(f"crop {list(self.crop)} must be at least 1 px a side")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale {list(self.scale)} must be two positive numbers, the smaller first")
+        return self
+
+
+class DataSettings(AugmentationSettings):
+    """Which images, and how they are cut."""
+
+    dataset: str = setting("scenes", Decides.DATA, Decides.SCORES, resolved=True, flag="--dataset")
+    """Name of the dataset (see `pipeline datasets`)."""
+    root: str | None = setting(None, Decides.DATA, Decides.SCORES, resolved=True, flag="--data-root")
+    """Folder of the dataset; drawn scenes need none."""
+    options: dict[str, Any] = setting({}, Decides.DATA, Decides.SCORES, resolved=True)
+    """Further arguments of the dataset (for scenes: size, counts, seed)."""
+    workers: int = setting(0, Decides.NOTHING, ge=0, flag="--workers")
+    """Loader processes; 0 loads in the training process."""
+
+    @model_validator(mode="after")
+    def _check_crop(self) -> DataSettings:
+        if min(self.crop) < SMALLEST_CROP_PX:
+            raise ValueError(f"crop {list(self.crop)} must be at least {SMALLEST_CROP_PX} px a side")
+        return self

@@ -1,0 +1,83 @@
+"""`pipeline datasets`: list datasets, or examine one before anything is trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from data_cache.datasets.doctor import DoctorReport
+    from pipeline.session import Result, Session
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--data-root", help="Folder of the dataset.")
+@click.pass_obj
+def datasets(session: Session, name: str | None, data_root: str | None) -> None:
+    """List datasets; with NAME examine one: pairing, ids, palette, void, sizes, classes."""
+    result = examine_dataset(session, name, data_root) if name else list_datasets()
+    session.show(result)
+    if result.json.get("problems"):
+        raise SystemExit(2)
+
+
+def list_datasets() -> Result:
+    """List the datasets."""
+    from data_cache.datasets import DATASETS
+    from pipeline.console import plain_table
+    from pipeline.session import Result
+
+    facts = [
+        {"name": name, "summary": kind.summary, "splits": list(kind.splits), "needs_root": kind.needs_root}
+        for name, kind in DATASETS.items()
+    ]
+    rows = [[name, " ".join(kind.splits), kind.summary] for name, kind in DATASETS.items()]
+    return Result({"datasets": facts}, plain_table("Datasets", ["name", "splits", "what"], rows))
+
+
+def examine_dataset(session: Session, name: str, data_root: str | None) -> Result:
+    """Examine every split of a dataset; problems are listed together."""
+    from rich.console import Group
+
+    from data_cache.datasets import choose_root
+    from data_cache.datasets.doctor import examine
+    from pipeline.session import Result
+
+    root = choose_root(name, data_root, session.workspace.root)
+    session.console.info(f"examining {name}: every file is read once")
+    report = examine(name, root)
+    facts = asdict(report)
+    return Result(facts, Group(*_render_report(report)))
+
+
+def _render_report(report: DoctorReport) -> Iterator[Any]:
+    """Show splits, classes, the id table and what is wrong."""
+    from rich.text import Text
+
+    from pipeline.console import count, plain_table
+
+    splits = [
+        [split, num_images, report.labelled[split], f"{report.void[split]:.1%}", _list_sizes(report.sizes[split])]
+        for split, num_images in report.images.items()
+        if num_images
+    ]
+    if splits:
+        columns = ["split", "images", "labelled", "void", "sizes (width x height, px)"]
+        yield plain_table(report.dataset, columns, splits)
+        names = list(next(iter(report.classes.values()), {}))
+        shares = [[name, *(f"{report.classes[split][name]:.2%}" for split in report.classes)] for name in names]
+        yield plain_table("\nShare of labelled pixels", ["class", *report.classes], shares)
+        yield Text(f"\nids in mask files: {report.id_table}")
+    for note in report.notes:
+        yield Text(f"note: {note}")
+    for problem in report.problems:
+        yield Text(f"problem: {problem}")
+    yield Text(count(len(report.problems), "problem") if report.problems else "no problems")
+
+
+def _list_sizes(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{size} ({count})" for size, count in sizes.items())

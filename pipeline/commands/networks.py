@@ -1,0 +1,71 @@
+"""`pipeline networks`: every network with its options, parameters and copies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline.session import Result, Session
+
+LISTED_CLASSES = 21
+"""Number of classes that parameters are listed for: PASCAL VOC's, as in the papers' counts."""
+
+
+@click.command()
+@click.pass_obj
+def networks(session: Session) -> None:
+    """List networks with their options and parameters."""
+    session.show(list_networks())
+
+
+def list_networks() -> Result:
+    """List the networks with their papers, parameters, what copies between their decoders, and options."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from pipeline.console import plain_table
+    from pipeline.session import Result
+    from stages.networks import NETWORKS
+
+    facts = [_describe_network(name) for name in NETWORKS]
+    columns = ["name", "paper", "what", "parameters", "with depth", "copied"]
+    keys = ("name", "paper", "summary", "parameters", "parameters_with_depth", "copied")
+    rows = [[fact[key] for key in keys] for fact in facts]
+    options = [[fact["name"], ", ".join(fact["options"])] for fact in facts]
+    title = f"Networks (parameters for {LISTED_CLASSES} classes; tensors that a copy carries from decoder to decoder)"
+    tables = (plain_table(title, columns, rows), Text(), plain_table("Their options", ["name", "options"], options))
+    return Result({"networks": facts}, Group(*tables))
+
+
+def _describe_network(name: str) -> dict[str, Any]:
+    """Return the facts of a network at its defaults, built without memory for its weights."""
+    import torch
+
+    from data_cache.errors import UserError
+    from stages.networks import NETWORKS, build_without_weights, count_parameters, network_options
+    from stages.networks.parts import Part
+    from stages.training.transfer import plan_copy
+
+    def build(**options: Any) -> Any:
+        with torch.device("meta"):
+            return build_without_weights(name, LISTED_CLASSES, **options)
+
+    def count_copied(**options: Any) -> int:
+        try:
+            return len(plan_copy(build(**options), Part.DEPTH_DECODER, Part.SEG_DECODER).copied)
+        except UserError:
+            return 0
+
+    form = NETWORKS[name].copyable_form
+    return {
+        "name": name,
+        "paper": NETWORKS[name].paper,
+        "summary": NETWORKS[name].summary,
+        "parameters": count_parameters(build(with_depth=False)),
+        "parameters_with_depth": count_parameters(build()),
+        "copied": count_copied(),
+        "copied_with": {**form, "copied": count_copied(**form)} if form else None,
+        "options": {option: str(value) for option, value in network_options(name).items()},
+    }

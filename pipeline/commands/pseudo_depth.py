@@ -1,0 +1,119 @@
+"""`pipeline pseudo-depth`: label images with pseudo depth into an HDF5 store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands.cache import describe_suspicious
+from pipeline.options import RecipeCommand, device_option
+
+if TYPE_CHECKING:
+    from data_cache.datasets.interface import SegmentationDataset
+    from pipeline.experiment.config import RunConfig
+    from pipeline.session import Result, Session
+    from stages.pseudo_depth.estimators import DepthEstimator
+    from stages.pseudo_depth.labelling import GroundTruthDepth, LabelReport
+
+
+@click.command("pseudo-depth", cls=RecipeCommand, sections=("data", "depth"))
+@click.option("--split", "splits", multiple=True, help="Repeatable; default train and the reported split.")
+@click.option("--compile/--no-compile", "compile_model", default=False, help="Compile the estimator.")
+@device_option
+@click.pass_obj
+def pseudo_depth(session: Session, config: RunConfig, splits: Sequence[str], compile_model: bool, device: str) -> None:
+    """Label the images of a dataset with pseudo depth into an HDF5 store."""
+    result = label_splits(config, session, tuple(splits), device, compile_model=compile_model)
+    session.show(result)
+    if result.json["failed"]:
+        raise SystemExit(2)
+
+
+def label_splits(
+    config: RunConfig, session: Session, splits: Sequence[str], device: str, *, compile_model: bool = False
+) -> Result:
+    """Label splits into depth stores; what is labelled already is skipped.
+
+    Args:
+        splits: none means those the recipe needs.
+
+    Returns:
+        ``stores``, ``images``, ``labelled``, ``skipped``, ``failed``, ``suspicious``, ``seconds``,
+        ``images_per_second``.
+    """
+    from pipeline.experiment.artifacts import open_split, splits_to_label
+    from pipeline.session import Result
+
+    datasets = [open_split(config, session.workspace, split) for split in splits or splits_to_label(config)]
+    estimator = _open_estimator(config, device, compile_model=compile_model)
+    reports = [_label_split(config, session, dataset, estimator) for dataset in datasets]
+    failed = [failure._asdict() for report in reports for failure in report.failed]
+    suspicious = [found._asdict() for report in reports for found in report.suspicious]
+    labelled, seconds = sum(report.labelled for report in reports), sum(report.seconds for report in reports)
+    facts = {
+        "stores": [str(report.store) for report in reports],
+        "images": sum(report.images for report in reports),
+        "labelled": labelled,
+        "skipped": sum(report.skipped for report in reports),
+        "failed": failed,
+        "suspicious": suspicious,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(labelled / seconds, 2) if labelled else 0.0,
+    }
+    return Result(facts, _describe_labels(facts))
+
+
+def _open_estimator(config: RunConfig, device: str, *, compile_model: bool) -> DepthEstimator | GroundTruthDepth:
+    from data_cache.sample import DepthKind
+    from pipeline.experiment.devices import choose_device
+    from stages.pseudo_depth.aliases import GROUND_TRUTH
+    from stages.pseudo_depth.estimators import load_estimator
+    from stages.pseudo_depth.labelling import GroundTruthDepth
+
+    depth = config.depth
+    if depth.estimator == GROUND_TRUTH:
+        return GroundTruthDepth()
+    return load_estimator(
+        depth.estimator,
+        kind=DepthKind(depth.kind) if depth.kind else None,
+        device=choose_device(device),
+        precision=depth.precision,
+        input_size=depth.input_size,
+        compiled=compile_model,
+        accept_noncommercial=depth.accept_noncommercial,
+    )
+
+
+def _label_split(
+    config: RunConfig, session: Session, dataset: SegmentationDataset, estimator: DepthEstimator | GroundTruthDepth
+) -> LabelReport:
+    from stages.pseudo_depth.labelling import LabelProgress, label_split
+
+    with session.console.progress(f"labelling {dataset.name} {dataset.split}", len(dataset)) as advance:
+
+        def show(progress: LabelProgress) -> None:
+            done = len(dataset) - progress.total + progress.done
+            advance(done, f"{progress.images_per_second:.1f} images/s, {progress.eta_s:.0f} s left")
+
+        return label_split(
+            dataset,
+            estimator,
+            session.workspace.depth,
+            batch_size=config.depth.batch_size,
+            workers=max(2, config.data.workers),
+            codec=config.depth.codec,
+            hashes=session.workspace.content_hashes(),
+            progress=show,
+        )
+
+
+def _describe_labels(facts: dict[str, Any]) -> str:
+    lines = [f"not labelled: {failure['image']}: {failure['reason']}" for failure in facts["failed"]]
+    lines += describe_suspicious(facts["suspicious"])
+    lines.append(
+        f"{facts['images']} images: {facts['labelled']} labelled, {facts['skipped']} were labelled already, "
+        f"{len(facts['failed'])} failed; {facts['seconds']:.1f} s, {facts['images_per_second']:.1f} images/s"
+    )
+    return "\n".join([*lines, *(f"depth store  {store}" for store in facts["stores"])])

@@ -1,0 +1,168 @@
+"""Scores of finished weights: computed once, and again when the split, its depth or the metrics have changed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from data_cache.datasets.interface import SegmentationDataset
+from data_cache.depth_store import NoDepthStore
+from data_cache.errors import UserError
+from data_cache.fingerprint import dataset_fingerprint
+from data_cache.loaders import Source, build_evaluation_loader
+from data_cache.split_depth import SplitDepth
+from pipeline.experiment.artifacts import find_labels, open_split
+from pipeline.experiment.config import RunConfig
+from pipeline.experiment.devices import choose_device
+from pipeline.experiment.models import open_run, restore_config
+from pipeline.experiment.plan import evaluation_key
+from pipeline.session import Session
+from pipeline.workspace import exclusive, read_json, write_json
+from stages.evaluation.evaluate import Evaluation, OnPredictions, evaluate
+from stages.evaluation.panels import PanelCollector, write_panels
+from stages.evaluation.settings import EVALUATION_VERSION
+from stages.networks import count_parameters
+from stages.networks.interface import Normalisation
+
+
+class Reported(NamedTuple):
+    """Fingerprints of what a run's scores depend on besides its weights."""
+
+    split: str
+    """Of the reported split's images, labels and classes."""
+    depth: str | None
+    """Of its depth maps; None without any."""
+
+
+def inspect_reported(config: RunConfig, session: Session, *, needs_depth: bool) -> Reported:
+    """Look at the reported split.
+
+    Raises:
+        UserError: there is no such split, or its depth store is unfit; having none at all is no fault.
+    """
+    dataset = open_split(config, session.workspace, config.evaluation.split)
+    store = None
+    if needs_depth:
+        with contextlib.suppress(NoDepthStore):
+            store = find_labels(config, session.workspace, dataset)
+    split = dataset_fingerprint(dataset, session.workspace.content_hashes())
+    return Reported(split, store.fingerprint() if store else None)
+
+
+def score_run(
+    config: RunConfig, network: Any, weights: Path, session: Session, folder: Path, device: torch.device
+) -> dict[str, Any]:
+    """Evaluate a run's network and draw its panels into the run's folder; return what run.json says about it.
+
+    Args:
+        network: with the weights of the run's last phase.
+        weights: where they were read from, for people.
+    """
+    dataset = open_split(config, session.workspace, config.evaluation.split)
+    network.to(device=device, memory_format=torch.channels_last)
+    session.console.info(f"evaluating {folder.name} on {config.evaluation.split} ({weights})")
+    store = find_labels_if_any(config, session, dataset) if config.build_schedule().needs_depth else None
+    panels = PanelCollector(
+        network.normalisation,
+        limit=config.evaluation.panels,
+        image_ids=_spread(dataset.image_ids, config.evaluation.panels),
+    )
+    evaluation = evaluate_split(network, network.normalisation, dataset, store, config, device, panels)
+    write_panels(panels.items, folder / "panels", class_names=dataset.classes, palette=dataset.palette)
+    return {
+        "split": config.evaluation.split,
+        "classes": list(dataset.classes),
+        "palette": [list(colour) for colour in dataset.palette],
+        "parameters": count_parameters(network),
+        "image_size": list(dataset.read_image(0).shape[:2]),
+        **evaluation.to_json(),
+    }
+
+
+def describe_evaluation(weights: str, config: RunConfig, reported: Reported, *, needs_depth: bool) -> dict[str, Any]:
+    """Return what run.json says about how its scores were made; ``key`` changes when they have to be made anew."""
+    key = evaluation_key(weights, config, reported.split, reported.depth, needs_depth=needs_depth)
+    return {"version": EVALUATION_VERSION, "key": key}
+
+
+def refresh_scores(folder: Path, session: Session, device: torch.device) -> None:
+    """Score a finished run anew from its weights, for metrics that were added or mended since; nothing is trained.
+
+    Raises:
+        UserError: the weights or the reported split are gone.
+    """
+    record = read_json(folder / "run.json")
+    config = restore_config(record)
+    needs_depth = config.build_schedule().needs_depth
+    reported = inspect_reported(config, session, needs_depth=needs_depth)
+    model = open_run(folder, device)
+    if tuple(open_split(config, session.workspace, config.evaluation.split).classes) != model.class_names:
+        raise UserError(f"{folder.name} was trained on other classes than {config.evaluation.split} has now")
+    with exclusive(folder, "evaluating a run"):
+        record |= score_run(config, model.network, model.weights, session, folder, device)
+        record["evaluation"] = describe_evaluation(record["nodes"][-1], config, reported, needs_depth=needs_depth)
+        record["identity"] |= {"split": reported.split, "evaluation": EVALUATION_VERSION}
+        write_json(folder / "run.json", record)
+
+
+def refresh_outdated(folders: Sequence[Path], session: Session) -> None:
+    """Score runs anew; say which could not be, and why."""
+    for folder in folders:
+        try:
+            refresh_scores(folder, session, choose_device("auto"))
+        except UserError as problem:
+            session.console.info(f"{folder.name} keeps the scores of an older version: {problem}")
+
+
+def _spread(image_ids: Sequence[str], count: int) -> Sequence[str]:
+    """Return so many ids from all over a split; neighbours are often frames of one film."""
+    return [image_ids[place * len(image_ids) // count] for place in range(min(count, len(image_ids)))]
+
+
+def find_labels_if_any(config: RunConfig, session: Session, dataset: SegmentationDataset) -> SplitDepth | None:
+    """Return the split's depth store; without one the depth metrics are left out, and that is said."""
+    try:
+        return find_labels(config, session.workspace, dataset)
+    except NoDepthStore as problem:
+        session.console.info(f"no depth metrics on split {dataset.split!r}: {problem}")
+        return None
+
+
+def evaluate_split(
+    network: Any,
+    normalisation: Normalisation,
+    dataset: SegmentationDataset,
+    store: SplitDepth | None,
+    config: RunConfig,
+    device: torch.device,
+    on_predictions: OnPredictions | None,
+) -> Evaluation:
+    """Evaluate a network on a split as the recipe says.
+
+    Args:
+        network: a ``Network``, or a module from images to logits.
+        store: depth of the split; None leaves the depth metrics out.
+        on_predictions: called with every batch's label maps.
+    """
+    batches = build_evaluation_loader(
+        Source(dataset, store, config.depth.target),
+        normalisation=normalisation,
+        size=config.data.crop if config.evaluation.size == "recipe" else None,
+        batch_size=config.evaluation.batch_size,
+        workers=config.data.workers,
+        with_depth=store is not None,
+    )
+    return evaluate(
+        network,
+        batches,
+        num_classes=len(dataset.classes),
+        class_names=dataset.classes,
+        device=device,
+        with_depth=store is not None,
+        depth_target=config.depth.target,
+        on_predictions=on_predictions,
+    )

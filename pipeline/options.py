@@ -1,0 +1,186 @@
+"""Options that several commands share; those that set a key of a recipe are made from the settings' declarations."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline.experiment.config import RunConfig
+
+Command = Callable[..., None]
+EVERY_SECTION = ("data", "depth", "network", "training", "schedule", "seed")
+"""Sections of a recipe that have flags, for a command that trains."""
+
+
+class RecipeCommand(click.Command):
+    """A command that works on a recipe: it takes the recipe's flags and hands its function the finished ``config``.
+
+    The flags are made when they are first looked at, since the settings need pydantic and ``pipeline --help`` does not.
+
+    Args:
+        sections: of the recipe, whose flags the command takes; of two equal flags the later section's holds.
+        without: flags of these sections that the command has no use for.
+    """
+
+    def __init__(
+        self, *args: Any, sections: Sequence[str] = EVERY_SECTION, without: Sequence[str] = (), **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._sections, self._without = sections, without
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the recipe's options in front of the command's own."""
+        own = super().get_params(ctx)
+        arguments = [parameter for parameter in own if isinstance(parameter, click.Argument)]
+        return [*arguments, *self._recipe_options, *(each for each in own if each not in arguments)]
+
+    @functools.cached_property
+    def _recipe_options(self) -> list[click.Parameter]:
+        chosen = {
+            flag.flag: flag
+            for flag in _recipe_flags()
+            if flag.path.partition(".")[0] in self._sections and flag.flag not in self._without
+        }
+        return [
+            click.Option(
+                ["--recipe"], default="demo", show_default=True, help="Bundled recipe or path of a TOML file."
+            ),
+            *(flag.build() for flag in chosen.values()),
+            click.Option(["--set", "assignments"], multiple=True, metavar="KEY=VALUE", help=_SET_HELP),
+        ]
+
+    def take_config(self, ctx: click.Context) -> RunConfig:
+        """Return the recipe with its overrides, and take their words out of the context."""
+        from pipeline.experiment.config import load_config
+
+        given = {name: ctx.params.pop(name) for name in list(ctx.params) if name.startswith(_PREFIX)}
+        overrides = {_to_path(name): value for name, value in given.items()}
+        return load_config(ctx.params.pop("recipe"), overrides, ctx.params.pop("assignments"))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the command's function with the finished ``config``."""
+        ctx.params["config"] = self.take_config(ctx)
+        return super().invoke(ctx)
+
+
+_PREFIX = "recipe_key_"
+_SET_HELP = "Override any key of the recipe (see `pipeline recipes --keys`)."
+
+
+class _Flag(NamedTuple):
+    path: str
+    flag: str
+    annotation: Any
+    help: str
+
+    def build(self) -> click.Option:
+        name = _PREFIX + self.path.replace(".", "__")
+        kind = _find_click_type(self.annotation)
+        if kind is bool:
+            return click.Option([f"{self.flag}/--no-{self.flag[2:]}", name], default=None, help=self.help)
+        return click.Option([self.flag, name], type=kind, help=self.help)
+
+
+def _to_path(name: str) -> str:
+    return name.removeprefix(_PREFIX).replace("__", ".")
+
+
+def _recipe_flags() -> Iterator[_Flag]:
+    from data_cache.settings import find_declaration
+    from pipeline.experiment.config import iterate_keys
+
+    for key in iterate_keys():
+        declaration = find_declaration(key.field)
+        if declaration is not None and declaration.flag is not None:
+            help_text = (key.field.description or "").partition("\n\n")[0]
+            yield _Flag(key.path, declaration.flag, key.field.annotation, help_text)
+            if key.path == "network.name":  # not a field: networks have options of their own
+                yield _Flag("network.encoder", "--encoder", str, "Encoder of the network.")
+
+
+def _find_click_type(annotation: Any) -> Any:
+    """Return click's type of a field: choices of a Literal, else its plain type, with or without None."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        (annotation,) = (each for each in get_args(annotation) if each is not type(None))
+    return click.Choice(get_args(annotation)) if get_origin(annotation) is Literal else annotation
+
+
+class LazyChoice(click.Choice):
+    """Choices that are looked up in a table or a type when they are first needed.
+
+    Args:
+        find: returns them.
+    """
+
+    def __init__(self, find: Callable[[], Sequence[str]]) -> None:
+        self._find, self.case_sensitive = find, True
+
+    @functools.cached_property
+    def choices(self) -> Sequence[str]:  # type: ignore[override]
+        """What is possible."""
+        return tuple(self._find())
+
+
+def choices_of(path: str) -> LazyChoice:
+    """Return the choices of a recipe's key."""
+
+    def find() -> Sequence[str]:
+        from pipeline.experiment.config import iterate_keys
+
+        kinds = {key.path: key.field.annotation for key in iterate_keys()}
+        found: click.Choice = _find_click_type(kinds[path])
+        return found.choices
+
+    return LazyChoice(find)
+
+
+def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Make several click options one decorator."""
+    return lambda command: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
+no_reuse_option = click.option("--no-reuse", is_flag=True, help="Train every phase for each run alone.")
+seeds_option = click.option(
+    "--seeds",
+    callback=lambda _ctx, _option, text: parse_seeds(text),
+    help="Comma-separated, for example 0,1,2; default the recipe's one, or the table's own (fcn8s: 0,1,2).",
+)
+tile_options = stack(
+    click.option("--tile", type=int, help="Run the network in tiles of this side, px."),
+    click.option("--margin", type=int, show_default="64", help="What the network sees around a tile, px; with --tile."),
+)
+comparison_options = stack(
+    click.option("--baseline", help="Row that differences are taken to; default the table's, else seg-only."),
+    click.option("--table", "of_table", metavar="NAME", help="Only runs of rows of this table, in its order."),
+)
+
+
+def parse_seeds(text: str | None) -> tuple[int, ...] | None:
+    """Return the seeds of a comma-separated list; UserError when it is none."""
+    from data_cache.errors import UserError
+
+    if text is None:
+        return None
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--seeds {text!r} is no list of whole numbers; write for example 0,1,2") from None
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text!r} must be different numbers of at least 0")
+    return seeds
+
+
+def choose_margin(tile: int | None, margin: int | None) -> int:
+    """Return the margin asked for, or the usual one; UserError where there are no tiles that it could be around."""
+    from data_cache.errors import UserError
+    from stages.evaluation.tiling import DEFAULT_MARGIN_PX
+
+    if tile is None and margin is not None:
+        raise UserError(f"--margin {margin} is what a tile sees around itself, but no --tile is given; add --tile 512")
+    return DEFAULT_MARGIN_PX if margin is None else margin

@@ -1,0 +1,34 @@
+"""Which depth, and how it becomes a target. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from data_cache.settings import Decides, Section, setting
+
+
+class DepthSettings(Section):
+    """The estimator of the pseudo depth, and the target a depth decoder learns."""
+
+    estimator: str = setting("bundled", Decides.DEPTH_LOSS, Decides.SCORES, resolved=True, flag="--estimator")
+    """Alias (see `pipeline estimators`), Hub id, local folder, or "dataset" for the dataset's ground-truth depth."""
+    kind: Literal["relative", "metric"] | None = setting(
+        None, Decides.DEPTH_LOSS, Decides.SCORES, resolved=True, flag="--kind"
+    )
+    """What the numbers of an estimator without an alias mean; an alias knows."""
+    input_size: int | None = setting(None, Decides.DEPTH_LOSS, Decides.SCORES, resolved=True, ge=28)
+    """Short side at which the estimator sees the image, px; the estimator's recommendation where it is not given."""
+    target: Literal["robust", "minmax", "zscore", "log", "metric"] = setting(
+        "robust", Decides.DEPTH_LOSS, Decides.SCORES
+    )
+    """Scaling of inverse depth at load time."""
+    batch_size: int = setting(16, Decides.NOTHING, ge=1, flag="--batch-size")
+    """Images per forward pass while labelling."""
+    precision: Literal["auto", "bfloat16", "float32"] = setting(
+        "auto", Decides.DEPTH_LOSS, Decides.SCORES, resolved=True
+    )
+    """Type the estimator computes in; auto takes bfloat16 where the hardware multiplies it."""
+    codec: Literal["lzf", "gzip", "none"] = setting("lzf", Decides.NOTHING)
+    """Compression of the depth store."""
+    accept_noncommercial: bool = setting(False, Decides.NOTHING, flag="--accept-noncommercial")
+    """Use weights whose licence forbids commercial use; the export's card will name them."""

@@ -1,0 +1,206 @@
+"""How networks learn: optimisation, losses, schedule. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from pydantic import model_validator
+
+from data_cache.errors import UserError, nearest, unknown_name
+from data_cache.settings import Decides, Section, setting
+from stages.networks.parts import NAMED_PARTS
+from stages.networks.precision import Precision
+from stages.training.encoder_policy import EncoderPolicy
+from stages.training.schedule import CopyWeights, Part, Phase, Schedule
+from stages.training.schedules import SCHEDULES, split_name
+
+MEDIAN_FREQUENCY = "median-frequency"
+SegLoss = Literal["focal", "cross-entropy", "ohem"]
+DepthLoss = Literal["mse", "l1", "ssi"]
+LossWeightingMode = Literal["fixed", "uncertainty", "dwa"]
+TransferMode = Literal["feature-extractor", "low-level-extractor", "fine-tune", "scratch"]
+
+
+class TrainingSettings(Section):
+    """How gradients become weights, and for how long. Every phase starts a fresh optimiser with these."""
+
+    epochs: int = setting(20, Decides.OPTIMISATION, resolved=True, ge=1, flag="--epochs")
+    """Passes over the training split per phase (with budget "total": for the whole schedule)."""
+    iterations: int | None = setting(None, Decides.OPTIMISATION, resolved=True, ge=1, flag="--iterations")
+    """Steps per phase instead of epochs."""
+    budget: Literal["phase", "total"] = setting("phase", Decides.OPTIMISATION, resolved=True, flag="--budget")
+    """Whether each phase gets the epochs, as in the paper, or all phases of a schedule share them."""
+    batch_size: int = setting(8, Decides.DATA, Decides.OPTIMISATION, ge=1, flag="--batch-size")
+    """Images per step."""
+    optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", Decides.OPTIMISATION)
+    """Adam couples weight decay into the gradient (L2), as torch's does; AdamW does not."""
+    lr: float = setting(1e-4, Decides.OPTIMISATION, resolved=True, gt=0, flag="--lr")  # pseudo-depth paper, table 1
+    """Initial learning rate; a phase's own rate overrides it."""
+    momentum: float = setting(0.9, Decides.OPTIMISATION, ge=0, lt=1)
+    """Of SGD alone."""
+    weight_decay: float = setting(0.0, Decides.OPTIMISATION, ge=0)
+    """Weight decay of the optimiser."""
+    decay_norm_and_bias: bool = setting(True, Decides.OPTIMISATION)
+    """Whether weight decay also touches tensors with fewer than two axes, as in torch; BiSeNet's recipe says no."""
+    lr_schedule: Literal["constant", "poly", "cosine"] = setting("constant", Decides.OPTIMISATION)
+    """Course of the learning rate over a phase."""
+    poly_power: float = setting(0.9, Decides.OPTIMISATION, gt=0)  # the feature-fusion paper
+    """Exponent of the poly schedule."""
+    warmup_steps: int = setting(0, Decides.OPTIMISATION, ge=0)
+    """Steps of linear rise before the schedule; its time axis is the rest."""
+    lr_factors: dict[str, float] = setting({}, Decides.OPTIMISATION)
+    """Part or branch name to factor on the learning rate; of two that fit a part, the narrower one holds."""
+    encoder_policy: EncoderPolicy = setting("train", Decides.OPTIMISATION, resolved=True, flag="--encoder-policy")
+    """What the encoder does in phases with one decoder; the always- ones hold in every phase."""
+    transfer: TransferMode | None = setting(
+        None, Decides.FIRST_WEIGHTS, Decides.OPTIMISATION, resolved=True, flag="--transfer"
+    )
+    """How much of the encoder's pretraining is kept (see `pipeline advise`); sets encoder_policy and options."""
+    clip_norm: float | None = setting(None, Decides.OPTIMISATION, gt=0)
+    """Largest allowed gradient norm over everything trained; not clipped where it is not given."""
+    ema_decay: float | None = setting(None, Decides.OPTIMISATION, gt=0, lt=1)
+    """Decay of the moving average of the weights; with it, a phase ends with the average."""
+    precision: Precision = setting("auto", Decides.NUMERICS, flag="--precision")
+    """Type of the forward pass; auto takes bfloat16 where the hardware multiplies it. Losses are always float32."""
+    compile: bool = setting(False, Decides.NUMERICS, flag="--compile")
+    """Compile the network with torch.compile."""
+    checkpoint_minutes: float = setting(5.0, Decides.NOTHING, gt=0)
+    """Minutes between checkpoints; an interruption by signal writes one at once."""
+    log_every: int = setting(10, Decides.NOTHING, ge=1)
+    """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = setting(False, Decides.NOTHING)
+    """Also write TensorBoard files (needs the extra of that name)."""
+    removed: ClassVar[Mapping[str, str]] = {"checkpoint_every": "checkpoints are written by time: checkpoint_minutes"}
+
+    @model_validator(mode="after")
+    def _check_lr_factors(self) -> TrainingSettings:
+        for name, factor in self.lr_factors.items():
+            if name not in NAMED_PARTS:
+                known = ", ".join(NAMED_PARTS)
+                raise ValueError(f"lr_factors has no part {name!r}{nearest(name, NAMED_PARTS)}; known: {known}")
+            if factor <= 0:
+                raise ValueError(f"lr factor {factor} of {name} must be positive; to freeze, do not train the part")
+        return self
+
+
+class LossSettings(Section):
+    """Which losses a training uses, and how two of them are weighted."""
+
+    seg: SegLoss = setting("focal", Decides.SEG_LOSS)
+    """Segmentation loss."""
+    gamma: float = setting(2.0, Decides.SEG_LOSS, ge=0)
+    """Focusing strength of the focal loss."""
+    alpha: float = setting(1.0, Decides.SEG_LOSS, gt=0)
+    """Factor on the focal loss; with Adam it matters only beside another loss."""
+    class_weights: tuple[float, ...] | Literal["median-frequency"] | None = setting(None, Decides.SEG_LOSS)
+    """One weight per class, or "median-frequency": computed from the training split before anything is trained."""
+    depth: DepthLoss = setting("mse", Decides.DEPTH_LOSS)
+    """Depth loss."""
+    joint_seg: float = setting(0.85, Decides.JOINT_LOSS, resolved=True, ge=0)
+    """Weight of the segmentation loss in joint phases of named schedules."""
+    joint_depth: float = setting(0.15, Decides.JOINT_LOSS, resolved=True, ge=0)
+    """Weight of the depth loss in joint phases of named schedules."""
+    weighting: LossWeightingMode = setting("fixed", Decides.JOINT_LOSS)
+    """How phases with both losses weight them: as the phase says, or adapting from there (see ``weighting.py``)."""
+    dwa_window: int = setting(100, Decides.JOINT_LOSS, ge=1)
+    """Steps whose mean losses `dwa` compares; the paper compares epochs."""
+    renamed: ClassVar[Mapping[str, str]] = {
+        "joint_focal": "joint_seg", "joint_mse": "joint_depth", "balance": "weighting",
+    }  # fmt: skip
+
+    @model_validator(mode="after")
+    def _check_class_weights(self) -> LossSettings:
+        weights = self.class_weights
+        if isinstance(weights, tuple) and not (all(weight >= 0 for weight in weights) and any(weights)):
+            raise ValueError(f"class_weights {list(weights)} must be at least 0, and not all 0")
+        return self
+
+    def describe(self, phase: Phase) -> str:
+        """Return a phase's losses as people write them, for example "0.85 focal + 0.15 mse"."""
+        terms = ((phase.seg, self.seg), (phase.depth, self.depth))
+        described = " + ".join(f"{weight:g} {name}" for weight, name in terms if weight)
+        adapts = self.weighting != "fixed" and phase.needs_seg and phase.needs_depth
+        return f"{described} ({self.weighting})" if adapts else described
+
+
+class StepSettings(Section):
+    """One step of an own schedule: either a phase or a copy."""
+
+    phase: str | None = setting(None, Decides.NOTHING)
+    """Name of a phase, for people."""
+    trains: tuple[str, ...] = setting((), Decides.SCHEDULE, resolved=True)
+    """Part or branch names: encoder, seg-branch, depth-branch, everything, seg-decoder, …"""
+    seg: float = setting(0.0, Decides.SCHEDULE, resolved=True)
+    """Weight of the segmentation loss."""
+    depth: float = setting(0.0, Decides.SCHEDULE, resolved=True)
+    """Weight of the depth loss."""
+    epochs: int | None = setting(None, Decides.SCHEDULE, resolved=True)
+    """Passes over the training split; the recipe's where it is not given."""
+    lr: float | None = setting(None, Decides.SCHEDULE, resolved=True)
+    """Learning rate; the recipe's where it is not given."""
+    copy_from: str | None = setting(None, Decides.SCHEDULE, resolved=True)
+    """Decoder whose weights a copy takes."""
+    copy_to: str | None = setting(None, Decides.SCHEDULE, resolved=True)
+    """Decoder that a copy overwrites."""
+    renamed: ClassVar[Mapping[str, str]] = {"focal": "seg", "mse": "depth"}
+
+    def to_step(self) -> Phase | CopyWeights:
+        """Return the step; ValueError when it is neither a phase nor a copy, or nonsense."""
+        if self.copy_from and self.copy_to and not self.phase:
+            return CopyWeights(Part.parse(self.copy_from), Part.parse(self.copy_to))
+        if not self.phase or self.copy_from or self.copy_to:
+            raise ValueError("a step needs either `phase` (with `trains` and losses) or `copy_from` and `copy_to`")
+        trains = Part(0)
+        for name in self.trains:
+            trains |= Part.parse(name)
+        return Phase(self.phase, trains, self.seg, self.depth, self.epochs, self.lr)
+
+
+class ScheduleSettings(Section):
+    """Which steps, in which order."""
+
+    name: str = setting("depth-first", Decides.SCHEDULE, resolved=True, flag="--schedule")
+    """A row of `pipeline schedules`, for example depth-first or depth-first+copy; or what the own steps are called."""
+    copy_weights: bool | None = setting(None, Decides.SCHEDULE, resolved=True, flag="--copy-weights")
+    """Copy the first trained decoder onto the other after the first phase; where it is not given, the name says it."""
+    steps: tuple[StepSettings, ...] = setting((), Decides.SCHEDULE, resolved=True)
+    """Own steps; empty for a named schedule."""
+
+    @model_validator(mode="after")
+    def _check_name(self) -> ScheduleSettings:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", split_name(self.name)[0]):
+            raise ValueError(f"name {self.name!r} must begin with a letter or digit and hold only those and . _ -")
+        return self
+
+    @property
+    def own(self) -> bool:
+        """Whether the recipe brings the steps itself."""
+        return bool(self.steps)
+
+    def build(self, losses: LossSettings) -> Schedule:
+        """Return the schedule, a named one with the joint weights of ``losses``.
+
+        Raises:
+            UserError: unknown name, a name that belongs to another schedule, nonsensical steps, or a copy that has
+                nothing to copy.
+        """
+        base, copy = split_name(self.name)
+        if self.own and (copy or base in SCHEDULES):
+            raise UserError(
+                f"schedule.steps are called {self.name!r}, which is the name of a schedule of the table; give them a "
+                "schedule.name of their own, and say copy_weights = true for a copy after the first phase"
+            )
+        if not self.own and base not in SCHEDULES:
+            raise unknown_name("schedule", base, SCHEDULES)
+        if copy and self.copy_weights is False:
+            raise UserError(f"schedule {self.name!r} copies weights, but copy_weights is false; give only one of them")
+        try:
+            if self.own:
+                schedule = Schedule(base, tuple(step.to_step() for step in self.steps))
+            else:
+                schedule = SCHEDULES[base].with_loss_weights(losses.joint_seg, losses.joint_depth)
+            return schedule.with_copy() if copy or self.copy_weights else schedule
+        except ValueError as problem:
+            raise UserError(str(problem)) from problem

@@ -1,0 +1,75 @@
+"""Weighting two losses: fixed, by uncertainty (Kendall), by falling speed (DWA)."""
+
+import math
+
+import pytest
+import torch
+
+from stages.training.losses import Terms
+from stages.training.schedules import JOINT, SEG
+from stages.training.settings import LossSettings
+from stages.training.weighting import build_weighting
+
+CPU = torch.device("cpu")
+TERMS = Terms(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(0.5))
+
+
+def test_fixed_weighting_is_the_weighted_sum():
+    losses = build_weighting(JOINT, LossSettings(), 0.4, CPU)(TERMS)
+    assert float(losses.total) == pytest.approx(0.85 * 2 + 0.85 * 0.4 * 3 + 0.15 * 0.5)
+    assert {name: pytest.approx(float(value)) for name, value in losses.weighted.items()} == {
+        "seg": 1.7,
+        "aux": 1.02,
+        "depth": 0.075,
+    }
+
+
+@pytest.mark.parametrize("mode", ["uncertainty", "dwa"])
+def test_single_loss_keeps_its_fixed_weight(mode):
+    module = build_weighting(SEG, LossSettings(weighting=mode), 0.0, CPU)
+    assert not list(module.parameters())
+    assert float(module(Terms(torch.tensor(2.0), None, None)).total) == 2
+
+
+def test_uncertainty_starts_at_the_weights_of_the_phase():
+    losses = build_weighting(JOINT, LossSettings(weighting="uncertainty"), 0.0, CPU)(TERMS._replace(aux=None))
+    assert float(losses.weighted["seg"].detach()) == pytest.approx(0.85 * 2)
+    assert float(losses.weighted["depth"].detach()) == pytest.approx(0.15 * 0.5)
+
+
+def test_uncertainty_finds_the_variance_that_minimises_it():
+    """With constant losses the optimum of exp(−s)·L + s/2 is exp(s) = 2·L, and exp(s) = L for the half-weighted one."""
+    weighting = build_weighting(JOINT, LossSettings(weighting="uncertainty"), 0.0, CPU)
+    optimiser = torch.optim.Adam(weighting.parameters(), 0.05)
+    for _ in range(400):
+        optimiser.zero_grad()
+        weighting(TERMS._replace(aux=None)).total.backward()
+        optimiser.step()
+    seg, depth = weighting.log_variances.exp().tolist()
+    assert (seg, depth) == (pytest.approx(4.0, rel=0.02), pytest.approx(0.5, rel=0.02))
+
+
+def test_dwa_favours_the_loss_that_falls_slower():
+    weighting = build_weighting(JOINT, LossSettings(weighting="dwa", dwa_window=2), 0.0, CPU)
+    terms = TERMS._replace(aux=None)
+    for seg, depth in ((4.0, 1.0), (2.0, 1.0), (2.0, 0.8), (1.0, 0.8)):  # window means 3, 1.5 and 1, 0.8
+        losses = weighting(terms)
+        assert float(losses.weighted["seg"]) == pytest.approx(0.85 * 2)  # nothing to compare yet
+        weighting.observe({"seg": seg, "depth": depth})
+    share = 1 / (1 + math.exp((0.8 - 0.5) / 2))  # softmax of r/2 with r = 1.5/3 and 0.8/1
+    losses = weighting(terms)
+    assert float(losses.weighted["seg"]) == pytest.approx(0.85 * 2 * share * 2)
+    assert float(losses.weighted["depth"]) == pytest.approx(0.15 * 2 * (1 - share) * 0.5)
+
+
+def test_dwa_state_survives_a_round_trip():
+    settings = LossSettings(weighting="dwa", dwa_window=3)
+    ours, resumed = build_weighting(JOINT, settings, 0.0, CPU), build_weighting(JOINT, settings, 0.0, CPU)
+    for step in range(7):
+        ours.observe({"seg": 1 / (step + 1), "depth": 0.1 + step / 7})
+    resumed.load_state_dict(ours.state_dict())
+    for module in (ours, resumed):
+        module.observe({"seg": 0.2, "depth": 0.3})
+        module.observe({"seg": 0.1, "depth": 0.3})
+    assert ours.task_factors() == resumed.task_factors()
+    assert ours.task_factors() != {"seg": 0.85, "depth": 0.15}
