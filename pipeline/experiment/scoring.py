@@ -90,7 +90,7 @@ def describe_evaluation(weights: str, config: RunConfig, reported: Reported, *, 
 
 
 def refresh_scores(folder: Path, session: Session, device: torch.device) -> None:
-    """Score a finished run anew from its weights, for metrics that were added or mended since; nothing is trained.
+    """Score a finished run anew from its weights, for metrics that were added or repaired since; nothing is trained.
 
     Raises:
         UserError: the weights or the reported split are gone.

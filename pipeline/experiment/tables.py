@@ -97,7 +97,7 @@ FUSION_NOTE = (
 )
 FCN_NOTE = (
     "paper: mIoU as printed by the FCN-8s report, on the validation split of PASCAL VOC, one run each, after 20,000 "
-    "iterations (exp3: 40,000); that it is a class mean over pooled counts is assumed. Of conv-vgg it shows pictures "
+    "iterations (exp3: 40,000); that it is a class mean over pooled counts is assumed. Of conv-vgg it shows images "
     "only; its claim of better borders is boundary_f1 here"
 )
 BACKBONES_NOTE = "no paper column: the segmentation lecture compares backbones in words; cost: pipeline advise"

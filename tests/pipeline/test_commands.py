@@ -116,9 +116,9 @@ def test_export_predict_and_evaluate_the_export(call: Call, trained: Path, tmp_p
     test_split = call("--workdir", trained, "evaluate", exported["run"], "--split", "test").json
     assert test_split["split"] == "test" and test_split["confusion"] != of_run["confusion"]
 
-    picture = tmp_path / "street.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(picture)
-    files = call("--workdir", trained, "predict", tmp_path / "model", picture, "--out", tmp_path / "out").json["files"]
+    photo = tmp_path / "street.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(photo)
+    files = call("--workdir", trained, "predict", tmp_path / "model", photo, "--out", tmp_path / "out").json["files"]
     labels = np.array(Image.open(next(file for file in files if "labels" in file)))
     assert labels.shape == (70, 90) and labels.max() < 8
 
@@ -193,6 +193,13 @@ def test_lists_are_not_empty(call: Call, name: str) -> None:
     assert call(name, as_json=False).stdout.strip()
 
 
+def test_every_key_of_a_recipe_is_listed_with_what_it_decides(call: Call) -> None:
+    keys = {key["key"]: key for key in call("recipes", "--keys").json["keys"]}
+    assert keys["training.lr"]["flag"] == "--lr" and keys["training.lr"]["decides"] == ["optimisation"]
+    assert keys["loss.seg"]["kind"] == '"focal" | "cross-entropy" | "ohem"'
+    assert all(key["help"] and key["decides"] for key in keys.values())
+
+
 def test_doctor_checks_this_machine(call: Call) -> None:
     assert {check["name"] for check in call("doctor").json["checks"]} >= {"python", "torch", "gpu", "work directory"}
 
@@ -254,7 +261,7 @@ def test_a_store_that_lacks_an_image_is_told_before_training(call: Call, tmp_pat
     for name in ("a", "b", "c", "broken"):
         Image.new("RGB", (64, 64), (90, 120, 60)).save(images / f"{name}.png")
         Image.new("L", (64, 64), 1).save(masks / f"{name}.png")
-    (images / "broken.png").write_bytes(b"no picture")
+    (images / "broken.png").write_bytes(b"no image")
     words = ["--recipe", TINY, "--dataset", "folder", "--data-root", tmp_path / "own", "--set", "data.options={}"]
     words += ["--estimator", "bundled"]
     labelled = call("pseudo-depth", *words, "--split", "train")

@@ -143,3 +143,41 @@ def test_joint_weights_of_the_recipe_reach_named_schedules() -> None:
     joint = schedule.phases[-1]
     assert (joint.seg, joint.depth) == (0.6, 0.4)
     assert [phase.seg for phase in schedule.phases[:2]] == [0.0, 1.0], "single phases keep theirs"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "line"),
+    [
+        ("loss.joint_focal=0.9", r"loss\.joint_focal is called 'joint_seg' now; write: joint_seg = 0\.9"),
+        ("loss.balance=dwa", "write: weighting = 'dwa'"),
+        ("training.checkpoint_every=100", r"training\.checkpoint_every is gone: checkpoints are written by time"),
+        ("schedule.steps=[{phase='a', trains=['everything'], focal=1.0}]", r"steps\.0\.focal is called 'seg' now"),
+    ],
+)
+def test_a_key_of_older_recipes_is_answered_with_the_new_line(assignment: str, line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        load_config("demo", {}, [assignment])
+
+
+def test_epochs_asked_for_override_a_recipes_iterations() -> None:
+    assert load_config("fcn8s-voc", {"training.epochs": 50}).training.iterations is None
+    with pytest.raises(UserError, match="give one of them"):
+        load_config("demo", {"training.epochs": 5, "training.iterations": 5})
+
+
+@pytest.mark.parametrize("name", ["depth-first", "depth-first+copy", "../up", "a/b", ""])
+def test_own_steps_need_a_plain_name_of_their_own(name: str) -> None:
+    steps = ({"phase": "x", "trains": ("encoder", "seg-branch"), "seg": 1.0},)
+    with pytest.raises(UserError, match=r"name of a schedule of the table|must begin with a letter or digit"):
+        load_config("demo").changed({"schedule": {"name": name, "steps": steps}}).build_schedule()
+
+
+def test_a_copy_is_said_in_one_way() -> None:
+    by_name, by_flag = (
+        load_config("demo", flags).build_schedule()
+        for flags in ({"schedule.name": "depth-first+copy"},
+                      {"schedule.name": "depth-first", "schedule.copy_weights": True})
+    )  # fmt: skip
+    assert by_name == by_flag and by_name.name == "depth-first+copy"
+    with pytest.raises(UserError, match="give only one of them"):
+        load_config("demo", {"schedule.name": "depth-first+copy", "schedule.copy_weights": False}).build_schedule()

@@ -130,8 +130,8 @@ def test_labelling_killed_half_way_ends_with_the_same_maps(start: Start, tmp_pat
     finish(start("--workdir", tmp_path / "undisturbed", *words))
     (other,) = (tmp_path / "undisturbed").glob("depth/*/*")
     assert other.name == folder.name
-    mended, whole = DepthStore(folder), DepthStore(other)
-    assert mended.image_ids == whole.image_ids and len(whole) == 40
+    repaired, whole = DepthStore(folder), DepthStore(other)
+    assert repaired.image_ids == whole.image_ids and len(whole) == 40
     for image_id in whole.image_ids:
         # batches fall differently after a restart, and a sum in another order differs in its last bits
-        np.testing.assert_allclose(mended.read(image_id).raw, whole.read(image_id).raw, rtol=2e-2, atol=2e-3)
+        np.testing.assert_allclose(repaired.read(image_id).raw, whole.read(image_id).raw, rtol=2e-2, atol=2e-3)

@@ -22,7 +22,7 @@ TINY = Path(__file__).parent / "tiny.toml"
 
 
 def write_images(folder: Path, names: list[str], *, seed: int, masks: Path | None = None) -> None:
-    """Write uncompressed pictures, whose files all have one size, and masks of two classes."""
+    """Write uncompressed images, whose files all have one size, and masks of two classes."""
     rng = np.random.default_rng(seed)
     for name in names:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,117 @@
+"""What is the same is pooled and reused, what differs is kept apart: data, numerics, metrics, versions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.threads import count_usable_cpus, read_cpu_quota
+
+Call = Callable[..., Any]
+TINY = Path(__file__).parent / "tiny.toml"
+RUN = ["run", "--recipe", TINY, "--schedule", "seg-only", "--iterations", "1"]
+
+
+def make_folder(root: Path, classes: str, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (root / kind / split).mkdir(parents=True)
+        for name in "abcd":
+            Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(root / f"images/{split}/{name}.png")
+            Image.fromarray(rng.integers(0, 2, (64, 64), dtype=np.uint8)).save(root / f"masks/{split}/{name}.png")
+    (root / "classes.txt").write_text(classes)
+    return root
+
+
+def edit_record(run: dict[str, Any], change: Callable[[dict[str, Any]], object]) -> Path:
+    file = Path(run["folder"]) / "run.json"
+    record = json.loads(file.read_text())
+    change(record)
+    file.write_text(json.dumps(record))
+    return file
+
+
+def test_two_datasets_of_one_name_are_two_rows(call: Call, tmp_path: Path) -> None:
+    """They used to be pooled into one row of two seeds, whose interval was of two datasets."""
+    for name, seed in (("A", 0), ("B", 1)):
+        root = make_folder(tmp_path / name, f"ground\n{name}\n", seed)
+        answer = call(*RUN, "--dataset", "folder", "--data-root", root, "--seed", seed)
+        assert answer.status == 0
+    compared = call("compare").json
+    assert [row["seeds"] for row in compared["rows"]] == [[0], [1]]
+    assert any("images or masks" in note for note in compared["notes"])
+
+
+def test_a_copy_of_the_data_is_the_same_data(call: Call, tmp_path: Path) -> None:
+    for name, seed in (("A", 0), ("B", 1)):
+        root = make_folder(tmp_path / name, "ground\nthing\n", 0)
+        call(*RUN, "--dataset", "folder", "--data-root", root, "--seed", seed)
+    (row,) = call("compare").json["rows"]
+    assert row["seeds"] == [0, 1]
+
+
+def test_other_numerics_are_another_row(call: Call) -> None:
+    call(*RUN, "--precision", "float32")
+    call(*RUN, "--precision", "bfloat16", "--seed", 1)
+    assert [row["seeds"] for row in call("compare").json["rows"]] == [[0], [1]]
+
+
+def test_auto_is_the_same_training_as_what_it_comes_to(call: Call) -> None:
+    auto = call(*RUN, "--precision", "auto").json
+    named = json.loads((Path(auto["folder"]) / "run.json").read_text())["config"]["training"]["precision"]
+    assert named in ("bfloat16", "float32")
+    assert call(*RUN, "--precision", named).json["run"] == auto["run"]
+
+
+@pytest.mark.parametrize("command", ["compare", "evaluate", "run"])
+def test_scores_of_an_older_version_are_computed_anew_without_training(call: Call, command: str) -> None:
+    run = call(*RUN).json
+
+    def age(record: dict[str, Any]) -> None:
+        record["evaluation"]["version"] -= 1
+        record["metrics"] = {"miou_macro": -1.0}
+
+    file = edit_record(run, age)
+    answer = call(*{"compare": ["compare"], "evaluate": ["evaluate", run["run"]], "run": RUN}[command])
+    assert answer.status == 0 and "seg-only: 1/1" not in answer.stderr, "nothing is trained"
+    assert json.loads(file.read_text())["metrics"] == run["metrics"]
+
+
+def test_a_run_of_an_older_version_of_the_program_is_refused_with_its_command(call: Call) -> None:
+    run = call(*RUN).json
+    edit_record(run, lambda record: record.pop("format"))
+    for words in (["evaluate", run["run"]], ["export", run["run"]]):
+        answer = call(*words)
+        assert answer.status == 2 and "older version" in answer.json["error"] and "pipeline" in answer.json["error"]
+
+
+def test_a_phase_keeps_its_work_under_another_name(call: Call, tmp_path: Path) -> None:
+    recipe = tmp_path / "own.toml"
+    step = '\n[[schedule.steps]]\nphase = "NAME"\ntrains = ["encoder", "seg-branch"]\nseg = 1.0\n'
+    plain = TINY.read_text().replace('name = "depth-first"\ncopy_weights = true', 'name = "own"')
+    folders = []
+    for name in ("first", "second"):
+        recipe.write_text(plain.replace('name = "own"', f'name = "{name}-own"' + step.replace("NAME", name)))
+        run = call("run", "--recipe", recipe).json
+        folders.append(run["phases"][0]["key"])
+        log = (Path(run["folder"]) / "metrics.jsonl").read_text().splitlines()
+        assert {json.loads(line)["phase"] for line in log} == {name}, "the log has the names of its run"
+    assert folders[0] == folders[1] and run["phases"][0]["reused"]
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"), [("150000 100000\n", 1.5), ("max 100000\n", float("inf")), ("nonsense", float("inf"))]
+)
+def test_threads_follow_what_the_process_may_use(tmp_path: Path, text: str, cpus: float) -> None:
+    file = tmp_path / "cpu.max"
+    file.write_text(text)
+    assert read_cpu_quota(file) == cpus
+    assert read_cpu_quota(tmp_path / "missing") == float("inf")
+    assert count_usable_cpus() >= 1
