@@ -34,10 +34,9 @@ def collect_dilations(module: nn.Module) -> set[int]:
     ids=str,
 )
 def test_width_of_the_concatenation(name, options, channels):
-    decoder = build_on_meta(name, **options).seg_decoder
-    seen = []
-    decoder.refine.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
-    decoder(build_on_meta(name, **options).encoder(torch.empty(1, 3, 512, 512, device="meta")))
+    network, seen = build_on_meta(name, encoder="resnet18", **options), []
+    network.seg_decoder.refine.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    network(torch.empty(1, 3, 512, 512, device="meta"), depth=False)
     assert seen == [(1, channels, 128, 128)]
 
 

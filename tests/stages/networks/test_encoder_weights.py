@@ -26,8 +26,7 @@ def no_connection(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
-@pytest.mark.parametrize("prefix", ["", "encoder."])
-@pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet10t"])
+@pytest.mark.parametrize(("encoder", "prefix"), [("resnet18", ""), ("tu-resnet10t", "encoder.")])
 def test_a_local_file_fills_the_encoder(tmp_path, encoder, prefix):
     torch.manual_seed(1)
     donor = encoder_state(build("none", encoder))

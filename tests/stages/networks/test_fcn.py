@@ -60,10 +60,9 @@ def test_depth_branch_adds_what_it_duplicates(branch, added):
     assert count_parameters(both) - count_parameters(single) == added
 
 
-@pytest.mark.parametrize("padding", ["aligned", "caffe"])
 @pytest.mark.parametrize("name", NAMES)
-def test_any_size_comes_back(name, padding):
-    network = build_on_meta(name, padding=padding)
+def test_any_size_comes_back_with_caffes_padding(name):
+    network = build_on_meta(name, padding="caffe")
     for size in ((64, 64), (200, 200), (400, 500), (513, 513), (600, 65)):
         outputs = network(torch.empty(1, 3, *size, device="meta"))
         assert outputs.seg_logits.shape == (1, 21, *size)

@@ -12,7 +12,6 @@ from data_cache.errors import UserError
 from stages.networks import build_network, count_parameters, strip_depth
 from stages.networks.parts import Part
 from stages.networks.pspnet import EFFECTIVE_PX, pool_regions
-from stages.training.transfer import copy_part
 
 SMALL = {"encoder": "resnet18", "encoder_weights": "none", "decoder_channels": 8}
 pytestmark = pytest.mark.filterwarnings("ignore:PSPNet's pyramid")
@@ -54,15 +53,6 @@ def test_depth_branch_duplicates_pyramid_bottleneck_and_head():
     assert counts[Part.DEPTH_DECODER] + counts[Part.DEPTH_HEAD] == 23_074_305
 
 
-@pytest.mark.parametrize("encoder", ["resnet50", "resnet18", "mobilenet_v2"])
-def test_any_size_comes_back(encoder):
-    network = build_on_meta(encoder=encoder)
-    for size in ((64, 64), (200, 200), (400, 500), (513, 513), (600, 65)):
-        outputs = network(torch.empty(1, 3, *size, device="meta"))
-        assert outputs.seg_logits.shape == (1, 21, *size)
-        assert outputs.depth.shape == (1, *size)
-
-
 def test_inner_shapes_at_512_px_are_the_papers():
     network, shapes = build_on_meta(), []
     features = network.encoder(torch.empty(1, 3, 512, 512, device="meta"))
@@ -89,14 +79,6 @@ def test_region_pooling_in_bfloat16_is_as_exact_as_torchs():
     torch.testing.assert_close(found.float(), exact, atol=0, rtol=2**-7)
 
 
-@pytest.mark.parametrize("options", [{}, {"aux": True}])
-def test_no_weight_is_unused(options):
-    network = build(**options)
-    outputs = network(draw_images())
-    sum(maps.sum() for maps in (outputs.seg_logits, outputs.depth, *outputs.aux_seg_logits)).backward()
-    assert [name for name, weight in network.named_parameters() if weight.grad is None] == []
-
-
 def test_auxiliary_logits_come_while_training_only_and_with_segmentation_only():
     network = build(aux=True)
     assert network.aux_weight == 0.4
@@ -118,13 +100,6 @@ def test_a_batch_of_one_trains():
     (outputs.seg_logits.square().mean() + outputs.depth.square().mean()).backward()
     branch = network.seg_decoder.branches[0]
     assert all(weight.grad.isfinite().all() and weight.grad.any() for weight in branch.parameters())
-
-
-def test_a_copy_carries_pyramid_and_bottleneck():
-    network = build()
-    assert not copy_part(network, Part.SEG_DECODER, Part.DEPTH_DECODER).skipped
-    state, other = network.seg_decoder.state_dict(), network.depth_decoder.state_dict()
-    assert all(torch.equal(state[name], other[name]) for name in state)
 
 
 def test_stripping_keeps_the_auxiliary_head():
