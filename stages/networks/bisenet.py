@@ -74,7 +74,7 @@ class TwoPathEncoder(nn.Module):
 
 
 class AttentionRefinement(nn.Module):
-    """3×3 convolution whose channels are then weighed. Source: Yu et al. 2018, figure 2b."""
+    """3×3 convolution whose channels are then multiplied by weights. Source: Yu et al. 2018, figure 2b."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

@@ -78,7 +78,7 @@ class DcsaNetwork(BranchedNetwork):
             gate: ``spatial`` (one map) or ``elementwise`` (a map per channel, with reduction 1).
             reduction: Query and Value have 1/reduction of the channels; by default 2 inside, 4 after a stage, and 1 for
                 the elementwise gate.
-            modulated: deformable convolutions of version 2, which also weigh their taps.
+            modulated: deformable convolutions of version 2, which also scale their taps.
             scale_attention: multiplies the softmax weights by their number.
             gain: factor on each module's output; 2 makes up for gates that start at one half.
             decoder: ``none`` as in the paper, or ``unet``. Ours.

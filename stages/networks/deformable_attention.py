@@ -38,7 +38,7 @@ class DeformableConv(DeformConv2d):
 
     Args:
         channels: in and out.
-        modulated: whether each tap is also weighed between 0 and 1 (version 2).
+        modulated: whether each tap is also multiplied by a number between 0 and 1 (version 2).
 
     Source: Dai et al. 2017; modulated: Zhu et al. 2019.
     """
@@ -74,7 +74,7 @@ class DeformableSelfAttention(nn.Module):
         reduction: Query and Value have C / reduction channels.
         gate: ``spatial`` sums the weighted Value over its channels to one map; ``elementwise`` keeps them, which needs
             reduction 1 and hardly gates, because softmax weights are about 1/C.
-        modulated: whether the deformable convolutions weigh their taps.
+        modulated: whether the deformable convolutions scale their taps.
         scale_attention: multiplies the softmax weights by their number, so that their mean is 1.
         gain: factor on the output; 2 makes up for the gate's start at one half.
     """

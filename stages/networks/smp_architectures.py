@@ -35,7 +35,7 @@ class Architecture(NamedTuple):
     reinitialised: bool = True
     """Whether smp draws the decoder and head again by its own rule instead of keeping torch's initialisation."""
     upsampling_from_depth: bool = False
-    """Whether the head's upsampling must be told, because smp's default is right at depth 5 only."""
+    """Whether the head's upsampling must be set, because smp's default is right at depth 5 only."""
 
 
 STAGES = (256, 128, 64, 32, 16)

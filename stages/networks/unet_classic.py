@@ -70,7 +70,7 @@ class UNetValid(UNetClassic):
     padded = False
     one_value_px = 0
     valid_border_px = 92
-    """What unpadded convolutions eat on each side; (572 − 388) / 2."""
+    """What unpadded convolutions cut off on each side; (572 − 388) / 2."""
 
     def prepare(self, images: Tensor) -> Tensor:
         """Mirror the border by 92 px, and on the right and bottom on to a size that every pooling halves evenly."""

@@ -111,7 +111,7 @@ def test_padding_changes_nothing_that_a_padded_image_would_not():
         assert torch.equal(network(images).depth, network(padded).depth[:, :70])
 
 
-def test_tiling_is_told_the_grid_and_whether_pixels_see_the_whole_image():
+def test_tiling_reads_the_grid_and_whether_pixels_see_the_whole_image():
     assert (build().tile_grid_px, build().global_context) == (32, False)
     pan = build(architecture="pan")
     assert (pan.tile_grid_px, pan.global_context) == (16, True)
