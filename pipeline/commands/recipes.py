@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
@@ -58,15 +59,24 @@ def list_keys() -> Result:
                 "help": field.description or "",
             }
         )
-    rows = [
-        [fact["key"], fact["kind"], str(fact["default"]), ", ".join(fact["decides"]), fact["flag"] or "-", fact["help"]]
-        for fact in facts
-    ]
+    shown = ("key", "kind", "default", "decides", "flag", "help")
+    rows = [[_show_cell(column, fact[column]) for column in shown] for fact in facts]
     return Result({"keys": facts}, plain_table("Keys", ["key", "kind", "default", "decides", "flag", "what"], rows))
+
+
+def _show_cell(column: str, value: Any) -> str:
+    """Return a cell of the table of keys: a default as a recipe would write it, "-" for nothing."""
+    if value is None:
+        return "-"
+    if column == "decides":
+        return ", ".join(value)
+    return json.dumps(value, ensure_ascii=False) if column == "default" else str(value)
 
 
 def _describe_kind(annotation: Any) -> str:
     """Return a type in the words of a recipe, for example ``"adam" | "sgd"`` or ``int (may be left out)``."""
+    from data_cache.settings import is_section
+
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " | ".join(f'"{choice}"' for choice in inner)
@@ -75,4 +85,4 @@ def _describe_kind(annotation: Any) -> str:
         return " or ".join(kinds) + (" (may be left out)" if len(kinds) < len(inner) else "")
     if origin is tuple:
         return f"list of {_describe_kind(inner[0])}"
-    return "table" if origin is dict else getattr(annotation, "__name__", str(annotation))
+    return "table" if origin is dict or is_section(annotation) else annotation.__name__
