@@ -56,11 +56,6 @@ class BoundaryScores:
                 self._sum += float(image_f1[image_present].mean())
                 self._num_images += 1
 
-    def merge(self, other: BoundaryScores) -> None:
-        """Add the scores of another part of the split."""
-        self._sum += other._sum
-        self._num_images += other._num_images
-
     def compute(self) -> float:
         """Return the mean boundary F1 in [0, 1]."""
         return self._sum / self._num_images if self._num_images else 0.0

@@ -1,4 +1,4 @@
-"""Colours of labels and of depth, and text, for the pictures people look at. Not for anything that is measured."""
+"""Colours of labels and of depth, and text, for the images people look at. Not for anything that is measured."""
 
 from __future__ import annotations
 
@@ -59,5 +59,5 @@ def colour_labels(labels: NDArray[np.uint8], palette: Sequence[RGB]) -> NDArray[
 
 
 def load_font(size_px: int) -> Font:
-    """Return Pillow's own font, so that pictures look alike on every machine."""
+    """Return Pillow's own font, so that images look alike on every machine."""
     return ImageFont.load_default(size=size_px)

@@ -87,14 +87,6 @@ class DepthErrors:
         self._delta1 += float((torch.maximum(predicted / target, target / predicted) < 1.25).double().mean())
         self._num_images += 1
 
-    def merge(self, other: DepthErrors) -> None:
-        """Add the errors of another part of the split."""
-        self._squared_error += other._squared_error
-        self._num_pixels += other._num_pixels
-        self._absrel += other._absrel
-        self._delta1 += other._delta1
-        self._num_images += other._num_images
-
     def compute(self) -> dict[str, float]:
         """Return the depth metrics by name; empty when no pixel had a valid target, because 0 would mean perfect."""
         if not self._num_pixels:

@@ -15,9 +15,6 @@ from stages.networks.interface import Network, Outputs
 
 Precision = Literal["float32", "bfloat16"]
 
-OnOutputs = Callable[[Outputs], None]
-"""Called with the outputs of every forward pass, whole images or tiles; raises where they are unfit."""
-
 
 class Predicted(NamedTuple):
     """What is kept of a forward pass."""
@@ -48,26 +45,6 @@ def run_network(
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         outputs = network(images, seg=True, depth=depth) if _takes_branches(network) else network(images)
     return outputs if isinstance(outputs, Outputs) else Outputs(outputs, None)
-
-
-def predict_whole(
-    network: Callable[..., Any],
-    images: Tensor,
-    size: Sequence[int],
-    *,
-    precision: Precision = "float32",
-    depth: bool = False,
-    on_outputs: OnOutputs | None = None,
-) -> Predicted:
-    """Return labels and depth at ``size`` of one forward pass over whole images; logits are resized, then compared."""
-    outputs = run_network(network, images, precision=precision, depth=depth)
-    if on_outputs is not None:
-        on_outputs(outputs)
-    assert outputs.seg_logits is not None
-    return Predicted(
-        predict_labels(outputs.seg_logits, size),
-        None if outputs.depth is None else resize_depth(outputs.depth, size),
-    )
 
 
 def predict_labels(seg_logits: Tensor, size: Sequence[int]) -> Tensor:

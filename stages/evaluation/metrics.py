@@ -161,16 +161,6 @@ class SegCounts:
         counts = torch.bincount(cells.flatten(), minlength=len(labels) * (classes + 1) * classes)
         return counts.view(-1, classes + 1, classes).cpu()
 
-    def merge(self, other: SegCounts) -> None:
-        """Add the counts of another part of the split, as counted by another process."""
-        self.confusion += other.confusion
-        self.void_predictions += other.void_predictions
-        self.num_images += other.num_images
-        self._num_labelled_images += other._num_labelled_images
-        for rule, sums in other._sums.items():
-            for name, value in sums.items():
-                self._sums[rule][name] += value
-
     @property
     def labelled_pixels(self) -> int:
         """Pixels that are not void."""

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from data_cache.errors import UserError
 from data_cache.sample import SMALLEST_INPUT_PX
-from stages.evaluation.forward import OnOutputs, Precision, Predicted, predict_whole, run_network
+from stages.evaluation.forward import Precision, Predicted, predict_labels, resize_depth, run_network
 from stages.networks.framing import mirror_pad
 from stages.networks.interface import Network, Outputs
 
 DEFAULT_MARGIN_PX = 64
+
+OnOutputs = Callable[[Outputs], None]
+"""Called with the outputs of every forward pass, whole images or tiles; raises where they are unfit."""
 
 _PLAIN = Network()
 """What functions and modules that are no ``Network`` are taken for: one with every default."""
@@ -82,13 +85,18 @@ def predict(
         size: (height, width) of the result; in tiles that of the images.
         precision: of the forward passes.
         depth: whether to run the depth branch.
-        on_outputs: called with the outputs of each forward pass.
+        on_outputs: sees the outputs of each forward pass before they are resized.
 
     Raises:
         UserError: tiles of images that would have to be resized.
     """
     if not isinstance(network, TiledNetwork):
-        return predict_whole(network, images, size, precision=precision, depth=depth, on_outputs=on_outputs)
+        outputs = run_network(network, images, precision=precision, depth=depth)
+        if on_outputs is not None:
+            on_outputs(outputs)
+        assert outputs.seg_logits is not None
+        resized = None if outputs.depth is None else resize_depth(outputs.depth, size)
+        return Predicted(predict_labels(outputs.seg_logits, size), resized)
     if tuple(size) != tuple(images.shape[-2:]):
         raise UserError(
             f"tiles are cut at the size of the images, which are {images.shape[-2]}x{images.shape[-1]} px, but labels "

@@ -94,14 +94,8 @@ def _render_use(proof: Mapping[str, Any], opens_with_smp: bool) -> str:
         usages["safetensors"] = SMP_USAGE
     lines = [f"Images are RGB, normalised as `preprocess.json` says; made for {height}x{width} px."]
     for name, usage in usages.items():
-        lines += [
-            "",
-            f"{', '.join(f'`{file}`' for file in EXPORT_FORMATS[name].files)}:",
-            "",
-            "```python",
-            usage,
-            "```",
-        ]
+        files = ", ".join(f"`{file}`" for file in EXPORT_FORMATS[name].files)
+        lines += ["", f"{files}:", "", "```python", usage, "```"]
     return "\n".join(lines)
 
 

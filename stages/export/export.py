@@ -109,28 +109,14 @@ def export_network(
         return finished
     _check_disk(stripped, out, len(formats))
     with _Unfinished(out) as folder:
+        job = ExportJob(stripped, folder, input_size, dynamic, opset)
         facts: dict[str, dict[str, Any]] = {}
         for name in formats:
             info(f"writing {name}")
-            facts[name] = EXPORT_FORMATS[name].load().write(ExportJob(stripped, folder, input_size, dynamic, opset))
-        write_preprocess(
-            folder,
-            normalisation=network.normalisation,
-            input_size=input_size,
-            dynamic=dynamic,
-            class_names=class_names,
-            palette=palette,
-        )
+            facts[name] = EXPORT_FORMATS[name].load().write(job)
+        write_preprocess(job, class_names=class_names, palette=palette)
         info("proving")
-        proof = {KEY_FIELD: key} | compute_proof(
-            full,
-            stripped,
-            folder,
-            format_facts=facts,
-            input_size=input_size,
-            dynamic=dynamic,
-            latency_repeats=latency_repeats,
-        )
+        proof = {KEY_FIELD: key} | compute_proof(full, job, format_facts=facts, latency_repeats=latency_repeats)
         card = render_card(
             card_facts,
             proof,

@@ -4,37 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from data_cache.sample import IGNORE_INDEX, SMALLEST_INPUT_PX
 from stages.export.formats import EXPORT_FORMATS, INPUT_NAME, OUTPUT_NAME
-from stages.networks.interface import Normalisation
+from stages.export.job import ExportJob
 
 PREPROCESS_FILE = "preprocess.json"
 
 Palette = Sequence[tuple[int, int, int]]
 
 
-def write_preprocess(
-    folder: Path,
-    *,
-    normalisation: Normalisation,
-    input_size: tuple[int, int],
-    dynamic: bool,
-    class_names: Sequence[str],
-    palette: Palette,
-) -> None:
-    """Write preprocess.json into an existing folder."""
+def write_preprocess(job: ExportJob, *, class_names: Sequence[str], palette: Palette) -> None:
+    """Write preprocess.json into the job's folder."""
     size_rule = {
-        "input_size": list(input_size),
+        "input_size": list(job.input_size),
         "resize": "bilinear, antialiased, to input_size; resize the logits back bilinearly before the argmax",
-        "fixed_size_formats": [name for name, row in EXPORT_FORMATS.items() if row.fixed_size and not dynamic],
+        "fixed_size_formats": [name for name, row in EXPORT_FORMATS.items() if row.fixed_size and not job.dynamic],
         "other_sizes": f"formats not listed as fixed take any size of at least {SMALLEST_INPUT_PX} px a side as it is",
         "smallest_side_px": SMALLEST_INPUT_PX,
     }
     content = {
-        "mean": list(normalisation.mean),
-        "std": list(normalisation.std),
+        "mean": list(job.network.normalisation.mean),
+        "std": list(job.network.normalisation.std),
         "input_range": [0, 1],
         "formula": "(rgb / 255 - mean) / std",
         "channel_order": "RGB",
@@ -47,4 +38,6 @@ def write_preprocess(
         "palette": [list(colour) for colour in palette],
         "ignore_index": IGNORE_INDEX,
     }
-    (folder / PREPROCESS_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (job.folder / PREPROCESS_FILE).write_text(
+        json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )

@@ -8,18 +8,17 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_cache.errors import UserError
 from data_cache.sample import SMALLEST_INPUT_PX
-from stages.export.formats import EXPORT_FORMATS, ExportFormat
-from stages.export.job import SegmentationFunction, quiet_libraries
+from stages.export.formats import EXPORT_FORMATS
+from stages.export.job import ExportJob, quiet_libraries
 from stages.export.strip import OpensWithSmp
 from stages.networks import count_parameters, segmentation_only
 from stages.networks.interface import Network
@@ -49,24 +48,14 @@ def build_reference(network: Network) -> Network:
 
 @torch.no_grad()
 def compute_proof(
-    full: Network,
-    stripped: Network,
-    folder: Path,
-    *,
-    format_facts: dict[str, dict[str, Any]],
-    input_size: tuple[int, int],
-    dynamic: bool,
-    latency_repeats: int,
+    full: Network, job: ExportJob, *, format_facts: dict[str, dict[str, Any]], latency_repeats: int
 ) -> dict[str, Any]:
     """Compare the written folder with the network it came from.
 
     Args:
         full: as trained; ``build_reference`` of it.
-        stripped: ``full`` without its depth branch.
-        folder: holds the files of every format in ``format_facts``.
+        job: what was written, from ``full`` without its depth branch.
         format_facts: format → facts its writer returned.
-        input_size: height and width in pixels.
-        dynamic: whether sizes other than ``input_size`` were promised.
         latency_repeats: timed runs of each network.
 
     Returns:
@@ -76,18 +65,18 @@ def compute_proof(
         UserError: when a format's file answers differently from the network.
         RuntimeError: when stripping changed a logit, which is a bug.
     """
-    sizes = choose_verified_sizes(input_size, dynamic=dynamic)
-    images = _draw_images(1, input_size)
+    stripped, images = job.network, _draw_images(1, job.input_size)
+    sizes = choose_verified_sizes(job.input_size, dynamic=job.dynamic)
     return {
         "max_abs_difference": {
             "stripped_vs_full": _compare_stripped(full, stripped, sizes),
-            "smp_vs_stripped": _compare_smp(stripped, folder, input_size),
+            "smp_vs_stripped": _compare_smp(job),
         },
         "formats": {
-            name: facts | {"sizes": _verify_format(name, stripped, folder, sizes, facts)}
+            name: facts | {"sizes": _verify_format(name, job, sizes, dynamic_batch=facts.get("dynamic_batch", True))}
             for name, facts in format_facts.items()
         },
-        "input_size": list(input_size),
+        "input_size": list(job.input_size),
         "parameters": {"before": count_parameters(full), "after": count_parameters(stripped)},
         "flops": {"before": _count_flops(full, images), "after": _count_flops(stripped, images)},
         "latency_ms": _measure_latencies(full, stripped, images, latency_repeats),
@@ -107,75 +96,59 @@ def _compare_stripped(full: Network, stripped: Network, sizes: Sequence[tuple[in
     return difference
 
 
-def _compare_smp(stripped: Network, folder: Path, input_size: tuple[int, int]) -> float | None:
+def _compare_smp(job: ExportJob) -> float | None:
     """Return the largest difference after opening the folder with smp; None for networks that smp does not have."""
-    if not isinstance(stripped, OpensWithSmp):
+    if not isinstance(job.network, OpensWithSmp):
         return None
-    size = tuple(-(-side // SMP_MULTIPLE_PX) * SMP_MULTIPLE_PX for side in input_size)
-    images = _draw_images(1, (max(size[0], 128), max(size[1], 128)))  # PAN needs 128 px
+    height, width = (max(128, -(-side // SMP_MULTIPLE_PX) * SMP_MULTIPLE_PX) for side in job.input_size)
+    images = _draw_images(1, (height, width))  # PAN needs 128 px
     with quiet_libraries():  # huggingface_hub 2.4 prints where it loads from
-        reopened = smp.from_pretrained(str(folder)).eval()
-    difference = (reopened(images) - segmentation_only(stripped)(images)).abs().max().item()
+        reopened = smp.from_pretrained(str(job.folder)).eval()
+    difference = (reopened(images) - segmentation_only(job.network)(images)).abs().max().item()
     if difference != 0:
         raise RuntimeError(f"the folder opened with smp differs from the network by {difference}")
     return difference
 
 
 def _verify_format(
-    name: str, stripped: Network, folder: Path, sizes: Sequence[tuple[int, int]], facts: dict[str, Any]
+    name: str, job: ExportJob, sizes: Sequence[tuple[int, int]], *, dynamic_batch: bool
 ) -> list[dict[str, Any]]:
+    """Return how far a written file is from the network, at each size; UserError where it is too far."""
     row = EXPORT_FORMATS[name]
-    opened = row.load().open_folder(folder)
-    reference = segmentation_only(stripped)
-    outliers = 0.0 if row.max_difference == 0 else stripped.rounding_outliers
-    batches = (1, 3) if facts.get("dynamic_batch", True) else (1,)
-    cases = [(batches[-1] if size == sizes[0] else 1, size) for size in sizes]
-    if batches[-1] != 1:
-        cases.insert(0, (1, sizes[0]))
-    remedy = f"leave {name!r} out of the formats"
-    if len(sizes) > 1:
-        remedy = f"export without dynamic sizes, or {remedy}"
-    return [_verify_case(name, row, opened, reference, batch, size, remedy, outliers) for batch, size in cases]
+    opened, reference = row.load().open_folder(job.folder), segmentation_only(job.network)
+    outliers = 0.0 if row.max_difference == 0 else job.network.rounding_outliers
+    remedy = f"{'export without dynamic sizes, or ' if len(sizes) > 1 else ''}leave {name!r} out of the formats"
+    cases = []
+    for batch, size in [(1, sizes[0]), *([(3, sizes[0])] if dynamic_batch else []), *((1, size) for size in sizes[1:])]:
+        where = f"{name} at batch {batch}, {size[0]}x{size[1]} px"
+        images = _draw_images(batch, size)
+        expected = reference(images)
+        try:
+            answered = opened(images)
+        except Exception as error:  # a foreign runtime may raise anything; whatever it is, the file is unfit
+            raise UserError(f"the written file fails: {where}: {error}; {remedy}") from error
+        if answered.shape != expected.shape:
+            shapes = f"{tuple(answered.shape)} instead of {tuple(expected.shape)}"
+            raise UserError(f"the written file answers with another shape: {where}: {shapes}; {remedy}")
+        allowed = row.max_difference * max(1.0, expected.abs().max().item())
+        case = {"batch": batch, "height": size[0], "width": size[1], **_compare(answered, expected, allowed)}
+        if case["share_beyond_tolerance"] > outliers or case["argmax_agreement"] < row.min_agreement:
+            exempt = f" but for {outliers:.1%} of them" if outliers else ""
+            raise UserError(
+                f"the written file answers differently: {where}: logits differ by up to "
+                f"{case['max_abs_difference']:.3g} (allowed {allowed:.3g}{exempt}) and {case['argmax_agreement']:.2%} "
+                f"of pixels keep their class; {remedy}"
+            )
+        cases.append(case)
+    return cases
 
 
-def _verify_case(
-    name: str,
-    row: ExportFormat,
-    opened: SegmentationFunction,
-    reference: nn.Module,
-    batch: int,
-    size: tuple[int, int],
-    remedy: str,
-    outliers: float,
-) -> dict[str, Any]:
-    images = _draw_images(batch, size)
-    expected = reference(images)
-    where = f"{name} at batch {batch}, {size[0]}x{size[1]} px"
-    try:
-        answered = opened(images)
-    except Exception as error:  # a foreign runtime may raise anything; whatever it is, the file is unfit
-        raise UserError(f"the written file fails: {where}: {error}; {remedy}") from error
-    if answered.shape != expected.shape:
-        shapes = f"{tuple(answered.shape)} instead of {tuple(expected.shape)}"
-        raise UserError(f"the written file answers with another shape: {where}: {shapes}; {remedy}")
+def _compare(answered: Tensor, expected: Tensor, allowed: float) -> dict[str, float]:
     differences = (answered - expected).abs()
-    difference = differences.max().item()
-    agreement = (answered.argmax(1) == expected.argmax(1)).double().mean().item()
-    allowed = row.max_difference * max(1.0, expected.abs().max().item())
-    beyond = 1 - (differences <= allowed).double().mean().item()  # counted so, nan is beyond
-    if beyond > outliers or agreement < row.min_agreement:
-        exempt = f" but for {outliers:.1%} of them" if outliers else ""
-        raise UserError(
-            f"the written file answers differently: {where}: logits differ by up to {difference:.3g} (allowed "
-            f"{allowed:.3g}{exempt}) and {agreement:.2%} of pixels keep their class; {remedy}"
-        )
     return {
-        "batch": batch,
-        "height": size[0],
-        "width": size[1],
-        "max_abs_difference": difference,
-        "argmax_agreement": agreement,
-        "share_beyond_tolerance": beyond,
+        "max_abs_difference": differences.max().item(),
+        "argmax_agreement": (answered.argmax(1) == expected.argmax(1)).double().mean().item(),
+        "share_beyond_tolerance": 1 - (differences <= allowed).double().mean().item(),  # counted so, nan is beyond
     }
 
 

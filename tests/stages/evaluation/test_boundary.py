@@ -82,12 +82,11 @@ def test_images_weigh_alike_however_batched():
         torch.cat([blobs(3, (32, 32), s) for s in range(3)]),
         torch.cat([blobs(3, (32, 32), s) for s in (0, 4, 2)]),
     )
-    whole, first, rest = BoundaryScores(3), BoundaryScores(3), BoundaryScores(3)
+    whole, parts = BoundaryScores(3), BoundaryScores(3)
     whole.update(prediction, label)
-    first.update(prediction[:1], label[:1])
-    rest.update(prediction[1:], label[1:])
-    first.merge(rest)
-    assert first.compute() == whole.compute()
+    parts.update(prediction[:1], label[:1])
+    parts.update(prediction[1:], label[1:])
+    assert parts.compute() == whole.compute()
     assert whole.compute() == pytest.approx(
         np.mean([oracle(p.numpy(), y.numpy(), 3) for p, y in zip(prediction, label, strict=True)])
     )

@@ -175,14 +175,6 @@ def test_how_images_are_batched_changes_no_digit():
     assert torch.equal(split.confusion, whole.confusion)
 
 
-def test_merged_parts_equal_the_whole():
-    predictions, labels = random_maps(5)
-    merged = count(predictions[:1], labels[:1], 5)
-    merged.merge(count(predictions[1:], labels[1:], 5))
-    assert merged.compute() == pytest.approx(count(predictions, labels, 5).compute(), abs=1e-12)
-    assert merged.num_images == 4
-
-
 def test_sizes_may_differ_between_batches():
     counts = SegCounts(3)
     for seed, size in enumerate([(8, 8), (5, 11), (1, 1)]):

@@ -1,4 +1,4 @@
-"""Pictures: written where asked, depth on one scale, labels never blended."""
+"""Images for people: written where asked, depth on one scale, labels never blended."""
 
 from __future__ import annotations
 
