@@ -9,7 +9,8 @@ from html import escape
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "&": r"\&", "%": r"\%", "#": r"\#", "$": r"\$",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "–": "--", "±": r"$\pm$", "·": r"$\cdot$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    "|": r"\textbar{}", "[": "{[}", "*": "{*}", "–": "--",
+    "±": r"$\pm$", "·": r"$\cdot$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
 }  # fmt: skip
 
 
@@ -31,14 +32,15 @@ def width_of(text: str) -> int:
 
 
 def markdown_text(text: str) -> str:
-    """Return text that GitHub's Markdown shows as it is, also inside a table."""
-    return re.sub(r"[\\`*{}\[\]<>|~$&#!]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", printable_text(text))
+    """Return text that GitHub's Markdown shows as it is, also inside a table and at the beginning of a line."""
+    escaped = re.sub(r"[\\`*{}\[\]<>|~$&#!]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", printable_text(text))
+    return re.sub(r"^(\d*)([-+.)])(?=\s)", r"\1\\\2", escaped)  # else a list would begin
 
 
 def csv_text(text: str) -> str:
     """Return text that a spreadsheet shows as it is; what would be a formula gets an apostrophe in front."""
     text = printable_text(text)
-    return f"'{text}" if text[:1] in tuple("=+-@") else text
+    return f"'{text}" if text[:1] in tuple("=+-@＝＋－＠") else text
 
 
 def latex_text(text: str) -> str:

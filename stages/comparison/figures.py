@@ -14,15 +14,16 @@ from matplotlib.figure import Figure
 from data_cache.escaping import printable_text, width_of
 from data_cache.metrics import HEADLINE, METRICS
 from stages.comparison.losses import LossCurves
-from stages.comparison.rows import Row, label_rows
+from stages.comparison.rows import Row
 from stages.comparison.table import Table
 
 INK, MUTED, RULE = "#1f2430", "#7a8291", "#e3e6eb"
 SERIES = ("#9aa3b2", "#2f6db5", "#d0722b", "#3f8f6b")
-"""Grey for the baseline, then the rows that are held against it; told apart in grey print too."""
+"""Grey for the baseline, then the rows that are held against it; they differ in grey print too."""
 MIN_SCORE_RANGE = 0.1
 """The score axis shows at least this much, or two nearly equal rows would look far apart."""
 LOSS_COLOURS = {"seg": "#2f6db5", "depth": "#d0722b"}
+"""Other terms have the last colour of SERIES."""
 _STYLE = {
     "font.size": 9,
     "text.parse_math": False,  # a name with two dollar signs is no formula
@@ -49,8 +50,11 @@ _STYLE = {
 
 
 def draw_scores(table: Table) -> str:
-    """Return each row's seeds as dots, its mean as a bar with its interval, and the baseline as a line."""
-    rows = [row for row in table.rows if HEADLINE in row.metrics]
+    """Return each row's seeds as dots, its mean as a bar with its interval, and the baseline as a line.
+
+    Rows without the headline metric are left out; at least one has it.
+    """
+    labels, rows = zip(*(pair for pair in table.labelled if HEADLINE in pair[1].metrics), strict=True)
     with rc_context(_STYLE):
         figure = Figure(figsize=(8.4, 0.55 + 0.3 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
@@ -60,7 +64,7 @@ def draw_scores(table: Table) -> str:
             axes.axvline(
                 table.bases[0].metrics[HEADLINE].mean, color=SERIES[0], linewidth=1, linestyle=(0, (4, 3)), zorder=1
             )
-        axes.set_yticks(range(len(rows)), list(map(printable_text, label_rows(rows))))
+        axes.set_yticks(range(len(rows)), list(map(printable_text, labels)))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         low, high = axes.get_xlim()
         widen = max(0.0, MIN_SCORE_RANGE - (high - low)) / 2
@@ -130,7 +134,7 @@ def draw_losses(curves: Mapping[str, LossCurves]) -> str:
         for axes in list(grid.flat)[len(curves) :]:
             axes.set_visible(False)
         terms = dict.fromkeys(term for found in curves.values() for term in found.curves)
-        handles = [grid.flat[0].plot([], [], color=_loss_colour(term))[0] for term in terms]
+        handles = [grid.flat[0].plot([], [], color=LOSS_COLOURS.get(term, SERIES[3]))[0] for term in terms]
         labels = [printable_text(f"{term} loss") for term in terms]
         figure.legend(handles, labels, loc="outside upper left", ncols=len(terms), handlelength=1.4)
         return _to_svg(figure, "losses")
@@ -139,7 +143,7 @@ def draw_losses(curves: Mapping[str, LossCurves]) -> str:
 def _draw_run_losses(axes: Axes, name: str, found: LossCurves) -> None:
     for term, points in found.curves.items():
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=_loss_colour(term), linewidth=1.2)
+        axes.plot(steps, values, color=LOSS_COLOURS.get(term, SERIES[3]), linewidth=1.2)
     for phase in found.phases:
         if phase.first_step:
             axes.axvline(phase.first_step, color="#b4bac5", linewidth=0.8)
@@ -164,10 +168,6 @@ def _draw_run_losses(axes: Axes, name: str, found: LossCurves) -> None:
     axes.locator_params(axis="x", nbins=4)
 
 
-def _loss_colour(term: str) -> str:
-    return LOSS_COLOURS.get(term, SERIES[3])
-
-
 def _to_svg(figure: Figure, name: str) -> str:
     """Return an ``<svg>`` element that scales with the page; equal figures give equal text."""
     stream = io.StringIO()
@@ -175,12 +175,7 @@ def _to_svg(figure: Figure, name: str) -> str:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the text stays text: the page's fonts have it
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(
-        r' xmlns(:\w+)?="[^"]*"', "", text, count=2
-    )  # inline SVG needs no namespaces, and the page no addresses
-    text = text.replace("xlink:href", "href")
-    return re.sub(
-        r'(<svg\b[^>]*?) height="[^"]*"', r"\1", re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", text, count=1), count=1
-    )
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    head, rest = text.split(">", 1)
+    head = re.sub(r' (xmlns(:\w+)?|width|height)="[^"]*"', "", head)  # inline SVG needs no namespaces: no addresses
+    return f"{head}>{rest}".replace("xlink:href", "href")

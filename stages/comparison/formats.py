@@ -53,9 +53,8 @@ def read_columns(table: Table) -> list[Column]:
             columns.append(Column(f"{name} vs {table.baseline}", differences, "difference", name, METRICS[name].digits))
     for name in table.paper_columns:
         scores = tuple(row.paper.get(name) for row in rows)
-        columns.append(
-            Column(f"paper {PAPER_COLUMNS[name]}", scores, "paper", digits=_printed_digits(scores), importance=8)
-        )
+        digits = _printed_digits([score for score in scores if score is not None])
+        columns.append(Column(f"paper {PAPER_COLUMNS[name]}", scores, "paper", digits=digits, importance=8))
     return columns
 
 
@@ -66,22 +65,32 @@ def metric_column(name: str, values: Sequence[Value]) -> Column:
     return Column(title, tuple(values), "headline" if name == HEADLINE else "metric", name, metric.digits)
 
 
-def show_cell(column: Column, value: Value, *, between: str = " ± ") -> str:
-    """Return a value as plain text, its uncertainty behind ``between``."""
+def read_cells(columns: Sequence[Column]) -> list[list[tuple[Column, Value]]]:
+    """Return the table row by row, each value beside its column."""
+    return [
+        list(zip(columns, values, strict=True)) for values in zip(*(column.values for column in columns), strict=True)
+    ]
+
+
+def show_cell(column: Column, value: Value) -> tuple[str, str]:
+    """Return a value as plain text, and half of its interval's width, "" where it has none."""
     if value is None:
-        return EMPTY
+        return EMPTY, ""
     if isinstance(value, Estimate | Difference):
         sign = "+" if isinstance(value, Difference) else ""
-        spread = "" if value.half_width is None else f"{between}{value.half_width:.{column.digits}f}"
-        return f"{value.mean:{sign}.{column.digits}f}{spread}"
-    return f"{value:.{column.digits}f}" if isinstance(value, float) else str(value)
+        spread = "" if value.half_width is None else f"{value.half_width:.{column.digits}f}"
+        return f"{value.mean:{sign}.{column.digits}f}", spread
+    return f"{value:.{column.digits}f}" if isinstance(value, float) else str(value), ""
 
 
 def describe_common(table: Table) -> str:
     """Return what all rows have in common, as a heading."""
-    found = {fact: {row.fact(fact) for row in table.rows} for fact in FACTS}
+    varying = varying_facts(table.rows)
     return " · ".join(
-        ("recipe " if fact == "recipe" else "") + values.pop() for fact, values in found.items() if len(values) == 1
+        ("recipe " if fact == "recipe" else "") + row.fact(fact)
+        for row in table.rows[:1]
+        for fact in FACTS
+        if fact not in varying
     )
 
 
@@ -98,15 +107,15 @@ def render_text(table: Table, *, width: int = TEXT_WIDTH) -> str:
     """
     if not table.rows:
         return "no runs"
-    columns = [
+    every = [
         replace(column, title=f"{column.title}*") if column.kind == "headline" else column
         for column in _join_papers(read_columns(table))
-        if column.kind != "difference"
     ]
-    columns, left_out = _fit(columns, width)
+    columns, left_out = _fit([column for column in every if column.kind != "difference"], width)
     lines = [printable_text(describe_common(table)), "", *_lay_out(columns), ""]
-    for metric in table.compared_metrics:
-        lines += _difference_lines(table, metric, width)
+    for column in every:
+        if column.kind == "difference":
+            lines += _lay_out_differences(table, column, width)
     notes = [
         f"* headline metric: {METRICS[HEADLINE].label}, {METRICS[HEADLINE].convention}",
         f"{describe_directions(table.main_metrics)}; what each metric is: pipeline compare --help",
@@ -124,7 +133,7 @@ def render_markdown(table: Table) -> str:
     columns = read_columns(table)
     titles = [f"**{column.title}**" if column.kind == "headline" else markdown_text(column.title) for column in columns]
     rule = ["---" if column.kind == "text" else "---:" for column in columns]
-    body = [[markdown_text(show_cell(column, column.values[index])) for column in columns] for index in _indices(table)]
+    body = [[markdown_text(" ± ".join(filter(None, show_cell(*cell)))) for cell in row] for row in read_cells(columns)]
     lines = ["| " + " | ".join(cells) + " |" for cells in (titles, rule, *body)]
     notes = [f"- {markdown_text(note)}" for note in (*table.notes, *explain_metrics(table.main_metrics))]
     return "\n".join([markdown_text(describe_common(table)), "", *lines, "", *notes])
@@ -139,7 +148,7 @@ def render_csv(table: Table) -> str:
         + [f"{metric}{part}" for metric in METRICS for part in ("", "_ci95", "_diff", "_diff_ci95")]
         + [f"paper_{column}" for column in PAPER_COLUMNS]
     )
-    for label, row in zip(label_rows(table.rows), table.rows, strict=True):
+    for label, row in table.labelled:
         words = (row.name, label, *(row.fact(fact) for fact in FACTS), row.baseline or "")
         cells: list[object] = [*map(csv_text, words), " ".join(map(str, row.seeds)), len(row.seeds)]
         cells += [row.total_steps, row.first.parameters]
@@ -159,28 +168,27 @@ def render_latex(table: Table) -> str:
     """Return a ``tabular`` in the style of booktabs (``\\usepackage{booktabs}``); notes are comments above it."""
 
     def cell(column: Column, value: Value) -> str:
-        shown = show_cell(column, value)
-        is_formula = isinstance(value, Estimate | Difference)
-        return "$" + shown.replace("±", r"\pm") + "$" if is_formula else latex_text(shown)
+        shown, spread = show_cell(column, value)
+        if not isinstance(value, Estimate | Difference):
+            return latex_text(shown)
+        return rf"${shown} \pm {spread}$" if spread else f"${shown}$"
 
     columns = read_columns(table)
     heads = [
         rf"\textbf{{{latex_text(column.title)}}}" if column.kind == "headline" else latex_text(column.title)
         for column in columns
     ]
-    body = [[cell(column, column.values[index]) for column in columns] for index in _indices(table)]
+    body = [[cell(*each) for each in row] for row in read_cells(columns)]
+    lines = [" & ".join(cells) + r" \\" for cells in (heads, *body)]
     comments = (describe_common(table), *table.notes, *explain_metrics(table.main_metrics))
-    lines = [
-        *(f"% {printable_text(line)}" for line in comments),
-        rf"\begin{{tabular}}{{{''.join('l' if column.kind == 'text' else 'r' for column in columns)}}}",
-        r"\toprule",
-        " & ".join(heads) + r" \\",
-        r"\midrule",
-        *(" & ".join(cells) + r" \\" for cells in body),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            *(f"% {printable_text(line)}" for line in comments),
+            rf"\begin{{tabular}}{{{''.join('l' if column.kind == 'text' else 'r' for column in columns)}}}",
+            *(r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"),
+            r"\end{tabular}",
+        ]
+    )
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {
@@ -192,14 +200,9 @@ FORMATS: dict[str, Callable[[Table], str]] = {
 }
 
 
-def _indices(table: Table) -> range:
-    return range(len(table.rows))
-
-
-def _printed_digits(scores: Sequence[float | None]) -> int:
+def _printed_digits(scores: Sequence[float]) -> int:
     """Return as many digits, three to five, as the paper printed."""
-    values = [score for score in scores if score is not None]
-    return next((digits for digits in (3, 4) if all(round(value, digits) == value for value in values)), 5)
+    return next((digits for digits in (3, 4) if all(round(score, digits) == score for score in scores)), 5)
 
 
 def _join_papers(columns: list[Column]) -> list[Column]:
@@ -218,44 +221,44 @@ def _join_papers(columns: list[Column]) -> list[Column]:
     return [*(column for column in columns if column.kind != "paper"), joined]
 
 
-def _difference_lines(table: Table, metric: str, width: int) -> list[str]:
-    """Return the paired differences of a metric as lines of text."""
-    labels = map(printable_text, label_rows(table.rows))
-    labelled = zip(labels, table.rows, strict=True)
-    compared = [(label, row.differences[metric]) for label, row in labelled if metric in row.differences]
-    if not compared:
-        return []
-    name_width = max(width_of(label) for label, _ in compared)
-    lines = [f"{metric} minus that of {printable_text(table.baseline or '')}, paired by seed:"]
-    for label, found in compared:
-        spread = "one seed, no interval" if found.half_width is None else f"±{found.half_width:.3f}"
-        verdict = "" if found.half_width is None or found.is_clear else "  (may be chance)"
-        value = f"{found.mean:+.3f} {spread}{verdict}"
+def _lay_out_differences(table: Table, column: Column, width: int) -> list[str]:
+    """Return a column of paired differences as lines of text."""
+    found = [
+        (printable_text(label), value)
+        for (label, _), value in zip(table.labelled, column.values, strict=True)
+        if isinstance(value, Difference)
+    ]
+    lines = [f"{column.metric} minus that of {printable_text(table.baseline or '')}, paired by seed:"] if found else []
+    name_width = max((width_of(label) for label, _ in found), default=0)
+    for label, difference in found:
+        mean, spread = show_cell(column, difference)
+        verdict = "" if not spread or difference.is_clear else "  (may be chance)"
+        value = f"{mean} {f'±{spread}' if spread else 'one seed, no interval'}{verdict}"
         in_one = f"  {label}{' ' * (name_width - width_of(label))}  {value}"
         lines += [in_one] if width_of(in_one) <= width else [f"  {label}", f"    {value}"]
-    return [*lines, ""]
+    return [*lines, ""] if lines else []
 
 
 def _lay_out(columns: Sequence[Column]) -> list[str]:
     """Return header lines, a rule and one line per row; long metric names take two header lines."""
-    heads = [_split_title(column.title) for column in columns]
-    cells = [[_compact(column, value) for value in column.values] for column in columns]
-    widths = [max(map(width_of, (*head, *found))) for head, found in zip(heads, cells, strict=True)]
+    upper, lower = zip(*(_split_title(column.title) for column in columns), strict=True)
+    body = [[_show_short(*cell) for cell in row] for row in read_cells(columns)]
+    widths = [max(map(width_of, shown)) for shown in zip(upper, lower, *body, strict=True)]
 
-    def line(parts: Sequence[str]) -> str:
-        padded = []
-        for part, size, column in zip(parts, widths, columns, strict=True):
-            gap = " " * (size - width_of(part))
-            padded.append(part + gap if column.kind == "text" else gap + part)
-        return "  ".join(padded)
+    def line(cells: Sequence[str]) -> str:
+        gaps = [" " * (size - width_of(cell)) for size, cell in zip(widths, cells, strict=True)]
+        return "  ".join(
+            cell + gap if column.kind == "text" else gap + cell
+            for cell, gap, column in zip(cells, gaps, columns, strict=True)
+        )
 
-    upper, lower = zip(*heads, strict=True)
     rule = "  ".join("─" * size for size in widths)
-    return [*([line(upper)] if any(upper) else []), line(lower), rule, *map(line, zip(*cells, strict=True))]
+    return [*([line(upper)] if any(upper) else []), line(lower), rule, *map(line, body)]
 
 
-def _compact(column: Column, value: Value) -> str:
-    return printable_text(show_cell(column, value, between="±").replace("±0.", "±."))
+def _show_short(column: Column, value: Value) -> str:
+    shown, spread = show_cell(column, value)
+    return printable_text(shown) + (f"±{spread.removeprefix('0')}" if spread else "")
 
 
 def _split_title(title: str) -> tuple[str, str]:

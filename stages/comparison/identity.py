@@ -61,24 +61,6 @@ class Identity:
         return {**self.measurement(), "depth": self.depth, **self.settings}
 
 
-@dataclass(frozen=True)
-class Environment:
-    """What is known of the process besides; it moves last digits at most."""
-
-    threads: int | None = None
-    versions: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> Environment:
-        """Read ``environment`` of run.json."""
-        versions = {str(name): str(version) for name, version in facts.get("versions", {}).items()}
-        return cls(facts.get("threads"), tuple(sorted(versions.items())))
-
-    def flat(self) -> dict[str, Any]:
-        """Return everything under names for people."""
-        return {"threads": self.threads, **dict(self.versions)}
-
-
 def differing(facts: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the names under which not all of the mappings have the same value, in order of appearance."""
     names = dict.fromkeys(name for each in facts for name in each)

@@ -73,7 +73,7 @@ def _describe_namesakes(rows: Sequence[Row]) -> Iterator[str]:
 
 def _describe_environments(row: Row) -> str:
     """Return what surrounded the seeds of one row in different ways; "" where nothing did."""
-    facts = [run.environment.flat() for run in row.runs]
+    facts = [run.environment for run in row.runs]
     words = [f"{name} {join_values(show_value(each.get(name)) for each in facts)}" for name in differing(facts)]
     return f"seeds differ in {', '.join(words)}; last digits may, too" if words else ""
 
@@ -97,9 +97,9 @@ def _describe_budgets(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _describe_data(rows: Sequence[Row]) -> Iterator[str]:
-    found = {
-        (row.first.dataset, row.first.split, *map(row.first.measurement.get, ("data", "reported split")))
-        for row in rows
+    names = {(row.first.dataset, row.first.split) for row in rows}
+    contents = {
+        (row.first.measurement["data"], row.first.measurement["reported split"]) for row in rows if row.first.identity
     }
-    if len(found) > 1:
+    if len(names) > 1 or len(contents) > 1:
         yield "rows are of different data sets or splits; compare only within one"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.errors import UserError
-from stages.comparison.identity import PHASES, Environment, Identity
+from stages.comparison.identity import PHASES, Identity
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class RunRecord:
     """The command line that repeats the run."""
     identity: Identity | None = None
     """None for a run of an older version, which did not record it."""
-    environment: Environment = field(default_factory=Environment)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """Threads and versions by name; they move last digits at most."""
     own_schedule: bool = False
     """Whether the schedule is one of the recipe's own steps, whatever it is called."""
     steps: tuple[str, ...] = ()
@@ -136,6 +137,7 @@ class RunRecord:
             raise UserError(f"{source} lacks {', '.join(missing)}, so the run cannot be compared; repeat the run")
         try:
             phases = tuple(_phase(phase) for phase in named.get("phases", ()))
+            environment = named.get("environment", {})
             schedule = named["schedule"] if isinstance(named.get("schedule"), Mapping) else {}
             identity = named.get("identity")
             return cls(
@@ -156,7 +158,7 @@ class RunRecord:
                 selection_split=named.get("selection_split"),
                 command=named.get("command"),
                 identity=None if identity is None else Identity.from_dict(identity),
-                environment=Environment.from_dict(named.get("environment", {})),
+                environment={"threads": environment.get("threads"), **environment.get("versions", {})},
                 own_schedule=bool(schedule.get("own", True)),
                 steps=tuple(map(str, schedule.get("steps", ()))),
                 data_root=named.get("config", {}).get("data", {}).get("root"),

@@ -13,11 +13,19 @@ from data_cache.errors import UserError
 from data_cache.escaping import html_text, printable_text
 from data_cache.metrics import HEADLINE, METRICS, explain_metrics
 from stages.comparison.figures import SERIES, draw_classes, draw_losses, draw_scores
-from stages.comparison.formats import Column, Value, describe_directions, metric_column, read_columns, show_cell
+from stages.comparison.formats import (
+    Column,
+    Value,
+    describe_directions,
+    metric_column,
+    read_cells,
+    read_columns,
+    show_cell,
+)
 from stages.comparison.losses import read_losses
 from stages.comparison.page import PHASE_KINDS, Cell, build_figure, build_page, build_section, build_table_element
-from stages.comparison.rows import FACTS, Row, label_rows
-from stages.comparison.statistics import Difference, Estimate, estimate_mean
+from stages.comparison.rows import FACTS, Row
+from stages.comparison.statistics import Difference, estimate_mean
 from stages.comparison.table import Table
 
 _ABSENT = '<span class="absent">–</span>'
@@ -70,47 +78,56 @@ def _facts(table: Table) -> str:
     return " · ".join([*words, f"{len(table.rows)} rows, {num_runs} runs"])
 
 
+def _find_base(table: Table) -> Row | None:
+    return next((row for row in table.bases if HEADLINE in row.metrics), None)
+
+
+def _rank(table: Table) -> list[tuple[str, Row]]:
+    """Return the rows that have the headline metric with their labels, the best first."""
+    scored = [(label, row) for label, row in table.labelled if HEADLINE in row.metrics]
+    return sorted(scored, key=lambda pair: -pair[1].metrics[HEADLINE].mean)
+
+
 def _choose_rows(table: Table) -> list[tuple[str, Row]]:
-    """Return the rows looked at closely with their labels: the baseline, then the best, as many as colours."""
-    labelled = list(zip(label_rows(table.rows), table.rows, strict=True))
-    scored = [(label, row) for label, row in labelled if HEADLINE in row.metrics]
-    base = [(label, row) for label, row in scored if row in table.bases][:1]
-    others = sorted((pair for pair in scored if pair not in base), key=lambda pair: -pair[1].metrics[HEADLINE].mean)
-    return [*base, *others][: len(SERIES)]
+    """Return the rows looked at closely: the baseline, then the best on its data, as many as there are colours."""
+    base = _find_base(table)
+    ranked = sorted(_rank(table), key=lambda pair: pair[1] is not base)
+    return [pair for pair in ranked if pair[1].first.measurement == ranked[0][1].first.measurement][: len(SERIES)]
 
 
 def _answer(table: Table) -> str:
     """Return what the table says about the best row, with its uncertainty, as a sentence of HTML."""
-    labelled = zip(map(html_text, label_rows(table.rows)), table.rows, strict=True)
-    scored = sorted(
-        (pair for pair in labelled if HEADLINE in pair[1].metrics), key=lambda pair: -pair[1].metrics[HEADLINE].mean
-    )
-    compared = [pair for pair in scored if HEADLINE in pair[1].differences and pair[1].base is table.bases[0]]
-    if not compared:
-        return "".join(f"<b>{label}</b>: {row.metrics[HEADLINE].mean:.3f} {HEADLINE}." for label, row in scored[:1])
+    ranked, base = _rank(table), _find_base(table)
+    compared = [pair for pair in ranked if HEADLINE in pair[1].differences and pair[1].base is base]
+    if not compared or base is None:
+        return "".join(
+            f"<b>{html_text(label)}</b>: {row.metrics[HEADLINE].mean:.3f} {HEADLINE}." for label, row in ranked[:1]
+        )
+    base_label = next(label for label, row in ranked if row is base)
     label, best = compared[0]
     found = best.differences[HEADLINE]
     text = (
-        f"The best row besides <b>{html_text(str(best.baseline))}</b> is <b>{label}</b> with "
+        f"Of the rows compared with <b>{html_text(base_label)}</b> the best is <b>{html_text(label)}</b> with "
         f"{best.metrics[HEADLINE].mean:.3f} {HEADLINE}, a difference of {found.mean:+.3f}"
     )
     if found.half_width is None:
         return f"{text} on one seed, which cannot tell an effect from chance."
     verdict = "leaves out 0" if found.is_clear else "includes 0: chance alone could explain it"
-    is_longer = best.base is not None and best.total_steps > best.base.total_steps
+    is_longer = found.mean > 0 and best.total_steps > base.total_steps
     text += f"&nbsp;±&nbsp;{found.half_width:.3f} over {len(found.seeds)} paired seeds"
-    return f"{text}. The interval {verdict}{'. It also trained longer' if found.mean > 0 and is_longer else ''}."
+    return f"{text}. The interval {verdict}{'. It also trained longer' if is_longer else ''}."
 
 
 def _score_section(table: Table) -> str:
-    columns = read_columns(table)
     kinds = ["baseline" if row in table.bases else "" for row in table.rows]
+    directions = describe_directions(table.main_metrics)
+    figure = f"{HEADLINE} of every row: dots are seeds, bars 95 % intervals of the mean"
     notes = "".join(f"<li>{html_text(note)}.</li>" for note in table.notes)
     return build_section(
         "Scores",
-        f"{describe_directions(table.main_metrics)[:1].upper()}{describe_directions(table.main_metrics)[1:]}.",
-        build_figure(draw_scores(table), f"{HEADLINE} of every row: dots are seeds, bars 95 % intervals of the mean"),
-        _score_table(columns, kinds),
+        f"{directions[:1].upper()}{directions[1:]}.",
+        build_figure(draw_scores(table), figure) if _rank(table) else "",
+        _score_table(read_columns(table), kinds),
         f'<ol class="notes">{notes}</ol>' if notes else "",
     )
 
@@ -118,7 +135,7 @@ def _score_section(table: Table) -> str:
 def _metric_section(table: Table) -> str:
     """Return every metric of every row, and what each of them is."""
     found = [name for name in METRICS if any(name in row.metrics for row in table.rows)]
-    columns = [Column("row", tuple(label_rows(table.rows)), "text")]
+    columns = [Column("row", tuple(label for label, _ in table.labelled), "text")]
     for name in found:
         means = [row.metrics[name].mean if name in row.metrics else None for row in table.rows]
         columns.append(metric_column(name, means))
@@ -133,10 +150,7 @@ def _metric_section(table: Table) -> str:
 
 def _score_table(columns: Sequence[Column], row_kinds: Sequence[str]) -> str:
     heads = [Cell(html_text(column.title).replace("_", "_<wbr>"), column.kind) for column in columns]
-    rows = [
-        [Cell(_show(column, value), column.kind) for column, value in zip(columns, values, strict=True)]
-        for values in zip(*(column.values for column in columns), strict=True)
-    ]
+    rows = [[Cell(_show(*cell), cell[0].kind) for cell in row] for row in read_cells(columns)]
     return build_table_element(heads, rows, row_kinds=row_kinds)
 
 
@@ -144,19 +158,15 @@ def _show(column: Column, value: Value) -> str:
     """Return a cell as HTML; a difference is coloured where it is clear."""
     if value is None:
         return _ABSENT
-    shown = html_text(show_cell(column, value, between="|"))
-    if not isinstance(value, Estimate | Difference):
-        return shown
-    mean, bar, half_width = shown.partition("|")
+    mean, spread = map(html_text, show_cell(column, value))
     if isinstance(value, Difference):
         better = (value.mean > 0) == METRICS[column.metric].higher_is_better
         mean = f'<span class="{("up" if better else "down") if value.is_clear else "even"}">{mean}</span>'
-    return mean + (f'<span class="spread">±{half_width}</span>' if bar else "")
+    return mean + (f'<span class="spread">±{spread}</span>' if spread else "")
 
 
 def _class_section(table: Table, chosen: Sequence[tuple[str, Row]]) -> str:
-    scores = {label: _class_scores(row) for label, row in zip(label_rows(table.rows), table.rows, strict=True)}
-    scores = {label: found for label, found in scores.items() if found}
+    scores = {label: found for label, row in table.labelled if (found := _class_scores(row))}
     if not scores:
         return ""
     names = (found.name for row in table.rows for run in row.runs for found in run.per_class)
@@ -192,9 +202,8 @@ def _heat_cell(value: float | None) -> Cell:
 
 def _training_section(table: Table) -> str:
     longest = max(row.total_steps for row in table.rows) or 1
-    labelled = list(zip(label_rows(table.rows), table.rows, strict=True))
     bars = []
-    for label, row in labelled:
+    for label, row in table.labelled:
         phases = "".join(
             f'<span class="{phase.name if phase.name in PHASE_KINDS else ""}" '
             f'style="width: {phase.steps / longest:.2%}">{html_text(phase.name)}</span>'
@@ -203,7 +212,7 @@ def _training_section(table: Table) -> str:
         seconds = sum(phase.elapsed_s for phase in row.first.phases)
         bars.append(f'<div>{html_text(label)}</div><div class="bar">{phases}</div>')
         bars.append(f'<div class="total">{row.total_steps} steps · {seconds:.0f} s</div>')
-    curves = {label: read_losses(row.first.folder) for label, row in labelled if row.first.folder}
+    curves = {label: read_losses(row.first.folder) for label, row in table.labelled if row.first.folder}
     found = {label: curve for label, curve in curves.items() if curve is not None and curve.curves}
     return build_section(
         "Training",
@@ -211,7 +220,7 @@ def _training_section(table: Table) -> str:
         "those of the training itself, whether this run did it or an earlier one it shares the phase with.",
         f'<div class="budget">{"".join(bars)}</div>',
         build_figure(draw_losses(found), "Unweighted training losses of every row") if found else "",
-        _missing("metrics.jsonl", [label for label, _ in labelled if label not in found]),
+        _missing("metrics.jsonl", [label for label, _ in table.labelled if label not in found]),
     )
 
 
@@ -246,14 +255,14 @@ def _run_section(table: Table) -> str:
     kinds = ("", "", "text", "", "", "text")
     body = [
         (
-            html_text(row.name),
+            html_text(label),
             str(run.seed),
             html_text(run.started_at),
             f"{run.parameters:,}" if run.parameters else _ABSENT,
             f"{sum(phase.reused for phase in run.phases)} of {len(run.phases)}",
             html_text(run.folder.name) if run.folder else _ABSENT,
         )
-        for row in table.rows
+        for label, row in table.labelled
         for run in row.runs
     ]
     lines = [[Cell(text, kind) for text, kind in zip(texts, kinds, strict=True)] for texts in (titles, *body)]

@@ -115,7 +115,8 @@ def _words(row: Row, namesakes: Sequence[Row], shown: Collection[str]) -> Iterat
     for fact in ("network", "dataset", "split"):
         if fact not in shown and len({other.fact(fact) for other in namesakes}) > 1:
             yield row.fact(fact)
-    if len({other.first.dataset for other in namesakes}) == 1 < len({other.first.place for other in namesakes}):
+    places = {other.first.place for other in namesakes if other.first.dataset == row.first.dataset}
+    if len(places) > 1:
         yield row.first.data_root or row.first.dataset
     if row.first.identity is None and any(other.first.identity for other in namesakes):
         yield "older version"

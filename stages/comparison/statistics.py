@@ -16,7 +16,7 @@ class Estimate(NamedTuple):
 
     mean: float
     half_width: float | None
-    """Half of the 95 % interval of the mean; None for a single value, from which no spread can be told."""
+    """Half of the 95 % interval of the mean; None for a single value, which shows no spread."""
     n: int
 
 

@@ -40,14 +40,18 @@ class Table:
         """Those of PAPER_COLUMNS that any row has."""
         return tuple(column for column in PAPER_COLUMNS if any(column in row.paper for row in self.rows))
 
+    @property
+    def labelled(self) -> list[tuple[str, Row]]:
+        """Rows behind labels that tell them apart."""
+        return list(zip(label_rows(self.rows), self.rows, strict=True))
+
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values; numbers are fractions, not per cent, and not rounded."""
-        labels = label_rows(self.rows)
         return {
             "headline": HEADLINE,
             "baseline": self.baseline,
             "metrics": {name: metric._asdict() for name, metric in METRICS.items()},
-            "rows": [row.to_json() | {"label": label} for label, row in zip(labels, self.rows, strict=True)],
+            "rows": [row.to_json() | {"label": label} for label, row in self.labelled],
             "notes": list(self.notes),
         }
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_cache.errors import UserError, is_out_of_memory
+from data_cache.escaping import csv_text
 from data_cache.images import IMAGE_SUFFIXES, NoteTally, list_files, read_image
 from data_cache.sample import SMALLEST_INPUT_PX, Batch
 from stages.evaluation.colour import PAPER, RGB, colour_labels
@@ -217,5 +218,5 @@ def _write_classes(out: Path, class_names: Sequence[str], palette: Sequence[RGB]
     with file.open("w", encoding="utf8", newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(("id", "name", "red", "green", "blue"))
-        rows.writerows((index, name, *palette[index]) for index, name in enumerate(class_names))
+        rows.writerows((index, csv_text(name), *palette[index]) for index, name in enumerate(class_names))
     return file

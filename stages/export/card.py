@@ -100,8 +100,8 @@ def _render_use(proof: Mapping[str, Any], opens_with_smp: bool) -> str:
 
 
 def _render_training(facts: CardFacts) -> str:
-    lines = [f"Schedule `{facts.schedule}`" + (":" if facts.steps else ".")]
-    lines += ["", *(f"{number}. {step}" for number, step in enumerate(facts.steps, 1))] if facts.steps else []
+    lines = [f"Schedule {markdown_text(facts.schedule)}" + (":" if facts.steps else ".")]
+    lines += ["", *(f"{number}. {markdown_text(step)}" for number, step in enumerate(facts.steps, 1))]
     lines += ["", "```", facts.command, "```"] if facts.command else []
     return "\n".join(lines)
 
@@ -114,7 +114,7 @@ def _render_metrics(facts: CardFacts) -> str:
         for name, metric in METRICS.items()
         if name in facts.metrics
     ]
-    heading = f"On split `{facts.split}` of {markdown_text(facts.dataset)}.\n\n" if facts.split else ""
+    heading = f"On split {markdown_text(facts.split)} of {markdown_text(facts.dataset)}.\n\n" if facts.split else ""
     return heading + "\n".join(["| metric | value | what it is |", "|---|---:|---|", *rows])
 
 
@@ -132,8 +132,8 @@ def _render_licences(licences: Sequence[LicenceLink]) -> str:
 
 
 def _conclude_licences(licences: Sequence[LicenceLink]) -> str:
-    forbidding = [link.name for link in licences if link.noncommercial]
-    silent = [link.name for link in licences if link.licence.lower() == "unknown"]
+    forbidding = [markdown_text(link.name) for link in licences if link.noncommercial]
+    silent = [markdown_text(link.name) for link in licences if link.licence.lower() == "unknown"]
     conclusions = []
     if forbidding:
         conclusions.append(

@@ -191,6 +191,11 @@ def test_differences_of_every_compared_metric_are_read(runs):
     assert list(csv.DictReader(io.StringIO(render_csv(table))))[1]["pixel_acc_diff"] != ""
 
 
+def test_differences_have_the_digits_of_their_metric():
+    runs = [make_run("a", metrics={"depth_mse": 0.0123}), make_run("b", metrics={"depth_mse": 0.0125})]
+    assert "+0.0002 one seed" in render_text(build_table(runs, baseline="a", compared_metrics=("depth_mse",)))
+
+
 def test_no_runs_give_a_sentence():
     assert render_text(build_table([])) == "no runs"
 

@@ -23,7 +23,8 @@ from stages.comparison.table import Table, build_table
 
 NAMES = (
     "[bold]street[/bold]", "[/red]", "$a^2$ and $", "도로 · 道路", "=HYPERLINK(1)", "-2+3", "@cmd", "__init__ *so* `x`",
-    "50 % & #1 \\end{tabular} ~^|", "<script>alert(1)</script>", "&lt;", "a|b", "_hidden", "![x](y) <b>",
+    "50 % & #1 \\end{tabular} ~^|", "<script>alert(1)</script>", "&lt;", "a|b", "_hidden",
+    "![x](y) <b>", "＝1+1", "- item", "12. item", "*star", "a ±0.5",
 )  # fmt: skip
 ESCAPES = "red\x1b[31m\u202etxt\nnext\ttab"
 SHOWN = r"red\x1b[31m\u202etxt\nnext\ttab"
@@ -46,6 +47,11 @@ def test_control_characters_are_written_out() -> None:
     assert len(render_csv(table).splitlines()) == 3
 
 
+def test_text_shows_the_names() -> None:
+    text = render_text(make_table(*NAMES), width=1000)
+    assert [name for name in NAMES if not re.search(rf"^{re.escape(name)}  ", text, re.MULTILINE)] == []
+
+
 def test_text_columns_stay_in_line_with_wide_letters() -> None:
     lines = render_text(make_table("도로", "road", "e\u0301tage")).splitlines()
     start = next(place for place, line in enumerate(lines) if line.startswith("─"))
@@ -58,12 +64,16 @@ def test_markdown_shows_the_name(name: str) -> None:
     cells = [html.unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", page)]
     assert cells[0] == name
     assert "$" not in re.sub(r"\\\$", "", markdown_text(name)), "GitHub would set what is between as a formula"
+    alone = MarkdownIt("commonmark").render(markdown_text(name))
+    assert html.unescape(alone) == f"<p>{name}</p>\n", "no list or heading where it begins a line"
 
 
 def test_csv_has_no_formulas() -> None:
     lines = list(csv.DictReader(io.StringIO(render_csv(make_table(*NAMES)))))
     assert [line["name"].removeprefix("'") for line in lines] == list(NAMES)
-    assert not any(cell[:1] in tuple("=+-@") for line in lines for cell in (line["name"], line["label"]) if cell)
+    assert not any(
+        cell[:1] in tuple("=+-@＝＋－＠") for line in lines for cell in (line["name"], line["label"]) if cell
+    )
     assert csv_text("depth-first+copy") == "depth-first+copy"
 
 
@@ -71,6 +81,7 @@ def test_latex_has_no_commands_of_the_names() -> None:
     body = render_latex(make_table(*NAMES)).partition(r"\toprule")[2]
     assert latex_text(r"\end{x}") == r"\textbackslash{}end\{x\}"
     assert body.count(r"\end{") == 1 and body.count(r"\\") == len(NAMES) + 1
+    assert not re.search(r"(\\\\|rule)\s*[\[*]", body), "\\\\[ and \\\\* would take what follows for an option"
     for letter in "%#":
         assert all(before == "\\" for before in re.findall(f"(.){letter}", body))
 

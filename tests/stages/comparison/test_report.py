@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -118,6 +119,25 @@ def test_a_clear_difference_is_called_so_and_a_single_seed_is_not(tmp_path):
 def test_longer_training_of_the_best_row_is_said_in_the_answer(tmp_path):
     runs = [replace(run, total_steps=160) if run.name != "seg-only" else run for run in make_runs(tmp_path)]
     assert "It also trained longer." in read(write_report(build_table(runs), tmp_path / "r.html"))[1]
+
+
+def test_rows_are_looked_at_closely_beside_those_of_their_own_data(tmp_path):
+    here = make_runs(tmp_path)
+    elsewhere = [
+        replace(run, metrics={"miou_macro": 0.9}, data_root="/b", identity=replace(SCENES, data="d1", split="v1"))
+        for run in here
+    ]
+    _, text = read(write_report(build_table([*here, *elsewhere]), tmp_path / "r.html"))
+    assert "Of the rows compared with seg-only · scenes the best is depth-first+copy · scenes with 0.641" in text
+    images = text.partition("The same images")[2]
+    assert "depth-first+copy · scenes, seed 0" in images and "/b, seed" not in images
+
+
+def test_a_run_without_the_headline_metric_has_no_figure_of_it(tmp_path):
+    bare = RunRecord("own", 0, "unet", "scenes", "demo", {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "<svg" not in read(write_report(build_table([bare]), tmp_path / "r.html"))[0]
 
 
 def test_missing_logs_and_panels_are_said(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,15 @@ def test_a_row_is_compared_with_no_baseline_of_other_numerics_but_with_one_of_ot
     assert "no difference to seg-only for joint: numerics: dtype bfloat16 / float32" in "\n".join(table.notes)
 
 
+def test_folders_of_one_name_are_told_apart_beside_other_datasets(tmp_path: Path) -> None:
+    there = {"root": "/data/b", "data": "train-b", "split": "val-b"}
+    runs = [write_run(tmp_path), write_run(tmp_path, **there), write_run(tmp_path, data="scenes", split="scenes")]
+    runs[2] = replace(runs[2], dataset="scenes", data_root=None)
+    assert label_rows(build_table(runs).rows, shown=("dataset",)) == [
+        "seg-only · /data/a", "seg-only · /data/b", "seg-only",
+    ]  # fmt: skip
+
+
 def test_of_two_baselines_the_one_with_the_same_settings_counts(tmp_path: Path) -> None:
     """Settings with a value per phase agree where they share one; others are equal or not."""
     slow = {**IDENTITY["settings"], "training.lr": [0.1]}
@@ -152,6 +162,7 @@ def test_runs_of_an_older_version_stand_alone(tmp_path: Path) -> None:
         "seg-only (seed 0), seg-only (seed 1), joint (seed 0): made by an older version, so neither averaged nor "
         "compared; repeat the run" in table.notes
     )
+    assert not any("different data sets" in note for note in table.notes), "an older run does not say which data"
     assert len(set(label_rows(table.rows))) == 5 and "seg-only · older version" in render_text(table)
 
 

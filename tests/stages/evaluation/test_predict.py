@@ -68,6 +68,15 @@ def test_written_files_are_returned_and_the_ids_explained(tmp_path):
     assert [(row["id"], row["name"], row["blue"]) for row in rows] == [("0", "dark", "30"), ("1", "light", "230")]
 
 
+def test_a_spreadsheet_opens_class_names_as_text(tmp_path):
+    names = ("=HYPERLINK(1)", "도로, 道路")
+    predict_files(
+        Segmenter(brightness, PLAIN), [save(tmp_path / "a.png")], tmp_path / "out", class_names=names, palette=PALETTE
+    )
+    rows = list(csv.DictReader((tmp_path / "out/classes.csv").open(encoding="utf8")))
+    assert [row["name"] for row in rows] == ["'=HYPERLINK(1)", "도로, 道路"]
+
+
 def test_unreadable_images_are_named_after_the_others_are_done(tmp_path):
     broken, loop, deep = tmp_path / "broken.png", tmp_path / "loop.png", tmp_path / "deep.tif"
     broken.write_text("no image")

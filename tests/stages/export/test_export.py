@@ -1,7 +1,9 @@
 """The exported folder: complete, proven, opened without this project, and never half there."""
 
+import html
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +12,12 @@ import onnxruntime
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from markdown_it import MarkdownIt
 from safetensors.torch import load_file
 
 from data_cache.errors import UserError
 from stages.export import onnx_file, safetensors_file
-from stages.export.card import CardFacts, LicenceLink
+from stages.export.card import CardFacts, LicenceLink, render_card
 from stages.export.export import export_network
 from stages.export.formats import EXPORT_FORMATS, describe_formats, parse_formats
 from stages.export.strip import load_exported
@@ -144,7 +147,7 @@ def test_the_card_names_the_teacher_and_its_licence(report):
     assert "depth-anything/Depth-Anything-V2-Base-hf @abc | CC-BY-NC-4.0 (non-commercial)" in card
     assert "**Not for commercial use**: depth-anything/Depth-Anything-V2-Base-hf" in card
     assert "No licence statement was found for resnet10t" in card
-    assert "2. copy depth-decoder -> seg-decoder" in card
+    assert r"2. copy depth-decoder -\> seg-decoder" in card
     assert "| miou_macro | 0.6100 | mIoU: mean of TP/" in card
     assert "smp.from_pretrained" in card and 'InferenceSession("this-folder/model.onnx")' in card
 
@@ -170,10 +173,13 @@ def test_unknown_formats_are_refused_before_anything_is_opened(text, match):
         parse_formats(text)
 
 
-def test_class_names_are_text_on_the_card(tmp_path):
-    names = ("a|b", "$x$ *y*", "<b>")
-    export(build(), tmp_path / "out", class_names=names)
-    assert r"0 a\|b, 1 \$x\$ \*y\*, 2 \<b\>" in (tmp_path / "out/README.md").read_text()
+def test_names_are_text_on_the_card(report):
+    name = "a|b `$x$` *y* <b>"
+    links = (LicenceLink("depth teacher", name, "unknown", noncommercial=True),)
+    facts = CardFacts(name, name, name, (name,), {"miou_macro": 0.5}, name, links)
+    card = render_card(facts, report.proof, network="unet", class_names=[name], opens_with_smp=True)
+    page = html.unescape(re.sub(r"</?(strong|p|li|ol|h1|t[dh].*?)>", "", MarkdownIt().enable("table").render(card)))
+    assert page.count(name) == card.count("\\*y\\*") == 10
 
 
 def test_nothing_is_printed(tmp_path, capfd):
