@@ -7,12 +7,12 @@ import hashlib
 import json
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_cache.errors import UserError
+from data_cache.files import atomic_file, read_json
 
 _FORMAT = 1
 _SETTLED_NS = 2_000_000_000
@@ -54,12 +54,8 @@ class ContentHashes:
             return
         known = _load(self._file) | self._added  # another process may have added to it meanwhile
         content = json.dumps({"format": _FORMAT, "files": known}, separators=(",", ":"))
-        with contextlib.suppress(OSError):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(prefix=f".{self._file.name}.", dir=self._file.parent)
-            with os.fdopen(descriptor, "w", encoding="utf8") as file:
-                file.write(content)
-            Path(temporary).replace(self._file)
+        with contextlib.suppress(OSError, UserError), atomic_file(self._file) as temporary:
+            temporary.write_text(content, encoding="utf8")
         self._added = {}
 
     def _hash_file(self, path: Path) -> str:
@@ -99,11 +95,11 @@ def _load(file: Path | None) -> dict[str, tuple[_State, str]]:
     if file is None:
         return {}
     try:
-        content = json.loads(file.read_bytes())
+        content = read_json(file)
         known = content["files"] if content["format"] == _FORMAT else {}
         sound = all(len(state) == 4 and len(found) == 32 for state, found in known.values())
         return known if sound else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

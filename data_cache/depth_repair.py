@@ -22,14 +22,13 @@ from data_cache.depth_file import (
 )
 from data_cache.depth_map import MapRecord, Provenance
 from data_cache.errors import UserError
+from data_cache.files import hold_folder
 from data_cache.store_folder import (
     INDEX,
     StoreFiles,
-    WriterLock,
     list_store_files,
     publish,
     remove_leftovers,
-    sync_folder,
 )
 
 
@@ -91,8 +90,7 @@ def repair_store(folder: Path) -> RepairReport:
     """
     bad = verify_store(folder)
     provenance = _find_provenance(folder, list_store_files(folder))
-    lock = WriterLock(folder)
-    try:
+    with hold_folder(folder, "repairing a depth store"):
         remove_leftovers(folder)
         if bad:
             # Without an index the store is read from its files, so nothing points at a map that is going to be dropped.
@@ -100,11 +98,8 @@ def repair_store(folder: Path) -> RepairReport:
         listed = list_store_files(folder)
         for name in sorted({found.file for found in bad} & {*listed.shards, *listed.batches}):
             _drop(folder / name, provenance)
-        sync_folder(folder)
         rebuild_index(folder)
         return RepairReport(tuple(bad), _count_images(folder))
-    finally:
-        lock.release()
 
 
 def _find_provenance(folder: Path, listed: StoreFiles) -> Provenance | None:

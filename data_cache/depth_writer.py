@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -25,15 +25,14 @@ from data_cache.depth_file import (
 )
 from data_cache.depth_map import DESCRIPTIVE, MapRecord, Provenance, check_image_id, compute_depth_stats, to_float16
 from data_cache.errors import UserError, unknown_name
+from data_cache.files import hold_folder
 from data_cache.store_folder import (
     INDEX,
-    WriterLock,
     batch_name,
     list_store_files,
     publish,
     remove_leftovers,
     shard_name,
-    sync_folder,
 )
 
 _SHARD_BYTES = 64 << 20
@@ -70,13 +69,10 @@ class DepthStoreWriter:
             raise unknown_name("codec", self.provenance.codec, CODECS)
         self._shard_size = shard_size
         self._pending: list[StoredMap] = []
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = WriterLock(folder)
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(hold_folder(folder, "writing a depth store"))
             self._recover()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._held = stack.pop_all()
 
     def __enter__(self) -> DepthStoreWriter:
         return self
@@ -147,7 +143,8 @@ class DepthStoreWriter:
             return
         name = batch_name(self._next_shard, self._next_batch)
         content = build_map_file(self.provenance, self._pending)
-        self._publish(name, content)
+        with self._noting_full_disk():
+            publish(self.folder / name, content)
         self._batches[name] = [image.image_id for image in self._pending]
         self._next_batch += 1
         self._loose_bytes += len(content)
@@ -159,7 +156,7 @@ class DepthStoreWriter:
             if not self._full_disk and (self._pending or self._batches):
                 self._merge()
         finally:
-            self._lock.release()
+            self._held.close()
 
     @property
     def _loose_maps(self) -> int:
@@ -224,7 +221,8 @@ class DepthStoreWriter:
         sources = [(self.folder / name, image_ids) for name, image_ids in self._batches.items()]
         links = [image_id for image_ids in self._batches.values() for image_id in image_ids]
         links += [image.image_id for image in self._pending]
-        self._publish(shard, build_map_file(self.provenance, self._pending, sources))
+        with self._noting_full_disk():
+            publish(self.folder / shard, build_map_file(self.provenance, self._pending, sources))
         self._pending, self._unmerged = [], set()
         merged, self._batches = self._batches, {}
         self._shards.append(shard)
@@ -233,12 +231,7 @@ class DepthStoreWriter:
             publish_index(self.folder, self.provenance, self._shards, dict.fromkeys(links, shard), extend=extend)
         for name in merged:
             (self.folder / name).unlink()
-        sync_folder(self.folder)
         self._next_shard, self._next_batch, self._loose_bytes = self._next_shard + 1, 0, 0
-
-    def _publish(self, name: str, content: bytes | memoryview) -> None:
-        with self._noting_full_disk():
-            publish(self.folder / name, content)
 
     @contextmanager
     def _noting_full_disk(self) -> Iterator[None]:

@@ -100,7 +100,7 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain while closing it
         return 0
     except OSError as problem:
-        from pipeline.workspace import explain_os_error
+        from data_cache.files import explain_os_error
 
         message = explain_os_error(problem)
         if message is None:

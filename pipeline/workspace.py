@@ -1,18 +1,12 @@
-"""Where artifacts live, and how they come to be there whole or not at all."""
+"""Where artifacts live."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_cache.content import ContentHashes
 from data_cache.errors import UserError, nearest
@@ -130,64 +124,3 @@ class NodeFolder:
     def finished(self) -> bool:
         """Whether the phase ran to its end, and its weights were not removed since."""
         return self.record.is_file() and self.weights.is_file()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; UserError when the file is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf8"))
-    except OSError as problem:
-        raise UserError(f"cannot read {path}: {problem.strerror}") from problem
-    except json.JSONDecodeError as problem:
-        raise UserError(f"{path} is damaged ({problem}); remove it and run the command again") from problem
-
-
-@contextmanager
-def exclusive(folder: Path, doing: str) -> Iterator[None]:
-    """Hold a folder for one process; a second one gets a UserError instead of a race.
-
-    The kernel drops the lock with the process, so a killed one leaves nothing to clean up. It is a POSIX lock: unlike
-    flock it is not inherited by forked loader workers, which may outlive a killed process by seconds.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # which of the two is up to the system
-            raise UserError(f"another process is {doing} in {folder}; wait for it, or stop it and repeat") from None
-        yield
-
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_UNUSABLE = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO,
-    errno.ENOLCK, errno.ENOTSUP,
-}  # fmt: skip
-
-
-def explain_os_error(problem: OSError) -> str | None:
-    """Return one clear message for what a person can mend about a disk or a path, None for what must be a bug."""
-    where = f" {problem.filename}" if problem.filename else ""
-    if problem.errno in _FULL:
-        return (
-            f"cannot write{where}: {problem.strerror}; what was finished is kept. Free some space, or choose another "
-            "place with --workdir or --out, and repeat the command"
-        )
-    if problem.errno in _UNUSABLE:
-        return (
-            f"cannot use{where}: {problem.strerror}; choose another place (--workdir, --out, --data-root) or mend "
-            "its permissions. What was finished is kept"
-        )
-    return None

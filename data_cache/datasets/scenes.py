@@ -6,10 +6,8 @@ they are what they show, by depth they are the surface they lie on.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -22,6 +20,7 @@ from data_cache.datasets.interface import DataLicence, SegmentationDataset, Sour
 from data_cache.datasets.scene_layout import Scene, draw_scene
 from data_cache.datasets.scene_rendering import Rendering, render_scene
 from data_cache.errors import UserError, unknown_name
+from data_cache.files import atomic_folder
 from data_cache.images import NotedImage
 from data_cache.sample import IGNORE_INDEX, DepthKind
 
@@ -161,31 +160,9 @@ class Scenes(SegmentationDataset):
         return f"scenes-v{DRAWING_VERSION}-{self.size[0]}x{self.size[1]}-seed{self.seed}-{self.split}-{self._count}"
 
     def _render_into(self, folder: Path) -> None:
-        """Render all scenes beside ``folder`` and rename: it is absent or complete, whoever else renders too."""
-        scratch: Path | None = None
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            self._write_arrays(scratch)
-            try:
-                scratch.rename(folder)
-            except OSError:
-                # Another process may have published the same scenes meanwhile; theirs are as good as ours.
-                if not folder.is_dir():
-                    raise
-        except OSError as error:
-            raise UserError(
-                f"cannot write the drawn scenes to {folder}: {error}; free space or use another folder"
-            ) from error
-        finally:
-            if scratch is not None:
-                shutil.rmtree(scratch, ignore_errors=True)
-
-    def _write_arrays(self, folder: Path) -> None:
         """Write the four arrays image by image: bounded memory, and a full disk is an error instead of a bus fault."""
-        paths = {field: folder / f"{field}.npy" for field in _FIELDS}
-        files = {field: path.open("wb") for field, path in paths.items()}
-        try:
+        with atomic_folder(folder) as scratch, ExitStack() as stack:
+            files = {field: stack.enter_context((scratch / f"{field}.npy").open("wb")) for field in _FIELDS}
             for field, file in files.items():
                 shape = (self._count, *self.size, 3) if field == "image" else (self._count, *self.size)
                 header = {"descr": np.lib.format.dtype_to_descr(_FIELDS[field]), "fortran_order": False, "shape": shape}
@@ -194,12 +171,6 @@ class Scenes(SegmentationDataset):
                 rendering = self._render(index)
                 for field, file in files.items():
                     file.write(np.ascontiguousarray(getattr(rendering, field), dtype=_FIELDS[field]).tobytes())
-            for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
-        finally:
-            for file in files.values():
-                file.close()
 
 
 def _check_size(size: Sequence[int]) -> tuple[int, int]:

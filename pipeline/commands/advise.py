@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import click
 
 from data_cache.errors import UserError, unknown_name
+from data_cache.files import read_json, write_json
 from data_cache.sample import SMALLEST_INPUT_PX
 
 if TYPE_CHECKING:
@@ -255,12 +256,11 @@ def _list_sizes() -> str:
 def _read_or_measure(session: Session, *, remeasure: bool) -> dict[str, Any]:
     """Return machine and costs; measured once per machine, number of threads and version of torch."""
     from pipeline.experiment.tables import BACKBONES
-    from pipeline.workspace import read_json, write_json
 
     machine = _describe_machine()
     path = session.workspace.root / COSTS_FILE
     if path.is_file() and not remeasure:
-        known: dict[str, Any] = read_json(path)
+        known = read_json(path)
         if known.get("machine") == machine and [cost["encoder"] for cost in known["backbones"]] == list(BACKBONES):
             return known
     from stages.networks.backbone_cost import REPEATS, measure_backbones

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from data_cache.files import read_json, write_json
 from stages.export.formats import DEFAULT_FORMATS, describe_formats, parse_formats
 
 if TYPE_CHECKING:
@@ -67,7 +68,6 @@ def export_run(
 
     from pipeline.experiment.models import ORIGIN_FILE, open_run
     from pipeline.session import Result
-    from pipeline.workspace import read_json, write_json
     from stages.export.export import export_network
 
     folder = session.workspace.find_run(reference)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from data_cache.files import atomic_file, hold_folder, read_json, read_json_lines, write_json
 from data_cache.loaders import Source, build_training_loader
 from data_cache.sample import Batch
 from data_cache.split_depth import SplitDepth
@@ -23,7 +24,7 @@ from pipeline.experiment.plan import Node, Plan, PlannedRun
 from pipeline.experiment.provenance import describe_environment, describe_numerics, describe_software
 from pipeline.experiment.scoring import Reported, describe_evaluation, inspect_reported, score_run
 from pipeline.session import Session
-from pipeline.workspace import NodeFolder, Workspace, exclusive, read_json, write_json
+from pipeline.workspace import NodeFolder, Workspace
 from stages.evaluation.settings import EVALUATION_VERSION
 from stages.networks import build_network, build_without_weights
 from stages.networks.interface import Network, Normalisation
@@ -76,7 +77,7 @@ def _execute_run(run: PlannedRun, session: Session, device: torch.device, report
     if (record := _find_record(folder, evaluation)) is not None:
         session.workspace.mark_newest(folder)
         return record | {"phases": phases}
-    with exclusive(folder, "evaluating a run"):
+    with hold_folder(folder, "evaluating a run"):
         weights = session.workspace.node(last).weights
         network = build_untrained(run.config, run.facts.num_classes)
         load_weights(network, weights)
@@ -95,7 +96,7 @@ def _find_record(folder: Path, evaluation: dict[str, Any]) -> dict[str, Any] | N
     """Return what is known of a run, unless what its scores depend on has changed since."""
     if not (folder / "run.json").is_file():
         return None
-    record: dict[str, Any] = read_json(folder / "run.json")
+    record = read_json(folder / "run.json")
     return record if record.get("evaluation") == evaluation else None
 
 
@@ -104,7 +105,7 @@ def finish_node(node: Node, session: Session, device: torch.device) -> FinishedN
     folder = session.workspace.node(node.folder)
     if folder.finished:
         return FinishedNode(node, True, read_json(folder.record))
-    with exclusive(folder.path, "training this phase"):
+    with hold_folder(folder.path, "training this phase"):
         if not folder.finished:  # another process may have finished it between the look and the lock
             _train_node(node, folder, session, device)
     return FinishedNode(node, False, read_json(folder.record))
@@ -256,8 +257,10 @@ def _identify(run: PlannedRun, reported: Reported, numerics: dict[str, Any]) -> 
 
 def _gather_metrics(run: PlannedRun, session: Session, folder: Path) -> None:
     """Put the logs of a run's phases one after another into its folder, each under the name it has in this run."""
-    lines = []
-    for node in run.nodes:
-        for line in session.workspace.node(node.folder).metrics.read_text(encoding="utf8").splitlines():
-            lines.append(json.dumps({**json.loads(line), "phase": node.phase.name}) + "\n")
-    (folder / "metrics.jsonl").write_text("".join(lines), encoding="utf8")
+    lines = [
+        json.dumps(entry | {"phase": node.phase.name}) + "\n"
+        for node in run.nodes
+        for entry in read_json_lines(session.workspace.node(node.folder).metrics)
+    ]
+    with atomic_file(folder / "metrics.jsonl") as temporary:
+        temporary.write_text("".join(lines), encoding="utf8")

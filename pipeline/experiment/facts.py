@@ -7,12 +7,13 @@ from typing import Any
 
 from data_cache.class_balance import ClassCount, compute_median_frequency_weights, count_classes
 from data_cache.errors import UserError
+from data_cache.files import read_json, write_json
 from data_cache.fingerprint import dataset_fingerprint
 from pipeline.experiment.artifacts import find_labels, open_split
 from pipeline.experiment.config import RunConfig, content_hash
 from pipeline.experiment.plan import DataFacts, describe_network
 from pipeline.session import Session
-from pipeline.workspace import Workspace, read_json, write_json
+from pipeline.workspace import Workspace
 from stages.networks.settings import NetworkSettings
 from stages.training.schedule import CopyWeights, Part
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from data_cache.errors import UserError
+from data_cache.files import read_json
 from pipeline.experiment.config import RunConfig
 from pipeline.session import Session
-from pipeline.workspace import Workspace, read_json
+from pipeline.workspace import Workspace
 from stages.networks import build_without_weights
 from stages.networks.interface import Network, Normalisation
 from stages.training.checkpoint import load_weights

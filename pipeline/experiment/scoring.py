@@ -12,6 +12,7 @@ import torch
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.depth_store import NoDepthStore
 from data_cache.errors import UserError
+from data_cache.files import hold_folder, read_json, write_json
 from data_cache.fingerprint import dataset_fingerprint
 from data_cache.loaders import Source, build_evaluation_loader
 from data_cache.split_depth import SplitDepth
@@ -21,7 +22,6 @@ from pipeline.experiment.devices import choose_device
 from pipeline.experiment.models import open_run, restore_config
 from pipeline.experiment.plan import evaluation_key
 from pipeline.session import Session
-from pipeline.workspace import exclusive, read_json, write_json
 from stages.evaluation.evaluate import Evaluation, OnPredictions, evaluate
 from stages.evaluation.panels import PanelCollector, write_panels
 from stages.evaluation.settings import EVALUATION_VERSION
@@ -102,7 +102,7 @@ def refresh_scores(folder: Path, session: Session, device: torch.device) -> None
     model = open_run(folder, device)
     if tuple(open_split(config, session.workspace, config.evaluation.split).classes) != model.class_names:
         raise UserError(f"{folder.name} was trained on other classes than {config.evaluation.split} has now")
-    with exclusive(folder, "evaluating a run"):
+    with hold_folder(folder, "evaluating a run"):
         record |= score_run(config, model.network, model.weights, session, folder, device)
         record["evaluation"] = describe_evaluation(record["nodes"][-1], config, reported, needs_depth=needs_depth)
         record["identity"] |= {"split": reported.split, "evaluation": EVALUATION_VERSION}

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.errors import UserError, unknown_name
+from data_cache.files import read_json
 from pipeline.experiment.tables import TABLES, TableSpec, paper_scores, tables_of
 from pipeline.session import Session
-from pipeline.workspace import read_json
 from stages.comparison.record import RunRecord
 from stages.comparison.table import Table, build_table
 from stages.evaluation.settings import EVALUATION_VERSION

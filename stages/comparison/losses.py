@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from data_cache.errors import UserError
+from data_cache.files import read_json_lines
 
 MAX_POINTS = 300
 """Points kept per curve; longer ones are averaged in groups, so that a page stays small."""
@@ -58,9 +58,8 @@ def read_losses(run_folder: Path) -> LossCurves | None:
 
 def _read_lines(path: Path) -> Iterator[tuple[str, int, dict[str, float]]]:
     """Yield phase, step within the phase, and unweighted losses of each line, means since the line before."""
-    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
+    for number, entry in enumerate(read_json_lines(path), start=1):
         try:
-            entry = json.loads(line)
             losses = entry.get("mean", entry["raw"])  # files from before there were means have the step's own
             yield entry["phase"], int(entry["step"]), {term: float(value) for term, value in losses.items()}
         except (KeyError, TypeError, ValueError, AttributeError) as problem:

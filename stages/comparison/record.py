@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.errors import UserError
+from data_cache.files import read_json
 from stages.comparison.identity import PHASES, Identity
 
 
@@ -108,16 +109,11 @@ class RunRecord:
             UserError: the file is missing, damaged, or lacks what a comparison needs.
         """
         path = path / "run.json" if path.is_dir() else path
-        try:
-            facts = json.loads(path.read_text(encoding="utf8"))
-        except OSError as problem:
-            raise UserError(f"cannot read {path}: {problem.strerror}; name a run's folder or its run.json") from problem
-        except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-            raise UserError(f"{path} is damaged ({problem}); remove it and repeat the run") from problem
+        facts = read_json(path, "name a run's folder or its run.json, or repeat the run")
         return cls.from_dict(facts, folder=path.parent, source=str(path))
 
     @classmethod
-    def from_dict(cls, facts: Any, *, folder: Path | None = None, source: str = "run") -> RunRecord:
+    def from_dict(cls, facts: Mapping[str, Any], *, folder: Path | None = None, source: str = "run") -> RunRecord:
         """Build a record from the values of run.json.
 
         Needs ``name`` (or ``schedule``), ``seed``, ``network``, ``dataset``, ``recipe`` (a name, or an object with one)
@@ -128,8 +124,6 @@ class RunRecord:
         Raises:
             UserError: something needed is missing or of the wrong kind; the message names ``source``.
         """
-        if not isinstance(facts, Mapping):
-            raise UserError(f"{source} holds no object but {type(facts).__name__}; is it a run.json?")
         named = {"name": _name_of(facts.get("schedule"))} | dict(facts)
         needed = ("name", "seed", "network", "dataset", "recipe", "metrics")
         missing = [key for key in needed if named.get(key) is None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from html import escape
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from data_cache.errors import UserError
 from data_cache.escaping import html_text, printable_text
+from data_cache.files import atomic_file
 from data_cache.metrics import HEADLINE, METRICS, explain_metrics
 from stages.comparison.figures import SERIES, draw_classes, draw_losses, draw_scores
 from stages.comparison.formats import (
@@ -64,10 +64,8 @@ def write_report(
     ]
     footer = f"Written {written_at.isoformat(sep=' ', timespec='minutes')}." if written_at else "Self-contained page."
     page = build_page(title, _facts(table), [section for section in sections if section], footer)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    partial.write_text(page, encoding="utf8")
-    partial.replace(out)
+    with atomic_file(out) as temporary:
+        temporary.write_text(page, encoding="utf8")
     return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from data_cache.files import atomic_file
 from data_cache.sample import IGNORE_INDEX, Batch
 from stages.evaluation.colour import INK, MUTED, PAPER, RGB, VOID, colour_depth, colour_labels, load_font
 from stages.networks.interface import Normalisation
@@ -230,7 +230,5 @@ def _shorten(text: str, width_px: int) -> str:
 
 def write_png(image: Image.Image, out: Path) -> None:
     """Write a PNG under its name at once, so that nobody reads half a file."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    image.save(partial, format="PNG")
-    partial.replace(out)
+    with atomic_file(out) as temporary:
+        image.save(temporary, format="PNG")

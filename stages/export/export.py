@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from data_cache.errors import UserError
+from data_cache.files import read_json, write_json
 from data_cache.sample import SMALLEST_INPUT_PX
 from stages.export.card import CardFacts, render_card
 from stages.export.formats import DEFAULT_FORMATS, EXPORT_FORMATS, check_formats
@@ -125,7 +126,7 @@ def export_network(
             opens_with_smp=isinstance(stripped, OpensWithSmp),
         )
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
-        (folder / PROOF_FILE).write_text(json.dumps(proof, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / PROOF_FILE, proof)
     return ExportReport(out, _list_files(out), proof)
 
 
@@ -175,10 +176,10 @@ def _find_finished(out: Path, key: str, *, overwrite: bool) -> ExportReport | No
     if not any(out.iterdir()):
         return None
     try:
-        proof = json.loads((out / PROOF_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        proof = None
-    if not isinstance(proof, dict) or KEY_FIELD not in proof:
+        proof = read_json(out / PROOF_FILE)
+    except UserError:
+        proof = {}
+    if KEY_FIELD not in proof:
         raise UserError(
             f"cannot export to {out}: it holds files that are no export and would be lost; give another --out"
         )

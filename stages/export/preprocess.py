@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
+from data_cache.files import write_json
 from data_cache.sample import IGNORE_INDEX, SMALLEST_INPUT_PX
 from stages.export.formats import EXPORT_FORMATS, INPUT_NAME, OUTPUT_NAME
 from stages.export.job import ExportJob
@@ -38,6 +38,4 @@ def write_preprocess(job: ExportJob, *, class_names: Sequence[str], palette: Pal
         "palette": [list(colour) for colour in palette],
         "ignore_index": IGNORE_INDEX,
     }
-    (job.folder / PREPROCESS_FILE).write_text(
-        json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_json(job.folder / PREPROCESS_FILE, content)

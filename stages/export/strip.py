@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_cache.errors import UserError
+from data_cache.files import read_json, write_json
 from stages.export.formats import CONFIG_FILE, WEIGHTS_FILE
 from stages.networks import NetworkSpec, rebuild_network
 from stages.networks.interface import Network
+from stages.networks.tensor_files import read_tensors, save_tensors
 
 SPEC_KEY = "_pipeline_network"
 """Where config.json keeps the network's own spec; smp leaves keys with a leading underscore alone."""
@@ -39,9 +38,8 @@ def write_weights(network: Network, folder: Path) -> None:
     if isinstance(network, OpensWithSmp):
         config, state = network.smp_config(), network.smp_state()
     config[SPEC_KEY] = {"name": spec.name, "num_classes": spec.num_classes, "options": dict(spec.options)}
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    save_file(contiguous, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_json(folder / CONFIG_FILE, config)
+    save_tensors(folder / WEIGHTS_FILE, state, {"format": "pt"})
 
 
 def load_exported(folder: Path) -> Network:
@@ -54,7 +52,7 @@ def load_exported(folder: Path) -> Network:
     spec = config[SPEC_KEY]
     with torch.random.fork_rng(devices=[]):
         network = rebuild_network(NetworkSpec(spec["name"], spec["num_classes"], False, spec["options"]))
-    stored = _read_weights(folder / WEIGHTS_FILE)
+    stored = read_tensors(folder / WEIGHTS_FILE, "export the run again")
     if "_model_class" in config:
         stored = {_rename_from_smp(name): value for name, value in stored.items()}
     wanted = network.state_dict()
@@ -71,22 +69,10 @@ def load_exported(folder: Path) -> Network:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     advice = "give a folder that 'pipeline export' has written"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is no export: it has no {CONFIG_FILE}; {advice}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}); {advice}") from error
-    if not isinstance(config, dict) or SPEC_KEY not in config:
+    config = read_json(path, advice)
+    if SPEC_KEY not in config:
         raise UserError(f"{path} was not written by this program: it has no {SPEC_KEY!r}; {advice}")
     return config
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot read {path} ({error}); export the run again") from error
 
 
 def _rename_from_smp(name: str) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,20 +11,18 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
 from data_cache.errors import UserError, nearest
+from data_cache.files import atomic_file
 from stages.networks.encoders import check_encoder_name
+from stages.networks.hub import find_hub_problem
+from stages.networks.tensor_files import read_tensors, save_tensors
 
 CLASSIFIER_PREFIXES = ("fc.", "_fc.", "classifier.", "head.", "last_linear.")
 """Weights of a classifier, which a file may carry and an encoder does not want."""
-
-REACH_TIMEOUT_S = 10.0
-"""How long to wait for the Hub before saying that there is no connection; its own client retries for 23 s and more."""
 
 
 def is_weights_file(encoder_weights: str) -> bool:
@@ -73,15 +69,8 @@ def _check_available(encoder: str, encoder_weights: str) -> None:
         repository, revision = settings["repo_id"], settings["revision"]
     if repository and isinstance(try_to_load_from_cache(repository, "model.safetensors", revision=revision), str):
         return
-    if constants.HF_HUB_OFFLINE:
-        raise build_no_connection_error(encoder, "HF_HUB_OFFLINE is set")
-    try:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        urllib.request.urlopen(request, timeout=REACH_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        return  # it answered, so it can be reached
-    except OSError as error:
-        raise build_no_connection_error(encoder, getattr(error, "reason", error)) from error
+    if (problem := find_hub_problem()) is not None:
+        raise build_no_connection_error(encoder, problem)
 
 
 def load_encoder_file(encoder: nn.Module, name: str, file: Path) -> None:
@@ -158,11 +147,8 @@ def fetch_encoder_weights(encoder: str, out_file: Path) -> Path:
 
 def write_weights_file(weights: Mapping[str, Tensor], encoder: str, out_file: Path) -> Path:
     """Write an encoder's ImageNet weights as one safetensors file, published by rename; returns ``out_file``."""
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out_file.with_name(f".{out_file.name}.{os.getpid()}.tmp")
-    tensors = {key: value.contiguous() for key, value in weights.items()}
-    save_file(tensors, unfinished, metadata={"format": "pt", "encoder": encoder, "encoder_weights": "imagenet"})
-    unfinished.replace(out_file)
+    with atomic_file(out_file) as temporary:
+        save_tensors(temporary, weights, {"format": "pt", "encoder": encoder, "encoder_weights": "imagenet"})
     return out_file
 
 
@@ -182,10 +168,7 @@ def read_weights_file(file: Path) -> dict[str, Tensor]:
         raise UserError(
             f'encoder_weights {str(file)!r} does not exist; give the path of a safetensors file, "imagenet" or "none"'
         )
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise UserError(f"cannot read {file} as safetensors ({error}); fetch it again with: pipeline fetch") from error
+    return read_tensors(file, "fetch it again with: pipeline fetch")
 
 
 def _all_stage_names(name: str, wanted: Mapping[str, Any]) -> set[str]:

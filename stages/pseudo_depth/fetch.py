@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_cache.errors import UserError, unknown_name
+from data_cache.files import atomic_file
 from data_cache.sample import DepthKind
 from stages.pseudo_depth.aliases import ESTIMATORS, EstimatorSpec
 from stages.pseudo_depth.estimators import check_licence
@@ -111,12 +112,10 @@ def _check_published_hash(spec: EstimatorSpec, snapshot: Path) -> None:
 
 def _copy_snapshot(snapshot: Path, folder: Path) -> None:
     """Copy the files themselves (the Hub cache holds links); weights last and by rename, so they are whole."""
-    folder.mkdir(parents=True, exist_ok=True)
     files = [path for path in snapshot.iterdir() if path.is_file()]
     for path in sorted(files, key=lambda path: path.suffix != ".json"):
-        partial = folder / f"{path.name}.partial"
-        shutil.copyfile(path, partial)
-        partial.replace(folder / path.name)
+        with atomic_file(folder / path.name) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def _list_files(folder: Path) -> list[FetchedFile]:

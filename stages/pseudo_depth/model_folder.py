@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_cache.errors import UserError
+from data_cache.files import read_json, write_json
 from data_cache.sample import DepthKind
 from stages.pseudo_depth.aliases import EstimatorSpec
 
@@ -73,7 +73,7 @@ def describe_folder(folder: Path, *, alias: str, kind: DepthKind | None) -> Esti
 def read_spec(path: Path) -> EstimatorSpec:
     """Read an ``estimator.json``."""
     try:
-        fields = read_json(path)
+        fields = read_description(path)
         return EstimatorSpec(**fields | {"kind": DepthKind(fields["kind"])})
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} does not describe an estimator ({error}); fetch or teach it again") from error
@@ -81,7 +81,7 @@ def read_spec(path: Path) -> EstimatorSpec:
 
 def write_spec(spec: EstimatorSpec, folder: Path) -> None:
     """Write ``estimator.json`` into a model folder."""
-    (folder / SPEC_FILE).write_text(json.dumps(asdict(spec), indent=2) + "\n")
+    write_json(folder / SPEC_FILE, asdict(spec))
 
 
 def _patch_size_of(config: Mapping[str, Any]) -> int:
@@ -102,7 +102,7 @@ def _size_multiple_of(config: Mapping[str, Any]) -> int:
 
 
 def _recommended_size_of(folder: Path) -> int:
-    size = read_json(folder / "preprocessor_config.json").get("size", 518)
+    size = read_description(folder / "preprocessor_config.json").get("size", 518)
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge") or 518
     return int(size)
@@ -110,7 +110,7 @@ def _recommended_size_of(folder: Path) -> int:
 
 def read_preprocessing(folder: Path) -> Preprocessing:
     """Read how pixels are to be normalised; published estimators state it either on the scale 0–1 or 0–255."""
-    config = read_json(folder / "preprocessor_config.json")
+    config = read_description(folder / "preprocessor_config.json")
     # dpt-dinov2 says do_rescale false and gives mean and std for 0–255; the others divide by 255 first
     rescale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
     normalise = config.get("do_normalize", True)
@@ -140,23 +140,17 @@ def write_preprocessing(preprocessing: Preprocessing, folder: Path, spec: Estima
         "image_std": [round(value / 255, 6) for value in preprocessing.std],
         "do_pad": False,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(folder / "preprocessor_config.json", config)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the folder's ``config.json``."""
-    return read_json(folder / "config.json")
+    return read_description(folder / "config.json")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a file's object, an empty one when there is no file; UserError when it is damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf8")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); fetch or teach the estimator again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged (no JSON object); fetch or teach the estimator again")
-    return value
+def read_description(path: Path) -> dict[str, Any]:
+    """Return the object of a model folder's JSON file, an empty one when there is no file."""
+    return read_json(path, "fetch or teach the estimator again") if path.is_file() else {}
 
 
 def find_weights(folder: Path) -> list[Path]:
@@ -170,7 +164,7 @@ def find_weights(folder: Path) -> list[Path]:
         return [single]
     index = folder / SHARD_INDEX
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        names = sorted(set(read_description(index).get("weight_map", {}).values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise UserError(f"{folder} lacks the weights {', '.join(missing)} that {SHARD_INDEX} names; fetch it again")

@@ -6,7 +6,6 @@ mean. The bundled teacher was made so; in the same way any teacher is adapted to
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ from torch.nn.functional import interpolate
 
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.errors import UserError
+from data_cache.files import write_json
 from data_cache.sample import DepthKind
 from stages.networks.interface import Network, Outputs
 from stages.networks.parts import Part
@@ -34,7 +34,7 @@ from stages.pseudo_depth.estimators import (
 from stages.pseudo_depth.model_folder import (
     WEIGHTS_FILE,
     Preprocessing,
-    read_json,
+    read_description,
     read_preprocessing,
     write_preprocessing,
     write_spec,
@@ -173,7 +173,7 @@ def find_finished(folder: Path, task: Mapping[str, Any]) -> float | None:
     Raises:
         UserError: it holds anything else.
     """
-    record, finished = read_json(folder / RECORD), (folder / WEIGHTS_FILE).exists()
+    record, finished = read_description(folder / RECORD), (folder / WEIGHTS_FILE).exists()
     changed = ", ".join(f"{name} was {record.get(name)!r}" for name, value in task.items() if record.get(name) != value)
     if finished and changed:
         otherwise = f", taught otherwise ({changed})" if record else ""
@@ -190,8 +190,7 @@ def find_finished(folder: Path, task: Mapping[str, Any]) -> float | None:
 
 def write_record(folder: Path, task: Mapping[str, Any]) -> None:
     """Write into a folder, made when missing, what it is for."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).write_text(json.dumps(task, indent=2) + "\n", encoding="utf8")
+    write_json(folder / RECORD, task)
 
 
 def publish(folder: Path, taught: Teaching, task: Mapping[str, Any], final_loss: float) -> None:

@@ -6,14 +6,14 @@ Only safetensors are ever loaded. Pickled weights are opened in exactly one plac
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from data_cache.errors import UserError
+from data_cache.files import atomic_file
+from stages.networks.hub import find_hub_problem
+from stages.networks.tensor_files import save_tensors
 from stages.pseudo_depth.aliases import EstimatorSpec
 from stages.pseudo_depth.model_folder import (
     PICKLED_PATTERNS,
@@ -24,7 +24,6 @@ from stages.pseudo_depth.model_folder import (
     hash_files,
 )
 
-_REACH_TIMEOUT_S = 10.0
 _LOADED_PATTERNS = ("config.json", "preprocessor_config.json", "model*.safetensors", SHARD_INDEX)
 
 
@@ -46,12 +45,10 @@ def download_snapshot(spec: EstimatorSpec, *, pickled: bool = False) -> Path:
     cached = _find_cached(spec, patterns, pickled=pickled)
     if cached is not None and spec.revision is not None:
         return cached  # a commit never changes: what is in the cache needs no look at the network
-    try:
-        _check_reachable(spec)
-    except UserError:
+    if find_hub_problem() is not None:
         if cached is not None:
             return cached
-        raise
+        raise _unreachable(spec)
     try:
         folder = Path(snapshot_download(spec.hub_id, revision=spec.revision, allow_patterns=patterns))
     except RepositoryNotFoundError as error:
@@ -76,21 +73,6 @@ def _find_cached(spec: EstimatorSpec, patterns: list[str], *, pickled: bool) -> 
     except LocalEntryNotFoundError:
         return None
     return Path(folder) if _is_complete(Path(folder), pickled=pickled) else None
-
-
-def _check_reachable(spec: EstimatorSpec) -> None:
-    """Ask the Hub for a sign of life: its own client retries aloud for 23 s before it gives up."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise _unreachable(spec)
-    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=_REACH_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        return  # it answered
-    except Exception as error:  # no route, no name, a proxy that says no, a malformed address: all come to the same
-        raise _unreachable(spec) from error
 
 
 def _is_complete(folder: Path, *, pickled: bool) -> bool:
@@ -133,10 +115,9 @@ def convert_pickled_weights(folder: Path, *, expected_sha256: str | None = None)
         tensors: dict[str, torch.Tensor] = {}
         for path in pickled:
             tensors |= _open_pickled_weights(path)
-        # a copy per tensor: safetensors refuses tensors that share memory, and views would carry their whole storage
-        partial = folder / f"{WEIGHTS_FILE}.partial"
-        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, partial, {"format": "pt"})
-        partial.replace(folder / WEIGHTS_FILE)
+        with atomic_file(folder / WEIGHTS_FILE) as temporary:
+            # a copy each: safetensors refuses tensors that share memory, and views would carry their whole storage
+            save_tensors(temporary, {name: tensor.clone() for name, tensor in tensors.items()}, {"format": "pt"})
     for path in (*pickled, *folder.glob("*.bin.index.json")):
         path.unlink()
 

@@ -8,21 +8,20 @@ renamed into place before the old is removed. Random state needs no bytes of its
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data_cache.errors import UserError
+from data_cache.files import atomic_file, atomic_folder, read_json
+from stages.networks.tensor_files import read_tensors, save_tensors
 
 _TENSORS, _FACTS = "state.safetensors", "state.json"
+_RETRAIN = "delete it if it is there, and train again with: pipeline run"
 
 
 class Checkpoint(NamedTuple):
@@ -39,15 +38,8 @@ def save_weights(network: nn.Module, path: Path) -> None:
     Raises:
         UserError: no space left or no permission; nothing is left behind and a former file stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _explained(f"weights {path}"):
-        try:
-            _write_tensors(unfinished, network.state_dict())
-            unfinished.replace(path)
-            _sync(path.parent)
-        finally:
-            unfinished.unlink(missing_ok=True)
+    with atomic_file(path) as temporary:
+        save_tensors(temporary, network.state_dict())
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -56,7 +48,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     Raises:
         UserError: no readable file, or names or shapes differ (all differences are listed).
     """
-    load_tensors(network.state_dict(), _read_tensors(path), f"weights {path}")
+    load_tensors(network.state_dict(), read_tensors(path, _RETRAIN), f"weights {path}")
 
 
 @torch.no_grad()
@@ -89,25 +81,13 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], key
         UserError: no space left or no permission; the former checkpoint is intact.
     """
     final = folder / f"step-{step:08d}"
-    unfinished = folder / f".{final.name}.{os.getpid()}.tmp"
-    with _explained(f"checkpoint {final}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        if final.exists():  # the same state, written before an interruption that came at once after resuming
-            return
-        try:
-            unfinished.mkdir()
-            _write_tensors(unfinished / _TENSORS, tensors)
-            with (unfinished / _FACTS).open("w", encoding="utf8") as file:
-                json.dump({"step": step, "key": key}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            _sync(unfinished)
-            unfinished.replace(final)
-            _sync(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    for leftover in folder.glob(".*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    if final.exists():  # the same state, written before an interruption that came at once after resuming
+        return
+    with atomic_folder(final) as temporary:
+        save_tensors(temporary / _TENSORS, tensors)
+        (temporary / _FACTS).write_text(json.dumps({"step": step, "key": key}, indent=1), encoding="utf8")
     for former in _steps(folder):
         if former != final:
             shutil.rmtree(former, ignore_errors=True)
@@ -123,17 +103,14 @@ def read_checkpoint(folder: Path, key: str) -> Checkpoint | None:
     if not found:
         return None
     newest = found[-1]
-    try:
-        facts = json.loads((newest / _FACTS).read_text(encoding="utf8"))
-        step, written_under = int(facts["step"]), facts.get("key")
-    except (OSError, ValueError, KeyError) as problem:
-        raise UserError(f"checkpoint {newest} is damaged ({problem}); delete {folder} to train anew") from problem
-    if written_under != key:
+    remedy = f"delete {folder} to train anew"
+    facts = read_json(newest / _FACTS, remedy)
+    if facts.get("key") != key:
         raise UserError(
             f"checkpoint {newest} belongs to another training, or was written by an earlier version (its key is "
-            f"{written_under}, this training's is {key}); delete {folder} to train anew"
+            f"{facts.get('key')}, this training's is {key}); {remedy}"
         )
-    return Checkpoint(step, _read_tensors(newest / _TENSORS))
+    return Checkpoint(int(facts["step"]), read_tensors(newest / _TENSORS, remedy))
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -143,38 +120,3 @@ def remove_checkpoints(folder: Path) -> None:
 
 def _steps(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError as problem:
-        raise UserError(f"there is no weights file {path}; train it first with: pipeline run") from problem
-    except (OSError, SafetensorError) as problem:
-        raise UserError(f"{path} is no readable safetensors file ({problem}); delete it and train again") from problem
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as problem:
-        raise UserError(
-            f"cannot write {what}: {problem}. Free some space or choose another --workdir, then repeat the command; "
-            "everything finished before is kept"
-        ) from problem

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from data_cache.errors import UserError
+from data_cache.files import atomic_file, read_json_lines
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -88,10 +90,10 @@ class MetricsLog:
         """
         self._sums, self._num_summed = {}, 0
         self._file.close()
-        kept = [json.dumps(entry | {"phase": phase}) + "\n" for entry in read_lines(self.path) if entry["step"] <= step]
-        shorter = self.path.with_name(f"{self.path.name}.tmp")
-        shorter.write_text("".join(kept), encoding="utf8")
-        shorter.replace(self.path)
+        wanted = takewhile(lambda entry: entry["step"] <= step, read_json_lines(self.path))
+        kept = [json.dumps(entry | {"phase": phase}) + "\n" for entry in wanted]
+        with atomic_file(self.path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf8")
         self._file = self.path.open("a", encoding="utf8")
 
     def state(self) -> dict[str, float]:
@@ -121,17 +123,6 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def read_lines(path: Path) -> Iterable[dict[str, Any]]:
-    """Yield each complete line of a metrics file, parsed; a broken last line is left out."""
-    for line in path.read_text(encoding="utf8").splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            return
-        if line.endswith("\n"):
-            yield entry
 
 
 def _open_board(folder: Path) -> SummaryWriter:

@@ -204,7 +204,7 @@ def test_loose_batches_are_verified_too(folder):
         content = batch.read_bytes()
         batch.write_bytes(content[:500])
         assert [(found.file, found.image_id) for found in verify_store(folder)] == [(batch.name, "")]
-        with pytest.raises(UserError, match="already being written"):
+        with pytest.raises(UserError, match="already in use"):
             repair_store(folder)
         batch.write_bytes(content)
 

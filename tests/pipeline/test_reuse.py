@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-
-from data_cache.errors import UserError
-from pipeline.workspace import exclusive
 
 Call = Callable[..., Any]
 TINY = Path(__file__).parent / "tiny.toml"
@@ -176,42 +171,6 @@ def test_a_damaged_run_is_named(call: Call, tmp_path: Path) -> None:
     for words in (["compare"], ["export"], ["evaluate", run["run"]]):
         answer = call(*words)
         assert answer.status == 2 and str(file) in answer.json["error"]
-
-
-def test_a_lock_is_not_inherited_by_children_that_outlive_its_holder(tmp_path: Path) -> None:
-    with exclusive(tmp_path, "training"):
-        child = os.fork()
-        if child == 0:  # holds a copy of every open file, as a loader worker does
-            time.sleep(30)
-            os._exit(0)
-    try:
-        with exclusive(tmp_path, "training again"):
-            pass
-    finally:
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-
-
-def test_a_second_process_is_refused(tmp_path: Path) -> None:
-    ready, go = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with exclusive(tmp_path, "training"):
-            os.write(go, b"x")
-            time.sleep(30)
-        os._exit(0)
-    os.read(ready, 1)
-    try:
-        with (
-            pytest.raises(UserError, match="another process is training this phase in"),
-            exclusive(tmp_path, "training this phase"),
-        ):
-            pass
-    finally:
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-    with exclusive(tmp_path, "training this phase"):
-        assert (tmp_path / ".lock").exists(), "a killed holder leaves nothing to clean up"
 
 
 def test_the_record_tells_what_was_evaluated(call: Call, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_objects_with_a_name_stand_for_it():
         ({**FACTS, "metrics": None, "seed": None}, "lacks seed, metrics"),
         ({**FACTS, "phases": [{"steps": 1}]}, r"not understood \(KeyError: 'name'\)"),
         ({**FACTS, "seed": "many"}, "not understood"),
-        ([1, 2], "holds no object but list"),
+        ([1, 2], "holds a list, no object"),
         ("{broken", "is damaged"),
     ],
 )

@@ -187,14 +187,14 @@ def test_a_term_absent_in_between_leaves_a_gap(tmp_path):
     lines = [
         {"phase": name, "step": 1, "raw": {term: 0.5}} for name, term in (("a", "seg"), ("b", "depth"), ("c", "seg"))
     ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     steps, values = zip(*read_losses(tmp_path).curves["seg"], strict=True)
     assert steps == (1, 3, 3) and [math.isnan(value) for value in values] == [False, True, False]
 
 
 def test_long_logs_are_thinned_without_losing_their_mean(tmp_path):
-    lines = [json.dumps({"phase": "seg", "step": step, "raw": {"seg": step / 5000}}) for step in range(1, 5001)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    lines = [json.dumps({"phase": "seg", "step": step, "raw": {"seg": step / 5000}}) + "\n" for step in range(1, 5001)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
     points = read_losses(tmp_path).curves["seg"]
     assert len(points) <= MAX_POINTS + 20
     assert sum(value for _, value in points) / len(points) == pytest.approx(0.5, abs=0.01)
@@ -204,7 +204,7 @@ def test_long_logs_are_thinned_without_losing_their_mean(tmp_path):
     "line", ["{broken", '{"phase": "seg"}', "[]", '{"phase": "a", "step": 1, "raw": {"seg": "x"}}']
 )
 def test_damaged_logs_are_named_with_their_line(tmp_path, line):
-    (tmp_path / "metrics.jsonl").write_text('{"phase": "a", "step": 1, "raw": {}}\n' + line)
+    (tmp_path / "metrics.jsonl").write_text('{"phase": "a", "step": 1, "raw": {}}\n' + line + "\n")
     with pytest.raises(UserError, match=r"line 2 of .*metrics.jsonl is damaged"):
         read_losses(tmp_path)
 

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from data_cache.errors import UserError
-from stages.training.metrics_log import MetricsLog, StepReport, read_lines
+from data_cache.files import read_json_lines
+from stages.training.metrics_log import MetricsLog, StepReport
 
 
 def report(phase, step, total_steps=6):
@@ -15,7 +16,7 @@ def report(phase, step, total_steps=6):
 
 
 def steps(path):
-    return [(entry["phase"], entry["step"]) for entry in read_lines(path)]
+    return [(entry["phase"], entry["step"]) for entry in read_json_lines(path)]
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_mean_is_over_all_steps_since_the_line_before(tmp_path):
     with MetricsLog(tmp_path / "metrics.jsonl", log_every=4) as log:
         for step in range(1, 7):
             log.write(report("seg", step))
-    first, last = list(read_lines(tmp_path / "metrics.jsonl"))
+    first, last = list(read_json_lines(tmp_path / "metrics.jsonl"))
     assert first["mean"]["seg"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
     assert last["mean"]["seg"] == pytest.approx((1 / 5 + 1 / 6) / 2)
 

@@ -1,0 +1,207 @@
+"""Files and folders that are absent or complete, folders that one process holds, JSON that is checked when it is read.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_cache.errors import UserError
+
+_LOCK = ".lock"
+_TEMPORARY = re.compile(r"\.\d+-[0-9a-f]{8}\.tmp")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNUSABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO,
+    errno.ENOLCK, errno.ENOTSUP,
+}  # fmt: skip
+_held: set[Path] = set()
+"""Folders that this process holds."""
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; at the end of the block the file takes its place at once, to survive a power cut.
+
+    After an exception ``path`` is as it was, and nothing is left behind. Its folder is made when missing.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written to.
+    """
+    temporary = _name_temporary(path)
+    with _explained(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder to write files into; at the end of the block it takes its place as ``atomic_file`` does.
+
+    Where another process has published the same folder meanwhile, that one stays.
+    """
+    temporary = _name_temporary(path)
+    with _explained(path, temporary):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for file in (*temporary.iterdir(), temporary):
+                _sync(file)
+            try:
+                temporary.replace(path)
+            except OSError:
+                if not path.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _sync(path.parent)
+
+
+@contextmanager
+def hold_folder(folder: Path, doing: str) -> Iterator[None]:
+    """Hold a folder, made when missing, for one process; first remove what a killed holder left unfinished in it.
+
+    The kernel drops the lock with the process. It is a POSIX lock: unlike flock it is not inherited by forked
+    DataLoader workers, which may outlive a killed process by seconds. It does not exclude the same process: ``_held``
+    does. The lock file stays, because removing it would race with the next holder.
+
+    Args:
+        doing: what the folder is held for, shown to those who want it too.
+
+    Raises:
+        UserError: it is held already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = (folder / _LOCK).resolve()
+    if path in _held:
+        raise UserError(f"{folder} is already in use by this process; let that finish first")
+    with path.open("ab+", buffering=0) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # which of the two is up to the system
+            file.seek(0)
+            holder = file.read().decode() or "unknown"
+            raise UserError(
+                f"{folder} is in use by another process ({holder}); wait for it to finish or stop it, "
+                "then repeat the command"
+            ) from None
+        _held.add(path)
+        try:
+            with contextlib.suppress(OSError):  # a full disk: the note is only for the message above
+                file.truncate(0)
+                file.write(f"pid {os.getpid()} on {os.uname().nodename}, {doing}".encode())
+            for leftover in folder.glob(".*.tmp"):
+                if _TEMPORARY.fullmatch(leftover.name) and leftover.is_file():
+                    leftover.unlink()
+            yield
+        finally:
+            _held.discard(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people and programs, as ``atomic_file`` does."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
+
+
+def read_json(path: Path, remedy: str = "remove it and repeat the command") -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Args:
+        remedy: what to do about a file that is missing or damaged.
+
+    Raises:
+        UserError: it cannot be read, or holds anything but one object.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as problem:
+        raise UserError(f"cannot read {path}: {problem.strerror}; {remedy}") from problem
+    return _parse_object(content, str(path), remedy)
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the object of each line of a file that grows line by line; a last line that a kill cut off is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            return
+        yield _parse_object(line, f"line {number} of {path}", "repeat the run to write it anew")
+
+
+def explain_os_error(problem: OSError, where: object = None) -> str | None:
+    """Return one clear message for what a person can repair about a disk or a path, None for what must be a bug.
+
+    Args:
+        where: the path it is about, where that is not the one the error itself names.
+    """
+    name = where or problem.filename
+    place = f" {name}" if name else ""
+    if problem.errno in _FULL:
+        return (
+            f"cannot write{place}: {problem.strerror}; what was finished is kept. Free some space, or choose another "
+            "place with --workdir or --out, and repeat the command"
+        )
+    if problem.errno in _UNUSABLE:
+        return (
+            f"cannot use{place}: {problem.strerror}; choose another place (--workdir, --out, --data-root) or repair "
+            "its permissions. What was finished is kept"
+        )
+    return None
+
+
+def _parse_object(content: bytes, where: str, remedy: str) -> dict[str, Any]:
+    try:
+        value = json.loads(content.decode())
+    except ValueError as problem:
+        raise UserError(f"{where} is damaged ({problem}); {remedy}") from problem
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is damaged (it holds a {type(value).__name__}, no object); {remedy}")
+    return value
+
+
+@contextmanager
+def _explained(path: Path, temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        where = str(problem.filename or path).replace(str(temporary), str(path))
+        message = explain_os_error(problem, where)
+        if message is None:
+            raise
+        raise UserError(message) from problem
+
+
+def _name_temporary(path: Path) -> Path:
+    """Return a name beside ``path`` that holds nothing of its name, which may be as long as names can be."""
+    return path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def _sync(path: Path) -> None:
+    """Make a file's content, or a folder's renames and removals, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

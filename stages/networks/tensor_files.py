@@ -1,0 +1,46 @@
+"""Tensors on disk: safetensors and nothing else, so that opening a file never runs code."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data_cache.errors import UserError
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors, on any device and in any layout; for a path of ``atomic_file`` or in an ``atomic_folder``.
+
+    Raises:
+        OSError: of the disk, also where the library has an exception of its own for that.
+    """
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata)
+    except SafetensorError as problem:
+        if (found := _OS_ERROR.search(str(problem))) is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from problem
+
+
+def read_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Args:
+        remedy: what to do about a file that is missing or damaged.
+
+    Raises:
+        UserError: it is missing or no safetensors file.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as problem:
+        raise UserError(f"cannot read {path} as safetensors ({problem}); {remedy}") from problem
