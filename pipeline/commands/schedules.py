@@ -8,7 +8,6 @@ import click
 
 if TYPE_CHECKING:
     from pipeline.session import Result, Session
-    from stages.training.schedule import Step
 
 
 @click.command()
@@ -26,21 +25,11 @@ def list_schedules() -> Result:
     from stages.training.schedules import CONTROLS, TABLE_ROWS
     from stages.training.settings import LossSettings, ScheduleSettings
 
+    losses = LossSettings()
     facts: list[dict[str, Any]] = []
     for name in TABLE_ROWS:
-        steps = [_describe_step(step) for step in ScheduleSettings(name=name).build(LossSettings()).steps]
+        steps = [losses.describe_step(step) for step in ScheduleSettings(name=name).build(losses).steps]
         origin = "control (ours)" if name in CONTROLS else "paper"
         facts.append({"name": name, "steps": steps, "origin": origin, "paper": paper_scores(name)})
     rows = [[fact["name"], " · ".join(fact["steps"]), fact["origin"], fact["paper"].get("miou", "-")] for fact in facts]
     return Result({"schedules": facts}, plain_table("Schedules", ["row", "steps", "origin", "paper mIoU"], rows))
-
-
-def _describe_step(step: Step) -> str:
-    """Describe a step with the losses of the defaults."""
-    from stages.training.schedule import Phase
-    from stages.training.settings import LossSettings
-
-    if not isinstance(step, Phase):
-        return str(step)
-    budget = f", ×{step.budget_factor} epochs" if step.budget_factor > 1 else ""
-    return f"{step.name} ({LossSettings().describe(step)}{budget})"

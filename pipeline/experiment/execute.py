@@ -117,7 +117,7 @@ def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.
     store = find_labels(config, session.workspace, dataset) if node.phase.needs_depth else None
     network = build_start(node, session.workspace, len(dataset.classes))
     copies = [copy_part(network, copy.source, copy.target) for copy in node.copies]
-    title = f"{config.network.label} s{config.seed} {node.phase.name}"
+    title = f"{config.network.label} s{config.seed} {config.loss.describe_step(node.phase)}"
     board = folder.path / "tensorboard" if training.tensorboard else None
     with (
         stop_on_signals() as stop,  # only here: elsewhere an interruption has nothing to save and may come at once
@@ -196,6 +196,7 @@ def _describe_node(
 ) -> dict[str, Any]:
     return {
         "phase": node.phase.name,
+        "loss": node.config.loss.describe(node.phase),
         "trains": node.phase.trains.names(),
         "key": node.key,
         "parent": node.parent,
@@ -214,7 +215,7 @@ def _describe_node(
 
 def _describe_run(run: PlannedRun, phases: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
     config = run.config
-    steps = [str(step) for step in run.schedule.steps]
+    steps = [config.loss.describe_step(step) for step in run.schedule.steps]
     return {
         "run": run.name,
         "name": run.row,

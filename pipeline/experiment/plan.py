@@ -96,10 +96,9 @@ class PlannedRun:
 
         What phases resolve (steps, rates, losses) is told per phase.
         """
-        deciding = [kind for kind in Decides if kind is not Decides.NOTHING]
-        if not any(phase.needs_seg for phase in self.schedule.phases):
-            deciding.remove(Decides.SEG_LOSS)
-        described = self.config.describe(*deciding, needs_depth=self.schedule.needs_depth)
+        kinds = {Decides.FIRST_WEIGHTS, Decides.DATA, Decides.NUMERICS, Decides.SCORES}
+        kinds |= {kind for phase in self.schedule.phases for kind in _kinds_of(phase)}
+        described = self.config.describe(*kinds, needs_depth=self.schedule.needs_depth)
         del described["seed"]
         losses = self.config.loss
         return described | {
@@ -257,18 +256,23 @@ def _hash_if_weights(value: Any) -> Any:
 
 def _describe_phase(phase: Phase, config: RunConfig, facts: DataFacts) -> dict[str, Any]:
     """Describe a phase by what decides its outcome, and by nothing else, so that equal work gets equal keys."""
-    kinds, policy = [Decides.OPTIMISATION], config.training.encoder_policy
-    if phase.needs_seg:
-        kinds.append(Decides.SEG_LOSS)
-    if phase.needs_depth:
-        kinds.append(Decides.DEPTH_LOSS)
-    if phase.needs_seg and phase.needs_depth:
-        kinds.append(Decides.JOINT_LOSS)
+    policy = config.training.encoder_policy
     assert config.loss.class_weights != "median-frequency", "named weights become numbers before the plan is made"
     return {
         "trains": phase.trains.names(),
         "weights": [phase.seg, phase.depth],
         "encoder": [freezes_encoder(policy, phase), find_encoder_lr_factor(policy, phase)],
         "depth": facts.depth if phase.needs_depth else None,
-        **config.describe(*kinds),
+        **config.describe(*_kinds_of(phase)),
     }
+
+
+def _kinds_of(phase: Phase) -> set[Decides]:
+    """Return what kinds of settings a phase reads beside those of the start."""
+    read = {
+        Decides.OPTIMISATION: True,
+        Decides.SEG_LOSS: phase.needs_seg,
+        Decides.DEPTH_LOSS: phase.needs_depth,
+        Decides.JOINT_LOSS: phase.needs_seg and phase.needs_depth,
+    }
+    return {kind for kind, needed in read.items() if needed}

@@ -13,7 +13,7 @@ from data_cache.settings import Decides, Section, setting
 from stages.networks.parts import NAMED_PARTS
 from stages.networks.precision import Precision
 from stages.training.encoder_policy import EncoderPolicy
-from stages.training.schedule import CopyWeights, Part, Phase, Schedule
+from stages.training.schedule import CopyWeights, Part, Phase, Schedule, Step
 from stages.training.schedules import SCHEDULES, split_name
 
 MEDIAN_FREQUENCY = "median-frequency"
@@ -123,6 +123,13 @@ class LossSettings(Section):
         described = " + ".join(f"{weight:g} {name}" for weight, name in terms if weight)
         adapts = self.weighting != "fixed" and phase.needs_seg and phase.needs_depth
         return f"{described} ({self.weighting})" if adapts else described
+
+    def describe_step(self, step: Step) -> str:
+        """Return a step of a schedule with its losses, for example "joint (0.85 focal + 0.15 mse)"."""
+        if isinstance(step, CopyWeights):
+            return str(step)
+        budget = f", ×{step.budget_factor} epochs" if step.budget_factor > 1 else ""
+        return f"{step.name} ({self.describe(step)}{budget})"
 
 
 class StepSettings(Section):

@@ -114,6 +114,15 @@ def test_a_segmentation_phase_does_not_care_for_the_store() -> None:
     assert plan("joint").nodes.keys() != plan("joint", facts=other).nodes.keys()
 
 
+def test_rows_differ_by_what_their_phases_read_alone() -> None:
+    """A loss that no phase uses neither retrains a row nor keeps its seeds apart."""
+    other = load_config("demo", {"loss.depth": "l1", "loss.weighting": "dwa", "depth.target": "minmax"})
+    for row, same in (("seg-only", True), ("depth-first", False)):
+        (before,), (after,) = plan(row).runs, plan(row, config=other).runs
+        assert (before.describe_settings() == after.describe_settings()) is same
+        assert (before.name == after.name) is same
+
+
 def test_a_copy_is_part_of_the_path() -> None:
     with_copy, without = plan("depth-first+copy").runs[0].nodes, plan("depth-first").runs[0].nodes
     assert with_copy[0].key == without[0].key
