@@ -19,11 +19,6 @@ def write_notes(rows: Sequence[Row], compared_metrics: Sequence[str]) -> list[st
         *_describe_namesakes(rows),
         *gather_notes((label, _describe_environments(row)) for label, row in labelled),
         *_describe_budgets(rows),
-        *(
-            f"{label}: weights were selected on {row.first.split}, which is reported here; its scores are too high"
-            for label, row in labelled
-            if any(run.selection == "best" and run.selection_split == run.split for run in row.runs)
-        ),
         *_describe_data(rows),
     ]
 

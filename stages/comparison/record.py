@@ -62,10 +62,6 @@ class RunRecord:
     """ISO 8601 instant."""
     split: str = "val"
     """The split the metrics are of."""
-    selection: str = "last"
-    """Which weights were measured: ``last`` or ``best``."""
-    selection_split: str | None = None
-    """The split ``best`` was chosen on."""
     command: str | None = None
     """The command line that repeats the run."""
     identity: Identity | None = None
@@ -103,71 +99,47 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, path: Path) -> RunRecord:
-        """Read a run's ``run.json``, or the one in a run's folder.
+        """Read a run's ``run.json``, or the one in a run's folder; keys for other readers are left alone.
+
+        A schedule counts as the recipe's own unless run.json says it is none.
 
         Raises:
             UserError: the file is missing, damaged, or lacks what a comparison needs.
         """
         path = path / "run.json" if path.is_dir() else path
         facts = read_json(path, "name a run's folder or its run.json, or repeat the run")
-        return cls.from_dict(facts, folder=path.parent, source=str(path))
-
-    @classmethod
-    def from_dict(cls, facts: Mapping[str, Any], *, folder: Path | None = None, source: str = "run") -> RunRecord:
-        """Build a record from the values of run.json.
-
-        Needs ``name`` (or ``schedule``), ``seed``, ``network``, ``dataset``, ``recipe`` (a name, or an object with one)
-        and ``metrics``; the other fields of the class are optional keys of the same name. Unknown keys are other
-        readers' business. A phase is {``name``, ``steps``, ``seconds``, ``reused``}; ``total_steps`` defaults to their
-        sum, ``started_at`` to ``finished_at``. A schedule counts as the recipe's own unless run.json says it is none.
-
-        Raises:
-            UserError: something needed is missing or of the wrong kind; the message names ``source``.
-        """
-        named = {"name": _name_of(facts.get("schedule"))} | dict(facts)
         needed = ("name", "seed", "network", "dataset", "recipe", "metrics")
-        missing = [key for key in needed if named.get(key) is None]
-        if missing:
-            raise UserError(f"{source} lacks {', '.join(missing)}, so the run cannot be compared; repeat the run")
+        if missing := [key for key in needed if facts.get(key) is None]:
+            raise UserError(f"{path} lacks {', '.join(missing)}, so the run cannot be compared; repeat the run")
         try:
-            phases = tuple(_phase(phase) for phase in named.get("phases", ()))
-            environment = named.get("environment", {})
-            schedule = named["schedule"] if isinstance(named.get("schedule"), Mapping) else {}
-            identity = named.get("identity")
+            phases = tuple(map(_phase, facts.get("phases", ())))
+            environment, schedule = facts.get("environment", {}), facts.get("schedule", {})
+            identity = facts.get("identity")
             return cls(
-                name=str(named["name"]),
-                seed=int(named["seed"]),
-                network=_name_of(named["network"]) or "",
-                dataset=_name_of(named["dataset"]) or "",
-                recipe=_name_of(named["recipe"]) or "",
-                metrics=_numbers(named["metrics"]),
+                name=str(facts["name"]),
+                seed=int(facts["seed"]),
+                network=str(facts["network"]),
+                dataset=str(facts["dataset"]),
+                recipe=str(facts["recipe"]),
+                metrics=_numbers(facts["metrics"]),
                 phases=phases,
-                total_steps=int(named.get("total_steps", sum(phase.steps for phase in phases))),
-                per_class=tuple(_class(row) for row in named.get("per_class", ())),
-                parameters=named.get("parameters"),
-                folder=folder,
-                started_at=str(named.get("started_at", named.get("finished_at", ""))),
-                split=str(named.get("split", "val")),
-                selection=str(named.get("selection", "last")),
-                selection_split=named.get("selection_split"),
-                command=named.get("command"),
+                total_steps=int(facts.get("total_steps", sum(phase.steps for phase in phases))),
+                per_class=tuple(map(_class, facts.get("per_class", ()))),
+                parameters=facts.get("parameters"),
+                folder=path.parent,
+                started_at=str(facts.get("started_at", facts.get("finished_at", ""))),
+                split=str(facts.get("split", "val")),
+                command=facts.get("command"),
                 identity=None if identity is None else Identity.from_dict(identity),
                 environment={"threads": environment.get("threads"), **environment.get("versions", {})},
                 own_schedule=bool(schedule.get("own", True)),
                 steps=tuple(map(str, schedule.get("steps", ()))),
-                data_root=named.get("config", {}).get("data", {}).get("root"),
+                data_root=facts.get("config", {}).get("data", {}).get("root"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise UserError(
-                f"{source} is not understood ({type(problem).__name__}: {problem}); repeat the run"
+                f"{path} is not understood ({type(problem).__name__}: {problem}); repeat the run"
             ) from problem
-
-
-def _name_of(value: Any) -> str | None:
-    """Return a name that is given as such, or as ``name`` of an object."""
-    if isinstance(value, Mapping):
-        value = value.get("name")
-    return None if value is None else str(value)
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -45,13 +45,6 @@ def test_a_folder_or_its_file_can_be_named(tmp_path):
     assert record.identity is None and record.own_schedule, "what an older version did not say is not taken for granted"
 
 
-def test_objects_with_a_name_stand_for_it():
-    nested = {key: value for key, value in FACTS.items() if key != "name"}
-    nested |= {"recipe": {"name": "voc2012", "seed": 3}, "network": {"name": "unet"}, "schedule": {"name": "joint"}}
-    record = RunRecord.from_dict(nested)
-    assert (record.name, record.recipe, record.network) == ("joint", "voc2012", "unet")
-
-
 @pytest.mark.parametrize(
     ("facts", "match"),
     [

@@ -55,7 +55,10 @@ def make_batches(sizes=((2, 16, 20), (1, 16, 20)), *, with_depth=True) -> list[B
 
 
 def run(network, batches, **options):
-    return evaluate(network, batches, num_classes=3, class_names=NAMES, **options)
+    return evaluate(network, batches, **{"num_classes": 3, "class_names": NAMES, **options})
+
+
+VOID = make_batches()[0]._replace(seg_labels=torch.full((2, 16, 20), IGNORE_INDEX))
 
 
 def test_scores_are_those_of_the_argmax(network):
@@ -64,7 +67,11 @@ def test_scores_are_those_of_the_argmax(network):
     with torch.no_grad():
         for batch in batches:
             counts.update(network.eval()(batch.images).seg_logits.argmax(1), batch.seg_labels)
-    evaluation = run(network, batches, with_depth=True)
+    handed = []
+    evaluation = run(network, batches, with_depth=True, on_predictions=lambda *found: handed.append(found))
+    for batch, (given, predictions, depth) in zip(batches, handed, strict=True):
+        assert given is batch and predictions.shape == depth.shape == batch.seg_labels.shape
+        assert predictions.dtype == torch.uint8
     assert evaluation.confusion == counts.confusion.tolist()
     assert {name: evaluation.metrics[name] for name in counts.compute()} == counts.compute()
     assert evaluation.metrics_paper == counts.compute("fp")
@@ -140,14 +147,6 @@ def test_each_module_keeps_its_mode(network, fails):
     assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
 
 
-def test_predictions_are_handed_out(network):
-    seen = []
-    run(network, make_batches(), with_depth=True, on_predictions=lambda *found: seen.append(found))
-    batch, predictions, depth = seen[0]
-    assert predictions.shape == batch.seg_labels.shape == depth.shape
-    assert predictions.dtype == torch.uint8
-
-
 def test_bfloat16_gives_nearly_the_same(network):
     exact, fast = (run(network, make_batches(), precision=precision).metrics for precision in ("float32", "bfloat16"))
     assert fast["pixel_acc"] == pytest.approx(exact["pixel_acc"], abs=0.02)
@@ -159,25 +158,19 @@ def test_json_form_survives_a_round_trip(network):
     assert facts["per_class"][0]["name"] == "background"
 
 
-def test_no_image_is_refused(network):
-    with pytest.raises(UserError, match="the split has no image"):
-        run(network, [])
-
-
-def test_no_label_is_refused(network):
-    batch = make_batches()[0]
-    with pytest.raises(UserError, match="none of the 2 images has a labelled pixel"):
-        run(network, [batch._replace(seg_labels=torch.full_like(batch.seg_labels, IGNORE_INDEX))])
-
-
-def test_another_number_of_classes_is_refused(network):
-    with pytest.raises(UserError, match="data has 2 classes"):
-        evaluate(network, make_batches(), num_classes=2, class_names=NAMES[:2])
-
-
-def test_depth_without_targets_is_refused(network):
-    with pytest.raises(UserError, match="no depth for image 'image-0-0'"):
-        run(network, make_batches(with_depth=False), with_depth=True)
+@pytest.mark.parametrize(
+    ("batches", "options", "match"),
+    [
+        ([], {}, "the split has no image"),
+        ([VOID], {}, "none of the 2 images has a labelled pixel"),
+        (make_batches(), {"num_classes": 2, "class_names": NAMES[:2]}, "data has 2 classes"),
+        (make_batches(with_depth=False), {"with_depth": True}, "no depth for image 'image-0-0'"),
+    ],
+    ids=["no image", "no label", "other classes", "no depth"],
+)
+def test_what_cannot_be_scored_is_refused(network, batches, options, match):
+    with pytest.raises(UserError, match=match):
+        run(network, batches, **options)
 
 
 def test_depth_of_a_stripped_network_is_refused(network):

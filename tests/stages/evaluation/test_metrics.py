@@ -93,11 +93,6 @@ def test_void_as_false_positive_equals_smp_without_ignore_index():
     )
 
 
-def test_imagewise_micro_exceeds_pooled_when_images_differ():
-    metrics = count(*random_maps(6), 6).compute()
-    assert metrics["miou_micro_imagewise"] > metrics["miou_micro"]
-
-
 @pytest.mark.parametrize("classes", [3, 11])
 def test_macro_equals_torchmetrics(classes):
     from torchmetrics.classification import MulticlassJaccardIndex
