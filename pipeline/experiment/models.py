@@ -72,7 +72,7 @@ def open_run(folder: Path, device: torch.device) -> Model:
 
 
 def _open_export(folder: Path, device: torch.device) -> Model:
-    from stages.export.strip import load_exported
+    from stages.export.safetensors_file import load_exported
 
     record = read_json(folder / ORIGIN_FILE)
     preprocess = read_json(folder / "preprocess.json")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from datetime import datetime
-from html import escape
 from pathlib import Path
 
 from data_cache.errors import UserError
-from data_cache.escaping import html_text, printable_text
+from data_cache.escaping import html_text
 from data_cache.files import atomic_file
 from data_cache.metrics import HEADLINE, METRICS, explain_metrics
 from stages.comparison.figures import SERIES, draw_classes, draw_losses, draw_scores
@@ -125,7 +124,7 @@ def _score_section(table: Table) -> str:
         "Scores",
         f"{directions[:1].upper()}{directions[1:]}.",
         build_figure(draw_scores(table), figure) if _rank(table) else "",
-        _score_table(read_columns(table), kinds),
+        _build_table(read_columns(table), kinds),
         f'<ol class="notes">{notes}</ol>' if notes else "",
     )
 
@@ -141,12 +140,12 @@ def _metric_section(table: Table) -> str:
         "Every metric",
         "The same predictions under every convention, means over seeds; the CSV and JSON of pipeline compare have the "
         "intervals, too.",
-        _score_table(columns, [""] * len(table.rows)),
+        _build_table(columns),
         '<ul class="notes">' + "".join(f"<li>{html_text(line)}.</li>" for line in explain_metrics(found)) + "</ul>",
     )
 
 
-def _score_table(columns: Sequence[Column], row_kinds: Sequence[str]) -> str:
+def _build_table(columns: Sequence[Column], row_kinds: Sequence[str] = ()) -> str:
     heads = [Cell(html_text(column.title).replace("_", "_<wbr>"), column.kind) for column in columns]
     rows = [[Cell(_show(*cell), cell[0].kind) for cell in row] for row in read_cells(columns)]
     return build_table_element(heads, rows, row_kinds=row_kinds)
@@ -249,27 +248,22 @@ def _embed_png(file: Path) -> str:
 
 
 def _run_section(table: Table) -> str:
-    titles = ("row", "seed", "time", "parameters", "phases reused", "folder")
-    kinds = ("", "", "text", "", "", "text")
-    body = [
-        (
-            html_text(label),
-            str(run.seed),
-            html_text(run.started_at),
-            f"{run.parameters:,}" if run.parameters else _ABSENT,
-            f"{sum(phase.reused for phase in run.phases)} of {len(run.phases)}",
-            html_text(run.folder.name) if run.folder else _ABSENT,
-        )
-        for label, row in table.labelled
-        for run in row.runs
+    runs = [(label, run) for label, row in table.labelled for run in row.runs]
+    columns = [
+        Column("row", tuple(label for label, _ in runs)),
+        Column("seed", tuple(run.seed for _, run in runs)),
+        Column("time", tuple(run.started_at for _, run in runs), "text"),
+        Column("parameters", tuple(f"{run.parameters:,}" if run.parameters else None for _, run in runs)),
+        Column(
+            "phases reused",
+            tuple(f"{sum(phase.reused for phase in run.phases)} of {len(run.phases)}" for _, run in runs),
+        ),
+        Column("folder", tuple(run.folder.name if run.folder else None for _, run in runs), "text"),
     ]
-    lines = [[Cell(text, kind) for text, kind in zip(texts, kinds, strict=True)] for texts in (titles, *body)]
-    commands = "\n".join(
-        dict.fromkeys(printable_text(run.command) for row in table.rows for run in row.runs if run.command)
-    )
+    commands = "\n".join(dict.fromkeys(html_text(run.command) for _, run in runs if run.command))
     return build_section(
         "Runs",
         "Each run and the command lines that repeat them.",
-        build_table_element(lines[0], lines[1:]),
-        f"<pre>{escape(commands)}</pre>" if commands else '<p class="hint">The runs recorded no command lines.</p>',
+        _build_table(columns),
+        f"<pre>{commands}</pre>" if commands else '<p class="hint">The runs recorded no command lines.</p>',
     )

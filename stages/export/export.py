@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from stages.export.formats import DEFAULT_FORMATS, EXPORT_FORMATS, check_formats
 from stages.export.job import ExportJob
 from stages.export.preprocess import Palette, write_preprocess
 from stages.export.proof import build_reference, compute_proof
-from stages.export.strip import OpensWithSmp
+from stages.export.safetensors_file import OpensWithSmp
 from stages.networks import strip_depth
 from stages.networks.interface import Network
 
@@ -109,7 +110,7 @@ def export_network(
     if finished := _find_finished(out, key, overwrite=overwrite):
         return finished
     _check_disk(stripped, out, len(formats))
-    with _Unfinished(out) as folder:
+    with _publish(out) as folder:
         job = ExportJob(stripped, folder, input_size, dynamic, opset)
         facts: dict[str, dict[str, Any]] = {}
         for name in formats:
@@ -130,27 +131,20 @@ def export_network(
     return ExportReport(out, _list_files(out), proof)
 
 
-class _Unfinished:
-    """A sibling folder that takes the place of ``out`` when its block ends well and vanishes when it does not."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.folder = _sibling(out, "unfinished")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        return self.folder
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            return
-        replaced = _sibling(self.out, "replaced")
-        if self.out.exists():
-            self.out.rename(replaced)
-        self.folder.rename(self.out)
+@contextlib.contextmanager
+def _publish(out: Path) -> Iterator[Path]:
+    """Yield a sibling folder that takes the place of ``out`` when its block ends well and vanishes when it does not."""
+    folder, replaced = _sibling(out, "unfinished"), _sibling(out, "replaced")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        if out.exists():
+            out.rename(replaced)
+        folder.rename(out)
         shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _recover(out: Path) -> None:

@@ -68,7 +68,7 @@ EXPORT_FORMATS = {
         usage="""\
 from pathlib import Path
 
-from stages.export.strip import load_exported
+from stages.export.safetensors_file import load_exported
 
 seg_logits = load_exported(Path("this-folder"))(images).seg_logits""",
     ),

@@ -19,7 +19,7 @@ from data_cache.errors import UserError
 from data_cache.sample import SMALLEST_INPUT_PX
 from stages.export.formats import EXPORT_FORMATS
 from stages.export.job import ExportJob, quiet_libraries
-from stages.export.strip import OpensWithSmp
+from stages.export.safetensors_file import OpensWithSmp
 from stages.networks import count_parameters, segmentation_only
 from stages.networks.interface import Network
 

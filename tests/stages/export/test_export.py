@@ -20,7 +20,7 @@ from stages.export import onnx_file, safetensors_file
 from stages.export.card import CardFacts, LicenceLink, render_card
 from stages.export.export import export_network
 from stages.export.formats import EXPORT_FORMATS, describe_formats, parse_formats
-from stages.export.strip import load_exported
+from stages.export.safetensors_file import load_exported
 from stages.networks import build_network, count_parameters, strip_depth
 
 SIZE = (64, 96)
