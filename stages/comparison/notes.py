@@ -18,7 +18,7 @@ def write_notes(rows: Sequence[Row], compared_metrics: Sequence[str]) -> list[st
         *_describe_certainty(labelled, compared_metrics),
         *_describe_namesakes(rows),
         *gather_notes((label, _describe_environments(row)) for label, row in labelled),
-        *_describe_budgets(rows),
+        *_describe_budgets(labelled),
         *_describe_data(rows),
     ]
 
@@ -73,20 +73,19 @@ def _describe_environments(row: Row) -> str:
     return f"seeds differ in {', '.join(words)}; last digits may, too" if words else ""
 
 
-def _describe_budgets(rows: Sequence[Row]) -> Iterator[str]:
+def _describe_budgets(labelled: Sequence[tuple[str, Row]]) -> Iterator[str]:
     """Say where rows had unlike amounts of training, and which rows control for it."""
-    if len({row.total_steps for row in rows}) < 2:
+    if len({row.total_steps for _, row in labelled}) < 2:
         return
-    least, most = min(rows, key=lambda row: row.total_steps), max(rows, key=lambda row: row.total_steps)
-    factor = f", {most.total_steps / least.total_steps:.3g} times as many" if least.total_steps else ""
-    controls = [
-        f"{name} ({shared})"
-        for name, shared in CONTROLS.items()
-        if any(row.name == name and row.total_steps == most.total_steps for row in rows)
-    ]
+    (least, shortest), (most, longest) = (pick(labelled, key=lambda pair: pair[1].total_steps) for pick in (min, max))
+    factor = f", {longest.total_steps / shortest.total_steps:.3g} times as many" if shortest.total_steps else ""
+    as_long = {
+        row.name for _, row in labelled if row.total_steps == longest.total_steps and row.is_measured_as(longest)
+    }
+    controls = [f"{name} ({shared})" for name, shared in CONTROLS.items() if name in as_long]
     yield (
-        f"total steps differ between rows, from {least.total_steps} ({least.name}) to {most.total_steps} "
-        f"({most.name}){factor}: a higher score may come from longer training"
+        f"total steps differ between rows, from {shortest.total_steps} ({least}) to {longest.total_steps} ({most})"
+        f"{factor}: a higher score may come from longer training"
         + (f"; hold the longest rows against {' and '.join(controls)}" if controls else "")
     )
 

@@ -89,7 +89,7 @@ def _choose_rows(table: Table) -> list[tuple[str, Row]]:
     """Return the rows looked at closely: the baseline, then the best on its data, as many as there are colours."""
     base = _find_base(table)
     ranked = sorted(_rank(table), key=lambda pair: pair[1] is not base)
-    return [pair for pair in ranked if pair[1].first.measurement == ranked[0][1].first.measurement][: len(SERIES)]
+    return [pair for pair in ranked if pair[1].is_measured_as(ranked[0][1])][: len(SERIES)]
 
 
 def _answer(table: Table) -> str:

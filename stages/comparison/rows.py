@@ -52,6 +52,10 @@ class Row:
         """Name of the row the differences are to."""
         return self.base.name if self.base else None
 
+    def is_measured_as(self, other: Row) -> bool:
+        """Return whether scores of the two rows can be held against each other."""
+        return self.first.measurement == other.first.measurement
+
     def fact(self, name: str) -> str:
         """Return one of FACTS; runs of one row may come from recipes of other names."""
         return join_values(str(getattr(run, name)) for run in self.runs)

@@ -124,7 +124,7 @@ def _compare_row(row: Row, rows: Sequence[Row], baseline: str | None) -> tuple[R
     called = [other for other in rows if other.name == baseline and other.first.identity]
     if row.name == baseline or row.first.identity is None or not called:
         return row, ""
-    fitting = [other for other in called if other.first.measurement == row.first.measurement]
+    fitting = [other for other in called if other.is_measured_as(row)]
     if not fitting:
         return row, describe_differences([row.first, *(other.first for other in called)], measured=True)
     pools = (

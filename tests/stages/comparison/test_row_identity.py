@@ -133,6 +133,15 @@ def test_folders_of_one_name_are_told_apart_beside_other_datasets(tmp_path: Path
     ]  # fmt: skip
 
 
+def test_budgets_are_of_rows_and_not_of_names_and_controls_of_the_same_data(tmp_path: Path) -> None:
+    short, long = write_run(tmp_path), write_run(tmp_path, settings={**IDENTITY["settings"], "training.lr": 0.1})
+    elsewhere = write_run(tmp_path, "seg-seg-seg", root="/data/b", data="train-b", split="val-b")
+    table = build_table([short, replace(long, total_steps=300), replace(elsewhere, total_steps=300)])
+    (note,) = (note for note in table.notes if "total steps" in note)
+    assert "from 100 (seg-only · training.lr 0.001) to 300 (seg-only · training.lr 0.1), 3 times" in note
+    assert "seg-seg-seg" not in note
+
+
 def test_of_two_baselines_the_one_with_the_same_settings_counts(tmp_path: Path) -> None:
     """Settings with a value per phase agree where they share one; others are equal or not."""
     slow = {**IDENTITY["settings"], "training.lr": [0.1]}
