@@ -66,11 +66,7 @@ def score_run(
     network.to(device=device, memory_format=torch.channels_last)
     session.console.info(f"evaluating {folder.name} on {config.evaluation.split} ({weights})")
     store = find_labels_if_any(config, session, dataset) if config.build_schedule().needs_depth else None
-    panels = PanelCollector(
-        network.normalisation,
-        limit=config.evaluation.panels,
-        image_ids=_spread(dataset.image_ids, config.evaluation.panels),
-    )
+    panels = PanelCollector(network.normalisation, _spread(dataset.image_ids, config.evaluation.panels))
     evaluation = evaluate_split(network, network.normalisation, dataset, store, config, device, panels)
     write_panels(panels.items, folder / "panels", class_names=dataset.classes, palette=dataset.palette)
     return {

@@ -53,8 +53,6 @@ figure img { max-width: 100%; height: auto; display: block; }
 .budget .total { color: var(--muted); text-align: right; }
 pre { background: var(--wash); border: 1px solid var(--rule); border-radius: 5px; padding: 12px 14px; font: 12.5px/1.6
   ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; overflow-x: auto; margin: 10px 0; }
-footer { margin-top: 64px; padding-top: 14px; border-top: 1px solid var(--rule); color: var(--muted);
-  font-size: 12.5px; }
 @media print {
   main { padding: 0; max-width: none; }
   h2 { break-after: avoid; }
@@ -97,8 +95,8 @@ def _attribute(name: str, value: str) -> str:
     return f' {name}="{html_text(value)}"' if value else ""
 
 
-def build_page(title: str, facts: str, sections: list[str], footer: str) -> str:
-    """Return a whole HTML document; title, facts and footer are plain text, sections are HTML."""
+def build_page(title: str, facts: str, sections: list[str]) -> str:
+    """Return a whole HTML document; title and facts are plain text, sections are HTML."""
     return "\n".join(
         (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -106,7 +104,7 @@ def build_page(title: str, facts: str, sections: list[str], footer: str) -> str:
             f"<title>{html_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
             f'<header><h1>{html_text(title)}</h1><p class="facts">{html_text(facts)}</p></header>',
             *sections,
-            f"<footer>{html_text(footer)}</footer>\n</main>\n</body>\n</html>\n",
+            "</main>\n</body>\n</html>\n",
         )
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
 from data_cache.errors import UserError
@@ -27,24 +26,15 @@ from stages.comparison.rows import FACTS, Row
 from stages.comparison.statistics import Difference, estimate_mean
 from stages.comparison.table import Table
 
+PANELS_PER_ROW = 3
+"""Panels (image, truth, prediction, depth) shown of the baseline and of the best row."""
 _ABSENT = '<span class="absent">–</span>'
 
 
-def write_report(
-    table: Table,
-    out: Path,
-    *,
-    title: str = "Did pseudo depth help?",
-    panels_per_row: int = 3,
-    written_at: datetime | None = None,
-) -> Path:
+def write_report(table: Table, out: Path, *, title: str = "Did pseudo depth help?") -> Path:
     """Write one HTML file with style, figures and images inside it; it opens anywhere and loads nothing.
 
     Losses and panels are read from the runs' folders; a section whose files are missing says so.
-
-    Args:
-        panels_per_row: panels (image, truth, prediction, depth) shown of the baseline and of the best row.
-        written_at: shown in the footer.
 
     Raises:
         UserError: the table is empty, or a log is damaged.
@@ -58,11 +48,10 @@ def write_report(
         _class_section(table, chosen),
         _metric_section(table),
         _training_section(table),
-        _panel_section(chosen, panels_per_row),
+        _panel_section(chosen),
         _run_section(table),
     ]
-    footer = f"Written {written_at.isoformat(sep=' ', timespec='minutes')}." if written_at else "Self-contained page."
-    page = build_page(title, _facts(table), [section for section in sections if section], footer)
+    page = build_page(title, _facts(table), [section for section in sections if section])
     with atomic_file(out) as temporary:
         temporary.write_text(page, encoding="utf8")
     return out
@@ -221,11 +210,11 @@ def _training_section(table: Table) -> str:
     )
 
 
-def _panel_section(chosen: Sequence[tuple[str, Row]], panels_per_row: int) -> str:
+def _panel_section(chosen: Sequence[tuple[str, Row]]) -> str:
     shown, missing = [], []
     for label, row in chosen[:2]:
         folder = row.first.folder
-        files = sorted((folder / "panels").glob("*.png"))[:panels_per_row] if folder else []
+        files = sorted((folder / "panels").glob("*.png"))[:PANELS_PER_ROW] if folder else []
         if files:
             shown.append(f"<h3>{html_text(label)}, seed {row.seeds[0]}</h3>" + "".join(map(_embed_png, files)))
         else:

@@ -54,7 +54,6 @@ def evaluate(
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
     with_depth: bool = False,
-    background: int | None = None,
     depth_target: str = "robust",
     on_predictions: OnPredictions | None = None,
 ) -> Evaluation:
@@ -67,9 +66,8 @@ def evaluate(
         network: a ``Network``, or anything that maps (B, 3, H, W) images to (B, C, h, w) logits, such as an exported
             segmentation-only module; in tiles as a ``TiledNetwork``. An ``nn.Module`` must already be on ``device``.
         batches: may differ in batch size and resolution; void pixels are not scored.
-        class_names: one per class.
+        class_names: one per class; the one called background, if any, is left out of the iIoU metrics.
         with_depth: also run the depth branch and score it against the batches' targets.
-        background: class left out of the iIoU metrics; None means the one named "background", if any.
         depth_target: what the depth branch was trained on, see ``DepthErrors``.
 
     Raises:
@@ -79,7 +77,7 @@ def evaluate(
     if len(class_names) != num_classes:
         raise ValueError(f"{len(class_names)} class names for {num_classes} classes")
     scores = _Scores(
-        SegCounts(num_classes, background=find_background(class_names) if background is None else background),
+        SegCounts(num_classes, background=find_background(class_names)),
         BoundaryScores(num_classes),
         DepthErrors(depth_target) if with_depth else None,
     )

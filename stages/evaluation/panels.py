@@ -44,24 +44,18 @@ class PanelCollector:
 
     Args:
         normalisation: of the network, to turn its input back into an image.
-        limit: images kept at most, so that memory stays bounded.
-        image_ids: keep these; None keeps the first ones.
+        image_ids: those to keep; few, because they stay in memory.
     """
 
-    def __init__(
-        self, normalisation: Normalisation, *, limit: int = 8, image_ids: Collection[str] | None = None
-    ) -> None:
+    def __init__(self, normalisation: Normalisation, image_ids: Collection[str]) -> None:
         self.items: list[PanelItem] = []
         self._normalisation = normalisation
-        self._limit = limit
         self._image_ids = image_ids
 
     def __call__(self, batch: Batch, predictions: Tensor, depth: Tensor | None) -> None:
         """Keep what is wanted of one batch."""
         for index, image_id in enumerate(batch.image_ids):
-            if len(self.items) >= self._limit:
-                return
-            if self._image_ids is None or image_id in self._image_ids:
+            if image_id in self._image_ids:
                 self.items.append(self._pick(batch, index, predictions, depth))
 
     def _pick(self, batch: Batch, index: int, predictions: Tensor, depth: Tensor | None) -> PanelItem:
