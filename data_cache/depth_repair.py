@@ -60,13 +60,13 @@ def verify_store(folder: Path, deep: bool = True) -> list[BadMap]:
         UserError: there is no store, or it is of another version of the format.
     """
     listed = list_store_files(folder) if folder.is_dir() else None
-    if listed is None or not (listed.shards or listed.batches or (folder / INDEX).exists()):
+    if listed is None or not (listed.names or (folder / INDEX).exists()):
         raise UserError(f"no depth store in {folder}; make one with: pipeline pseudo-depth")
     provenance = _find_provenance(folder, listed)
     held: dict[str, set[str]] = {}
     bad: list[BadMap] = []
     unreadable: dict[str, str] = {}
-    for name in (*listed.shards, *listed.batches):
+    for name in listed.names:
         try:
             held[name], damaged = _verify_file(folder / name, provenance, deep)
         except OtherSchema:
@@ -96,7 +96,7 @@ def repair_store(folder: Path) -> RepairReport:
             # Without an index the store is read from its files, so nothing points at a map that is going to be dropped.
             (folder / INDEX).unlink(missing_ok=True)
         listed = list_store_files(folder)
-        for name in sorted({found.file for found in bad} & {*listed.shards, *listed.batches}):
+        for name in sorted({found.file for found in bad} & set(listed.names)):
             _drop(folder / name, provenance)
         rebuild_index(folder)
         return RepairReport(tuple(bad), _count_images(folder))
@@ -104,7 +104,7 @@ def repair_store(folder: Path) -> RepairReport:
 
 def _find_provenance(folder: Path, listed: StoreFiles) -> Provenance | None:
     """Return what the first readable file says of the store, the index before all others."""
-    for name in (INDEX, *listed.shards, *listed.batches):
+    for name in (INDEX, *listed.names):
         try:
             with explaining_damage(folder / name), open_file(folder / name) as file:
                 return read_provenance(file)
@@ -185,8 +185,7 @@ def _drop(path: Path, provenance: Provenance | None) -> None:
 
 def _count_images(folder: Path) -> int:
     image_ids: set[str] = set()
-    listed = list_store_files(folder)
-    for name in (*listed.shards, *listed.batches):
+    for name in list_store_files(folder).names:
         with open_file(folder / name) as file:
             image_ids.update(read_image_ids(file))
     return len(image_ids)

@@ -70,12 +70,12 @@ class _OpenFiles:
         self._folder = folder
         self._files: OrderedDict[str, MapFile] = OrderedDict()
         listed = list_store_files(folder) if folder.is_dir() else None
-        if listed is None or not (listed.shards or listed.batches):
+        if listed is None or not listed.names:
             raise NoDepthStore(
                 f"no depth store in {folder}: the folder {'is missing' if listed is None else 'holds no map'}; "
                 "make one with: pipeline pseudo-depth"
             )
-        self.names = (*listed.shards, *listed.batches)
+        self.names = listed.names
         self.index: MapFile | None = None
         indexed: list[str] = []
         if (folder / INDEX).exists():

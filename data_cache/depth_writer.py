@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Set
-from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from collections.abc import Set
+from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +51,11 @@ class DepthStoreWriter:
     loses only what was not committed.
     """
 
-    def __init__(self, folder: Path, provenance: Provenance, *, shard_size: int = 256, codec: str | None = None):
+    def __init__(self, folder: Path, provenance: Provenance, *, shard_size: int = 256):
         """Open a store for writing, making it when it is new.
 
         Args:
             shard_size: maps per shard, at least 1.
-            codec: overrules the provenance's; one of CODECS. Readers need not know it.
 
         Raises:
             UserError: another writer is at work, the store was made otherwise, or a shard is damaged.
@@ -64,9 +63,9 @@ class DepthStoreWriter:
         if shard_size < 1:
             raise ValueError(f"shard_size is {shard_size}, must be at least 1")
         self.folder = folder
-        self.provenance = provenance if codec is None else replace(provenance, codec=codec)
-        if self.provenance.codec not in CODECS:
-            raise unknown_name("codec", self.provenance.codec, CODECS)
+        self.provenance = provenance
+        if provenance.codec not in CODECS:
+            raise unknown_name("codec", provenance.codec, CODECS)
         self._shard_size = shard_size
         self._pending: list[StoredMap] = []
         with ExitStack() as stack:
@@ -143,8 +142,7 @@ class DepthStoreWriter:
             return
         name = batch_name(self._next_shard, self._next_batch)
         content = build_map_file(self.provenance, self._pending)
-        with self._noting_full_disk():
-            publish(self.folder / name, content)
+        publish(self.folder / name, content)
         self._batches[name] = [image.image_id for image in self._pending]
         self._next_batch += 1
         self._loose_bytes += len(content)
@@ -153,7 +151,7 @@ class DepthStoreWriter:
     def close(self) -> None:
         """Commit, merge the batches into a last shard and let others write."""
         try:
-            if not self._full_disk and (self._pending or self._batches):
+            if self._pending or self._batches:
                 self._merge()
         finally:
             self._held.close()
@@ -166,13 +164,12 @@ class DepthStoreWriter:
         """Take up what earlier writers left: finish an interrupted merge, take over their loose batches."""
         remove_leftovers(self.folder)
         listed = list_store_files(self.folder)
-        self._full_disk = False
         self._shards = list(listed.shards)
         self._next_shard, self._next_batch = listed.next_shard, listed.next_batch
         self._batches: dict[str, list[str]] = {}
         self._loose_bytes = 0
         self._records: dict[str, list[MapRecord]] = {}
-        for name in (*listed.shards, *listed.batches):
+        for name in listed.names:
             with explaining_damage(self.folder / name), open_file(self.folder / name) as file:
                 self._check_same(read_provenance(file))
                 records = read_records(file)
@@ -221,26 +218,15 @@ class DepthStoreWriter:
         sources = [(self.folder / name, image_ids) for name, image_ids in self._batches.items()]
         links = [image_id for image_ids in self._batches.values() for image_id in image_ids]
         links += [image.image_id for image in self._pending]
-        with self._noting_full_disk():
-            publish(self.folder / shard, build_map_file(self.provenance, self._pending, sources))
+        publish(self.folder / shard, build_map_file(self.provenance, self._pending, sources))
         self._pending, self._unmerged = [], set()
         merged, self._batches = self._batches, {}
         self._shards.append(shard)
         extend = len(self._shards) > 1
-        with self._noting_full_disk():
-            publish_index(self.folder, self.provenance, self._shards, dict.fromkeys(links, shard), extend=extend)
+        publish_index(self.folder, self.provenance, self._shards, dict.fromkeys(links, shard), extend=extend)
         for name in merged:
             (self.folder / name).unlink()
         self._next_shard, self._next_batch, self._loose_bytes = self._next_shard + 1, 0, 0
-
-    @contextmanager
-    def _noting_full_disk(self) -> Iterator[None]:
-        """Remember a failure to publish, so that closing does not try, and fail, once more."""
-        try:
-            yield
-        except UserError:
-            self._full_disk = True
-            raise
 
 
 def _parents(image_id: str) -> list[str]:

@@ -29,6 +29,11 @@ class StoreFiles(NamedTuple):
     batches: tuple[str, ...]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """All of them; of two that hold an image, the later counts."""
+        return self.shards + self.batches
+
+    @property
     def next_shard(self) -> int:
         """Number of the shard to be written next, into which the present batches go."""
         after_shards = 1 + max(map(_number, self.shards), default=-1)

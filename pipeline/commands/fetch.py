@@ -65,14 +65,13 @@ def fetch_weights(
             uses.append(f"--set network.encoder_weights={files[-1]}")
             continue
         target = folder / (Path(name).name if Path(name).is_dir() else name.replace("/", "--"))
-        fetched = fetch_estimator(
+        files += fetch_estimator(
             name,
             target,
             kind=DepthKind(kind) if kind else None,
             accept_noncommercial=accept_noncommercial,
             progress=session.console.info,
         )
-        files += [file.path for file in fetched]
         uses.append(f"--estimator {target}")
     facts = {"files": [str(file) for file in files], "use": uses}
     return Result(facts, "\n".join([*map(str, files), *(f"use it with: {use}" for use in uses)]))

@@ -45,6 +45,16 @@ class EstimatorSpec:
         return "m" if self.kind is DepthKind.METRIC else "1"
 
 
+def undescribed(alias: str, hub_id: str | None = None) -> EstimatorSpec:
+    """Return what stands for an estimator without an entry in the table until its files have been looked at."""
+    return EstimatorSpec(alias, hub_id, None, DepthKind.RELATIVE, 1, 1, "unknown; see the repository's card")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form OWNER/NAME and is no path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
 def _dpt_dinov2(size: str, head: str, revision: str, sha256: str) -> EstimatorSpec:
     """Describe a DINOv2 encoder with a DPT head trained on NYU (indoor, 10 m) or KITTI (driving, 80 m)."""
     # 28, not 14: the DPT head doubles odd patch counts upwards (37 -> 38), which would stretch the map.

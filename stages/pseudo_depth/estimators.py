@@ -23,7 +23,7 @@ from torch.nn.functional import conv2d
 from data_cache.errors import UserError, nearest
 from data_cache.sample import DepthKind
 from stages.networks.precision import Dtype, Precision, resolve_dtype
-from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, GROUND_TRUTH, EstimatorSpec
+from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, GROUND_TRUTH, EstimatorSpec, is_hub_id, undescribed
 from stages.pseudo_depth.geometry import compute_input_size, resize_image
 from stages.pseudo_depth.model_folder import (
     Preprocessing,
@@ -164,8 +164,7 @@ def resolve_estimator(
     if name in ESTIMATORS:
         spec = ESTIMATORS[name]
         check_licence(spec, accepted=accept_noncommercial)
-        folder = download_snapshot(spec)
-        return replace(spec, revision=spec.revision or _commit_of(folder)), folder
+        return download_snapshot(spec)
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         spec = describe_folder(folder, alias=folder.resolve().name, kind=kind)
@@ -175,7 +174,7 @@ def resolve_estimator(
         raise UserError(
             f"{folder} is no estimator: config.json is missing; name a folder that from_pretrained can open"
         )
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not is_hub_id(name):
         raise UserError(
             f"unknown estimator {name!r}{nearest(name, ESTIMATORS)}; possible: {', '.join(ESTIMATORS)}, "
             f"{GROUND_TRUTH}, the path of an existing model folder, or a Hub id OWNER/NAME with --kind"
@@ -189,10 +188,9 @@ def _resolve_hub_id(hub_id: str, kind: DepthKind | None) -> tuple[EstimatorSpec,
             raise UserError(
                 f"{hub_id} is known as {spec.alias!r}; use that name, it pins the commit and the meaning of the numbers"
             )
-    wanted = EstimatorSpec(hub_id, hub_id, None, kind or DepthKind.RELATIVE, 1, 1, "unknown; see the repository's card")
-    folder = download_snapshot(wanted)
+    found, folder = download_snapshot(undescribed(hub_id, hub_id))
     spec = describe_folder(folder, alias=hub_id, kind=kind)
-    return replace(spec, hub_id=hub_id, revision=_commit_of(folder), licence=wanted.licence), folder
+    return replace(spec, hub_id=hub_id, revision=found.revision, licence=found.licence), folder
 
 
 def check_licence(spec: EstimatorSpec, *, accepted: bool) -> None:
@@ -297,8 +295,3 @@ def _check_input_size(size: int, spec: EstimatorSpec) -> int:
             f"{math.ceil(spec.recommended_size / spec.size_multiple) * spec.size_multiple} is recommended"
         )
     return size
-
-
-def _commit_of(snapshot: Path) -> str | None:
-    """Return the commit a Hub cache folder stands for; its last part is the commit's hash."""
-    return snapshot.name if snapshot.parent.name == "snapshots" else None

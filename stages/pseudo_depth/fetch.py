@@ -6,12 +6,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from data_cache.errors import UserError, unknown_name
 from data_cache.files import atomic_file
 from data_cache.sample import DepthKind
-from stages.pseudo_depth.aliases import ESTIMATORS, EstimatorSpec
+from stages.pseudo_depth.aliases import ESTIMATORS, EstimatorSpec, is_hub_id, undescribed
 from stages.pseudo_depth.estimators import check_licence
 from stages.pseudo_depth.model_folder import (
     SPEC_FILE,
@@ -25,13 +24,6 @@ from stages.pseudo_depth.model_folder import (
 from stages.pseudo_depth.weights import convert_pickled_weights, download_snapshot
 
 
-class FetchedFile(NamedTuple):
-    """One file of a fetched folder."""
-
-    path: Path
-    bytes: int
-
-
 def fetch_estimator(
     name: str,
     folder: Path,
@@ -39,7 +31,7 @@ def fetch_estimator(
     kind: DepthKind | None = None,
     accept_noncommercial: bool = False,
     progress: Callable[[str], None] | None = None,
-) -> list[FetchedFile]:
+) -> list[Path]:
     """Make a folder from which the estimator opens without network, with safetensors and what its numbers mean.
 
     Args:
@@ -47,7 +39,7 @@ def fetch_estimator(
         folder: becomes the model folder; a complete one is left as it is. For a local folder it may be the same.
         kind: what the numbers mean; needed only where nothing says it.
         accept_noncommercial: fetch weights whose licence forbids commercial use.
-        progress: told in words what is being done.
+        progress: notes in words what is being done.
 
     Returns:
         The files of the folder.
@@ -55,58 +47,53 @@ def fetch_estimator(
     Raises:
         UserError: unknown name, licence not accepted, no network, damaged or unsafe weights.
     """
-    say = progress or (lambda _: None)
+    info = progress or (lambda _: None)
     if (folder / SPEC_FILE).is_file() and not find_pickled_weights(folder):
         find_weights(folder)
         return _list_files(folder)
-    spec, snapshot = _bring(name, accept_noncommercial, say)
-    expected = spec.weights_sha256 if spec is not None else None
-    if spec is not None:
-        _check_published_hash(spec, snapshot)
+    spec, snapshot = _bring(name, folder, accept_noncommercial, info)
     if snapshot.resolve() != folder.resolve():
-        say(f"copying {name} to {folder}")
+        info(f"copying {name} to {folder}")
         _copy_snapshot(snapshot, folder)
+    _check_published_hash(spec, folder, snapshot)
     if find_pickled_weights(folder):
-        say("turning pickled weights into safetensors")
-        convert_pickled_weights(folder, expected_sha256=expected)
-    find_weights(folder)
-    if spec is None or name not in ESTIMATORS:
-        hub_id, revision = (spec.hub_id, spec.revision) if spec is not None else (None, None)
-        described = describe_folder(folder, alias=name if spec is not None else folder.resolve().name, kind=kind)
-        spec = replace(described, hub_id=hub_id, revision=revision)
+        info("turning pickled weights into safetensors")
+        convert_pickled_weights(folder)
+    if name not in ESTIMATORS:
+        described = describe_folder(folder, alias=spec.alias, kind=kind)
+        spec = replace(described, hub_id=spec.hub_id, revision=spec.revision)
     write_spec(replace(spec, weights_sha256=hash_files(find_weights(folder))), folder)
     return _list_files(folder)
 
 
-def _bring(name: str, accept_noncommercial: bool, say: Callable[[str], None]) -> tuple[EstimatorSpec | None, Path]:
-    """Return what is known about the name, None for a local folder, and the folder that holds its files."""
+def _bring(
+    name: str, folder: Path, accept_noncommercial: bool, info: Callable[[str], None]
+) -> tuple[EstimatorSpec, Path]:
+    """Return what is known about the name, and where its files lie now."""
     if name == "bundled":
         raise UserError("the bundled estimator comes with this package; there is nothing to fetch")
     local = Path(name).expanduser()
-    if name not in ESTIMATORS and (local / "config.json").is_file():
-        return None, local
     if name in ESTIMATORS:
         spec = ESTIMATORS[name]
         check_licence(spec, accepted=accept_noncommercial)
-    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        spec = EstimatorSpec(name, name, None, DepthKind.RELATIVE, 1, 1, "unknown; see the repository's card")
+    elif (local / "config.json").is_file():
+        return undescribed(folder.resolve().name), local
+    elif is_hub_id(name):
+        spec = undescribed(name, name)
     else:
         raise unknown_name("estimator", name, ESTIMATORS)
-    say(f"downloading {spec.hub_id}" + (f" at {spec.revision[:8]}" if spec.revision else ", newest commit"))
-    snapshot = download_snapshot(spec, pickled=True)
-    commit = snapshot.name if snapshot.parent.name == "snapshots" else None
-    return replace(spec, revision=spec.revision or commit), snapshot
+    info(f"downloading {spec.hub_id}" + (f" at {spec.revision[:8]}" if spec.revision else ", newest commit"))
+    return download_snapshot(spec, pickled=True)
 
 
-def _check_published_hash(spec: EstimatorSpec, snapshot: Path) -> None:
-    """Check a single safetensors file against the table; a pickled one is checked before it is opened."""
-    weights = snapshot / WEIGHTS_FILE
-    if spec.weights_sha256 is None or not weights.is_file() or find_pickled_weights(snapshot):
-        return
-    found = hash_files([weights])
-    if found != spec.weights_sha256:
+def _check_published_hash(spec: EstimatorSpec, folder: Path, snapshot: Path) -> None:
+    """Check the weights against the table; pickled ones before they are opened."""
+    single = folder / WEIGHTS_FILE
+    weights = [single] if single.is_file() else find_pickled_weights(folder)
+    if spec.weights_sha256 is not None and weights and (found := hash_files(weights)) != spec.weights_sha256:
         raise UserError(
-            f"{weights} has SHA-256 {found}, expected {spec.weights_sha256}; delete {snapshot} and fetch again"
+            f"{weights[0]} has SHA-256 {found}, expected {spec.weights_sha256}; delete {folder} and {snapshot}, "
+            "then fetch again"
         )
 
 
@@ -118,5 +105,5 @@ def _copy_snapshot(snapshot: Path, folder: Path) -> None:
             shutil.copyfile(path, temporary)
 
 
-def _list_files(folder: Path) -> list[FetchedFile]:
-    return [FetchedFile(path, path.stat().st_size) for path in sorted(folder.iterdir()) if path.is_file()]
+def _list_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())

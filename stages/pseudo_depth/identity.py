@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from data_cache.depth_map import Provenance
 from data_cache.sample import DepthKind
-from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, GROUND_TRUTH
+from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, GROUND_TRUTH, is_hub_id
 from stages.pseudo_depth.model_folder import describe_folder, find_weights, hash_files
 
 
@@ -76,9 +76,8 @@ def identify_estimator(
         return EstimatorIdentity(
             name, revision=spec.revision, input_size=input_size or spec.recommended_size, dtype=dtype
         )
-    is_path = name.count("/") != 1 or name.startswith((".", "/", "~"))
     # A folder that is gone leaves its name: the store it made is still good.
-    return EstimatorIdentity(folder.name if is_path else name, input_size=input_size, dtype=dtype)
+    return EstimatorIdentity(name if is_hub_id(name) else folder.name, input_size=input_size, dtype=dtype)
 
 
 @lru_cache

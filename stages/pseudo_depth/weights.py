@@ -6,6 +6,7 @@ Only safetensors are ever loaded. Pickled weights are opened in exactly one plac
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,14 +22,15 @@ from stages.pseudo_depth.model_folder import (
     WEIGHTS_FILE,
     find_pickled_weights,
     find_weights,
-    hash_files,
 )
 
 _LOADED_PATTERNS = ("config.json", "preprocessor_config.json", "model*.safetensors", SHARD_INDEX)
 
 
-def download_snapshot(spec: EstimatorSpec, *, pickled: bool = False) -> Path:
-    """Return the folder of a Hub estimator in the local Hub cache, downloading what is not there yet.
+def download_snapshot(spec: EstimatorSpec, *, pickled: bool = False) -> tuple[EstimatorSpec, Path]:
+    """Return a Hub estimator at the commit it came from, and its folder in the local Hub cache.
+
+    What the cache lacks is downloaded.
 
     Args:
         spec: which repository, at which commit.
@@ -44,11 +46,11 @@ def download_snapshot(spec: EstimatorSpec, *, pickled: bool = False) -> Path:
     patterns = [*_LOADED_PATTERNS, *(PICKLED_PATTERNS if pickled else ())]
     cached = _find_cached(spec, patterns, pickled=pickled)
     if cached is not None and spec.revision is not None:
-        return cached  # a commit never changes: what is in the cache needs no look at the network
+        return spec, cached  # a commit never changes: what is in the cache needs no look at the network
     if find_hub_problem() is not None:
-        if cached is not None:
-            return cached
-        raise _unreachable(spec)
+        if cached is None:
+            raise _unreachable(spec)
+        return _pin(spec, cached)
     try:
         folder = Path(snapshot_download(spec.hub_id, revision=spec.revision, allow_patterns=patterns))
     except RepositoryNotFoundError as error:
@@ -59,7 +61,13 @@ def download_snapshot(spec: EstimatorSpec, *, pickled: bool = False) -> Path:
         raise _unreachable(spec) from error
     if not (folder / "config.json").is_file():
         raise _unreachable(spec)  # offline, the client returns what an interrupted download left
-    return folder
+    return _pin(spec, folder)
+
+
+def _pin(spec: EstimatorSpec, snapshot: Path) -> tuple[EstimatorSpec, Path]:
+    """Note the commit that a folder of the Hub cache stands for; its last part is the commit's hash."""
+    commit = snapshot.name if snapshot.parent.name == "snapshots" else None
+    return replace(spec, revision=spec.revision or commit), snapshot
 
 
 def _find_cached(spec: EstimatorSpec, patterns: list[str], *, pickled: bool) -> Path | None:
@@ -94,24 +102,14 @@ def _unreachable(spec: EstimatorSpec) -> UserError:
     )
 
 
-def convert_pickled_weights(folder: Path, *, expected_sha256: str | None = None) -> None:
-    """Turn a folder's pickled weights into ``model.safetensors`` and remove the pickles; does nothing without pickles.
-
-    Args:
-        folder: a model folder; a safetensors file that is already there wins over the pickles.
-        expected_sha256: hash the pickled file must have before it is opened.
+def convert_pickled_weights(folder: Path) -> None:
+    """Turn a folder's pickled weights into ``model.safetensors``, unless there are safetensors, and remove the pickles.
 
     Raises:
-        UserError: when the hash differs or the file holds more than tensors.
+        UserError: when a file holds more than tensors.
     """
     pickled = find_pickled_weights(folder)
-    if not pickled:
-        return
     if not (folder / WEIGHTS_FILE).is_file() and not (folder / SHARD_INDEX).is_file():
-        if expected_sha256 is not None and (found := hash_files(pickled)) != expected_sha256:
-            raise UserError(
-                f"{pickled[0]} has SHA-256 {found}, expected {expected_sha256}; delete the folder and fetch again"
-            )
         tensors: dict[str, torch.Tensor] = {}
         for path in pickled:
             tensors |= _open_pickled_weights(path)

@@ -29,7 +29,7 @@ def draw_map(number: int) -> np.ndarray:
 
 def label_again(folder: Path, codec: str = "lzf") -> list[str]:
     made = []
-    with DepthStoreWriter(folder, PROVENANCE, shard_size=4, codec=codec) as writer:
+    with DepthStoreWriter(folder, replace(PROVENANCE, codec=codec), shard_size=4) as writer:
         for number, image_id in enumerate(IDS):
             if image_id not in writer.image_ids:
                 writer.add(image_id, draw_map(number), (20, 30), "sum")

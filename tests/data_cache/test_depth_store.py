@@ -60,7 +60,7 @@ def names(folder: Path) -> list[str]:
 def test_reads_float16_of_what_was_written(tmp_path, codec, shape):
     raw = draw_map(0, shape)
     raw[0, 0] = 0.0
-    with DepthStoreWriter(tmp_path / "s", PROVENANCE, codec=codec) as writer:
+    with DepthStoreWriter(tmp_path / "s", replace(PROVENANCE, codec=codec)) as writer:
         writer.add("a", raw, (60, 90), "sum")
     found = DepthStore(tmp_path / "s").read("a")
     assert found.raw.dtype == np.float32
@@ -290,7 +290,7 @@ def test_an_id_cannot_be_the_folder_of_another(tmp_path, first, second):
 
 def test_an_unknown_codec_is_named(tmp_path):
     with pytest.raises(UserError, match=r"unknown codec 'lzg' \(did you mean 'lzf'\?\); known: gzip, lzf, none"):
-        DepthStoreWriter(tmp_path / "s", PROVENANCE, codec="lzg")
+        DepthStoreWriter(tmp_path / "s", replace(PROVENANCE, codec="lzg"))
 
 
 def test_a_missing_image_names_the_command(tmp_path):
@@ -359,7 +359,7 @@ def test_a_changed_image_gets_a_second_map_beside_the_first(tmp_path, committed)
 
 
 def test_a_flipped_bit_is_found_by_reading(tmp_path):
-    fill(tmp_path / "s", ["a"], codec="none")
+    fill(tmp_path / "s", ["a"], provenance=replace(PROVENANCE, codec="none"))
     shard = tmp_path / "s" / "shard-00000.h5"
     with h5py.File(shard) as file:
         chunk = file["depth/a"].id.get_chunk_info(0)
