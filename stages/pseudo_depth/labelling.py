@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,7 +11,6 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -88,18 +85,11 @@ class LabelReport(NamedTuple):
 class _Prepared(NamedTuple):
     """An image that is ready: for the network as uint8 (3, h, w), or ground-truth depth (h, w) as it will be stored."""
 
-    position: int
-    """Place in the split."""
+    image_id: str
     content: Tensor
     source_size: tuple[int, int]
     checksums: tuple[str, str]
     """See ``compute_checksums``."""
-
-
-class _Finished(NamedTuple):
-    images: list[_Prepared]
-    maps: Tensor
-    """(B, h, w) float32, on the device."""
 
 
 def describe_store(
@@ -201,14 +191,20 @@ def label_split(
         todo = [index for index, image_id in enumerate(dataset.image_ids) if image_id not in records]
         failed: list[FailedImage] = []
         done = 0
-        with _StoreThread(writer, dataset, failed, records, estimator) as store:
-            prepare = partial(_prepare, dataset, estimator, identify)
-            batches = _iterate_batches(prepare, estimator, todo, batch_size, workers, failed)
-            for batch in batches:
-                store.put(_Finished(batch, _estimate(estimator, batch)))
+        prepare = partial(_prepare, dataset, estimator, identify)
+        store = partial(_store, writer, estimator, failed, records)
+        # Left only when all that was submitted is written, also after Ctrl-C.
+        with ThreadPoolExecutor(1, thread_name_prefix="store") as disk:
+            waiting: deque[Future[None]] = deque()
+            for batch in _iterate_batches(prepare, estimator, todo, batch_size, workers, failed):
+                waiting.append(disk.submit(store, batch, _estimate(estimator, batch)))
+                if len(waiting) > _QUEUED_BATCHES:
+                    waiting.popleft().result()
                 done += len(batch)
                 if progress is not None:
                     progress(_measure_progress(done + len(failed), len(todo), time.perf_counter() - started))
+            for written in waiting:
+                written.result()
     hashes.save()
     check_worth(records, folder)
     seconds = time.perf_counter() - started
@@ -312,7 +308,7 @@ def _prepare(
     except _UNREADABLE as error:
         return FailedImage(dataset.image_ids[index], f"{error}")
     height, width = image.shape[:2]
-    return _Prepared(index, content, (height, width), checksums)
+    return _Prepared(dataset.image_ids[index], content, (height, width), checksums)
 
 
 def _measure_progress(done: int, total: int, elapsed_s: float) -> LabelProgress:
@@ -320,72 +316,32 @@ def _measure_progress(done: int, total: int, elapsed_s: float) -> LabelProgress:
     return LabelProgress(done, total, rate, (total - done) / rate)
 
 
-class _StoreThread:
-    """Fetches finished maps from the device, checks them and writes them, beside the thread that runs the network."""
+def _store(
+    writer: DepthStoreWriter,
+    estimator: DepthEstimator | GroundTruthDepth,
+    failed: list[FailedImage],
+    records: dict[str, MapRecord],
+    batch: list[_Prepared],
+    maps: Tensor,
+) -> None:
+    """Fetch the maps (B, h, w) of a batch from the device, check and write them; unusable ones go to ``failed``."""
+    for image, raw in zip(batch, maps.cpu().numpy(), strict=True):
+        reason = _find_flaw(image.image_id, raw, estimator)
+        if reason is not None:
+            failed.append(FailedImage(image.image_id, reason))
+        else:
+            records[image.image_id] = writer.add(image.image_id, raw, image.source_size, *image.checksums)
+    writer.commit()
 
-    def __init__(
-        self,
-        writer: DepthStoreWriter,
-        dataset: SegmentationDataset,
-        failed: list[FailedImage],
-        records: dict[str, MapRecord],
-        estimator: DepthEstimator | GroundTruthDepth,
-    ) -> None:
-        self._writer = writer
-        self._records = records
-        self._dataset = dataset
-        self._failed = failed
-        self._precision = None if isinstance(estimator, GroundTruthDepth) else estimator.precision
-        self._queue: queue.Queue[_Finished | None] = queue.Queue(_QUEUED_BATCHES)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="store")
 
-    def __enter__(self) -> _StoreThread:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        # also after Ctrl-C: what the network has finished is written before the store is closed
-        self._queue.put(None)
-        self._thread.join()
-        if self._error is not None and kind is None:
-            raise self._error
-
-    def put(self, finished: _Finished) -> None:
-        """Hand over a batch; waits while the disk is behind, raises what went wrong in the thread."""
-        if self._error is not None:
-            raise self._error
-        self._queue.put(finished)
-
-    def _run(self) -> None:
-        while (finished := self._queue.get()) is not None:
-            if self._error is None:  # afterwards only empty the queue, so that nobody waits on it
-                try:
-                    self._write(finished)
-                except BaseException as error:  # noqa: BLE001 - carried to the thread that called
-                    self._error = error
-
-    def _write(self, finished: _Finished) -> None:
-        maps = finished.maps.cpu().numpy()
-        for image, raw in zip(finished.images, maps, strict=True):
-            image_id = self._dataset.image_ids[image.position]
-            reason = self._find_flaw(image_id, raw)
-            if reason is not None:
-                self._failed.append(FailedImage(image_id, reason))
-            else:
-                self._records[image_id] = self._writer.add(image_id, raw, image.source_size, *image.checksums)
-        self._writer.commit()
-
-    def _find_flaw(self, image_id: str, raw: NDArray[np.float32]) -> str | None:
-        if self._precision is not None:  # ground-truth depth may say nan for unknown and inf for the sky
-            num_bad = int(np.count_nonzero(~np.isfinite(raw)))
-            if num_bad:
-                hint = "; try --precision float32" if self._precision != "float32" else ""
-                return f"the estimator gave {num_bad} of {raw.size} values that are not finite{hint}"
-        try:
-            to_float16(image_id, raw)
-        except UserError as error:
-            return str(error)
-        return None
+def _find_flaw(image_id: str, raw: NDArray[np.float32], estimator: DepthEstimator | GroundTruthDepth) -> str | None:
+    if isinstance(estimator, DepthEstimator):  # ground-truth depth may say nan for unknown and inf for the sky
+        num_bad = int(np.count_nonzero(~np.isfinite(raw)))
+        if num_bad:
+            hint = "; try --precision float32" if estimator.precision != "float32" else ""
+            return f"the estimator gave {num_bad} of {raw.size} values that are not finite{hint}"
+    try:
+        to_float16(image_id, raw)
+    except UserError as error:
+        return str(error)
+    return None
