@@ -1,7 +1,6 @@
-"""The depth store as the rest of the house sees it: find one, read maps by image id.
+"""Find a depth store and read its maps by image id.
 
-Writing is in ``depth_writer``, verifying and repairing in ``depth_repair``, the layout of a file in ``depth_file``;
-their public names are here as well.
+Writing is in ``depth_writer``, verifying and repairing in ``depth_repair``, the layout of a file in ``depth_file``.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.depth_file import (
-    CODECS,
     MapFile,
     OtherSchema,
     check_same_store,
@@ -26,31 +24,10 @@ from data_cache.depth_file import (
     read_num_images,
     read_provenance,
     read_records,
-    rebuild_index,
 )
-from data_cache.depth_map import DepthMap, DepthStats, MapRecord, Provenance, label_command
-from data_cache.depth_repair import BadMap, RepairReport, repair_store, verify_store
-from data_cache.depth_writer import DepthStoreWriter
+from data_cache.depth_map import DepthMap, MapRecord, Provenance, label_command
 from data_cache.errors import UserError
 from data_cache.store_folder import INDEX, folder_name, list_store_files, matching_folders
-
-__all__ = [
-    "CODECS",
-    "BadMap",
-    "DepthMap",
-    "DepthStats",
-    "DepthStore",
-    "DepthStoreWriter",
-    "NoDepthStore",
-    "OtherSchema",
-    "Provenance",
-    "RepairReport",
-    "find_store",
-    "rebuild_index",
-    "repair_store",
-    "store_folder",
-    "verify_store",
-]
 
 _OPEN_FILES = 12
 """Shards a reader keeps open; more cost memory in every worker."""

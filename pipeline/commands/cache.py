@@ -126,8 +126,10 @@ def show_stores(folders: list[Path]) -> Result:
 
 def check_stores(folders: list[Path]) -> Result:
     """Read every map and compare checksums; ``bad`` is damaged, ``suspicious`` hardly looks like depth."""
+    from data_cache.depth_file import OtherSchema
     from data_cache.depth_quality import find_suspicious
-    from data_cache.depth_store import BadMap, DepthStore, OtherSchema, verify_store
+    from data_cache.depth_repair import BadMap, verify_store
+    from data_cache.depth_store import DepthStore
     from pipeline.console import count
     from pipeline.session import Result
 
@@ -176,7 +178,7 @@ def _describe_readable(folders: list[Path]) -> dict[str, Any]:
 
 def repair_stores(folders: list[Path]) -> Result:
     """Drop damaged maps, so that labelling again makes just these anew."""
-    from data_cache.depth_store import repair_store
+    from data_cache.depth_repair import repair_store
     from pipeline.console import count
     from pipeline.session import Result
 

@@ -23,7 +23,8 @@ from data_cache.content import ContentHashes
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.depth_map import MapRecord, Provenance, to_float16
 from data_cache.depth_quality import Suspicion, check_worth, find_suspicious
-from data_cache.depth_store import DepthStoreWriter, store_folder
+from data_cache.depth_store import store_folder
+from data_cache.depth_writer import DepthStoreWriter
 from data_cache.errors import UserError
 from data_cache.sample import DepthKind
 from data_cache.split_depth import compute_checksums

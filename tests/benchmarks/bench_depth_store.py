@@ -21,7 +21,9 @@ import numpy as np
 from PIL import Image
 
 from data_cache.depth_file import publish_index
-from data_cache.depth_store import DepthStore, DepthStoreWriter, Provenance
+from data_cache.depth_map import Provenance
+from data_cache.depth_store import DepthStore
+from data_cache.depth_writer import DepthStoreWriter
 from data_cache.sample import DepthKind
 from data_cache.store_folder import shard_name
 

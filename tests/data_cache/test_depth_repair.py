@@ -7,14 +7,11 @@ import h5py
 import numpy as np
 import pytest
 
-from data_cache.depth_store import (
-    DepthStore,
-    DepthStoreWriter,
-    Provenance,
-    rebuild_index,
-    repair_store,
-    verify_store,
-)
+from data_cache.depth_file import rebuild_index
+from data_cache.depth_map import Provenance
+from data_cache.depth_repair import repair_store, verify_store
+from data_cache.depth_store import DepthStore
+from data_cache.depth_writer import DepthStoreWriter
 from data_cache.errors import UserError
 from data_cache.sample import DepthKind
 

@@ -15,7 +15,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data_cache.depth_store import DepthStore, DepthStoreWriter, Provenance, find_store, repair_store, store_folder
+from data_cache.depth_map import Provenance
+from data_cache.depth_repair import repair_store
+from data_cache.depth_store import DepthStore, find_store, store_folder
+from data_cache.depth_writer import DepthStoreWriter
 from data_cache.errors import UserError
 from data_cache.sample import DepthKind
 

@@ -14,7 +14,10 @@ import h5py
 import numpy as np
 import pytest
 
-from data_cache.depth_store import DepthStore, DepthStoreWriter, Provenance, verify_store
+from data_cache.depth_map import Provenance
+from data_cache.depth_repair import verify_store
+from data_cache.depth_store import DepthStore
+from data_cache.depth_writer import DepthStoreWriter
 from data_cache.sample import DepthKind
 
 PROVENANCE = Provenance("d", "train", "e", "", "", DepthKind.RELATIVE, "1", None, "", "none", None, "float32", "lzf",

@@ -13,7 +13,9 @@ import torch
 
 from data_cache.content import ContentHashes
 from data_cache.datasets.interface import Sources
-from data_cache.depth_store import DepthStore, DepthStoreWriter, Provenance
+from data_cache.depth_map import Provenance
+from data_cache.depth_store import DepthStore
+from data_cache.depth_writer import DepthStoreWriter
 from data_cache.errors import UserError
 from data_cache.loaders import (
     AugmentationSettings,
