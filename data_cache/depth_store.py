@@ -6,7 +6,6 @@ Writing is in ``depth_writer``, verifying and repairing in ``depth_repair``, the
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ class _OpenFiles:
     def __init__(self, folder: Path) -> None:
         self.pid = os.getpid()
         self._folder = folder
-        self._files: OrderedDict[str, MapFile] = OrderedDict()
+        self._files: dict[str, MapFile] = {}  # last the one used last
         listed = list_store_files(folder) if folder.is_dir() else None
         if listed is None or not listed.names:
             raise NoDepthStore(
@@ -75,7 +74,7 @@ class _OpenFiles:
         file = self._files.pop(name, None)
         if file is None:
             while len(self._files) >= _OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
+                self._files.pop(next(iter(self._files))).close()
             file = open_file(self._folder / name)
             check_same_store(file, self.provenance)
         self._files[name] = file

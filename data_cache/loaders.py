@@ -62,7 +62,7 @@ def build_training_loader(
 
     Raises:
         UserError: depth is asked for but missing, or the store belongs to another dataset; while iterating, what a
-            person can mend about an image.
+            person can repair about an image.
     """
     check_source(source, with_depth)
     steps = _Steps(len(source.dataset), batch_size, seed, first_step, last_step)

@@ -7,7 +7,6 @@ Source: Cordts et al. 2016; the id table is the one of the official cityscapesSc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -19,6 +18,7 @@ from data_cache.datasets.interface import DataLicence, Sources
 from data_cache.datasets.mask_files import read_png16
 from data_cache.datasets.paired_files import Entry, PairedFiles, check_not_empty
 from data_cache.errors import UserError, unknown_name
+from data_cache.files import read_json
 from data_cache.sample import IGNORE_INDEX, DepthKind
 
 _CLASSES = (
@@ -143,8 +143,8 @@ def _entry(root: Path, split: str, image: Path, has_disparity: bool) -> Entry:
 
 def _read_baseline_times_focal(path: Path) -> float:
     """Return baseline (m) times focal length (px), the numerator of depth = b · f / disparity."""
+    camera = read_json(path, "restore it")
     try:
-        camera = json.loads(path.read_text(encoding="utf-8"))
         return float(camera["extrinsic"]["baseline"]) * float(camera["intrinsic"]["fx"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read baseline and fx from {path} ({error!r}); restore the file") from error

@@ -81,7 +81,7 @@ def _open_estimator(config: RunConfig, device: str, *, compile_model: bool) -> D
         device=choose_device(device),
         precision=depth.precision,
         input_size=depth.input_size,
-        compiled=compile_model,
+        compile_backend="inductor" if compile_model else None,
         accept_noncommercial=depth.accept_noncommercial,
     )
 

@@ -114,8 +114,7 @@ def load_estimator(
     device: str | torch.device = "cpu",
     precision: Precision = "auto",
     input_size: int | None = None,
-    compiled: bool = False,
-    compile_backend: str = "inductor",
+    compile_backend: str | None = None,
     accept_noncommercial: bool = False,
 ) -> DepthEstimator:
     """Open a depth estimator.
@@ -126,8 +125,8 @@ def load_estimator(
         device: where it runs.
         precision: ``auto`` (bfloat16 where the hardware computes it), ``bfloat16`` or ``float32``.
         input_size: replaces the recommended size in pixels.
-        compiled: pass the network through ``torch.compile``.
-        compile_backend: of ``torch.compile``; ``inductor`` needs a C++ compiler (a Triton on GPUs).
+        compile_backend: of ``torch.compile``, None leaves the network as it is; ``inductor`` needs a C++ compiler (a
+            Triton on GPUs).
         accept_noncommercial: open weights whose licence forbids commercial use.
 
     Raises:
@@ -145,7 +144,7 @@ def load_estimator(
         device=device,
         precision=resolve_dtype(precision, device.type),
         input_size=input_size,
-        compile_backend=compile_backend if compiled else None,
+        compile_backend=compile_backend,
     )
 
 

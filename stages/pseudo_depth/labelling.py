@@ -150,7 +150,6 @@ def label_split(
     batch_size: int | None = None,
     workers: int = 2,
     codec: str = "lzf",
-    shard_size: int = 256,
     hashes: ContentHashes | None = None,
     progress: Callable[[LabelProgress], None] | None = None,
 ) -> LabelReport:
@@ -169,7 +168,6 @@ def label_split(
         batch_size: images per batch; None chooses by input size and device.
         workers: threads that read and resize images.
         codec: compression of the store.
-        shard_size: maps per shard.
         hashes: of files, remembered from earlier calls.
         progress: called after every batch.
 
@@ -182,7 +180,7 @@ def label_split(
     provenance = describe_store(dataset, estimator, codec=codec)
     folder = store_folder(depth_root, provenance)
     started = time.perf_counter()
-    with DepthStoreWriter(folder, provenance, shard_size=shard_size) as writer:
+    with DepthStoreWriter(folder, provenance) as writer:
         identify = partial(compute_checksums, dataset, hashes=hashes, of_depth=provenance.depth_rule != "")
         records = {
             image_id: record

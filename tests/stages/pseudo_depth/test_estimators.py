@@ -106,7 +106,7 @@ def test_bfloat16_is_close_and_its_maps_are_not_rounded_to_eight_bits(depth_anyt
 def test_compiled_network_gives_the_same_maps(depth_anything_folder, image):
     plain = load_estimator(str(depth_anything_folder), precision="float32")
     # compiling needs a C++ compiler; "eager" checks our wiring wherever the tests run
-    compiled = load_estimator(str(depth_anything_folder), precision="float32", compiled=True, compile_backend="eager")
+    compiled = load_estimator(str(depth_anything_folder), precision="float32", compile_backend="eager")
     prepared = plain.prepare(image)[None]
     torch.testing.assert_close(compiled.predict(prepared), plain.predict(prepared), atol=1e-4, rtol=1e-4)
 
