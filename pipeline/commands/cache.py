@@ -79,15 +79,26 @@ def cache_export(session: Session, store: Path | None, out: Path | None, form: s
 
 
 def find_stores(session: Session, store: Path | None) -> list[Path]:
-    """Return the named store, or all of the work directory.
+    """Return the named store, or all of the work directory that this version can read; what is left out is said.
 
     Raises:
         UserError: there is none.
     """
+    from data_cache.depth_file import OtherSchema
+    from data_cache.depth_store import DepthStore
+
     if store is not None:
         return [store]
     root = session.workspace.depth
-    found = sorted(folder for folder in root.glob("*/*") if any(folder.glob("*.h5")))
+    found = []
+    for folder in sorted(folder for folder in root.glob("*/*") if any(folder.glob("*.h5"))):
+        with contextlib.suppress(UserError):  # a damaged one stays: the command that follows says what is wrong
+            try:
+                DepthStore(folder)
+            except OtherSchema as problem:
+                session.console.info(f"left out: {problem}")
+                continue
+        found.append(folder)
     if not found:
         raise UserError(f"no depth store in {root}; make one with: pipeline pseudo-depth")
     return found
@@ -126,19 +137,15 @@ def show_stores(folders: list[Path]) -> Result:
 
 def check_stores(folders: list[Path]) -> Result:
     """Read every map and compare checksums; ``bad`` is damaged, ``suspicious`` hardly looks like depth."""
-    from data_cache.depth_file import OtherSchema
     from data_cache.depth_quality import find_suspicious
-    from data_cache.depth_repair import BadMap, verify_store
+    from data_cache.depth_repair import verify_store
     from data_cache.depth_store import DepthStore
     from pipeline.console import count
     from pipeline.session import Result
 
     bad, suspicious = [], []
     for folder in folders:
-        try:
-            damaged = verify_store(folder)
-        except OtherSchema as problem:
-            damaged = [BadMap("", "", str(problem))]
+        damaged = verify_store(folder)
         bad += [{"store": str(folder), **found._asdict()} for found in damaged]
         if not damaged:
             newest = {image_id: maps[-1][1] for image_id, maps in DepthStore(folder).records().items()}

@@ -151,6 +151,18 @@ def test_cache_commands(call: Call, trained: Path, tmp_path: Path) -> None:
     assert maps["images"] == 16 and len(list((tmp_path / "maps").rglob("*.npy"))) == 16
 
 
+def test_a_store_of_an_older_version_is_left_out_by_name(call: Call) -> None:
+    train, val = map(Path, call("pseudo-depth", "--recipe", TINY).json["stores"])
+    for path in train.glob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            file.attrs["schema_version"] = 1
+    for command in ("info", "verify", "repair"):
+        answer = call("cache", command)
+        assert answer.status == 0 and answer.json["images"] == 4, command
+        assert f"left out: {train}" in answer.stderr and str(val) not in answer.stderr
+    assert call("cache", "verify", train).status == 2
+
+
 def test_depth_upside_down_is_reported(call: Call, tmp_path: Path) -> None:
     """Distances that are declared to be inverse depth: near at the top of every image."""
     for kind in ("images", "masks", "depth"):
