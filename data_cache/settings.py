@@ -103,7 +103,8 @@ class Section(BaseModel):
         ]
         if silent:
             raise TypeError(
-                f"{cls.__name__}.{', '.join(silent)}: say what it decides, for example setting(…, Decides.OPTIMISATION)"
+                f"{cls.__module__}.{cls.__name__}.{', '.join(silent)}: say what it decides, for example "
+                "setting(default, Decides.SEG_LOSS); Decides lists what is possible"
             )
 
 

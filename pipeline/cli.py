@@ -89,6 +89,11 @@ def _run(arguments: list[str]) -> int:
     except UserError as problem:
         find_console().error(str(problem))
         return 2
+    except click.NoSuchOption as problem:
+        group_option = any(problem.option_name in option.opts for option in cli.params)
+        hint = f"; it belongs before the command: pipeline {problem.option_name} …" if group_option else ""
+        find_console().error(f"no such option: {problem.option_name}{hint}" if hint else problem.format_message())
+        return problem.exit_code
     except click.ClickException as problem:
         find_console().error(problem.format_message())
         return problem.exit_code

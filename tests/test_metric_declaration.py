@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from stages.comparison.report import write_report
 from stages.comparison.table import build_table
 from stages.evaluation import metrics as formulas
 from stages.evaluation.evaluate import Evaluation, evaluate
+from stages.evaluation.settings import EVALUATION_VERSION
 from stages.export.card import CardFacts, render_card
 
 CLASSES = ("sky", "road")
@@ -75,3 +77,9 @@ def test_what_is_computed_must_be_declared(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(formulas.POOLED, "undeclared", lambda counts: 0.0)  # noqa: ARG005
     with pytest.raises(ValueError, match=r"without a declaration in data_cache/metrics.py: undeclared"):
         score()
+
+
+def test_a_change_of_the_metrics_raises_the_evaluation_version() -> None:
+    """Runs scored before are scored anew only then. A formula that is repaired must raise it, too."""
+    digest = hashlib.sha256(" ".join(METRICS).encode()).hexdigest()[:12]
+    assert (EVALUATION_VERSION, digest) == (1, "dfa698a0cfa3"), "raise EVALUATION_VERSION and put both numbers here"

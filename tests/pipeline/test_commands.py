@@ -227,6 +227,7 @@ def test_dataset_doctor(call: Call) -> None:
         (["rnu"], "no such command 'rnu' (did you mean 'run'?)"),
         (["run", "--shedule", "joint"], "No such option"),
         (["run", "--schedule", "depht-first"], "unknown schedule 'depht-first' (did you mean 'depth-first'?)"),
+        (["compare", "--workdir", "here"], "--workdir; it belongs before the command"),
         (["run", "--schedule", "depth-first+cpy"], "name 'depth-first+cpy' must begin with"),
         (["run", "--schedule", "joint", "--copy-weights"], "nothing to copy"),
         (["run", "--network", "unnet"], "unknown network 'unnet' (did you mean 'unet'?)"),

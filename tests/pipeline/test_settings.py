@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
+from data_cache.errors import UserError
 from data_cache.settings import Decides, Section, find_declaration, setting
 from pipeline.experiment.config import RunConfig, content_hash, iterate_keys
 from pipeline.experiment.expand import list_rows
@@ -115,7 +116,11 @@ def find_other_value(path: str) -> Any:
 def test_exactly_the_declared_keys_change(path: str) -> None:
     declaration = find_declaration(FIELDS[path])
     assert declaration is not None
-    changed = BASE.changed({path: find_other_value(path), **TOGETHER.get(path, {})})
+    try:
+        changed = BASE.changed({path: find_other_value(path), **TOGETHER.get(path, {})})
+    except UserError as problem:
+        pytest.fail(f"give {path} another value in OTHER: {problem}")
+    assert changed != BASE, f"give {path} another value in OTHER"
     before, after = find_keys(BASE), find_keys(changed)
     expected = set().union(*(PHASES_OF[kind] for kind in declaration.decides))
     if expected & {"depth", "seg", "joint"}:

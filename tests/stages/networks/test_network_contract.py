@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from data_cache.errors import UserError
-from stages.networks import NETWORKS, build_network, count_parameters, segmentation_only, strip_depth
+from stages.networks import NETWORKS, build_network, count_parameters, network_options, segmentation_only, strip_depth
 from stages.networks.interface import Network, Normalisation, Outputs
 from stages.networks.parts import DEPTH_BRANCH, SEG_BRANCH, Part
 from stages.networks.smp_architectures import ARCHITECTURES
@@ -133,7 +133,7 @@ def test_every_network_has_small_options():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_papers_network_takes_any_size_and_every_weight_learns(name):
     """At the default options, which are the papers' except for the weights."""
-    options = {} if name.startswith("unet-") else {"encoder_weights": "none"}
+    options = {"encoder_weights": "none"} if "encoder_weights" in network_options(name) else {}
     with torch.device("meta"):
         network = build_network(name, 21, **options)
     for side_px in (513, 200):

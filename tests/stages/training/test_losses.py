@@ -11,6 +11,7 @@ from data_cache.errors import UserError
 from data_cache.sample import IGNORE_INDEX
 from stages.networks.interface import Outputs
 from stages.training.losses import (
+    SEG_LOSSES,
     compute_terms,
     cross_entropy,
     depth_l1,
@@ -81,18 +82,23 @@ def test_perfect_and_hopeless_pixels_have_finite_gradients(gamma):
 
 
 @pytest.mark.parametrize("weights", [None, CLASS_WEIGHTS])
-@pytest.mark.parametrize("loss", [focal_loss, cross_entropy, ohem_cross_entropy])
+@pytest.mark.parametrize("loss", SEG_LOSSES)
 def test_all_void_batch_costs_nothing_and_has_a_gradient(logits, loss, weights):
-    value = loss(logits, torch.full((2, 6, 7), IGNORE_INDEX), class_weights=weights)
+    value = SEG_LOSSES[loss](logits, torch.full((2, 6, 7), IGNORE_INDEX), LossSettings(), weights)
     value.backward()
     assert float(value.detach()) == 0
     assert not logits.grad.any()
 
 
-@pytest.mark.parametrize("loss", [focal_loss, cross_entropy, ohem_cross_entropy])
-def test_void_pixels_do_not_matter(logits, labels, loss):
+@pytest.mark.parametrize("loss", SEG_LOSSES)
+def test_void_pixels_do_not_matter_and_class_weights_do(logits, labels, loss):
     changed = torch.where((labels == IGNORE_INDEX)[:, None], 1e3 * torch.randn_like(logits), logits)
-    torch.testing.assert_close(loss(changed, labels), loss(logits, labels))
+    of_changed, ours, weighted = (
+        SEG_LOSSES[loss](each, labels, LossSettings(), weights)
+        for each, weights in ((changed, None), (logits, None), (logits, CLASS_WEIGHTS))
+    )
+    torch.testing.assert_close(of_changed, ours)
+    assert float(weighted.detach()) != float(ours.detach())
 
 
 def test_ohem_keeps_the_pixels_below_the_threshold(logits, labels):
