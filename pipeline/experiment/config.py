@@ -154,26 +154,51 @@ def load_config(recipe: str, overrides: Mapping[str, Any] | None = None, assignm
     assigned = [_parse_assignment(text) for text in assignments]
     _add_network_options(tree)
     wanted = given | dict(assigned)
-    _put_aside(tree, given)
+    _put_aside(tree, given, wanted)
     _choose_network(tree, wanted.get("network.name"))  # before options of it are set
     data = tree.get("data", {})
     if wanted.get("data.dataset", data.get("dataset")) != data.get("dataset"):
         data.pop("options", None)  # they were meant for the dataset that the recipe names
-    for changes in tree.get("row_changes", {}).values():
-        for name in [name for name in changes if any(f"{name}.".startswith(f"{key}.") for key in wanted)]:
-            del changes[name]  # what is asked for now, a key or its whole section, holds for every row
+    tree["row_changes"] = {
+        row: _drop_overridden(_dotted(changes), wanted) for row, changes in tree.get("row_changes", {}).items()
+    }
     for key, value in (*given.items(), *assigned):
         _assign(tree, key, value)
     return _validated(tree, what)
 
 
-def _put_aside(tree: dict[str, Any], given: Mapping[str, Any]) -> None:
+def _dotted(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row's changes under dotted keys: without quotes, TOML reads ``training.lr`` as a table in a table."""
+    flat: dict[str, Any] = {}
+    for name, value in changes.items():
+        nested = name in RunConfig.model_fields and isinstance(value, dict)
+        flat |= {f"{name}.{key}": inner for key, inner in _dotted_leaves(value)} if nested else {name: value}
+    return flat
+
+
+def _dotted_leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{key}", inner) for key, inner in _dotted_leaves(value))
+        else:
+            yield name, value
+
+
+def _drop_overridden(changes: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row's changes without those that are asked for now, as a key or a whole section, for every row."""
+    asked = {*wanted, *(["training.iterations"] if "training.epochs" in wanted else [])}  # iterations overrule epochs
+    return {
+        name: value for name, value in changes.items() if not any(f"{name}.".startswith(f"{key}.") for key in asked)
+    }
+
+
+def _put_aside(tree: dict[str, Any], given: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Drop what a recipe says in the way of a flag: its own steps for a schedule, its iterations for epochs."""
     if "schedule.name" in given:
         tree["schedule"] = {}
     if {"training.epochs", "training.iterations"} <= given.keys():
         raise UserError("--epochs and --iterations both say how long to train; give one of them")
-    if "training.epochs" in given:
+    if "training.epochs" in wanted and isinstance(tree.get("training", {}), dict):
         tree.get("training", {}).pop("iterations", None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,22 @@ def test_what_a_recipe_changes_for_a_row_holds_until_something_else_is_asked_for
 def test_a_section_asked_for_as_a_whole_holds_for_every_row() -> None:
     config = load_config("scenes-small", assignments=["training={lr=0.5, epochs=1}"])
     assert {config.training.lr for _, config in table_rows(TABLES["fcn8s"], config, (0,))} == {0.5}
+
+
+def test_a_rows_changes_may_be_tables_in_tables(tmp_path: Path) -> None:
+    """Without quotes TOML nests ``training.lr``; it used to put the rest of the section back to its defaults."""
+    recipe = tmp_path / "own.toml"
+    recipe.write_text("[training]\nepochs = 3\nbatch_size = 4\n[row_changes.seg-only]\ntraining.lr = 0.5\n")
+    for overrides, lr in (({}, 0.5), ({"training.lr": 0.1}, 0.1)):
+        (_, config), *_ = table_rows(TABLES["schedules"], load_config(str(recipe), overrides), (0,))
+        assert (config.training.lr, config.training.epochs, config.training.batch_size) == (lr, 3, 4)
+
+
+def test_epochs_asked_for_override_the_iterations_of_a_row(tmp_path: Path) -> None:
+    recipe = tmp_path / "own.toml"
+    recipe.write_text('[row_changes.seg-only]\n"training.iterations" = 2\n')
+    (_, config), *_ = table_rows(TABLES["schedules"], load_config(str(recipe), {"training.epochs": 4}), (0,))
+    assert (config.training.epochs, config.training.iterations) == (4, None)
 
 
 def test_a_mistake_in_a_rows_changes_names_the_row() -> None:
