@@ -75,6 +75,7 @@ def _execute_run(run: PlannedRun, session: Session, device: torch.device, report
     last = run.nodes[-1].folder
     evaluation = describe_evaluation(last, run.config, reported, needs_depth=run.schedule.needs_depth)
     if (record := _find_record(folder, evaluation)) is not None:
+        _follow_data(record, run.config, folder)
         session.workspace.mark_newest(folder)
         return record | {"phases": phases}
     with hold_folder(folder, "evaluating a run"):
@@ -84,9 +85,8 @@ def _execute_run(run: PlannedRun, session: Session, device: torch.device, report
         scores = score_run(run.config, network, weights, session, folder, device)
         record = {"format": RUN_FORMAT, "started_at": started_at} | _describe_run(run, phases, device) | scores
         record["evaluation"] = evaluation
-        trained = finished[-1].record
-        record["identity"] = _identify(run, reported, trained["numerics"])
-        record["environment"] = trained["environment"]
+        record["identity"] = _identify(run, reported, [node.record["numerics"] for node in finished])
+        record["environment"] = finished[-1].record["environment"]
         _gather_metrics(run, session, folder)
         write_json(folder / "run.json", record)
     return record
@@ -98,6 +98,15 @@ def _find_record(folder: Path, evaluation: dict[str, Any]) -> dict[str, Any] | N
         return None
     record = read_json(folder / "run.json")
     return record if record.get("evaluation") == evaluation else None
+
+
+def _follow_data(record: dict[str, Any], config: RunConfig, folder: Path) -> None:
+    """Note where the data of a finished run lies now: it may have moved, and it is scored from there the next time."""
+    now = _with_absolute_root(config)["data"]["root"]
+    if record["config"]["data"]["root"] != now:
+        with hold_folder(folder, "noting where its data lies"):
+            record["config"]["data"]["root"] = now
+            write_json(folder / "run.json", record)
 
 
 def finish_node(node: Node, session: Session, device: torch.device) -> FinishedNode:
@@ -244,13 +253,18 @@ def _with_absolute_root(config: RunConfig) -> dict[str, Any]:
     return resolved
 
 
-def _identify(run: PlannedRun, reported: Reported, numerics: dict[str, Any]) -> dict[str, Any]:
-    """Return what must agree between runs that are pooled into one row."""
+def _identify(run: PlannedRun, reported: Reported, numerics: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what must agree between runs that are pooled into one row.
+
+    Args:
+        numerics: of every phase; a reused one may have been trained on another device.
+    """
+    found = {name: list(dict.fromkeys(each[name] for each in numerics)) for name in numerics[-1]}
     return {
         "data": run.facts.fingerprint,
         "split": reported.split,
         "depth": run.facts.depth,
-        "numerics": numerics,
+        "numerics": {name: values[0] if len(values) == 1 else values for name, values in found.items()},
         "evaluation": EVALUATION_VERSION,
         "settings": run.describe_settings(),
     }

@@ -100,8 +100,9 @@ class PlannedRun:
         kinds |= {kind for phase in self.schedule.phases for kind in _kinds_of(phase)}
         described = self.config.describe(*kinds, needs_depth=self.schedule.needs_depth)
         del described["seed"]
-        losses = self.config.loss
+        losses, network = self.config.loss, describe_network(self.config.network)
         return described | {
+            **{f"network.{key}": value for key, value in network.items()},
             "training.steps": [node.steps for node in self.nodes],
             "training.lr": [node.lr for node in self.nodes],
             "training.encoder_policy": self.config.training.encoder_policy,
@@ -250,7 +251,8 @@ def describe_network(network: NetworkSettings) -> dict[str, Any]:
 
 def _hash_if_weights(value: Any) -> Any:
     if isinstance(value, str) and value.endswith(".safetensors") and Path(value).is_file():
-        return hashlib.sha256(Path(value).read_bytes()).hexdigest()
+        with Path(value).open("rb") as file:
+            return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
     return value
 
 

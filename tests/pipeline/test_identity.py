@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from pipeline.threads import count_usable_cpus, read_cpu_quota
+from stages.networks import build_network
+from stages.networks.tensor_files import save_tensors
 
 Call = Callable[..., Any]
 TINY = Path(__file__).parent / "tiny.toml"
@@ -55,6 +57,42 @@ def test_a_copy_of_the_data_is_the_same_data(call: Call, tmp_path: Path) -> None
         call(*RUN, "--dataset", "folder", "--data-root", root, "--seed", seed)
     (row,) = call("compare").json["rows"]
     assert row["seeds"] == [0, 1]
+
+
+def test_a_run_is_scored_where_its_data_lies_when_it_was_last_asked_for(call: Call, tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "A", "ground\nthing\n", 0)
+    first = call(*RUN, "--dataset", "folder", "--data-root", root).json
+    moved = root.rename(tmp_path / "B")
+    again = call(*RUN, "--dataset", "folder", "--data-root", moved).json
+    assert again["run"] == first["run"] and again["phases"][0]["reused"]
+    assert call("evaluate", first["run"]).json["metrics"] == first["metrics"]
+
+
+def test_weights_files_are_told_apart_by_content_and_not_by_name(call: Call, tmp_path: Path) -> None:
+    """Runs from a file that was replaced in place used to be pooled into one row."""
+    network = build_network("unet", 2, encoder="tu-resnet10t", encoder_weights="none")
+    for seed, name, value in ((0, "old", 0.1), (1, "old", 0.2), (2, "new", 0.2)):
+        save_tensors(tmp_path / f"{name}.safetensors", {k: v * value for k, v in network.encoder.state_dict().items()})
+        weights = f"network.encoder_weights={tmp_path / name}.safetensors"
+        assert call(*RUN, "--set", weights, "--seed", seed).status == 0
+    assert [row["seeds"] for row in call("compare").json["rows"]] == [[0], [1, 2]]
+
+
+def test_a_run_that_began_on_another_device_is_another_row(call: Call, tmp_path: Path) -> None:
+    words = ["run", "--recipe", TINY, "--iterations", "1"]
+    assert call("pseudo-depth", "--recipe", TINY).status == 0
+    first = call(*words, "--schedule", "depth-then-seg").json["phases"][0]["key"]
+    file = tmp_path / "work" / "nodes" / first / "node.json"
+    record = json.loads(file.read_text())
+    record["numerics"]["device"] = "cuda"
+    file.write_text(json.dumps(record))
+    for seed in (0, 1):
+        call(*words, "--schedule", "depth-first-direct", "--seed", seed)
+    rows = [row for row in call("compare").json["rows"] if row["name"] == "depth-first-direct"]
+    assert [(row["seeds"], row["identity"]["numerics"]["device"]) for row in rows] == [
+        ([0], ["cuda", "cpu"]),
+        ([1], "cpu"),
+    ]
 
 
 def test_other_numerics_are_another_row(call: Call) -> None:
