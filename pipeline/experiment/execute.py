@@ -72,14 +72,13 @@ def _execute_run(run: PlannedRun, session: Session, device: torch.device, report
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     finished = [finish_node(node, session, device) for node in run.nodes]
     phases = [node.to_json() for node in finished]
-    last = run.nodes[-1].folder
-    evaluation = describe_evaluation(last, run.config, reported, needs_depth=run.schedule.needs_depth)
+    weights = session.workspace.node(run.nodes[-1].folder).weights
+    evaluation = describe_evaluation(weights, run.config, reported, session)
     if (record := _find_record(folder, evaluation)) is not None:
         _follow_data(record, run.config, folder)
         session.workspace.mark_newest(folder)
         return record | {"phases": phases}
     with hold_folder(folder, "evaluating a run"):
-        weights = session.workspace.node(last).weights
         network = build_untrained(run.config, run.facts.num_classes)
         load_weights(network, weights)
         scores = score_run(run.config, network, weights, session, folder, device)

@@ -13,6 +13,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,7 +123,7 @@ def evaluation_key(weights: str, config: RunConfig, split: str, depth: str | Non
     """Return the key of a run's scores.
 
     Args:
-        weights: folder of the run's last node.
+        weights: hash of the run's last weights.
         split: fingerprint of what is scored on.
         depth: fingerprint of its depth maps, if there are any.
     """
@@ -251,9 +252,16 @@ def describe_network(network: NetworkSettings) -> dict[str, Any]:
 
 def _hash_if_weights(value: Any) -> Any:
     if isinstance(value, str) and value.endswith(".safetensors") and Path(value).is_file():
-        with Path(value).open("rb") as file:
-            return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+        state = Path(value).stat()
+        return _hash_weights(Path(value), (state.st_size, state.st_mtime_ns, state.st_ino))
     return value
+
+
+@lru_cache
+def _hash_weights(path: Path, _state: tuple[int, ...]) -> str:
+    """Return the hash of a weights file, computed once for each state of it: every row and seed asks."""
+    with path.open("rb") as file:
+        return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
 
 def _describe_phase(phase: Phase, config: RunConfig, facts: DataFacts) -> dict[str, Any]:

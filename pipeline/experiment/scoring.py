@@ -79,9 +79,18 @@ def score_run(
     }
 
 
-def describe_evaluation(weights: str, config: RunConfig, reported: Reported, *, needs_depth: bool) -> dict[str, Any]:
-    """Return what run.json says about how its scores were made; ``key`` changes when they have to be made anew."""
-    key = evaluation_key(weights, config, reported.split, reported.depth, needs_depth=needs_depth)
+def describe_evaluation(weights: Path, config: RunConfig, reported: Reported, session: Session) -> dict[str, Any]:
+    """Return what run.json says about how its scores were made; ``key`` changes when they have to be made anew.
+
+    Args:
+        weights: file of the run's last weights, which count by content: a phase trained again on another device has
+            the same key and other weights.
+    """
+    hashes = session.workspace.content_hashes()
+    content = hashes.hash((weights,))
+    hashes.save()
+    needs_depth = config.build_schedule().needs_depth
+    key = evaluation_key(content, config, reported.split, reported.depth, needs_depth=needs_depth)
     return {"version": EVALUATION_VERSION, "key": key}
 
 
@@ -100,7 +109,7 @@ def refresh_scores(folder: Path, session: Session, device: torch.device) -> None
         raise UserError(f"{folder.name} was trained on other classes than {config.evaluation.split} has now")
     with hold_folder(folder, "evaluating a run"):
         record |= score_run(config, model.network, model.weights, session, folder, device)
-        record["evaluation"] = describe_evaluation(record["nodes"][-1], config, reported, needs_depth=needs_depth)
+        record["evaluation"] = describe_evaluation(model.weights, config, reported, session)
         record["identity"] |= {"split": reported.split, "evaluation": EVALUATION_VERSION}
         write_json(folder / "run.json", record)
 

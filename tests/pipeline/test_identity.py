@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pipeline.threads import count_usable_cpus, read_cpu_quota
 from stages.networks import build_network
@@ -122,6 +123,17 @@ def test_scores_of_an_older_version_are_computed_anew_without_training(call: Cal
     answer = call(*{"compare": ["compare"], "evaluate": ["evaluate", run["run"]], "run": RUN}[command])
     assert answer.status == 0 and weights.stat().st_mtime_ns == trained_at, "nothing is trained"
     assert json.loads(file.read_text())["metrics"] == run["metrics"]
+
+
+def test_weights_trained_again_are_scored_again(call: Call) -> None:
+    """A phase trained again on another device has the same key and other weights."""
+    run = call(*RUN).json
+    (weights,) = Path(run["folder"]).parent.parent.glob("nodes/*/weights.safetensors")
+    tensors = load_file(weights)
+    save_file({name: value * 2 if value.is_floating_point() else value for name, value in tensors.items()}, weights)
+    again = call(*RUN).json
+    assert again["run"] == run["run"] and again["metrics"] != run["metrics"]
+    assert again["metrics"] == call("evaluate", run["run"]).json["metrics"]
 
 
 def test_a_run_of_an_older_version_of_the_program_is_refused_with_its_command(call: Call) -> None:
