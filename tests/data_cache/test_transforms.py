@@ -10,7 +10,6 @@ from torch.nn.functional import interpolate
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from data_cache.errors import UserError
 from data_cache.sample import IGNORE_INDEX
 from data_cache.transforms import (
     AugmentationSettings,
@@ -268,6 +267,14 @@ def test_depth_needs_both_sides_to_be_resized():
         F.resize(Depth(torch.ones(4, 4)), [3])
 
 
-def test_nonsense_is_refused_all_at_once():
-    with pytest.raises(UserError, match=r"crop \(0, 8\).*scale \(2, 1\).*flip 1.5.*jitter -1 must be between"):
-        AugmentationSettings(crop=(0, 8), scale=(2, 1), flip=1.5, jitter=-1)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crop": (0, 8)}, "crop .* at least 1 px"),
+        ({"scale": (2.0, 1.0)}, "scale .* the smaller first"),
+        ({"flip": 1.5, "jitter": -1.0}, "(?s)flip.*jitter"),
+    ],
+)
+def test_nonsense_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        AugmentationSettings(**settings)
