@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipeline.threads import count_usable_cpus, read_cpu_quota
+from pipeline.threads import SPIN_COUNT, choose_thread_defaults, count_usable_cpus, read_cpu_quota
 from stages.networks import build_network
 from stages.networks.tensor_files import save_tensors
 
@@ -167,3 +168,15 @@ def test_threads_follow_what_the_process_may_use(tmp_path: Path, text: str, cpus
     assert read_cpu_quota(file) == cpus
     assert read_cpu_quota(tmp_path / "missing") == float("inf")
     assert count_usable_cpus() >= 1
+
+
+def test_what_the_user_says_of_threads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    choose_thread_defaults()
+    assert int(os.environ["OMP_NUM_THREADS"]) == count_usable_cpus() and os.environ["GOMP_SPINCOUNT"] == SPIN_COUNT
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    choose_thread_defaults()
+    assert os.environ["OMP_NUM_THREADS"] == "7" and "GOMP_SPINCOUNT" not in os.environ

@@ -105,6 +105,7 @@ def test_ctrl_c_saves_says_so_and_the_command_continues(start: Start, tmp_path: 
     assert f'"resumed_from": {done}' in record.read_text()
 
 
+@pytest.mark.slow
 def test_labelling_killed_half_way_ends_with_the_same_maps(start: Start, tmp_path: Path) -> None:
     many = "data.options={size=[64,64],counts={train=40,val=4,test=4}}"
     words = [
