@@ -173,12 +173,18 @@ def explain_os_error(problem: OSError, where: object = None) -> str | None:
 
 def _parse_object(content: bytes, where: str, remedy: str) -> dict[str, Any]:
     try:
-        value = json.loads(content.decode())
+        value = json.loads(content.decode(), parse_constant=_refuse_constant)
+    except RecursionError as problem:
+        raise UserError(f"{where} is damaged (nested too deeply); {remedy}") from problem
     except ValueError as problem:
         raise UserError(f"{where} is damaged ({problem}); {remedy}") from problem
     if not isinstance(value, dict):
         raise UserError(f"{where} is damaged (it holds a {type(value).__name__}, no object); {remedy}")
     return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ ROOMS = {
     "segmentation_models_pytorch": {"stages/networks/", "stages/export/proof.py"},
     "matplotlib": {"stages/comparison/figures.py"},
     "rich": {"pipeline/"},
-    "pydantic": {"pipeline/experiment/config.py", *(path.as_posix() for path in FILES if path.name == "settings.py")},
+    "pydantic": {"pipeline/experiment/", "pipeline/workspace.py", "stages/", "data_cache/"},
 }
 """Third party -> files, or folders ending in a slash, that may import it."""
 TORCH_FREE = (
