@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 RECIPE_ARGS = --recipe $(RECIPE) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pseudo-depth train table export report test check bench clean
+.PHONY: help install demo pseudo-depth train table export report test check audit bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ check: $(INSTALLED)  ## lint, types, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+
+audit: $(INSTALLED)  ## look up the pinned versions in the database of known vulnerabilities (needs a network)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[audit]'
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 bench: $(INSTALLED)  ## print the speed ratios of tests/benchmarks
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -42,6 +42,12 @@ TORCH_FREE = (
 LIGHT = ("pipeline/cli.py", "pipeline/options.py", "pipeline/commands/")
 """What ``pipeline --help`` imports: nothing of third parties but click."""
 FORBIDDEN = {"pickle", "dill", "cloudpickle", "joblib", "mmcv", "albumentations", "hydra"}
+SAFE_CALLS = {
+    "torch.load": {"weights_only": "True"},
+    "np.load": {"allow_pickle": "False"},
+}
+"""Function that can run what a file says -> arguments without which it must not be called."""
+UNSAFE_CALLS = {"eval", "exec", "compile", "torch.hub.load", "os.system"}
 NAMELESS = {"utils.py", "common.py", "helpers.py", "base.py", "misc.py"}
 
 
@@ -85,6 +91,13 @@ def broken_rules(path: Path, source: str) -> list[str]:
         known = {"click", "pipeline", "data_cache", "stages", *sys.stdlib_module_names}
         heavy = [module for module in imports(tree, at_import_time=True) if module.split(".")[0] not in known]
         problems += [f"imports {module} at import time" for module in heavy]
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        function = ast.unparse(call.func)
+        given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        if function in UNSAFE_CALLS or not SAFE_CALLS.get(function, {}).items() <= given.items():
+            problems.append(f"calls {ast.unparse(call)}, which may run what a file says")
+        if given.get("trust_remote_code", "False") != "False":
+            problems.append(f"calls {function} with trust_remote_code")
     if path.name in NAMELESS:
         problems.append("has a name that says nothing")
     return problems
@@ -107,6 +120,8 @@ def test_every_file_keeps_to_its_room() -> None:
         ("stages/comparison/x.py", "import torch"),
         ("pipeline/commands/x.py", "import numpy"),
         ("pipeline/utils.py", ""),
+        ("stages/x.py", "torch.load(path)"),
+        ("stages/x.py", "AutoModel.from_pretrained(name, trust_remote_code=trusted)"),
     ],
 )
 def test_the_guard_sees_what_it_guards(path: str, source: str) -> None:
