@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from data_cache.datasets.interface import SegmentationDataset
 from data_cache.errors import UserError
 from data_cache.sample import IGNORE_INDEX
 
@@ -21,16 +20,19 @@ class ClassCount(NamedTuple):
     """Of any class, in the images where this one occurs."""
 
 
-def count_classes(dataset: SegmentationDataset) -> list[ClassCount]:
-    """Read every mask of a split once and return the counts of each class; void does not count."""
-    num_classes = len(dataset.classes)
-    pixels, around = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
-    for index in range(len(dataset)):
-        labels = dataset.read_labels(index)
-        counts = np.bincount(labels[labels != IGNORE_INDEX].ravel(), minlength=num_classes)
-        pixels += counts
-        around += np.where(counts > 0, counts.sum(), 0)
-    return [ClassCount(int(own), int(total)) for own, total in zip(pixels, around, strict=True)]
+def count_classes(num_classes: int, images: Iterable[Mapping[int, int]]) -> list[ClassCount]:
+    """Return the counts of each class of a split; void does not count.
+
+    Args:
+        images: labelled pixels of each image by train id.
+    """
+    counts = [ClassCount(0, 0)] * num_classes
+    for pixels in images:
+        labelled = {train_id: count for train_id, count in pixels.items() if train_id != IGNORE_INDEX}
+        for train_id, count in labelled.items():
+            own, around = counts[train_id]
+            counts[train_id] = ClassCount(own + count, around + sum(labelled.values()))
+    return counts
 
 
 def compute_median_frequency_weights(counts: Sequence[ClassCount]) -> tuple[float, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_cache.errors import UserError
-from data_cache.files import atomic_file, read_json
+from data_cache.remembered import Remembered
 
 _FORMAT = 1
 _SETTLED_NS = 2_000_000_000
@@ -26,15 +25,12 @@ _State = tuple[int, int, int, int]
 class ContentHashes:
     """Hashes what images, labels and depth are made from; a file that is as it was is not read again.
 
-    What is remembered is only a shortcut: a damaged, missing or unwritable file of hashes costs time and nothing else.
     Safe to use from several threads, and from several processes that share the file.
     """
 
     def __init__(self, file: Path | None = None) -> None:
         """Start from what ``file`` remembers; None remembers nothing beyond this object."""
-        self._file = file
-        self._known = _load(file)
-        self._added: dict[str, tuple[_State, str]] = {}
+        self._remembered = Remembered(file, _FORMAT, lambda value: len(value[0]) == 4 and len(value[1]) == 32)
 
     def hash(self, sources: Sequence[Path | str]) -> str:
         """Return 32 hex digits (blake2b) over the contents of files, and over words as they are.
@@ -50,19 +46,13 @@ class ContentHashes:
 
     def save(self) -> None:
         """Remember what was hashed since the last time; to be called once after many files."""
-        if self._file is None or not self._added:
-            return
-        known = _load(self._file) | self._added  # another process may have added to it meanwhile
-        content = json.dumps({"format": _FORMAT, "files": known}, separators=(",", ":"))
-        with contextlib.suppress(OSError, UserError), atomic_file(self._file) as temporary:
-            temporary.write_text(content, encoding="utf8")
-        self._added = {}
+        self._remembered.save()
 
     def _hash_file(self, path: Path) -> str:
         try:
             state = _look_at(path)
             name = os.path.abspath(path)  # noqa: PTH100 - ten times as fast as Path.resolve, and links are looked through
-            remembered = self._known.get(name)
+            remembered = self._remembered.find(name)
             if remembered is not None and tuple(remembered[0]) == state:
                 return remembered[1]
             check_regular(path, "file")
@@ -75,7 +65,7 @@ class ContentHashes:
                 f"{path} cannot be read ({error.strerror}); put it back or leave it out of the split"
             ) from error
         if time.time_ns() - max(state[1:3]) > _SETTLED_NS:
-            self._known[name] = self._added[name] = (state, found)
+            self._remembered.add(name, (state, found))
         return found
 
 
@@ -89,18 +79,6 @@ def check_regular(path: Path, what: str) -> None:
     if not stat.S_ISREG(path.stat().st_mode):
         kind = "a folder" if path.is_dir() else "a pipe, socket or device"
         raise UserError(f"{what} {path} cannot be read (it is {kind}, no file); remove it")
-
-
-def _load(file: Path | None) -> dict[str, tuple[_State, str]]:
-    if file is None:
-        return {}
-    try:
-        content = read_json(file)
-        known = content["files"] if content["format"] == _FORMAT else {}
-        sound = all(len(state) == 4 and len(found) == 32 for state, found in known.values())
-        return known if sound else {}
-    except (UserError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def _look_at(path: Path) -> _State:

@@ -150,6 +150,37 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         yield _parse_object(line, f"line {number} of {path}", "repeat the run to write it anew")
 
 
+def measure_free_space(folder: Path) -> int:
+    """Return the bytes that may still be written where a folder is, or will be made."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def check_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """Refuse to begin what would not fit on the disk.
+
+    Args:
+        needed_bytes: at least; what is written in passing comes on top.
+        what: what takes the space.
+
+    Raises:
+        UserError: naming what is needed and what is free.
+    """
+    free = measure_free_space(folder)
+    if needed_bytes > free:
+        raise UserError(
+            f"{what} need about {format_bytes(needed_bytes)}, but only {format_bytes(free)} are free at {folder}; free "
+            "some space, or choose a place on another disk with --workdir"
+        )
+
+
+def format_bytes(count: int) -> str:
+    """Return "12.3 GB" or "4.5 MB"."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
 def explain_os_error(problem: OSError, where: object = None) -> str | None:
     """Return one clear message for what a person can repair about a disk or a path, None for what must be a bug.
 

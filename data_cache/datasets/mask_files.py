@@ -63,18 +63,17 @@ def _find_doubt(image: ImageFile) -> str:
 
 
 class LabelProblem(UserError):
-    """What is wrong with a mask: a message for one, kind and detail for those who count many.
+    """What is wrong with a mask, for those who count many.
 
     Args:
-        message: for a person who has only this mask before them.
+        message: for a person.
         kind: ``colour``, ``size`` or ``ids``.
-        detail: what was found, without the names of files.
         unknown_ids: those outside the table.
     """
 
-    def __init__(self, message: str, kind: str, detail: str = "", unknown_ids: Sequence[int] = ()) -> None:
+    def __init__(self, message: str, kind: str, unknown_ids: Sequence[int] = ()) -> None:
         super().__init__(message)
-        self.kind, self.detail, self.unknown_ids = kind, detail, tuple(unknown_ids)
+        self.kind, self.unknown_ids = kind, tuple(unknown_ids)
 
 
 def map_ids(ids: NDArray[Any], raw_ids: Mapping[int, int]) -> tuple[NDArray[np.uint8], list[int]]:

@@ -95,12 +95,10 @@ class PairedFiles(SegmentationDataset):
         ids = self.read_raw_mask(index)
         table = format_id_table(self.raw_ids, self.classes)
         if ids.ndim == 3:
-            colours = describe_colours(ids)
             raise LabelProblem(
-                f"mask {entry.mask} is an RGB image ({colours}); a mask stores one id per pixel: {table}; "
-                "convert it to a palette or grey PNG",
+                f"mask {entry.mask} is an RGB image ({describe_colours(ids)}); a mask stores one id per pixel: {table};"
+                " convert it to a palette or grey PNG",
                 "colour",
-                colours,
             )
         if ids.shape != (size := read_image_size(entry.image)):
             raise self._describe_sizes(entry, ids.shape, size)
@@ -110,7 +108,7 @@ class PairedFiles(SegmentationDataset):
                 f"mask {entry.mask} has ids outside the table: {', '.join(map(str, unknown_ids[:10]))}"
                 f"{', …' if len(unknown_ids) > 10 else ''}; known: {table}",
                 "ids",
-                unknown_ids=unknown_ids,
+                unknown_ids,
             )
         return labels
 
@@ -125,7 +123,6 @@ class PairedFiles(SegmentationDataset):
             f"mask {entry.mask} has {mask[1]} x {mask[0]} px, its image {entry.image} has {image[1]} x {image[0]}; "
             f"{remedy}",
             "size",
-            f"{mask[1]} x {mask[0]} px, image {image[1]} x {image[0]}; {remedy}",
         )
 
     def sources(self, index: int) -> Sources:

@@ -66,10 +66,11 @@ def score_model(
         changes: to the recipe it was trained with, under dotted keys; None leaves a key as it is.
 
     Returns:
-        ``model``, ``weights``, ``split``, ``metrics``, ``metrics_paper``, ``per_class``, ``confusion``, ``images``.
+        ``model``, ``weights``, ``split``, ``metrics``, ``metrics_paper``, ``per_class``, ``confusion``, ``images``,
+        ``notes``.
     """
-    from pipeline.experiment.artifacts import open_split
-    from pipeline.experiment.models import open_model
+    from pipeline.experiment.facts import look_at_splits
+    from pipeline.experiment.models import check_classes, open_model
     from pipeline.experiment.scoring import evaluate_split, find_labels_if_any
     from pipeline.experiment.tabulate import freshen
     from pipeline.session import Result
@@ -84,7 +85,9 @@ def score_model(
         if changes.get("evaluation.size") == "recipe":
             raise UserError("--tile cuts images at their own size, which --size recipe gives up; drop one of them")
         config = config.changed({"evaluation.size": "original"})
-    dataset = open_split(config, session.workspace, config.evaluation.split)
+    (looked,) = look_at_splits(config, session, (config.evaluation.split,))
+    dataset = looked.dataset
+    check_classes(model, dataset)
     learnt_depth = model.has_depth and config.build_schedule().needs_depth
     store = find_labels_if_any(config, session, dataset) if learnt_depth else None
     writer = _prediction_writer(save_predictions, dataset) if save_predictions else None
@@ -97,8 +100,9 @@ def score_model(
         "split": dataset.split,
         **evaluation.to_json(),
         "predictions": str(save_predictions) if save_predictions else None,
+        "notes": looked.list_notes(),
     }
-    return Result(facts, _render(evaluation))
+    return Result(facts, _render(evaluation, facts["notes"]))
 
 
 def _prediction_writer(folder: Path, dataset: SegmentationDataset) -> PredictionWriter:
@@ -108,7 +112,7 @@ def _prediction_writer(folder: Path, dataset: SegmentationDataset) -> Prediction
     return PredictionWriter(folder, palette=dataset.palette, official_ids=dataset.prediction_ids)
 
 
-def _render(evaluation: Evaluation) -> Group:
+def _render(evaluation: Evaluation, notes: list[str]) -> Group:
     """Show the metrics above the classes."""
     from rich.console import Group
     from rich.text import Text
@@ -122,6 +126,7 @@ def _render(evaluation: Evaluation) -> Group:
         plain_table(f"{evaluation.images} images", ["metric", "value", "what it is"], metrics),
         Text(),
         plain_table("Classes", ["class", "IoU", "recall", "pixels"], classes),
+        *(Text(f"note: {note}") for note in notes),
     )
 
 

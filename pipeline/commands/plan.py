@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -42,28 +41,31 @@ def preview_plan(
     """Describe nodes, parts, batch-norm, copies, steps and disk; train nothing.
 
     Returns:
-        ``nodes`` (distinct trainings), ``unshared``, ``phases``, ``runs``, ``disk_bytes``, ``disk_free_bytes``.
+        ``nodes`` (distinct trainings), ``unshared``, ``phases``, ``runs``, ``notes``, ``disk_bytes`` (weights),
+        ``disk_peak_bytes`` (with training states), ``disk_free_bytes``.
     """
     from rich.console import Group
 
     from pipeline.experiment.devices import find_device_type
     from pipeline.experiment.expand import expand_rows, make_plan
+    from pipeline.experiment.space import measure_disk_need
     from pipeline.session import Result
 
     plan = make_plan(expand_rows(config, table, seeds, session, find_device_type(device)), session, reuse=reuse)
     classes = {node.folder: run.facts.num_classes for run in plan.runs for node in run.nodes}
     phases = [_describe(node, session, classes[node.folder]) for node in plan.nodes.values()]
     to_train = [phase for phase in phases if not phase["done"]]
-    disk = sum(phase["bytes"] for phase in to_train)
-    session.workspace.root.mkdir(parents=True, exist_ok=True)
+    disk = measure_disk_need(plan, session)
     facts = {
         "nodes": len(phases),
         "to_train": len(to_train),
         "unshared": plan.without_reuse,
         "phases": phases,
         "runs": [{"row": run.row, "seed": run.config.seed, "name": run.name, "steps": run.steps} for run in plan.runs],
-        "disk_bytes": disk,
-        "disk_free_bytes": shutil.disk_usage(session.workspace.root).free,
+        "notes": plan.notes,
+        "disk_bytes": disk.weights,
+        "disk_peak_bytes": disk.peak,
+        "disk_free_bytes": disk.free,
     }
     return Result(facts, Group(*_render(plan, facts)))
 
@@ -125,6 +127,7 @@ def _name_trained(phase: dict[str, Any]) -> str:
 def _render(plan: Plan, facts: dict[str, Any]) -> Iterable[Any]:
     from rich.text import Text
 
+    from data_cache.files import format_bytes
     from pipeline.console import plain_table
 
     several = len({phase["network"] for phase in facts["phases"]}) > 1
@@ -156,9 +159,11 @@ def _render(plan: Plan, facts: dict[str, Any]) -> Iterable[Any]:
     yield plain_table("Trainings", columns, rows)
     yield Text()
     yield plain_table("Runs", ["row", "seed", "steps"], [[run.row, run.config.seed, run.steps] for run in plan.runs])
+    fits = facts["disk_peak_bytes"] <= facts["disk_free_bytes"]
     yield Text(
         f"\n{facts['nodes']} distinct trainings ({facts['unshared']} if every run trained its own), "
-        f"{facts['to_train']} still to train; weights need {facts['disk_bytes'] / 1e6:.0f} MB, "
-        f"{facts['disk_free_bytes'] / 1e9:.1f} GB are free.\n"
+        f"{facts['to_train']} still to train; weights need {format_bytes(facts['disk_bytes'])}, with training states "
+        f"{format_bytes(facts['disk_peak_bytes'])}; {format_bytes(facts['disk_free_bytes'])} are free"
+        f"{'' if fits else ', which is too little: a run would refuse to begin'}.\n"
         "Batch-norm statistics move only in the parts that a phase trains."
     )

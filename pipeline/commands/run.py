@@ -26,7 +26,7 @@ def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool) 
     """Train and evaluate the recipe's schedule.
 
     Returns:
-        ``run``, ``schedule``, ``phases``, ``metrics``, ``folder``.
+        ``run``, ``schedule``, ``phases``, ``metrics``, ``folder``, ``notes``.
     """
     from pipeline.experiment.devices import choose_device
     from pipeline.experiment.execute import execute_plan
@@ -45,5 +45,6 @@ def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool) 
         "phases": record["phases"],
         "metrics": record["metrics"],
         "folder": str(folder),
+        "notes": plan.notes,
     }
     return Result(facts, f"{FORMATS['text'](tabulate([folder]))}\n\nrun: {folder}")

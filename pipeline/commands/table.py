@@ -51,6 +51,7 @@ def train_table(
     compared = tabulate(folders, wanted)
     facts = {
         **compared.to_json(),
+        "notes": [*compared.notes, *plan.notes],
         "trained": len(plan.nodes) - len(finished),
         "reused": len(finished),
         "unshared": plan.without_reuse,

@@ -20,9 +20,10 @@ from pipeline.console import Advance
 from pipeline.experiment.artifacts import find_labels, open_split
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.models import RUN_FORMAT, build_untrained
-from pipeline.experiment.plan import Node, Plan, PlannedRun
+from pipeline.experiment.plan import Node, Plan, PlannedRun, Reported
 from pipeline.experiment.provenance import describe_environment, describe_numerics, describe_software
-from pipeline.experiment.scoring import Reported, describe_evaluation, inspect_reported, score_run
+from pipeline.experiment.scoring import describe_evaluation, score_run
+from pipeline.experiment.space import check_disk_need
 from pipeline.session import Session
 from pipeline.workspace import NodeFolder, Workspace
 from stages.evaluation.settings import EVALUATION_VERSION
@@ -60,15 +61,15 @@ def execute_plan(plan: Plan, session: Session, device: torch.device) -> list[dic
     """Train what is missing, evaluate what is new; return the record of every run, in the plan's order.
 
     Raises:
-        UserError: before anything is trained where the reported split could not be evaluated; else what the stages say.
+        UserError: before anything is trained where there is too little space; else what the stages say.
         KeyboardInterrupt: at SIGINT or SIGTERM, with the state of the phase in training saved.
     """
-    reported = [inspect_reported(run.config, session, needs_depth=run.schedule.needs_depth) for run in plan.runs]
-    return [_execute_run(run, session, device, found) for run, found in zip(plan.runs, reported, strict=True)]
+    check_disk_need(plan, session)
+    return [_execute_run(run, session, device) for run in plan.runs]
 
 
-def _execute_run(run: PlannedRun, session: Session, device: torch.device, reported: Reported) -> dict[str, Any]:
-    folder = session.workspace.runs / run.name
+def _execute_run(run: PlannedRun, session: Session, device: torch.device) -> dict[str, Any]:
+    folder, reported = session.workspace.runs / run.name, run.facts.reported
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     finished = [finish_node(node, session, device) for node in run.nodes]
     phases = [node.to_json() for node in finished]

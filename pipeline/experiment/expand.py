@@ -89,15 +89,18 @@ def make_plan(rows: Iterable[Row], session: Session, *, reuse: bool) -> Plan:
 
     def find_facts(row: Row) -> DataFacts:
         needs_depth = row.schedule.needs_depth
-        data = row.config.data.model_dump(include={"dataset", "root", "options"})
+        data = [row.config.data.model_dump(include={"dataset", "root", "options"}), row.config.evaluation.split]
         key = content_hash([data, row.config.depth.model_dump() if needs_depth else None], 16)
         if key not in known:
-            known[key] = gather_facts(row.config, session.workspace, needs_depth=needs_depth)
+            known[key] = gather_facts(row.config, session, needs_depth=needs_depth)
         return known[key]
 
     plan = plan_runs(rows, find_facts, reuse=reuse)
     for run in plan.runs:
         network = inspect_network(run.config.network, run.facts.num_classes, session.workspace)
+        network.check_smallest(run.facts.smallest if run.config.evaluation.size == "original" else None)
         for copy in (copy for node in run.nodes for copy in node.copies):
             network.count_copied(copy)
+    for note in plan.notes:
+        session.console.info(f"note: {note}")
     return plan

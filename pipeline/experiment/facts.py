@@ -2,49 +2,100 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from data_cache.class_balance import ClassCount, compute_median_frequency_weights, count_classes
+from data_cache.class_balance import compute_median_frequency_weights, count_classes
+from data_cache.datasets.examination import Examination, examine_splits, remember_looks
 from data_cache.errors import UserError
 from data_cache.files import read_json, write_json
 from data_cache.fingerprint import dataset_fingerprint
 from pipeline.experiment.artifacts import find_labels, open_split
 from pipeline.experiment.config import RunConfig, content_hash
-from pipeline.experiment.plan import DataFacts, describe_network
+from pipeline.experiment.plan import DataFacts, Reported, describe_network
 from pipeline.session import Session
 from pipeline.workspace import Workspace
 from stages.networks.settings import NetworkSettings
 from stages.training.schedule import CopyWeights, Part
 
-_LAYOUT = 3
+_LAYOUT = 4
 """Of the files in the work directory; raised when they say something else."""
 
 
-def gather_facts(config: RunConfig, workspace: Workspace, *, needs_depth: bool) -> DataFacts:
-    """Look up what a plan must know about the training split."""
-    dataset = open_split(config, workspace, "train")
-    depth = find_labels(config, workspace, dataset).fingerprint() if needs_depth else None
-    fingerprint = dataset_fingerprint(dataset, workspace.content_hashes())
-    return DataFacts(len(dataset), len(dataset.classes), fingerprint, depth)
+def gather_facts(config: RunConfig, session: Session, *, needs_depth: bool) -> DataFacts:
+    """Look at the training and the reported split as closely as training and scoring them will.
+
+    Raises:
+        UserError: something is wrong with an image, a mask or the depth of either; all bad images are in one message.
+    """
+    workspace = session.workspace
+    looked = look_at_splits(config, session, ("train", config.evaluation.split))
+    train, reported = looked[0].dataset, looked[-1]
+    depth = find_labels(config, workspace, train).fingerprint() if needs_depth else None
+    return DataFacts(
+        len(train),
+        len(train.classes),
+        dataset_fingerprint(train, workspace.content_hashes()),
+        depth,
+        inspect_reported(config, session, needs_depth=needs_depth),
+        reported.find_smallest(),
+        tuple(line for each in looked for line in (*each.list_doubts(), *each.list_notes())),
+    )
+
+
+def look_at_splits(config: RunConfig, session: Session, splits: Iterable[str]) -> list[Examination]:
+    """Look at every image and mask of splits; what was looked at before and is unchanged is not read again.
+
+    Raises:
+        UserError: at least one is bad, or a split has no labelled pixel; the message has all of it.
+    """
+    workspace = session.workspace
+    datasets = [open_split(config, workspace, split) for split in dict.fromkeys(splits)]
+    before = {each.split: sum(map(len, datasets[:number])) for number, each in enumerate(datasets)}
+    memory = remember_looks(workspace.root / "looks.json")
+    title = f"looking at the images and masks of {config.data.dataset} {', '.join(before)}"
+    with session.console.progress(title, sum(map(len, datasets))) as advance:
+        looked = list(
+            examine_splits(
+                datasets,
+                workspace.content_hashes(),
+                memory,
+                lambda split, done, _: advance(before[split] + done),
+            )
+        )
+    problems = [line for each in looked for line in each.list_problems()]
+    if problems:
+        raise UserError(f"dataset {config.data.dataset!r}: " + "\n".join(problems))
+    return looked
+
+
+def inspect_reported(config: RunConfig, session: Session, *, needs_depth: bool) -> Reported:
+    """Identify the reported split.
+
+    Raises:
+        UserError: there is no such split, or its depth store is unfit; having none at all is no fault.
+    """
+    dataset = open_split(config, session.workspace, config.evaluation.split)
+    store = None
+    if needs_depth:
+        from data_cache.depth_store import NoDepthStore
+
+        with contextlib.suppress(NoDepthStore):
+            store = find_labels(config, session.workspace, dataset)
+    split = dataset_fingerprint(dataset, session.workspace.content_hashes())
+    return Reported(split, store.fingerprint() if store else None)
 
 
 def resolve_class_weights(config: RunConfig, session: Session) -> tuple[float, ...] | None:
-    """Return the recipe's class weights, numbers of the training split in the place of "median-frequency".
-
-    Counting reads every mask of the training split, so counts are kept in the work directory.
-    """
+    """Return the recipe's class weights, numbers of the training split in the place of "median-frequency"."""
     weights = config.loss.class_weights
     if not isinstance(weights, str):
         return weights
-    dataset = open_split(config, session.workspace, "train")
-    fingerprint = dataset_fingerprint(dataset, session.workspace.content_hashes())
-    file = session.workspace.root / "classes" / f"{fingerprint}.json"
-    if not file.is_file():
-        session.console.info(f"counting the classes of {len(dataset)} masks of {dataset.name} {dataset.split}")
-        write_json(file, {"classes": list(dataset.classes), "counts": count_classes(dataset)})
-    counts = [ClassCount(*count) for count in read_json(file)["counts"]]
-    return compute_median_frequency_weights(counts)
+    (looked,) = look_at_splits(config, session, ("train",))
+    images = [look.pixels for look in looked.looks if look.pixels is not None]
+    return compute_median_frequency_weights(count_classes(len(looked.dataset.classes), images))
 
 
 @dataclass(frozen=True)
@@ -56,8 +107,24 @@ class NetworkFacts:
     """Part → ``tensors`` and ``bytes`` of its state."""
     fresh: int
     """Weights inside the encoder that are never pretrained, and so train where the encoder is frozen."""
+    smallest_px: int
+    """Images with a shorter side are refused."""
     copies: dict[str, dict[str, Any]]
     """Copy → ``tensors`` that it carries, and the ``problem`` if it cannot be done."""
+
+    def check_smallest(self, image: tuple[str, tuple[int, int]] | None) -> None:
+        """Refuse an image that the network would refuse; None is none.
+
+        Raises:
+            UserError: naming it.
+        """
+        if image is not None and min(image[1]) < self.smallest_px:
+            name, (height, width) = image
+            raise UserError(
+                f"image {name} of the reported split has {height} x {width} px, but {self.name} takes images from "
+                f"{self.smallest_px} px a side; leave it out, enlarge it, or score at the size of the crop: --set "
+                "evaluation.size=recipe"
+            )
 
     def count_copied(self, copy: CopyWeights) -> int:
         """Return how many tensors a copy carries.
@@ -104,7 +171,13 @@ def _build_and_look(network: NetworkSettings, num_classes: int) -> dict[str, Any
         tensors = module.state_dict().values()
         parts[part.names()[0]] = {"tensors": len(tensors), "bytes": sum(value.nbytes for value in tensors)}
     fresh = sum(count_parameters(module) for module in built.fresh_modules().values())
-    return {"name": network.name, "parts": parts, "fresh": fresh, "copies": _try_copies(built)}
+    return {
+        "name": network.name,
+        "parts": parts,
+        "fresh": fresh,
+        "smallest_px": getattr(built, "smallest_input_px", 1),
+        "copies": _try_copies(built),
+    }
 
 
 def _try_copies(network: Any) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ from pipeline.workspace import Workspace
 from stages.networks import build_without_weights
 from stages.networks.interface import Network, Normalisation
 from stages.training.checkpoint import load_weights
+
+if TYPE_CHECKING:
+    from data_cache.datasets.interface import SegmentationDataset
 
 RUN_FORMAT = 2
 """Of run.json; raised when its keys change their meaning, so that older ones get a message and never a wrong answer."""
@@ -86,6 +89,27 @@ def _open_export(folder: Path, device: torch.device) -> Model:
         False,
         folder,
         folder / "model.safetensors",
+    )
+
+
+def check_classes(model: Model, dataset: SegmentationDataset) -> None:
+    """Refuse to score a network on other classes than those it was trained for, or on these in another order.
+
+    Raises:
+        UserError: naming the classes.
+    """
+    trained, found = model.class_names, tuple(dataset.classes)
+    if trained == found:
+        return
+    where = f"{dataset.name} {dataset.split} ({dataset.describe(0)})"
+    if sorted(trained) == sorted(found):
+        raise UserError(
+            f"{model.folder} was trained with the classes in the order {', '.join(trained)}, but {where} has "
+            f"{', '.join(found)}, so its scores would stand under wrong names; put the order back, or train anew"
+        )
+    raise UserError(
+        f"{model.folder} was trained for the classes {', '.join(trained)}, but {where} has {', '.join(found)}; score "
+        "it on data with the classes it was trained for, or train anew"
     )
 
 

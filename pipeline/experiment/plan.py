@@ -38,6 +38,15 @@ class Row(NamedTuple):
     schedule: Schedule
 
 
+class Reported(NamedTuple):
+    """Fingerprints of what a run's scores depend on besides its weights."""
+
+    split: str
+    """Of the reported split's images, labels and classes."""
+    depth: str | None
+    """Of its depth maps; None without any."""
+
+
 @dataclass(frozen=True)
 class DataFacts:
     """What a plan must know about the data of a recipe."""
@@ -49,6 +58,11 @@ class DataFacts:
     """Of the training split's images, labels and classes."""
     depth: str | None
     """Of the training split's depth maps; None when no phase reads depth."""
+    reported: Reported = field(default=Reported("", None))
+    smallest: tuple[str, tuple[int, int]] | None = None
+    """The reported image with the shortest side, and its (height, width)."""
+    notes: tuple[str, ...] = ()
+    """What a person should know about these data before hours are spent on them."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +156,11 @@ class Plan:
     def nodes(self) -> dict[str, Node]:
         """Distinct nodes by folder."""
         return {node.folder: node for run in self.runs for node in run.nodes}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know about the data, each said once."""
+        return list(dict.fromkeys(note for run in self.runs for note in run.facts.notes))
 
     @property
     def without_reuse(self) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -13,44 +12,20 @@ from data_cache.datasets.interface import SegmentationDataset
 from data_cache.depth_store import NoDepthStore
 from data_cache.errors import UserError
 from data_cache.files import hold_folder, read_json, write_json
-from data_cache.fingerprint import dataset_fingerprint
 from data_cache.loaders import Source, build_evaluation_loader
 from data_cache.split_depth import SplitDepth
 from pipeline.experiment.artifacts import find_labels, open_split
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.devices import choose_device
-from pipeline.experiment.models import open_run, restore_config
-from pipeline.experiment.plan import evaluation_key
+from pipeline.experiment.facts import inspect_reported
+from pipeline.experiment.models import check_classes, open_run, restore_config
+from pipeline.experiment.plan import Reported, evaluation_key
 from pipeline.session import Session
 from stages.evaluation.evaluate import Evaluation, OnPredictions, evaluate
 from stages.evaluation.panels import PanelCollector, write_panels
 from stages.evaluation.settings import EVALUATION_VERSION
 from stages.networks import count_parameters
 from stages.networks.interface import Normalisation
-
-
-class Reported(NamedTuple):
-    """Fingerprints of what a run's scores depend on besides its weights."""
-
-    split: str
-    """Of the reported split's images, labels and classes."""
-    depth: str | None
-    """Of its depth maps; None without any."""
-
-
-def inspect_reported(config: RunConfig, session: Session, *, needs_depth: bool) -> Reported:
-    """Look at the reported split.
-
-    Raises:
-        UserError: there is no such split, or its depth store is unfit; having none at all is no fault.
-    """
-    dataset = open_split(config, session.workspace, config.evaluation.split)
-    store = None
-    if needs_depth:
-        with contextlib.suppress(NoDepthStore):
-            store = find_labels(config, session.workspace, dataset)
-    split = dataset_fingerprint(dataset, session.workspace.content_hashes())
-    return Reported(split, store.fingerprint() if store else None)
 
 
 def score_run(
@@ -105,8 +80,7 @@ def refresh_scores(folder: Path, session: Session, device: torch.device) -> None
     needs_depth = config.build_schedule().needs_depth
     reported = inspect_reported(config, session, needs_depth=needs_depth)
     model = open_run(folder, device)
-    if tuple(open_split(config, session.workspace, config.evaluation.split).classes) != model.class_names:
-        raise UserError(f"{folder.name} was trained on other classes than {config.evaluation.split} has now")
+    check_classes(model, open_split(config, session.workspace, config.evaluation.split))
     with hold_folder(folder, "evaluating a run"):
         record |= score_run(config, model.network, model.weights, session, folder, device)
         record["evaluation"] = describe_evaluation(model.weights, config, reported, session)

@@ -1,0 +1,272 @@
+"""Look at every image and mask of a split before hours are spent on it: all that is wrong in one go.
+
+The doctor and whatever is about to train or score look with the same eyes. What is sound is remembered by content, so
+that a second look at 100,000 files reads none of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data_cache.content import ContentHashes
+from data_cache.datasets.interface import SegmentationDataset
+from data_cache.datasets.mask_files import LabelProblem
+from data_cache.errors import UserError
+from data_cache.images import EXAMPLES, MissingFile, NoteTally, format_examples
+from data_cache.remembered import Remembered
+from data_cache.sample import IGNORE_INDEX, SMALLEST_INPUT_PX
+
+LOOK_VERSION = 1
+"""Raised by hand when images or masks are read otherwise, so that what was seen before is looked at again."""
+
+_SMALL = f"with a side below {SMALLEST_INPUT_PX} px, the least that networks promise to take"
+_MUCH_VOID = 0.3
+"""Share of void pixels worth a note; Pascal VOC has about 0.06, CamVid 0.04."""
+_THREADS = 8
+"""Decoding lets other threads run; more than these wait for each other."""
+
+_KINDS = {
+    "image": "images that cannot be read",
+    "unpaired image": "images without a mask",
+    "mask": "masks that cannot be read",
+    "colour": "masks that are RGB images instead of ids",
+    "size": "masks of another size than their image",
+    "ids": "masks with ids outside the table",
+    "depth": "ground-truth depth maps that cannot be read",
+}
+
+Progress = Callable[[str, int, int], None]
+"""Told split, images done and images in the split."""
+
+
+class Flaw(NamedTuple):
+    """What is wrong with one image or what belongs to it."""
+
+    kind: str
+    """Key of ``_KINDS``."""
+    message: str
+    """Names file and remedy."""
+    unknown_ids: tuple[int, ...] = ()
+
+
+class Look(NamedTuple):
+    """What one image and its mask are."""
+
+    size: tuple[int, int] | None
+    """(height, width); None when the image cannot be read."""
+    notes: tuple[str, ...]
+    """Each completes the sentence "images …"."""
+    pixels: dict[int, int] | None
+    """Pixels by train id, void too; None without a usable mask."""
+    flaws: tuple[Flaw, ...] = ()
+
+
+@dataclass
+class _Finding:
+    first: str
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+class Examination:
+    """What is known of a split when every image was looked at."""
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        """Begin with nothing seen."""
+        self.dataset = dataset
+        self.looks: list[Look] = []
+        self.sizes: Counter[str] = Counter()
+        self.pixels = np.zeros(IGNORE_INDEX + 1, dtype=np.int64)
+        self.labelled = 0
+        """Images with a usable mask."""
+        self.twins: Counter[str] = Counter()
+        """Images with a byte-identical copy, by the split that has it."""
+        self.findings: dict[str, _Finding] = {}
+        self._unknown_ids: set[int] = set()
+        self._tally = NoteTally()
+
+    def add(self, look: Look) -> None:
+        """Count the next image."""
+        image_id = self.dataset.image_ids[len(self.looks)]
+        self.looks.append(look)
+        for flaw in look.flaws:
+            finding = self.findings.setdefault(flaw.kind, _Finding(flaw.message))
+            finding.count += 1
+            if len(finding.examples) < EXAMPLES:
+                finding.examples.append(image_id)
+            # A resized mask may have thousands of stray values; a few are enough.
+            self._unknown_ids.update(flaw.unknown_ids[:32])
+        self._tally.add(image_id, look.notes)
+        if look.size is not None:
+            self.sizes[f"{look.size[1]} x {look.size[0]}"] += 1
+        if look.pixels is not None:
+            self.labelled += 1
+            for train_id, count in look.pixels.items():
+                self.pixels[train_id] += count
+
+    def find_smallest(self) -> tuple[str, tuple[int, int]]:
+        """Return the image with the shortest side, and its (height, width); all can be read."""
+        sizes = {name: look.size for name, look in zip(self.dataset.image_ids, self.looks, strict=True) if look.size}
+        return min(sizes.items(), key=lambda item: min(item[1]))
+
+    def compute_shares(self) -> tuple[dict[str, float], float]:
+        """Return each class's share of the labelled pixels, and void's share of all."""
+        counts = self.pixels[: len(self.dataset.classes)]
+        labelled, void = int(counts.sum()), int(self.pixels[IGNORE_INDEX])
+        shares = {
+            name: float(count / labelled) if labelled else 0.0
+            for name, count in zip(self.dataset.classes, counts.tolist(), strict=True)
+        }
+        return shares, void / (labelled + void) if labelled + void else 0.0
+
+    def list_problems(self) -> list[str]:
+        """Return what stops a training or an evaluation, one sentence each."""
+        lines = []
+        for kind, words in _KINDS.items():
+            if (finding := self.findings.get(kind)) is None:
+                continue
+            detail = finding.first
+            if kind == "ids" and finding.count > 1:
+                ids = format_examples(map(str, sorted(self._unknown_ids)[:20]), len(self._unknown_ids))
+                detail += f"; ids outside the table in all of them: {ids}"
+            examples = format_examples(finding.examples, finding.count)
+            lines.append(f"{self.dataset.split}: {words}: {finding.count} ({examples}); {detail}")
+        if self.labelled and not self.pixels[:IGNORE_INDEX].any():
+            lines.append(f"{self.dataset.split}: every pixel is void; there is nothing to learn or score")
+        return lines
+
+    def list_doubts(self) -> list[str]:
+        """Return what stops nothing and is hardly meant so."""
+        split, orphans = self.dataset.split, [path.name for path in self.dataset.orphans]
+        lines = []
+        if orphans:
+            lines.append(
+                f"{split}: masks without an image: {len(orphans)} ({format_examples(orphans[:EXAMPLES], len(orphans))})"
+            )
+        for other, count in self.twins.items():
+            where = "within the split" if other == split else f"in {other}"
+            lines.append(f"{split}: images with a byte-identical copy {where}: {count}; scores would flatter")
+        return lines
+
+    def list_notes(self) -> list[str]:
+        """Return what is worth knowing and may be meant so."""
+        split = self.dataset.split
+        lines = [f"{split}: {line}" for line in self._tally.lines()]
+        shares, void = self.compute_shares()
+        if self.labelled and void < 1.0:
+            if void > _MUCH_VOID:
+                lines.append(f"{split}: {void:.0%} of the pixels are void")
+            absent = [name for name, share in shares.items() if share == 0.0]
+            if absent:
+                lines.append(f"{split}: classes of which no pixel is labelled: {', '.join(absent)}")
+        return lines
+
+
+def examine_splits(
+    datasets: Sequence[SegmentationDataset],
+    hashes: ContentHashes,
+    memory: Remembered | None = None,
+    progress: Progress | None = None,
+    *,
+    depth: bool = False,
+) -> Iterator[Examination]:
+    """Look at every image and mask of each split; what is wrong is in the result and raises nothing.
+
+    Args:
+        hashes: of files, remembered from earlier calls.
+        memory: of ``remember_looks``; what it has seen is not looked at again.
+        progress: called for the images that have to be read.
+        depth: also read the ground-truth depth where the dataset has any; nothing is remembered then.
+    """
+    seen: dict[str, str] = {}
+    for dataset in datasets:
+        examination = Examination(dataset)
+        pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="look")
+        try:
+            look = partial(_look_up, dataset, hashes, None if depth else memory, _describe_rule(dataset), depth=depth)
+            for index, (checksum, found, known) in enumerate(pool.map(look, range(len(dataset)))):
+                examination.add(found)
+                if checksum in seen:
+                    examination.twins[seen[checksum]] += 1
+                elif checksum is not None:
+                    seen[checksum] = dataset.split
+                if progress is not None and not known:
+                    progress(dataset.split, index + 1, len(dataset))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            hashes.save()
+            if memory is not None:
+                memory.save()
+        yield examination
+
+
+def remember_looks(file: Path | None) -> Remembered:
+    """Return the memory of images and masks that were found sound; without a file it forgets with this process."""
+    return Remembered(file, LOOK_VERSION, lambda value: len(value) == 3 and len(value[0]) == 2)
+
+
+def look_at(dataset: SegmentationDataset, index: int, *, depth: bool = False) -> Look:
+    """Decode an image with all that belongs to it."""
+    try:
+        image = dataset.read_noted_image(index)
+    except UserError as error:
+        return Look(None, (), None, (Flaw("image", str(error)),))
+    height, width = image.pixels.shape[:2]
+    notes = (*image.notes, *([_SMALL] if min(height, width) < SMALLEST_INPUT_PX else []))
+    pixels, flaws = None, []
+    try:
+        counts = np.bincount(dataset.read_labels(index).ravel())
+        pixels = {int(train_id): int(counts[train_id]) for train_id in np.flatnonzero(counts)}
+    except MissingFile as missing:
+        flaws.append(Flaw("unpaired image", f"the first belongs at {missing.path}"))
+    except LabelProblem as problem:
+        flaws.append(Flaw(problem.kind, str(problem), problem.unknown_ids))
+    except UserError as error:
+        flaws.append(Flaw("mask", str(error)))
+    if depth and dataset.ground_truth_depth_kind is not None:
+        try:
+            dataset.read_depth(index)
+        except UserError as error:
+            flaws.append(Flaw("depth", str(error)))
+    return Look((height, width), notes, pixels, tuple(flaws))
+
+
+def _look_up(
+    dataset: SegmentationDataset,
+    hashes: ContentHashes,
+    memory: Remembered | None,
+    rule: str,
+    index: int,
+    *,
+    depth: bool,
+) -> tuple[str | None, Look, bool]:
+    """Return the image's checksum, what it is, and whether that was known already."""
+    sources = dataset.sources(index)
+    try:
+        checksum = hashes.hash(sources.image)
+        key = hashes.hash((checksum, hashes.hash(sources.labels), rule))
+    except UserError:  # a pipe or a folder: looking at it says which, and what it belongs to
+        return None, look_at(dataset, index, depth=depth), False
+    known = memory.find(key) if memory is not None else None
+    if known is not None:
+        size, notes, pixels = known
+        return checksum, Look(tuple(size), tuple(notes), {int(name): count for name, count in pixels.items()}), True
+    look = look_at(dataset, index, depth=depth)
+    if memory is not None and not look.flaws:
+        memory.add(key, (look.size, look.notes, look.pixels))
+    return checksum if look.size is not None else None, look, False
+
+
+def _describe_rule(dataset: SegmentationDataset) -> str:
+    """Return what decides what a mask's numbers mean, besides its file."""
+    return json.dumps([sorted(dataset.raw_ids.items()), dataset.palette])

@@ -1,0 +1,49 @@
+"""Disk space against the plan, before hours are spent. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from data_cache.files import check_space, measure_free_space
+from pipeline.experiment.facts import inspect_network
+from pipeline.experiment.plan import Plan
+from pipeline.session import Session
+
+_STATES = 2
+"""Training states of a phase that lie on the disk at the same time: the last one stays until the next is complete."""
+_COPIES_PER_STATE = 3
+"""A state holds the weights and, with Adam, two moments of each."""
+
+
+class DiskNeed(NamedTuple):
+    """What is still to be written, and what there is room for."""
+
+    weights: int
+    """Of the phases still to be trained, bytes."""
+    peak: int
+    """With the states of the largest phase in training, bytes."""
+    free: int
+
+
+def measure_disk_need(plan: Plan, session: Session) -> DiskNeed:
+    """Return what the trainings of a plan will write."""
+    classes = {node.folder: run.facts.num_classes for run in plan.runs for node in run.nodes}
+    weights = [
+        sum(
+            part["bytes"]
+            for part in inspect_network(node.config.network, classes[node.folder], session.workspace).parts.values()
+        )
+        for node in plan.nodes.values()
+        if not session.workspace.node(node.folder).finished
+    ]
+    states = _STATES * _COPIES_PER_STATE * max(weights, default=0)
+    return DiskNeed(sum(weights), sum(weights) + states, measure_free_space(session.workspace.root))
+
+
+def check_disk_need(plan: Plan, session: Session) -> None:
+    """Refuse trainings for whose weights and states there is no room.
+
+    Raises:
+        UserError: naming what is needed and what is free.
+    """
+    check_space(session.workspace.root, measure_disk_need(plan, session).peak, "the weights and training states")

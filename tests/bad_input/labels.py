@@ -1,0 +1,183 @@
+"""Masks and classes that cannot be learnt from or scored on: said before the first training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.bad_input.world import SIZE, Answer, Case, World
+
+Change = Callable[[World], object]
+
+
+def _run(change: Change, *words: str) -> Callable[[World], Sequence[str | Path]]:
+    """Return what changes the data and asks for a training."""
+    return _call(change, lambda world: world.with_recipe("run", "--schedule", "seg-only", *words))
+
+
+def _call(change: Change, words: Callable[[World], Sequence[str | Path]]) -> Callable[[World], Sequence[str | Path]]:
+    def prepare(world: World) -> Sequence[str | Path]:
+        change(world)
+        return words(world)
+
+    return prepare
+
+
+def _evaluate(world: World, *words: str) -> Sequence[str | Path]:
+    return ["evaluate", world.run_folder("seg-only"), "--data-root", world.data, *words]
+
+
+def _doctor(change: Change) -> Callable[[World], Sequence[str | Path]]:
+    return _call(change, lambda world: ["datasets", "folder", "--data-root", world.data])
+
+
+def _fill(split: str, value: int, number: int | None = None) -> Change:
+    """Return what writes one id into one mask of a split, or into all."""
+
+    def fill(world: World) -> None:
+        masks = [world.mask(split, number)] if number is not None else sorted(world.mask(split).parent.iterdir())
+        for path in masks:
+            Image.fromarray(np.full(SIZE, value, np.uint8)).save(path)
+
+    return fill
+
+
+def _replace(split: str, pixels: np.ndarray, suffix: str = ".png") -> Change:
+    """Return what saves other pixels in the place of a split's first mask."""
+
+    def replace(world: World) -> None:
+        world.mask(split).unlink()
+        Image.fromarray(pixels).save(world.mask(split).with_suffix(suffix))
+
+    return replace
+
+
+def _classes(content: bytes) -> Change:
+    return lambda world: (world.data / "classes.txt").write_bytes(content)
+
+
+def _nothing_was_trained(world: World, answer: Answer) -> None:
+    assert len(list((world.work / "nodes").iterdir())) == 3, answer
+    assert "seg 0" not in answer.stderr
+
+
+def _names(expected: str) -> Callable[[World, Answer], None]:
+    def check(world: World, answer: Answer) -> None:
+        assert f"0 = {expected}" in answer.json["id_table"]
+
+    return check
+
+
+FLOATS = np.zeros(SIZE, np.float32)
+COLOURS = np.full((*SIZE, 3), 9, np.uint8)
+BEFORE = _nothing_was_trained
+CASES = [
+    Case(
+        "a mask of the reported split that is no image",
+        _run(lambda world: world.mask("val").write_bytes(b"no mask")),
+        ("val: masks that cannot be read: 1 (val0)", "replace the file"),
+        check=BEFORE,
+    ),
+    Case(
+        "a mask of the reported split that is missing",
+        _run(lambda world: world.mask("val").unlink()),
+        ("val: images without a mask: 1 (val0)", "the first belongs at"),
+        check=BEFORE,
+    ),
+    Case(
+        "a truncated mask in training",
+        _run(lambda world: world.truncate(world.mask("train", 2))),
+        ("train: masks that cannot be read: 1 (train2)",),
+        check=BEFORE,
+    ),
+    Case(
+        "several bad masks in both splits: all are named at once",
+        _run(lambda world: (world.mask("train", 1).unlink(), _fill("val", 7, 1)(world), _fill("train", 9, 3)(world))),
+        ("images without a mask: 1 (train1)", "ids outside the table: 9", "val: masks with ids", "0 = ground"),
+        check=BEFORE,
+    ),
+    Case(
+        "a mask of another size than its image",
+        _run(_replace("val", np.zeros((64, 60), np.uint8))),
+        ("has 60 x 64 px, its image", "val0.png", "make the mask anew"),
+        check=BEFORE,
+    ),
+    Case(
+        "a float TIFF as a mask",
+        _run(_replace("train", FLOATS, ".tif")),
+        ("train0.tif", "holds floats, but ids are whole numbers"),
+        check=BEFORE,
+    ),
+    Case(
+        "a float TIFF as a mask where classes have colours",
+        _run(lambda world: (_classes(b"ground 0 0 0\nthing 9 9 9\n")(world), _replace("val", FLOATS, ".tif")(world))),
+        ("val0.tif", "holds floats"),
+        check=BEFORE,
+    ),
+    Case(
+        "an RGB mask where classes have no colours",
+        _run(_replace("val", COLOURS)),
+        ("is an RGB image (1 colour: (9, 9, 9))", "convert it to a palette or grey PNG"),
+        check=BEFORE,
+    ),
+    Case(
+        "an RGB mask with a colour of no class",
+        _run(lambda world: (_classes(b"ground 1 2 3\nthing 4 5 6\n")(world), _replace("train", COLOURS)(world))),
+        ("has the colour (9, 9, 9), which no class", "train0.png"),
+        check=BEFORE,
+    ),
+    Case(
+        "a training split without a labelled pixel",
+        _run(_fill("train", 255)),
+        ("train: every pixel is void; there is nothing to learn",),
+        check=BEFORE,
+    ),
+    Case(
+        "a reported split without a labelled pixel",
+        _run(_fill("val", 255)),
+        ("val: every pixel is void",),
+        check=BEFORE,
+    ),
+    Case(
+        "plan sees bad masks too",
+        _call(_fill("val", 5, 0), lambda world: world.with_recipe("plan")),
+        ("val: masks with ids outside the table: 1 (val0)", "ids outside the table: 5"),
+    ),
+    Case(
+        "so does evaluate",
+        _call(_fill("test", 5, 1), lambda world: _evaluate(world, "--split", "test")),
+        ("test: masks with ids outside the table: 1 (test1)",),
+    ),
+    Case("so does the doctor", _doctor(_fill("val", 5, 0)), ("val: masks with ids outside the table: 1 (val0)",)),
+    Case(
+        "a class that no training mask contains",
+        _call(_fill("train", 0), lambda world: world.with_recipe("plan")),
+        ("train: classes of which no pixel is labelled: thing",),
+        exit=0,
+        check=lambda _, answer: answer.json["notes"][0].index("thing"),
+    ),
+    Case(
+        "a class that no scored mask contains",
+        _call(_fill("test", 1), lambda world: _evaluate(world, "--split", "test")),
+        ("test: classes of which no pixel is labelled: ground",),
+        exit=0,
+    ),
+    Case(
+        "a run on data with other classes",
+        _call(_classes(b"cat\ndog\n"), lambda world: _evaluate(world)),
+        ("was trained for the classes ground, thing, but", "has cat, dog", "train anew"),
+    ),
+    Case(
+        "a run on data with its classes in another order",
+        _call(_classes(b"thing\nground\n"), lambda world: _evaluate(world)),
+        ("in the order ground, thing, but", "has thing, ground", "put the order back"),
+    ),
+    Case(
+        "an export on data with one class more",
+        _call(_classes(b"ground\nthing\ncar\n"), lambda world: ["evaluate", world.export, "--data-root", world.data]),
+        ("was trained for the classes ground, thing, but", "has ground, thing, car"),
+    ),
+]
