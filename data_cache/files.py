@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,10 @@ _TEMPORARY = re.compile(r"\.\d+-[0-9a-f]{8}\.tmp")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNUSABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO,
-    errno.ENOLCK, errno.ENOTSUP,
+    errno.ENOLCK, errno.ENOTSUP, errno.ELOOP, errno.EBUSY, errno.EXDEV,
 }  # fmt: skip
 _held: set[Path] = set()
-"""Folders that this process holds."""
+"""Lock files that this process holds."""
 
 
 @contextmanager
@@ -76,44 +78,85 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def hold_folder(folder: Path, doing: str) -> Iterator[None]:
+def hold_folder(folder: Path, doing: str, *, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold a folder, made when missing, for one process; first remove what a killed holder left unfinished in it.
-
-    The kernel drops the lock with the process. It is a POSIX lock: unlike flock it is not inherited by forked
-    DataLoader workers, which may outlive a killed process by seconds. It does not exclude the same process: ``_held``
-    does. The lock file stays, because removing it would race with the next holder.
 
     Args:
         doing: what the folder is held for, shown to those who want it too.
+        on_wait: takes a line on who is waited for; None does not wait.
 
     Raises:
-        UserError: it is held already.
+        UserError: it is held already, and there is no waiting.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = (folder / _LOCK).resolve()
-    if path in _held:
-        raise UserError(f"{folder} is already in use by this process; let that finish first")
-    with path.open("ab+", buffering=0) as file:
+    with _hold(folder / _LOCK, folder, doing, on_wait):
+        remove_unfinished(folder)
+        yield
+
+
+@contextmanager
+def hold_place(path: Path, doing: str, *, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold the name of a file or folder that is about to be written as a whole; arguments as in ``hold_folder``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()  # the name may be as long as names can be
+    with _hold(path.parent / f".{name}{_LOCK}", path, doing, on_wait):
+        yield
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the files that killed processes were writing; only for who holds the folder."""
+    for leftover in folder.glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(leftover.name) and leftover.is_file():
+            leftover.unlink()
+
+
+@contextmanager
+def _hold(lock: Path, place: Path, doing: str, on_wait: Callable[[str], None] | None) -> Iterator[None]:
+    """Hold a lock file.
+
+    The kernel drops the lock with the process. It is a POSIX lock: unlike flock it is not inherited by forked
+    DataLoader workers, which may outlive a killed process by seconds. It does not exclude the same process: ``_held``
+    does. Its holder removes the file in the end; who got hold of a removed one starts anew.
+    """
+    lock = lock.resolve()
+    if lock in _held:
+        raise UserError(f"{place} is already in use by this process; let that finish first")
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(lock.open("ab+", buffering=0))
+        while not _acquire(file, place, on_wait) or not _lies_at(file, lock):
+            file = stack.enter_context(lock.open("ab+", buffering=0))
+        _held.add(lock)
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # which of the two is up to the system
-            file.seek(0)
-            holder = file.read().decode() or "unknown"
-            raise UserError(
-                f"{folder} is in use by another process ({holder}); wait for it to finish or stop it, "
-                "then repeat the command"
-            ) from None
-        _held.add(path)
-        try:
-            with contextlib.suppress(OSError):  # a full disk: the note is only for the message above
+            with contextlib.suppress(OSError):  # a full disk: the note is only for the message to others
                 file.truncate(0)
                 file.write(f"pid {os.getpid()} on {os.uname().nodename}, {doing}".encode())
-            for leftover in folder.glob(".*.tmp"):
-                if _TEMPORARY.fullmatch(leftover.name) and leftover.is_file():
-                    leftover.unlink()
             yield
         finally:
-            _held.discard(path)
+            _held.discard(lock)
+            with contextlib.suppress(OSError):  # it stays where it cannot be removed; the next holder takes it
+                lock.unlink()
+
+
+def _acquire(file: FileIO, place: Path, on_wait: Callable[[str], None] | None) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # which of the two is up to the system
+        file.seek(0)
+        holder = f"another process ({file.read().decode(errors='replace') or 'unknown'})"
+        if on_wait is None:
+            raise UserError(
+                f"{place} is in use by {holder}; wait for it to finish or stop it, then repeat the command"
+            ) from None
+        on_wait(f"waiting for {holder}, which uses {place}")
+        fcntl.lockf(file, fcntl.LOCK_EX)
+    return True
+
+
+def _lies_at(file: FileIO, lock: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), lock.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import types
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import click
@@ -144,6 +146,24 @@ def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command
     return lambda command: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
+class OutputPath(click.Path):
+    """A place for results that a person names: anything but nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        text = os.fspath(value)
+        if not text.strip() or "\0" in text:
+            what = "holds a NUL character" if text.strip() else "is empty"
+            self.fail(f"{text!r} {what}; name a file or folder for the results", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace files in the way that this program did not write; never its inputs."
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 no_reuse_option = click.option("--no-reuse", is_flag=True, help="Train every phase for each run alone.")
 seeds_option = click.option(

@@ -51,6 +51,12 @@ class Workspace:
         """Return what is remembered of the contents of data files, so that they are read once."""
         return ContentHashes(self.root / "content-hashes.json")
 
+    def check_output(self, out: Path, option: str) -> None:
+        """Raise a UserError when results would go among the records of runs, nodes or depth stores."""
+        for room in (self.depth, self.runs, self.root / "nodes"):
+            if out.resolve().is_relative_to(room.resolve()):
+                raise UserError(f"{option} {out} lies in {room}, which this program keeps; name another place")
+
     def node(self, key: str) -> NodeFolder:
         """Return the folder of one trained node."""
         return NodeFolder(self.root / "nodes" / key)

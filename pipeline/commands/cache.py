@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from data_cache.errors import UserError
-from pipeline.options import RecipeCommand
+from pipeline.options import OutputPath, RecipeCommand, overwrite_option
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from data_cache.depth_store import DepthStore
+    from data_cache.outputs import OutputFolder
     from pipeline.experiment.config import RunConfig
     from pipeline.session import Result, Session
 
@@ -61,21 +65,23 @@ def cache_repair(session: Session, store: Path | None) -> None:
 
 
 @cache.command("preview", cls=RecipeCommand, sections=("data", "depth"))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default <workdir>/previews.")
+@click.option("--out", type=OutputPath(), help="Folder; default <workdir>/previews.")
+@overwrite_option
 @click.pass_obj
-def cache_preview(session: Session, config: RunConfig, out: Path | None) -> None:
+def cache_preview(session: Session, config: RunConfig, out: Path | None, overwrite: bool) -> None:
     """Draw contact sheets of a recipe's images beside their depth."""
-    session.show(preview_labels(config, session, out))
+    session.show(preview_labels(config, session, out, overwrite=overwrite))
 
 
 @cache.command("export")
 @store_argument
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default <workdir>/depth-maps.")
+@click.option("--out", type=OutputPath(), help="Folder; default <workdir>/depth-maps.")
 @click.option("--form", type=click.Choice(["png16", "npy"]), default="png16", show_default=True)
+@overwrite_option
 @click.pass_obj
-def cache_export(session: Session, store: Path | None, out: Path | None, form: str) -> None:
+def cache_export(session: Session, store: Path | None, out: Path | None, form: str, overwrite: bool) -> None:
     """Write the maps of STORE, or of all stores, as 16-bit PNG or NPY files."""
-    session.show(export_maps(session, find_stores(session, store), out, form))
+    session.show(export_maps(session, find_stores(session, store), out, form, overwrite=overwrite))
 
 
 def find_stores(session: Session, store: Path | None) -> list[Path]:
@@ -200,13 +206,18 @@ def repair_stores(folders: list[Path]) -> Result:
     return Result({**_describe_readable(folders), "images": kept, "bad": bad}, text + advice)
 
 
-def preview_labels(config: RunConfig, session: Session, out: Path | None) -> Result:
+def preview_labels(config: RunConfig, session: Session, out: Path | None, *, overwrite: bool = False) -> Result:
     """Draw a contact sheet per labelled split of a recipe: each image beside its depth, near is bright."""
+    from data_cache.outputs import open_output
     from data_cache.sample import DepthKind
-    from pipeline.experiment.artifacts import find_labels, open_split, splits_to_label
+    from pipeline.experiment.artifacts import find_data_files, find_labels, open_split, splits_to_label
     from pipeline.session import Result
     from stages.evaluation.panels import SheetItem, contact_sheet
 
+    folder = out or session.workspace.root / "previews"
+    session.workspace.check_output(folder, "--out")
+    inputs = find_data_files(config, session.workspace)
+    inputs.check_outside(folder, "--out")
     files, drawn, provenance = [], 0, []
     for split in splits_to_label(config):
         dataset = open_split(config, session.workspace, split)
@@ -216,50 +227,61 @@ def preview_labels(config: RunConfig, session: Session, out: Path | None) -> Res
         items = [
             SheetItem(dataset.image_ids[i], dataset.read_image(i), store.read(i).raw, near_is_large) for i in shown
         ]
-        folder = out or session.workspace.root / "previews"
-        folder.mkdir(parents=True, exist_ok=True)
-        files.append(str(contact_sheet(items, folder / f"{dataset.name}-{store.folder.name}.png")))
+        sheet = folder / f"{dataset.name}-{store.folder.name}.png"
+        with open_output(folder, inputs, overwrite=overwrite, on_wait=session.console.info) as output:
+            files.append(str(contact_sheet(items, sheet, write_file=output.write)))
         drawn += len(items)
         provenance.append(asdict(store.provenance))
     facts = {"images": drawn, "bad": [], "provenance": provenance, "files": files}
     return Result(facts, "\n".join(files))
 
 
-def export_maps(session: Session, folders: list[Path], out: Path | None, form: str) -> Result:
+def export_maps(
+    session: Session, folders: list[Path], out: Path | None, form: str, *, overwrite: bool = False
+) -> Result:
     """Write every map as NPY (raw float32) or 16-bit PNG (its own minimum to maximum, see the scales file).
 
     A PNG holds 1 + round(65534 * (raw - min) / (max - min)), and 0 where the raw number is not finite; ``scales.csv``
     beside the images has each image's min and max, so that the raw numbers can be had back.
     """
-    import numpy as np
-    from PIL import Image
-
     from data_cache.depth_store import DepthStore
+    from data_cache.outputs import Inputs, open_output
     from pipeline.console import count
     from pipeline.session import Result
 
-    written = 0
     target = out or session.workspace.root / "depth-maps"
-    for folder in folders:
-        store = DepthStore(folder)
-        place = target / store.provenance.dataset / folder.name
-        place.mkdir(parents=True, exist_ok=True)
-        with (place / "scales.csv").open("w", encoding="utf8", newline="") as file:
-            scales = csv.writer(file)
-            scales.writerow(("image", "min", "max"))
-            for image_id in store.image_ids:
-                found = store.read(image_id)
-                path = place / f"{image_id}.{'npy' if form == 'npy' else 'png'}"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                low, high = _find_range(found.raw)
-                if form == "npy":
-                    np.save(path, found.raw)
-                else:
-                    Image.fromarray(_to_16_bits(found.raw, low, high)).save(path)
-                scales.writerow((image_id, low, high))
-                written += 1
+    session.workspace.check_output(target, "--out")
+    with open_output(target, Inputs(), overwrite=overwrite, on_wait=session.console.info) as output:
+        written = sum(_export_store(DepthStore(folder), output, form) for folder in folders)
     facts = {**_describe_readable(folders), "images": written, "bad": [], "out": str(target)}
     return Result(facts, f"{count(written, 'map')} written to {target}")
+
+
+def _export_store(store: DepthStore, output: OutputFolder, form: str) -> int:
+    import numpy as np
+    from PIL import Image
+
+    from data_cache.outputs import shorten_name
+
+    place = output.folder / store.provenance.dataset / store.folder.name
+    names = [PurePosixPath(image_id) for image_id in store.image_ids]
+    paths = [place / name.parent / f"{shorten_name(name.name)}.{form.removesuffix('16')}" for name in names]
+    scales = io.StringIO(newline="")
+    rows = csv.writer(scales)
+    rows.writerow(("image", "min", "max"))
+    output.check([*paths, place / "scales.csv"])
+    for image_id, path in zip(store.image_ids, paths, strict=True):
+        raw = store.read(image_id).raw
+        low, high = _find_range(raw)
+        with output.write(path) as temporary, temporary.open("wb") as file:
+            if form == "npy":
+                np.save(file, raw)
+            else:
+                Image.fromarray(_to_16_bits(raw, low, high)).save(file, format="PNG")
+        rows.writerow((image_id, low, high))
+    with output.write(place / "scales.csv") as temporary:
+        temporary.write_bytes(os.fsencode(scales.getvalue()))
+    return len(paths)
 
 
 def _find_range(raw: NDArray[np.float32]) -> tuple[float, float]:

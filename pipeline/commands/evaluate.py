@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from data_cache.errors import UserError
-from pipeline.options import choices_of, choose_margin, device_option, tile_options
+from pipeline.options import OutputPath, choices_of, choose_margin, device_option, overwrite_option, tile_options
 
 if TYPE_CHECKING:
     import torch
     from rich.console import Group
 
     from data_cache.datasets.interface import SegmentationDataset
+    from pipeline.experiment.config import RunConfig
     from pipeline.session import Result, Session
     from stages.evaluation.evaluate import Evaluation
     from stages.evaluation.predict import PredictionWriter
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 @click.option("--split", help="Split to score; default the run's reported split.")
 @click.option("--size", type=choices_of("evaluation.size"), help="Size at which images enter the network.")
 @click.option("--data-root", help="Folder of the dataset, if it moved.")
-@click.option("--save-predictions", type=click.Path(path_type=Path), help="Write label-id PNGs here.")
+@click.option("--save-predictions", type=OutputPath(), help="Write label-id PNGs here.")
+@overwrite_option
 @tile_options
 @device_option
 @click.pass_obj
@@ -37,6 +40,7 @@ def evaluate(
     size: str | None,
     data_root: str | None,
     save_predictions: Path | None,
+    overwrite: bool,
     tile: int | None,
     margin: int | None,
     device: str,
@@ -46,7 +50,16 @@ def evaluate(
 
     changes = {"evaluation.split": split, "evaluation.size": size, "data.root": data_root}
     session.show(
-        score_model(session, model, changes, save_predictions, choose_device(device), tile=tile, margin=margin)
+        score_model(
+            session,
+            model,
+            changes,
+            save_predictions,
+            choose_device(device),
+            tile=tile,
+            margin=margin,
+            overwrite=overwrite,
+        )
     )
 
 
@@ -59,6 +72,7 @@ def score_model(
     *,
     tile: int | None,
     margin: int | None,
+    overwrite: bool = False,
 ) -> Result:
     """Score a run or an export on a split.
 
@@ -90,10 +104,10 @@ def score_model(
     check_classes(model, dataset)
     learnt_depth = model.has_depth and config.build_schedule().needs_depth
     store = find_labels_if_any(config, session, dataset) if learnt_depth else None
-    writer = _prediction_writer(save_predictions, dataset) if save_predictions else None
-    session.console.info(f"evaluating {model.weights} on {dataset.name} {dataset.split}")
     network = TiledNetwork(model.network, tile=tile, margin=margin) if tile is not None else model.network
-    evaluation = evaluate_split(network, model.normalisation, dataset, store, config, device, writer)
+    with _open_writer(session, save_predictions, dataset, config, overwrite=overwrite) as writer:
+        session.console.info(f"evaluating {model.weights} on {dataset.name} {dataset.split}")
+        evaluation = evaluate_split(network, model.normalisation, dataset, store, config, device, writer)
     facts = {
         "model": str(model.folder),
         "weights": str(model.weights),
@@ -105,11 +119,23 @@ def score_model(
     return Result(facts, _render(evaluation, facts["notes"]))
 
 
-def _prediction_writer(folder: Path, dataset: SegmentationDataset) -> PredictionWriter:
-    """Return a writer of the ids that the dataset wants in saved predictions."""
+@contextlib.contextmanager
+def _open_writer(
+    session: Session, folder: Path | None, dataset: SegmentationDataset, config: RunConfig, *, overwrite: bool
+) -> Iterator[PredictionWriter | None]:
+    """Yield a writer of the ids that the dataset wants in saved predictions, None without a folder for them."""
+    from data_cache.outputs import open_output
+    from pipeline.experiment.artifacts import find_data_files
     from stages.evaluation.predict import PredictionWriter
 
-    return PredictionWriter(folder, palette=dataset.palette, official_ids=dataset.prediction_ids)
+    if folder is None:
+        yield None
+        return
+    session.workspace.check_output(folder, "--save-predictions")
+    inputs = find_data_files(config, session.workspace)
+    inputs.check_outside(folder, "--save-predictions")
+    with open_output(folder, inputs, overwrite=overwrite, on_wait=session.console.info) as output:
+        yield PredictionWriter(output, dataset.image_ids, palette=dataset.palette, official_ids=dataset.prediction_ids)
 
 
 def _render(evaluation: Evaluation, notes: list[str]) -> Group:

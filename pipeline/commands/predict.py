@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.options import choose_margin, device_option, tile_options
+from pipeline.options import OutputPath, choose_margin, device_option, overwrite_option, tile_options
 
 if TYPE_CHECKING:
     import torch
@@ -19,17 +19,30 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", metavar="RUN|EXPORT")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for label maps and overlays.")
+@click.option("--out", required=True, type=OutputPath(), help="Folder for label maps and overlays.")
+@overwrite_option
 @tile_options
 @device_option
 @click.pass_obj
 def predict(
-    session: Session, model: str, images: Sequence[Path], out: Path, tile: int | None, margin: int | None, device: str
+    session: Session,
+    model: str,
+    images: Sequence[Path],
+    out: Path,
+    overwrite: bool,
+    tile: int | None,
+    margin: int | None,
+    device: str,
 ) -> None:
     """Write label maps and overlays of image files."""
     from pipeline.experiment.devices import choose_device
 
-    session.show(predict_images(session, model, images, out, choose_device(device), tile=tile, margin=margin))
+    result = predict_images(
+        session, model, images, out, choose_device(device), tile=tile, margin=margin, overwrite=overwrite
+    )
+    session.show(result)
+    if result.json["failed"]:
+        raise SystemExit(2)
 
 
 def predict_images(
@@ -41,21 +54,36 @@ def predict_images(
     *,
     tile: int | None,
     margin: int | None,
+    overwrite: bool = False,
 ) -> Result:
     """Write label maps and overlays of image files.
 
     Returns:
-        ``files``, ``model``, ``notes``.
+        ``files``, ``failed`` [{``image``, ``reason``}], ``model``, ``notes``.
+
+    Raises:
+        UserError: something else lies where a result belongs.
     """
+    from data_cache.outputs import Inputs, open_output
     from pipeline.experiment.models import open_model
     from pipeline.session import Result
-    from stages.evaluation.predict import Segmenter, predict_files
+    from stages.evaluation.predict import Segmenter, list_images, predict_files
 
     margin = choose_margin(tile, margin)
+    session.workspace.check_output(out, "--out")
     model = open_model(session, reference, device)
     size = model.config.data.crop if model.config.evaluation.size == "recipe" and tile is None else None
     segmenter = Segmenter(model.network, model.normalisation, device, size=size, tile=tile, margin=margin)
-    written = predict_files(segmenter, images, out, class_names=model.class_names, palette=model.palette)
+    found = list_images(images)
+    with open_output(out, Inputs(found), overwrite=overwrite, on_wait=session.console.info) as output:
+        written = predict_files(segmenter, found, output, class_names=model.class_names, palette=model.palette)
     files = [str(file) for file in written.files]
-    facts = {"files": files, "model": str(model.folder), "notes": written.notes}
-    return Result(facts, "\n".join([*files, *(f"note: {note}" for note in written.notes)]))
+    facts = {
+        "files": files,
+        "failed": [failure._asdict() for failure in written.failed],
+        "model": str(model.folder),
+        "notes": written.notes,
+    }
+    lines = [*files, *(f"note: {note}" for note in written.notes)]
+    lines += [f"not predicted: {failure.reason}" for failure in written.failed]
+    return Result(facts, "\n".join(lines))

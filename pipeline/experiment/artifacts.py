@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_cache.datasets import choose_root, open_dataset
+from data_cache.datasets import DATASETS, choose_root, open_dataset
+from data_cache.errors import UserError
+from data_cache.outputs import Inputs
 from data_cache.sample import DepthKind
 from pipeline.experiment.config import RunConfig
 from pipeline.workspace import Workspace
@@ -19,6 +23,19 @@ def open_split(config: RunConfig, workspace: Workspace, split: str) -> Segmentat
     """Open one split of the recipe's dataset."""
     data = config.data
     return open_dataset(data.dataset, choose_root(data.dataset, data.root, workspace.root), split, **data.options)
+
+
+def find_data_files(config: RunConfig, workspace: Workspace) -> Inputs:
+    """Return the files of the recipe's dataset, of every split that can be opened; drawn images lie in none."""
+    data = config.data
+    kind, found = DATASETS[data.dataset], list[Path]()
+    root = choose_root(data.dataset, data.root, workspace.root) if kind.needs_root else None
+    for split in dict.fromkeys((*kind.splits, *kind.find_splits(root))) if root else ():
+        with contextlib.suppress(UserError):
+            dataset = open_split(config, workspace, split)
+            for index in range(len(dataset)):
+                found += [path for paths in dataset.sources(index) for path in paths if isinstance(path, Path)]
+    return Inputs(found)
 
 
 def splits_to_label(config: RunConfig) -> tuple[str, ...]:

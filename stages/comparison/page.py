@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from data_cache.escaping import html_text
+from data_cache.outputs import SEAL
 
 STYLE = """
 :root { --ink: #1f2430; --muted: #6b7382; --rule: #e3e6eb; --wash: #f6f7f9; --accent: #2f6db5; }
@@ -100,7 +101,7 @@ def build_page(title: str, facts: str, sections: list[str]) -> str:
     return "\n".join(
         (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{SEAL}',
             f"<title>{html_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
             f'<header><h1>{html_text(title)}</h1><p class="facts">{html_text(facts)}</p></header>',
             *sections,

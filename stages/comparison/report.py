@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_cache.errors import UserError
 from data_cache.escaping import html_text
-from data_cache.files import atomic_file
 from data_cache.metrics import HEADLINE, METRICS, explain_metrics
+from data_cache.outputs import write_page
 from stages.comparison.figures import SERIES, draw_classes, draw_losses, draw_scores
 from stages.comparison.formats import (
     Column,
@@ -31,13 +31,20 @@ PANELS_PER_ROW = 3
 _ABSENT = '<span class="absent">–</span>'
 
 
-def write_report(table: Table, out: Path, *, title: str = "Did pseudo depth help?") -> Path:
+def write_report(
+    table: Table,
+    out: Path,
+    *,
+    title: str = "Did pseudo depth help?",
+    overwrite: bool = False,
+    on_wait: Callable[[str], None] | None = None,
+) -> Path:
     """Write one HTML file with style, figures and images inside it; it opens anywhere and loads nothing.
 
     Losses and panels are read from the runs' folders; a section whose files are missing says so.
 
     Raises:
-        UserError: the table is empty, or a log is damaged.
+        UserError: the table is empty, a log is damaged, or ``write_page`` refuses the place.
     """
     if not table.rows:
         raise UserError("no runs to report on; train some with: pipeline run, or pipeline table schedules")
@@ -52,8 +59,7 @@ def write_report(table: Table, out: Path, *, title: str = "Did pseudo depth help
         _run_section(table),
     ]
     page = build_page(title, _facts(table), [section for section in sections if section])
-    with atomic_file(out) as temporary:
-        temporary.write_text(page, encoding="utf8")
+    write_page(page, out, overwrite=overwrite, on_wait=on_wait)
     return out
 
 

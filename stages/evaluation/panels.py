@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from data_cache.files import atomic_file
+from data_cache.outputs import WriteFile
 from data_cache.sample import IGNORE_INDEX, Batch
 from stages.evaluation.colour import INK, MUTED, PAPER, RGB, VOID, colour_depth, colour_labels, load_font
 from stages.networks.interface import Normalisation
@@ -151,7 +152,9 @@ class SheetItem(NamedTuple):
     """False for metres: they are drawn as 1 / d, so bright is near everywhere."""
 
 
-def contact_sheet(items: Iterable[SheetItem], out: Path, *, columns: int = 3) -> Path:
+def contact_sheet(
+    items: Iterable[SheetItem], out: Path, *, columns: int = 3, write_file: WriteFile = atomic_file
+) -> Path:
     """Write a PNG with image and depth side by side for each item; each map is scaled by its own 2nd…98th percentile.
 
     Raises:
@@ -170,7 +173,7 @@ def contact_sheet(items: Iterable[SheetItem], out: Path, *, columns: int = 3) ->
         for column, cell in enumerate(row):
             sheet.paste(cell, (_GAP_PX + column * (cell_width + _GAP_PX), top))
         top += height
-    write_png(sheet, out)
+    write_png(sheet, out, write_file)
     return out
 
 
@@ -222,7 +225,7 @@ def _shorten(text: str, width_px: int) -> str:
     return "…" + text
 
 
-def write_png(image: Image.Image, out: Path) -> None:
+def write_png(image: Image.Image, out: Path, write_file: WriteFile = atomic_file) -> None:
     """Write a PNG under its name at once, so that nobody reads half a file."""
-    with atomic_file(out) as temporary:
+    with write_file(out) as temporary:
         image.save(temporary, format="PNG")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from data_cache.errors import UserError, is_out_of_memory
 from data_cache.escaping import csv_text
+from data_cache.files import atomic_file
 from data_cache.images import IMAGE_SUFFIXES, NoteTally, list_files, read_image
+from data_cache.outputs import OutputFolder, WriteFile, shorten_name
 from data_cache.sample import SMALLEST_INPUT_PX, Batch
 from stages.evaluation.colour import PAPER, RGB, colour_labels
 from stages.evaluation.forward import Precision, evaluation_mode
@@ -67,53 +70,69 @@ class Segmenter:
             return predicted.seg_labels[0].cpu().numpy()
 
 
+class FailedImage(NamedTuple):
+    """An image that could not be labelled, and why."""
+
+    image: str
+    reason: str
+
+
 class Predictions(NamedTuple):
-    """What was written, and how the images were read where that was not a matter of course."""
+    """What was written, what could not be, and how the images were read where that was not a matter of course."""
 
     files: list[Path]
+    failed: list[FailedImage]
     notes: list[str]
 
 
 def predict_files(
-    segmenter: Segmenter, files: Sequence[Path], out: Path, *, class_names: Sequence[str], palette: Sequence[RGB]
+    segmenter: Segmenter,
+    files: Sequence[Path],
+    output: OutputFolder,
+    *,
+    class_names: Sequence[str],
+    palette: Sequence[RGB],
 ) -> Predictions:
     """Write ``labels/NAME.png`` (class ids with a palette) and ``overlays/NAME.png`` for each image.
 
     ``classes.csv`` beside them says what the ids mean. Images of one name in several folders get names with their
-    folders in front, so none overwrites another.
+    folders in front, so none overwrites another. One that cannot be read or labelled costs the others nothing.
 
     Args:
-        files: images, or folders of images.
+        files: images, as ``list_images`` gives them.
 
     Raises:
-        UserError: there is no image; or some could not be read, after all others were written.
+        UserError: something else lies where a result belongs, or it cannot be written.
     """
-    names = name_outputs(list_images(files))
-    written = [_write_classes(out, class_names, palette)]
+    places = {
+        file: (output.folder / "labels" / f"{name}.png", output.folder / "overlays" / f"{name}.png")
+        for file, name in name_outputs(files).items()
+    }
+    legend = output.folder / "classes.csv"
+    output.check([legend, *(path for pair in places.values() for path in pair)])
+    with output.write(legend) as temporary:
+        _write_classes(temporary, class_names, palette)
+    found = Predictions([legend], [], [])
     tally = NoteTally()
-    failed = []
     with evaluation_mode(segmenter.network):
-        for file, name in names.items():
+        for file, pair in places.items():
             try:
                 image, notes = read_image(file)
+                labels = _label(segmenter, image, file)
             except UserError as problem:
-                failed.append(str(problem))
+                found.failed.append(FailedImage(str(file), str(problem)))
                 continue
             tally.add(file.name, notes)
-            written += _predict_one(segmenter, image, file, name, out, palette)
-    if failed:
-        listing = "\n  ".join(failed)
-        raise UserError(
-            f"{len(failed)} of {len(names)} images could not be read; the others are in {out}:\n  {listing}"
-        )
-    return Predictions(written, tally.lines())
+            write_labels(labels, pair[0], palette, output.write)
+            write_png(Image.fromarray(draw_overlay(image, labels, palette)), pair[1], output.write)
+            found.files.extend(pair)
+    found.notes.extend(tally.lines())
+    return found
 
 
-def _predict_one(
-    segmenter: Segmenter, image: NDArray[np.uint8], file: Path, name: str, out: Path, palette: Sequence[RGB]
-) -> list[Path]:
+def _label(segmenter: Segmenter, image: NDArray[np.uint8], file: Path) -> NDArray[np.uint8]:
     try:
-        labels = segmenter.label(image)
+        return segmenter.label(image)
     except (RuntimeError, MemoryError) as problem:
         if not is_out_of_memory(problem):
             raise
@@ -121,10 +140,6 @@ def _predict_one(
         smaller = f"a smaller --tile or --margin (now {segmenter.tile} and {segmenter.margin})"
         remedy = f"use {'--tile 512' if segmenter.tile is None else smaller}"
         raise UserError(f"{file} ({width} x {height}) does not fit into memory; {remedy}") from problem
-    written = [out / "labels" / f"{name}.png", out / "overlays" / f"{name}.png"]
-    write_labels(labels, written[0], palette)
-    write_png(Image.fromarray(draw_overlay(image, labels, palette)), written[1])
-    return written
 
 
 def list_images(files: Iterable[Path]) -> list[Path]:
@@ -159,9 +174,12 @@ def name_outputs(files: Sequence[Path]) -> dict[Path, str]:
         for file in deeper:
             depth[file] += 1
     # What is alike with all its folders differs in its suffix (a.jpg, a.png) or in case only.
-    for number, file in enumerate(alike, start=1):
-        names[file] = f"{file.stem}-{file.suffix.lstrip('.').lower()}-{number}"
-    return names
+    taken = {name.lower() for file, name in names.items() if file not in alike}
+    numbers = itertools.count(1)
+    for file in alike:
+        free = (f"{file.stem}-{file.suffix.lstrip('.').lower()}-{number}" for number in numbers)
+        names[file] = next(name for name in free if name.lower() not in taken)
+    return {file: shorten_name(name) for file, name in names.items()}
 
 
 def draw_overlay(image: NDArray[np.uint8], labels: NDArray[np.uint8], palette: Sequence[RGB]) -> NDArray[np.uint8]:
@@ -174,49 +192,59 @@ def draw_overlay(image: NDArray[np.uint8], labels: NDArray[np.uint8], palette: S
     return tinted.round().astype(np.uint8)
 
 
-def write_labels(labels: NDArray[np.uint8], out: Path, palette: Sequence[RGB] | None) -> None:
+def write_labels(
+    labels: NDArray[np.uint8], out: Path, palette: Sequence[RGB] | None, write_file: WriteFile = atomic_file
+) -> None:
     """Write an (H, W) label map as PNG: ids as they are, shown in the palette's colours where there is one."""
     label_map = Image.fromarray(labels)
     if palette is not None:
         label_map.putpalette([channel for colour in palette for channel in colour])
-    write_png(label_map, out)
+    write_png(label_map, out, write_file)
 
 
 class PredictionWriter:
     """Writes each prediction of an evaluation as a label-id PNG; pass it as ``on_predictions``.
 
     Args:
-        folder: an image id with slashes becomes folders below it.
+        output: an image id with slashes becomes folders below it.
+        image_ids: of all images that will come, to look at their places before work is spent on them.
         palette: colours of the class ids.
         official_ids: class index → id to write, where a benchmark wants its own; the palette is then left out.
+
+    Raises:
+        UserError: an id leads out of the folder, or something else lies where a prediction belongs.
     """
 
     def __init__(
-        self, folder: Path, *, palette: Sequence[RGB] | None = None, official_ids: Mapping[int, int] | None = None
+        self,
+        output: OutputFolder,
+        image_ids: Iterable[str],
+        *,
+        palette: Sequence[RGB] | None = None,
+        official_ids: Mapping[int, int] | None = None,
     ) -> None:
         self.files: list[Path] = []
-        self._folder = folder
+        self._output = output
         self._palette = palette if official_ids is None else None
         self._table = np.arange(256, dtype=np.uint8)
         for index, official in (official_ids or {}).items():
             self._table[index] = official
+        output.check(map(self._place, image_ids))
 
     def __call__(self, batch: Batch, predictions: Tensor, depth: Tensor | None) -> None:  # noqa: ARG002
         """Write one batch."""
         for image_id, labels in zip(batch.image_ids, predictions, strict=True):
-            relative = PurePosixPath(image_id)
-            if relative.is_absolute() or ".." in relative.parts:
-                raise UserError(f"image id {image_id!r} would be written outside {self._folder}; rename the image")
-            out = self._folder / relative.parent / f"{relative.name}.png"
-            write_labels(self._table[labels.cpu().numpy()], out, self._palette)
+            out = self._place(image_id)
+            write_labels(self._table[labels.cpu().numpy()], out, self._palette, self._output.write)
             self.files.append(out)
 
+    def _place(self, image_id: str) -> Path:
+        relative = PurePosixPath(image_id)
+        return self._output.folder / relative.parent / f"{shorten_name(relative.name)}.png"
 
-def _write_classes(out: Path, class_names: Sequence[str], palette: Sequence[RGB]) -> Path:
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "classes.csv"
+
+def _write_classes(file: Path, class_names: Sequence[str], palette: Sequence[RGB]) -> None:
     with file.open("w", encoding="utf8", newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(("id", "name", "red", "green", "blue"))
         rows.writerows((index, csv_text(name), *palette[index]) for index, name in enumerate(class_names))
-    return file

@@ -19,7 +19,8 @@ from PIL import Image
 from data_cache.datasets import open_dataset
 from data_cache.errors import UserError
 from data_cache.images import ImageNote, NoteTally, read_image, read_image_size
-from stages.evaluation.predict import Segmenter, predict_files
+from data_cache.outputs import Inputs, OutputFolder
+from stages.evaluation.predict import Segmenter, list_images, predict_files
 from stages.networks.interface import Normalisation, Outputs
 
 ROOT = Path(__file__).parents[2]
@@ -168,9 +169,9 @@ def test_dataset_and_predictor_see_the_same_pixels(folder: Path, tmp_path: Path)
         return Outputs(torch.zeros(1, 1, *images.shape[-2:]), None)
 
     segmenter = Segmenter(network, Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
-    written = predict_files(
-        segmenter, [folder / "images" / "train"], tmp_path, class_names=["thing"], palette=[(0, 0, 0)]
-    )
+    files = list_images([folder / "images" / "train"])
+    output = OutputFolder(tmp_path, Inputs(files))
+    written = predict_files(segmenter, files, output, class_names=["thing"], palette=[(0, 0, 0)])
     dataset = open_dataset("folder", folder, "train")
     assert len(dataset) == len(seen) == len(KINDS)
     for index, pixels in enumerate(seen):

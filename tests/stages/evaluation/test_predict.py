@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from PIL import Image
 
 from data_cache.errors import UserError
+from data_cache.outputs import Inputs, OutputFolder, open_output
 from data_cache.sample import Batch
 from stages.evaluation.predict import (
+    Predictions,
     PredictionWriter,
     Segmenter,
     list_images,
@@ -44,8 +47,11 @@ def save(path: Path, image: np.ndarray | None = None) -> Path:
     return path
 
 
-def predict(files, out, **options) -> list[Path]:
-    return predict_files(Segmenter(brightness, PLAIN, **options), files, out, class_names=NAMES, palette=PALETTE).files
+def predict(files, out, *, network=brightness, class_names=NAMES, **options) -> Predictions:
+    found = list_images(files)
+    with open_output(out, Inputs(found), overwrite=False) as output:
+        segmenter = Segmenter(network, PLAIN, **options)
+        return predict_files(segmenter, found, output, class_names=class_names, palette=PALETTE)
 
 
 @pytest.mark.parametrize("options", [{}, {"size": (64, 96)}, {"tile": 64, "margin": 32}])
@@ -62,31 +68,29 @@ def test_label_map_has_the_images_size_and_ids(tmp_path, options, size):
 
 
 def test_written_files_are_returned_and_the_ids_explained(tmp_path):
-    files = predict([save(tmp_path / "a.jpg")], tmp_path / "out")
-    assert sorted(files) == sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    files = predict([save(tmp_path / "a.jpg")], tmp_path / "out").files
+    assert sorted(files) == sorted(path for path in (tmp_path / "out").rglob("[!.]*") if path.is_file())
     rows = list(csv.DictReader((tmp_path / "out/classes.csv").open()))
     assert [(row["id"], row["name"], row["blue"]) for row in rows] == [("0", "dark", "30"), ("1", "light", "230")]
 
 
 def test_a_spreadsheet_opens_class_names_as_text(tmp_path):
     names = ("=HYPERLINK(1)", "도로, 道路")
-    predict_files(
-        Segmenter(brightness, PLAIN), [save(tmp_path / "a.png")], tmp_path / "out", class_names=names, palette=PALETTE
-    )
+    predict([save(tmp_path / "a.png")], tmp_path / "out", class_names=names)
     rows = list(csv.DictReader((tmp_path / "out/classes.csv").open(encoding="utf8")))
     assert [row["name"] for row in rows] == ["'=HYPERLINK(1)", "도로, 道路"]
 
 
-def test_unreadable_images_are_named_after_the_others_are_done(tmp_path):
+def test_unreadable_images_are_named_and_the_others_done(tmp_path):
     broken, loop, deep = tmp_path / "broken.png", tmp_path / "loop.png", tmp_path / "deep.tif"
     broken.write_text("no image")
     loop.symlink_to(loop)
     Image.fromarray(np.zeros((8, 8), dtype=np.float32)).save(deep)
     save(tmp_path / "fine.png")
-    with pytest.raises(
-        UserError, match=r"(?s)4 of 5 .*broken.png cannot.*deep.tif holds floats.*loop.*gone.png is missing"
-    ):
-        predict([tmp_path, tmp_path / "gone.png"], tmp_path / "out")
+    done = predict([tmp_path, tmp_path / "gone.png"], tmp_path / "out")
+    reasons = {Path(failure.image).name: failure.reason for failure in done.failed}
+    assert list(reasons) == ["broken.png", "deep.tif", "loop.png", "gone.png"]
+    assert "holds floats" in reasons["deep.tif"] and "is missing" in reasons["gone.png"]
     assert [path.name for path in (tmp_path / "out/labels").iterdir()] == ["fine.png"]
 
 
@@ -98,9 +102,8 @@ def test_an_image_beyond_memory_is_named_with_what_helps(tmp_path, options, reme
     def greedy(images, *, seg=True, depth=True):
         return Outputs(torch.empty(1 << 60, device=images.device), None)
 
-    segmenter = Segmenter(greedy, PLAIN, **options)
-    with pytest.raises(UserError, match=rf"a.png \(100 x 80\) does not fit into memory; use {remedy}"):
-        predict_files(segmenter, [save(tmp_path / "a.png")], tmp_path / "out", class_names=NAMES, palette=PALETTE)
+    (failure,) = predict([save(tmp_path / "a.png")], tmp_path / "out", network=greedy, **options).failed
+    assert re.search(rf"a.png \(100 x 80\) does not fit into memory; use {remedy}", failure.reason)
 
 
 def test_same_names_in_several_folders_do_not_overwrite(tmp_path):
@@ -111,10 +114,10 @@ def test_same_names_in_several_folders_do_not_overwrite(tmp_path):
 
 
 def test_names_are_unlike_even_when_only_suffix_or_case_differs(tmp_path):
-    files = [tmp_path / name for name in ("a.png", "a.jpg", "A.png", "b.png")]
+    files = [tmp_path / name for name in ("a.png", "a.jpg", "A.png", "b.png", "a-png-1.png", f"{'ä' * 124}.ppm")]
     names = name_outputs(files)
-    assert len({name.lower() for name in names.values()}) == 4
-    assert names[files[3]] == "b"
+    assert len({name.lower() for name in names.values()}) == len(files)
+    assert names[files[3]] == "b" and len(names[files[5]].encode()) < 250
 
 
 def test_a_folder_stands_for_its_images_and_a_repeated_file_counts_once(tmp_path):
@@ -140,9 +143,7 @@ def test_network_is_left_in_its_mode(tmp_path):
             return brightness(images).seg_logits
 
     network = Bright().train()
-    predict_files(
-        Segmenter(network, PLAIN), [save(tmp_path / "a.png")], tmp_path / "out", class_names=NAMES, palette=PALETTE
-    )
+    predict([save(tmp_path / "a.png")], tmp_path / "out", network=network)
     assert network.training
 
 
@@ -156,7 +157,8 @@ def batch_of(*image_ids: str) -> tuple[Batch, torch.Tensor]:
 
 def test_saved_predictions_carry_official_ids(tmp_path):
     batch, predictions = batch_of("aachen/aachen_000000_000019", "plain")
-    writer = PredictionWriter(tmp_path, palette=PALETTE, official_ids={0: 7, 1: 8})
+    output = OutputFolder(tmp_path, Inputs())
+    writer = PredictionWriter(output, batch.image_ids, palette=PALETTE, official_ids={0: 7, 1: 8})
     writer(batch, predictions, None)
     assert writer.files[0] == tmp_path / "aachen/aachen_000000_000019.png"
     for file in writer.files:
@@ -166,11 +168,11 @@ def test_saved_predictions_carry_official_ids(tmp_path):
 
 def test_saved_predictions_keep_class_ids_under_a_palette(tmp_path):
     batch, predictions = batch_of("plain")
-    PredictionWriter(tmp_path, palette=PALETTE)(batch, predictions, None)
+    PredictionWriter(OutputFolder(tmp_path, Inputs()), batch.image_ids, palette=PALETTE)(batch, predictions, None)
     with Image.open(tmp_path / "plain.png") as saved:
         assert saved.mode == "P" and np.array_equal(np.array(saved), predictions[0].numpy())
 
 
 def test_image_ids_cannot_leave_the_folder(tmp_path):
     with pytest.raises(UserError, match="outside"):
-        PredictionWriter(tmp_path / "in")(*batch_of("../escape"), None)
+        PredictionWriter(OutputFolder(tmp_path / "in", Inputs()), ["../escape"])

@@ -1,0 +1,264 @@
+"""Places that a person names for results: nothing is replaced there that this program did not write.
+
+What counts as its own: in a folder, files whose content is noted in its ``.written.jsonl``; a page, when its seal fits
+its content. A file that was changed since is the person's. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from data_cache.errors import UserError
+from data_cache.files import atomic_file, explain_os_error, hold_place, remove_unfinished
+
+NOTES_FILE = ".written.jsonl"
+"""In a folder of results: a line per file, with its name and a hash of its content, noted before it takes its place."""
+SEAL = '<meta name="generator" content="pseudo-depth-pipeline 00000000000000000000000000000000">'
+"""Belongs into the head of a page; ``write_page`` puts the hash of the page in place of the zeros."""
+_SEALED = re.compile(rb'(<meta name="generator" content="pseudo-depth-pipeline )([0-9a-f]{32})(">)')
+_HEAD_BYTES = 4096
+_SHOWN = 5
+_LONGEST_BYTES = 240
+
+WriteFile = Callable[[Path], AbstractContextManager[Path]]
+"""Takes the place of a file and gives a path to write it to, as ``atomic_file`` does."""
+
+
+def shorten_name(name: str) -> str:
+    """Return a name that leaves room for a suffix in what file systems allow; what is cut off is told by a hash."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= _LONGEST_BYTES:
+        return name
+    told_apart = hashlib.blake2b(encoded, digest_size=8).hexdigest()
+    return f"{encoded[: _LONGEST_BYTES - 17].decode(errors='ignore')}-{told_apart}"
+
+
+class Inputs:
+    """The files that a command reads, known by what they are: links and other spellings lead to the same ones."""
+
+    def __init__(self, files: Iterable[Path] = ()) -> None:
+        self._files: dict[tuple[int, int], Path] = {}
+        self._folders: dict[tuple[int, int], Path] = {}
+        files = list(files)
+        for paths, known in ((files, self._files), (dict.fromkeys(file.parent for file in files), self._folders)):
+            for path in paths:
+                if found := _identify(path):
+                    known.setdefault(found, path)
+
+    def find_file(self, path: Path) -> Path | None:
+        """Return the input that a path leads to, None when it leads to none."""
+        found = _identify(path)
+        return self._files.get(found) if found else None
+
+    def find_folder(self, path: Path) -> Path | None:
+        """Return the folder of inputs that a path leads to, None when it leads to none."""
+        found = _identify(path)
+        return self._folders.get(found) if found else None
+
+    def check_outside(self, folder: Path, option: str) -> None:
+        """Raise a UserError when a folder for results is, or lies in, a folder that inputs are read from."""
+        whole = folder.absolute()
+        for place in (whole, *whole.parents):
+            if inputs := self.find_folder(place):
+                raise UserError(f"{option} {folder} lies among the files that are read from {inputs}; {_elsewhere()}")
+
+
+class OutputFolder:
+    """A folder of results; ``open_output`` holds it for one process.
+
+    Args:
+        folder: need not exist.
+        inputs: files that are never replaced, and beside which nothing is written.
+        overwrite: whether what else lies at the place of a result may be replaced.
+    """
+
+    def __init__(self, folder: Path, inputs: Inputs, *, overwrite: bool = False) -> None:
+        self.folder = folder
+        self._inputs = inputs
+        self._overwrite = overwrite
+        self._notes = folder / NOTES_FILE
+        self._written = _read_notes(self._notes)
+        self._free: set[Path] = set()
+        self._cleared: set[Path] = set()
+
+    def check(self, paths: Iterable[Path]) -> None:
+        """Look at the places of results, inside the folder, before work is spent on them.
+
+        Raises:
+            UserError: naming what would be replaced.
+        """
+        foreign = []
+        for path in paths:
+            if not path.is_relative_to(self.folder) or ".." in path.parts[len(self.folder.parts) :]:
+                raise UserError(f"{path} would be written outside {self.folder}; rename what it is called after")
+            exists = _check_place(path, self._inputs)
+            if path.parent != self.folder and (inputs := self._inputs.find_folder(path.parent)):
+                raise UserError(f"{path} would lie among the files that are read from {inputs}; {_elsewhere()}")
+            if exists and not self._overwrite and not self._is_own(path):
+                foreign.append(path)
+            self._free.add(path)
+        if foreign:
+            raise _refuse(foreign)
+
+    @contextmanager
+    def write(self, path: Path) -> Iterator[Path]:
+        """Yield a path to write a result to, as ``atomic_file`` does, and note that the file is this program's."""
+        if path not in self._free:
+            self.check([path])
+        if path.parent not in self._cleared:
+            self._cleared.add(path.parent)
+            remove_unfinished(path.parent)
+        with atomic_file(path) as temporary:
+            yield temporary
+            self._note(path, _hash(temporary))
+
+    def _is_own(self, path: Path) -> bool:
+        written = self._written.get(self._name(path))
+        return written is not None and _hash(path) in written
+
+    def _note(self, path: Path, content: str) -> None:
+        written = self._written.setdefault(self._name(path), set())
+        if content in written:
+            return
+        with self._notes.open("a", encoding="ascii") as file:
+            file.write(
+                "\n" + json.dumps({"file": self._name(path), "blake2b": content})
+            )  # a line may be cut off before
+        written.add(content)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+
+@contextmanager
+def open_output(
+    folder: Path, inputs: Inputs, *, overwrite: bool, on_wait: Callable[[str], None] | None = None
+) -> Iterator[OutputFolder]:
+    """Hold a folder for results, made when missing; another process that writes to it is waited for.
+
+    Args:
+        folder: as the person named it.
+        inputs: files that are never replaced, and beside which nothing is written.
+        overwrite: whether what else lies at the place of a result may be replaced.
+        on_wait: takes a line on who is waited for.
+
+    Raises:
+        UserError: it is no folder, or cannot be written to.
+    """
+    _check_place(folder / NOTES_FILE, inputs)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with hold_place(folder / NOTES_FILE, f"writing to {folder}", on_wait=on_wait):
+            yield OutputFolder(folder, inputs, overwrite=overwrite)
+    except OSError as problem:
+        if (message := explain_os_error(problem, problem.filename or folder)) is None:
+            raise
+        raise UserError(message) from problem
+
+
+def check_page(out: Path, *, overwrite: bool) -> None:
+    """Look at the place of a page before work is spent on it.
+
+    Raises:
+        UserError: it is no regular file, or one that this program did not write.
+    """
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name the file, for example {out / 'report.html'}")
+    if _check_place(out, Inputs()) and not overwrite and not _is_sealed(out):
+        raise _refuse([out])
+
+
+def write_page(page: str, out: Path, *, overwrite: bool, on_wait: Callable[[str], None] | None = None) -> None:
+    """Write a page that has ``SEAL`` in its head; another process that writes the same one is waited for.
+
+    Raises:
+        UserError: as ``check_page``, or it cannot be written.
+    """
+    content = page.encode()
+    assert SEAL.encode() in content[:_HEAD_BYTES], "without a seal the page would not be known again"
+    with hold_place(out, f"writing {out}", on_wait=on_wait):
+        check_page(out, overwrite=overwrite)
+        with atomic_file(out) as temporary:
+            temporary.write_bytes(_SEALED.sub(rb"\g<1>" + _hash_page(content) + rb"\g<3>", content, count=1))
+
+
+def _is_sealed(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        seal = _SEALED.search(head)
+        return seal is not None and _hash_page(head + file.read()) == seal[2]
+
+
+def _hash_page(content: bytes) -> bytes:
+    unsealed = _SEALED.sub(SEAL.encode(), content, count=1)
+    return hashlib.blake2b(unsealed, digest_size=16).hexdigest().encode()
+
+
+def _check_place(path: Path, inputs: Inputs) -> bool:
+    """Return whether a regular file lies there.
+
+    Raises:
+        UserError: what lies there is an input, or no regular file.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    except OSError as problem:
+        if (message := explain_os_error(problem, path)) is None:
+            raise
+        raise UserError(message) from problem
+    if (found := inputs.find_file(path)) is not None:
+        raise UserError(f"{path} would be replaced, but it is read by this command (as {found}); {_elsewhere()}")
+    if not stat.S_ISREG(mode):
+        kind = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder"}.get(stat.S_IFMT(mode), "a device, pipe or socket")
+        raise UserError(f"cannot write {path}: {kind} of that name exists; {_elsewhere()}, or move it away")
+    return True
+
+
+def _refuse(paths: Sequence[Path]) -> UserError:
+    names = ", ".join(map(str, paths[:_SHOWN])) + (f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "")
+    return UserError(
+        f"would replace what this program did not write, or what was changed since: {names}; {_elsewhere()}, move "
+        "it away, or add --overwrite to replace it"
+    )
+
+
+def _elsewhere() -> str:
+    return "name another place for the results"
+
+
+def _identify(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # not there, a link to itself, a name that cannot be
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _read_notes(path: Path) -> dict[str, set[str]]:
+    """Return the hashes noted for each file; a line that cannot be read says nothing."""
+    written: dict[str, set[str]] = {}
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return written
+    for line in lines:
+        try:
+            note = json.loads(line)
+            written.setdefault(note["file"], set()).add(note["blake2b"])
+        except (ValueError, TypeError, LookupError, RecursionError):
+            continue
+    return written
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

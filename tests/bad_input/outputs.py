@@ -1,0 +1,200 @@
+"""Results that would take the place of something else, or lie among what is read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from data_cache.outputs import SEAL, Inputs, OutputFolder, write_page
+from tests.bad_input.world import Answer, Case, World
+
+Prepare = Callable[[World], Sequence[str | Path]]
+
+
+def _report(name: str, *words: str) -> Prepare:
+    return lambda world: ["report", "--out", world.root / name, *words]
+
+
+def _report_on(make: Callable[[Path, World], object], *words: str) -> Prepare:
+    """Return a report to a place where something was made before."""
+
+    def prepare(world: World) -> Sequence[str | Path]:
+        out = world.user / "page.html"
+        make(out, world)
+        return ["report", "--out", out, *words]
+
+    return prepare
+
+
+def _edit_page(out: Path, _world: World) -> None:
+    write_page(f"<head>{SEAL}</head>mine", out, overwrite=False)
+    out.write_bytes(out.read_bytes() + b"my remarks")
+
+
+def _predict_onto(make: Callable[[Path, World], object], *words: str) -> Prepare:
+    """Return a prediction of photo.png where something lies in place of its label map."""
+
+    def prepare(world: World) -> Sequence[str | Path]:
+        labels = world.user / "out" / "labels" / "photo.png"
+        labels.parent.mkdir(parents=True)
+        make(labels, world)
+        return ["predict", world.export, world.user / "photo.png", "--out", world.user / "out", *words]
+
+    return prepare
+
+
+_WRITTEN = ("out/.written.jsonl", "out/classes.csv", "out/labels/photo.png", "out/overlays/photo.png")
+
+
+def _copy_mask(labels: Path, world: World) -> None:
+    shutil.copy(world.mask("val"), labels)
+
+
+def _correct_by_hand(labels: Path, world: World) -> None:
+    output = OutputFolder(labels.parent.parent, Inputs())
+    with output.write(labels) as temporary:
+        shutil.copy(world.mask("val"), temporary)
+    shutil.copy(world.mask("val", 1), labels)
+
+
+def _predict_beside_inputs(world: World) -> Sequence[str | Path]:
+    folder = world.user / "mine" / "labels"
+    folder.mkdir(parents=True)
+    shutil.copy(world.user / "photo.png", folder / "photo.jpg")
+    return ["predict", world.export, folder, "--out", folder.parent, "--overwrite"]
+
+
+def _predict_all(world: World, names: Sequence[str]) -> Sequence[str | Path]:
+    for name in names:
+        (world.user / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(world.user / "photo.png", world.user / "in" / name)
+    return ["predict", world.export, *sorted((world.user / "in").iterdir()), "--out", world.root / "out"]
+
+
+def _predict_mixed(world: World) -> Sequence[str | Path]:
+    _predict_all(world, ("fine.png", "café\udcff.png"))
+    (world.user / "in" / "loop.png").symlink_to("loop.png")
+    (world.user / "in" / "folder.png").mkdir()
+    (world.user / "in" / "broken.png").write_text("no image")
+    return ["predict", world.export, world.user / "in", "--out", world.root / "out"]
+
+
+def _count_labels(expected: int) -> Callable[[World, Answer], None]:
+    def check(world: World, answer: Answer) -> None:
+        assert len(list((world.root / "out" / "labels").glob("[!.]*.png"))) == expected
+        assert len(answer.json["files"]) == 2 * expected + 1
+
+    return check
+
+
+def _predict_to(out: str | Callable[[World], str | Path], *words: str) -> Prepare:
+    return lambda world: [
+        "predict", world.export, world.user / "photo.png", "--out", out if isinstance(out, str) else out(world), *words
+    ]  # fmt: skip
+
+
+def _evaluate(name: str, *words: str) -> Prepare:
+    def prepare(world: World) -> Sequence[str | Path]:
+        (world.user / "link").symlink_to(world.mask("val").parent)
+        shutil.copytree(world.mask("val").parent, world.user / "mine")
+        words_on_data = ["evaluate", world.export, "--data-root", world.data, "--split", "val"]
+        return [*words_on_data, "--save-predictions", world.root / name, *words]
+
+    return prepare
+
+
+def _cache_export(world: World) -> Sequence[str | Path]:
+    place = world.user / "maps" / "folder" / world.store("train").name
+    place.mkdir(parents=True)
+    (place / "scales.csv").write_text("mine")
+    return ["cache", "export", world.store("train"), "--out", world.user / "maps"]
+
+
+CASES = [
+    Case("report --out a LaTeX file", _report("user/thesis.tex"), ("thesis.tex", "--overwrite")),
+    Case("report --out an image", _report("user/photo.png"), ("photo.png", "--overwrite")),
+    Case("report --out a folder", _report("user"), ("is a folder", "report.html")),
+    Case("report --out below a file", _report("user/notes.txt/r.html"), ("notes.txt", "Not a directory")),
+    Case(
+        "report --out a link to a file, with --overwrite",
+        _report_on(lambda out, world: out.symlink_to(world.user / "thesis.tex"), "--overwrite"),
+        ("page.html", "a link"),
+    ),
+    Case("report --out a pipe, with --overwrite", _report_on(lambda out, _: os.mkfifo(out), "--overwrite"), ("pipe",)),
+    Case("report --out a report that was edited since", _report_on(_edit_page), ("page.html", "changed since")),
+    Case(
+        "report --out an untouched report",
+        _report_on(lambda out, _: write_page(f"<head>{SEAL}</head>", out, overwrite=False)),
+        (),
+        exit=0,
+        changes=("user/page.html",),
+    ),
+    Case(
+        "report --out among the runs, with --overwrite", _report("work/runs/r.html", "--overwrite"), ("program keeps",)
+    ),
+    Case("report --out a name of 300 characters", _report("n" * 300), ("too long",)),
+    Case("--out that is empty", _predict_to(" "), ("--out", "empty")),
+    Case("--out with a NUL character", _predict_to("out\0put"), ("--out", "NUL")),
+    Case("predict --out a file", _predict_to(lambda world: world.user / "notes.txt"), ("notes.txt",)),
+    Case("predict --out a name of 300 characters", _predict_to(lambda world: world.root / ("n" * 300)), ("too long",)),
+    Case("predict --out among the depth stores", _predict_to(lambda world: world.store()), ("program keeps",)),
+    Case("a mask in place of a label map", _predict_onto(_copy_mask), ("photo.png", "--overwrite")),
+    Case("a label map that was corrected by hand", _predict_onto(_correct_by_hand), ("photo.png", "changed since")),
+    Case(
+        "a mask in place of a label map, with --overwrite",
+        _predict_onto(_copy_mask, "--overwrite"),
+        (),
+        exit=0,
+        changes=tuple(f"user/{name}" for name in _WRITTEN),
+    ),
+    Case(
+        "a hard link to the image in place of its label map, with --overwrite",
+        _predict_onto(lambda labels, world: labels.hardlink_to(world.user / "photo.png"), "--overwrite"),
+        ("photo.png", "is read"),
+    ),
+    Case(
+        "a link in place of a label map, with --overwrite",
+        _predict_onto(lambda labels, world: labels.symlink_to(world.user / "thesis.tex"), "--overwrite"),
+        ("photo.png", "a link"),
+    ),
+    Case("predictions among the images, with --overwrite", _predict_beside_inputs, ("labels", "read from")),
+    Case(
+        "an endless link, a folder and a broken file among the images",
+        _predict_mixed,
+        ("loop.png", "folder.png", "broken.png"),
+        check=_count_labels(2),
+    ),
+    Case(
+        "images whose names differ in suffix only",
+        lambda world: _predict_all(world, ("a.png", "a.bmp", "a-bmp-1.png")),
+        (),
+        exit=0,
+        check=_count_labels(3),
+    ),
+    Case(
+        "image names of 255 bytes",
+        lambda world: _predict_all(world, (f"{'n' * 251}.png", "ä" * 127)),
+        (),
+        exit=0,
+        check=_count_labels(2),
+    ),
+    Case("--save-predictions onto the masks", _evaluate("data/masks/val"), ("masks/val", "--save-predictions")),
+    Case(
+        "--save-predictions onto the images, with --overwrite",
+        _evaluate("data/images/val", "--overwrite"),
+        ("images/val",),
+    ),
+    Case("--save-predictions below other images", _evaluate("data/images/train/new"), ("images/train",)),
+    Case(
+        "--save-predictions through a link to the masks", _evaluate("user/link", "--overwrite"), ("link", "masks/val")
+    ),
+    Case("--save-predictions onto masks elsewhere", _evaluate("user/mine"), ("val0.png", "--overwrite")),
+    Case(
+        "cache preview --out among the images",
+        lambda world: ["cache", *world.with_recipe("preview", "--out", world.image("train").parent)],
+        ("images/train", "--out"),
+    ),
+    Case("cache export onto a foreign file", _cache_export, ("scales.csv", "--overwrite")),
+]
