@@ -17,6 +17,7 @@ import click
 
 from data_cache.errors import UserError, is_out_of_memory, nearest
 from pipeline.commands import COMMANDS
+from pipeline.interruption import KEPT, interruptible, was_interrupted
 from pipeline.threads import choose_thread_defaults
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ def cli(ctx: click.Context, workdir: str | None, json_mode: bool, quiet: bool) -
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 2 the user can repair it, 1 a bug, 130 interrupted."""
     choose_thread_defaults()
-    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with interruptible(json_mode="--json" in words, last=arguments is None):
+        status = _run(words)
+    sys.exit(status)
 
 
 def _show_warning(
@@ -74,6 +78,16 @@ def _show_warning(
         show(message, category, *place, **more)
 
 
+def _call(arguments: list[str]) -> int:
+    try:
+        status = cli.main(args=arguments, prog_name="pipeline", standalone_mode=False)
+    except Exception:
+        if was_interrupted():  # a library has turned KeyboardInterrupt into an error of its own
+            raise KeyboardInterrupt from None
+        raise
+    return status if isinstance(status, int) else 0
+
+
 def _run(arguments: list[str]) -> int:
     @functools.cache
     def find_console() -> Console:
@@ -84,8 +98,7 @@ def _run(arguments: list[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = functools.partial(_show_warning, find_console, warnings.showwarning)
-            status = cli.main(args=arguments, prog_name="pipeline", standalone_mode=False)
-        return status if isinstance(status, int) else 0
+            return _call(arguments)
     except UserError as problem:
         find_console().error(str(problem))
         return 2
@@ -99,7 +112,7 @@ def _run(arguments: list[str]) -> int:
         return problem.exit_code
     except (KeyboardInterrupt, click.Abort) as interruption:
         reason = str(interruption.__cause__ or interruption)  # click wraps the one that was raised
-        find_console().error(reason or "what was done is kept, the same command continues", label="interrupted")
+        find_console().error(reason or KEPT, label="interrupted")
         return 130
     except BrokenPipeError:  # the reader of stdout went away, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain while closing it

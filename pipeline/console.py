@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_cache.escaping import printable_text
+from pipeline.interruption import start_answering
 
 
 class Advance(Protocol):
@@ -43,12 +44,14 @@ class Console:
 
     def error(self, text: str, label: str = "error") -> None:
         """Say why the command ended; not even ``--quiet`` hides it. With ``--json`` stdout gets it as an object."""
+        start_answering()
         RichConsole(stderr=True, highlight=False).print(f"{label}: {text}", markup=False, soft_wrap=True)
         if self.json_mode:
             print(json.dumps({label: text}, ensure_ascii=False), file=sys.stdout)  # noqa: T201
 
     def result(self, value: dict[str, Any], text: RenderableType) -> None:
         """Print the command's result: one JSON object with ``--json``, else the text or table."""
+        start_answering()
         if self.json_mode:
             print(json.dumps(value, ensure_ascii=False), file=sys.stdout)  # noqa: T201
         elif isinstance(text, str):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ECHO_S = 0.2
+"""A signal that comes again within this time is the same wish: ``timeout`` and other wrappers send it twice."""
 
 
 class StopFlag:
@@ -50,18 +54,26 @@ def ignoring_sigchld() -> Iterator[None]:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Turn the first SIGTERM or SIGINT inside the block into a set flag; the second raises KeyboardInterrupt at once.
+    """Turn the first SIGINT, SIGTERM or SIGHUP inside the block into a set flag; the second ends the work at once.
 
-    Must be entered in the main thread. The former handlers come back on leaving.
+    A signal that is ignored already (``nohup``) stays so. Must be entered in the main thread. The former handlers come
+    back on leaving.
     """
     flag = StopFlag()
+    process, asked_at = os.getpid(), 0.0
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        if flag.is_set():
+        nonlocal asked_at
+        if os.getpid() != process:  # a worker that was forked just now; its parent ends it
+            return
+        if not flag.is_set():
+            asked_at = time.monotonic()
+            flag.set()
+        elif time.monotonic() - asked_at >= _ECHO_S:
             raise KeyboardInterrupt
-        flag.set()
 
-    former = {number: signal.signal(number, handle) for number in _SIGNALS}
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    former = {number: signal.signal(number, handle) for number in heard}
     try:
         yield flag
     finally:

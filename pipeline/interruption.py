@@ -1,0 +1,150 @@
+"""SIGINT, SIGTERM and SIGHUP end every command alike: status 130, one message, and what was done is kept."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+KEPT = "what was done is kept, the same command continues"
+_ECHO_S = 0.2
+"""A signal that comes again within this time is the same wish: ``timeout`` and other wrappers send it twice."""
+_RETRY_S = 0.02
+_LONGEST_IMPORT_S = 1.0
+"""So long an interruption waits for an import to end."""
+_SHOW_CURSOR = b"\x1b[?25h"
+
+
+class _Interruption:
+    """What the signals of one call of the command line have asked for."""
+
+    def __init__(self, *, json_mode: bool) -> None:
+        self.asked_at: float | None = None
+        self.answering = False
+        self._json_mode = json_mode
+        self._process = os.getpid()
+        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Raise KeyboardInterrupt at the first signal, end the process at the second."""
+        if os.getpid() != self._process:  # a worker that was forked just now; its parent ends it
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
+        if number == signal.SIGHUP:
+            self._leave_terminal()
+        if self.asked_at is None:
+            self.asked_at = time.monotonic()
+            self._raise_when_safe(frame)
+        elif time.monotonic() - self.asked_at >= _ECHO_S:
+            self._end_at_once()
+
+    def catch_lost(self, lost: UnraisableHookArgs) -> None:
+        """Raise again what was raised inside a destructor or a callback, where Python can only print it."""
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            self._raise_later()
+        else:
+            sys.__unraisablehook__(lost)
+
+    def _raise_when_safe(self, frame: FrameType | None) -> None:
+        """Raise KeyboardInterrupt, but never inside an import: some extension modules abort the process then."""
+        if self.answering or self.asked_at is None:  # the work is done
+            return
+        if not _is_importing(frame):
+            raise KeyboardInterrupt
+        if time.monotonic() - self.asked_at < _LONGEST_IMPORT_S:
+            self._raise_later()
+        else:
+            self._end_at_once()
+
+    def _raise_later(self) -> None:
+        signal.signal(signal.SIGALRM, lambda _, frame: self._raise_when_safe(frame))
+        signal.setitimer(signal.ITIMER_REAL, _RETRY_S)
+
+    def _leave_terminal(self) -> None:
+        """Let what is still said go nowhere: the terminal is gone, and writing to it would fail."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in self._terminals:
+            os.dup2(nowhere, stream)
+
+    def _end_at_once(self) -> None:
+        """End without waiting for anything; written past the streams, in whose middle the signal may have come."""
+        processes = sys.modules.get("multiprocessing")
+        for child in processes.active_children() if processes else ():
+            child.kill()
+        if not self.answering:
+            os.write(2, (_SHOW_CURSOR if 2 in self._terminals else b"") + f"interrupted: {KEPT}\n".encode())
+            if self._json_mode:
+                os.write(1, json.dumps({"interrupted": KEPT}).encode() + b"\n")
+        os._exit(130)
+
+
+_current: _Interruption | None = None
+
+
+@contextmanager
+def interruptible(*, json_mode: bool, last: bool) -> Iterator[None]:
+    """Turn the first signal inside the block into KeyboardInterrupt, and end the process at the second.
+
+    A signal that is ignored already (``nohup``) stays so. Does nothing outside the main thread.
+
+    Args:
+        json_mode: whether stdout is owed an object when the process is ended.
+        last: whether the process ends after the block; a signal while it does so is then passed over.
+    """
+    global _current  # there is one set of signal handlers per process
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    _current = current = _Interruption(json_mode=json_mode)
+    former = {number: signal.signal(number, current.handle) for number in heard}
+    former_hook, sys.unraisablehook = sys.unraisablehook, current.catch_lost
+    try:
+        yield
+    finally:
+        current.answering = True
+        if last:
+            atexit.register(_ignore, heard)
+        else:
+            _current, sys.unraisablehook = None, former_hook
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+
+def start_answering() -> None:
+    """Say that the work is done and its result is being shown: a signal no longer interrupts that."""
+    if _current is not None:
+        _current.answering = True
+
+
+def was_interrupted() -> bool:
+    """Whether a signal asked for the end, whatever a library has made of the KeyboardInterrupt since."""
+    return _current is not None and _current.asked_at is not None
+
+
+def _ignore(signals: list[signal.Signals]) -> None:
+    """Keep the exit status: while Python takes itself down it gives every other handler back to the system."""
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
