@@ -11,8 +11,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.errors import UserError
+from data_cache.leftovers import is_temporary, name_temporary, remove, remove_abandoned
 
 _LOCK = ".lock"
-_TEMPORARY = re.compile(r"\.\d+-[0-9a-f]{8}\.tmp")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNUSABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO,
@@ -42,7 +40,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full or the place cannot be written to.
     """
-    temporary = _name_temporary(path)
+    temporary = name_temporary(path)
     with _explained(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -58,10 +56,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder to write files into; at the end of the block it takes its place as ``atomic_file`` does.
 
-    Where another process has published the same folder meanwhile, that one stays.
+    Where another process has published the same folder meanwhile, that one stays. What killed processes were making
+    beside it goes first.
     """
-    temporary = _name_temporary(path)
+    temporary = name_temporary(path)
     with _explained(path, temporary):
+        remove_abandoned(path.parent)
         temporary.mkdir(parents=True)
         try:
             yield temporary
@@ -104,10 +104,9 @@ def hold_place(path: Path, doing: str, *, on_wait: Callable[[str], None] | None 
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the files that killed processes were writing; only for who holds the folder."""
-    for leftover in folder.glob(".*.tmp"):
-        if _TEMPORARY.fullmatch(leftover.name) and leftover.is_file():
-            leftover.unlink()
+    """Remove what killed processes were writing; only for who holds the folder."""
+    for leftover in filter(is_temporary, folder.glob(".*.tmp")):
+        remove(leftover)
 
 
 @contextmanager
@@ -271,11 +270,6 @@ def _explained(path: Path, temporary: Path) -> Iterator[None]:
         if message is None:
             raise
         raise UserError(message) from problem
-
-
-def _name_temporary(path: Path) -> Path:
-    """Return a name beside ``path`` that holds nothing of its name, which may be as long as names can be."""
-    return path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def _sync(path: Path) -> None:

@@ -6,6 +6,7 @@ A training sample is a function of (seed, epoch, index) and a batch of (seed, st
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -153,6 +154,7 @@ class Loader:
             num_workers=workers,
             multiprocessing_context=start_method if workers else None,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals_to_parent,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # its own, or every iteration would draw from the global state
         )
@@ -175,6 +177,12 @@ class Loader:
                 f"a data loading worker died ({reason}); often it had no memory left. Use fewer workers "
                 "(--set data.workers=0 uses none) or a smaller batch"
             ) from error
+
+
+def _leave_signals_to_parent(_worker: int) -> None:
+    """Ignore what a terminal sends to all of its processes: the parent ends the workers when it is ready to."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate_one(samples: Sequence[Sample | Failure]) -> list[Batch] | Failure:

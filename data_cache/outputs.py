@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from data_cache.errors import UserError
-from data_cache.files import atomic_file, explain_os_error, hold_place, remove_unfinished
+from data_cache.files import atomic_file, explain_os_error, hold_place
+from data_cache.leftovers import remove_abandoned
 
 NOTES_FILE = ".written.jsonl"
 """In a folder of results: a line per file, with its name and a hash of its content, noted before it takes its place."""
@@ -114,7 +115,7 @@ class OutputFolder:
             self.check([path])
         if path.parent not in self._cleared:
             self._cleared.add(path.parent)
-            remove_unfinished(path.parent)
+            remove_abandoned(path.parent)
         with atomic_file(path) as temporary:
             yield temporary
             self._note(path, _hash(temporary))

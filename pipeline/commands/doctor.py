@@ -27,33 +27,51 @@ FREE_DISK_BYTES = 3_000_000_000
 
 
 @click.command()
+@click.option("--clean", is_flag=True, help="Remove what killed processes left in the work directory.")
 @click.pass_obj
-def doctor(session: Session) -> None:
+def doctor(session: Session, clean: bool) -> None:
     """Check machine, versions, GPU, locking, disk; say what is missing and how to repair it."""
-    result = examine_machine(session)
+    result = examine_machine(session, clean=clean)
     session.show(result)
     if not all(check["ok"] for check in result.json["checks"]):
         raise SystemExit(2)
 
 
-def examine_machine(session: Session) -> Result:
-    """Run all checks.
+def examine_machine(session: Session, *, clean: bool = False) -> Result:
+    """Run all checks, after removing what killed processes left behind if that is wanted.
 
     Returns:
-        ``checks``: list of ``name``, ``ok``, ``found``, ``remedy`` (empty when ok).
+        ``checks``: list of ``name``, ``ok``, ``found``, ``remedy`` (empty when ok); ``leftovers`` and ``removed``:
+        lists of ``path`` and ``bytes``; ``freed_bytes``.
     """
+    from rich.console import Group
+    from rich.text import Text
+
+    from data_cache.escaping import printable_text
+    from data_cache.files import format_bytes
     from pipeline.console import plain_table
+    from pipeline.leftovers import find_leftovers, remove_leftovers
     from pipeline.session import Result
 
+    removed = remove_leftovers(session.workspace) if clean else []
+    leftovers = find_leftovers(session.workspace)
     checks = [
         _check_python(),
         *map(_check_version, LOWEST_VERSIONS),
         _check_gpu(),
         *_check_workdir(session),
+        _check_leftovers(len(leftovers), sum(one.bytes for one in leftovers)),
         _check_extra(),
     ]
     rows = [["ok" if check["ok"] else "FAILED", check["name"], check["found"], check["remedy"]] for check in checks]
-    return Result({"checks": checks}, plain_table("Machine", ["state", "what", "found", "remedy"], rows))
+    facts = {
+        "checks": checks,
+        "leftovers": [one.to_json() for one in leftovers],
+        "removed": [one.to_json() for one in removed],
+        "freed_bytes": sum(one.bytes for one in removed),
+    }
+    lines = [Text(f"removed {printable_text(str(one.path))} ({format_bytes(one.bytes)})") for one in removed]
+    return Result(facts, Group(plain_table("Machine", ["state", "what", "found", "remedy"], rows), *lines))
 
 
 def _check(name: str, ok: bool, found: str, remedy: str = "") -> dict[str, Any]:
@@ -103,6 +121,17 @@ def _check_workdir(session: Session) -> list[dict[str, Any]]:
         _check("work directory", True, f"{Path(root).resolve()} (writable, locks work)"),
         _check("free disk", free >= FREE_DISK_BYTES, f"{free / 1e9:.1f} GB", remedy),
     ]
+
+
+def _check_leftovers(number: int, size: int) -> dict[str, Any]:
+    """What killed processes left does no harm but take space."""
+    from data_cache.files import format_bytes
+    from pipeline.console import count
+
+    name = "left by killed processes"
+    if not number:
+        return _check(name, True, "nothing")
+    return _check(name, True, f"{count(number, 'thing')}, {format_bytes(size)}; remove with: pipeline doctor --clean")
 
 
 def _check_extra() -> dict[str, Any]:

@@ -24,6 +24,7 @@ from pipeline.experiment.plan import Node, Plan, PlannedRun, Reported
 from pipeline.experiment.provenance import describe_environment, describe_numerics, describe_software
 from pipeline.experiment.scoring import describe_evaluation, score_run
 from pipeline.experiment.space import check_disk_need
+from pipeline.leftovers import tidy_finished
 from pipeline.session import Session
 from pipeline.workspace import NodeFolder, Workspace
 from stages.evaluation.settings import EVALUATION_VERSION
@@ -113,6 +114,7 @@ def finish_node(node: Node, session: Session, device: torch.device) -> FinishedN
     """Train a node unless it is trained already."""
     folder = session.workspace.node(node.folder)
     if folder.finished:
+        tidy_finished(folder)
         return FinishedNode(node, True, read_json(folder.record))
     with hold_folder(folder.path, "training this phase"):
         if not folder.finished:  # another process may have finished it between the look and the lock

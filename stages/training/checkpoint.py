@@ -81,8 +81,6 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], key
         UserError: no space left or no permission; the former checkpoint is intact.
     """
     final = folder / f"step-{step:08d}"
-    for leftover in folder.glob(".*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
     if final.exists():  # the same state, written before an interruption that came at once after resuming
         return
     with atomic_folder(final) as temporary:

@@ -29,6 +29,10 @@ class StopFlag:
         """Whether the end was asked for."""
         return self._event.is_set()
 
+    def wait(self, timeout_s: float) -> bool:
+        """Return whether the end was asked for, or is within a time."""
+        return self._event.wait(timeout_s)
+
 
 class Interrupted(KeyboardInterrupt):
     """Work stopped at a safe point and what was done is kept; not an ``Exception``, so that nothing swallows it."""

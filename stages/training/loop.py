@@ -23,6 +23,8 @@ from stages.training.schedule import Phase
 from stages.training.settings import LossSettings, TrainingSettings
 from stages.training.trainer import PhaseTrainer
 
+_GRACE_S = 0.2
+"""A signal to the whole process group may reach a loader worker so much earlier than this process."""
 _LOG = "log/"
 """In front of the names under which a checkpoint holds what the log has summed since its last line."""
 
@@ -173,7 +175,7 @@ def _fetch(batches: Iterator[Batch], stop: StopFlag | None) -> Batch | None:
         return None if stop and stop.is_set() else next(batches)
     except StopIteration:
         raise RuntimeError("batches_from ended before the phase") from None
-    except RuntimeError:
-        if stop and stop.is_set():  # Ctrl-C in a terminal also reaches loader workers, whose end torch reports so
+    except (RuntimeError, UserError):
+        if stop and stop.wait(_GRACE_S):  # the group's signal ended the workers, too
             return None
         raise

@@ -77,18 +77,6 @@ def test_only_a_last_line_may_be_cut_off(tmp_path: Path, cut: str) -> None:
         list(read_json_lines(path))
 
 
-def test_a_new_holder_removes_what_a_killed_one_left_unfinished(tmp_path: Path) -> None:
-    child = os.fork()
-    if child == 0:
-        with hold_folder(tmp_path, "training"), atomic_file(tmp_path / "weights") as temporary:
-            temporary.touch()
-            (tmp_path / "mine.tmp").touch()
-            os.kill(os.getpid(), 9)
-    os.waitpid(child, 0)
-    with hold_folder(tmp_path, "training"):
-        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "mine.tmp"]
-
-
 def test_a_lock_is_not_inherited_by_children_that_outlive_its_holder(tmp_path: Path) -> None:
     with hold_folder(tmp_path, "training"):
         child = os.fork()

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -335,13 +336,15 @@ def test_dying_loader_workers_count_as_a_stop_only_when_one_was_asked_for():
         train(build_toy(), SEG, lambda step: dying(step, StopFlag()), stop=StopFlag())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_first_signal_sets_the_flag_second_interrupts_and_handlers_come_back(number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_first_signal_sets_the_flag_second_interrupts_unless_an_echo_and_handlers_come_back(number):
     former = signal.getsignal(number)
     with stop_on_signals() as stop:
         assert not stop.is_set()
         os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
         assert stop.is_set()
+        time.sleep(0.25)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) == former
