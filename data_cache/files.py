@@ -41,7 +41,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         UserError: the disk is full or the place cannot be written to.
     """
     temporary = name_temporary(path)
-    with _explained(path, temporary):
+    with explained(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -60,13 +60,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     beside it goes first.
     """
     temporary = name_temporary(path)
-    with _explained(path, temporary):
+    with explained(path, temporary):
         remove_abandoned(path.parent)
         temporary.mkdir(parents=True)
         try:
             yield temporary
-            for file in (*temporary.iterdir(), temporary):
-                _sync(file)
+            sync_folder(temporary)
             try:
                 temporary.replace(path)
             except OSError:
@@ -261,15 +260,27 @@ def _refuse_constant(name: str) -> None:
 
 
 @contextmanager
-def _explained(path: Path, temporary: Path) -> Iterator[None]:
+def explained(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Turn what a person can repair about a disk or a path into a ``UserError``.
+
+    Args:
+        path: what it is about, where the error does not say.
+        temporary: what stands for it in names.
+    """
     try:
         yield
     except OSError as problem:
-        where = str(problem.filename or path).replace(str(temporary), str(path))
+        where = str(problem.filename or path).replace(str(temporary or path), str(path))
         message = explain_os_error(problem, where)
         if message is None:
             raise
         raise UserError(message) from problem
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder and the content of its files survive a power cut."""
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -6,6 +6,7 @@ its content. A file that was changed since is the person's. Imports no torch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,8 +17,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from data_cache.errors import UserError
-from data_cache.files import atomic_file, explain_os_error, hold_place
-from data_cache.leftovers import remove_abandoned
+from data_cache.files import atomic_file, explained, hold_place, sync_folder
+from data_cache.leftovers import name_temporary, remove, remove_abandoned
 
 NOTES_FILE = ".written.jsonl"
 """In a folder of results: a line per file, with its name and a hash of its content, noted before it takes its place."""
@@ -30,6 +31,7 @@ _LONGEST_BYTES = 240
 
 WriteFile = Callable[[Path], AbstractContextManager[Path]]
 """Takes the place of a file and gives a path to write it to, as ``atomic_file`` does."""
+ListOwn = Callable[[Path], Sequence[str]]
 
 
 def shorten_name(name: str) -> str:
@@ -154,14 +156,88 @@ def open_output(
         UserError: it is no folder, or cannot be written to.
     """
     _check_place(folder / NOTES_FILE, inputs)
-    try:
+    with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with hold_place(folder / NOTES_FILE, f"writing to {folder}", on_wait=on_wait):
             yield OutputFolder(folder, inputs, overwrite=overwrite)
-    except OSError as problem:
-        if (message := explain_os_error(problem, problem.filename or folder)) is None:
-            raise
-        raise UserError(message) from problem
+
+
+@contextmanager
+def hold_result(out: Path, list_own: ListOwn, on_wait: Callable[[str], None]) -> Iterator[Path]:
+    """Hold the place of a folder that is replaced as a whole; first finish what a killed holder began.
+
+    Args:
+        out: as the person named it.
+        list_own: see ``replace_folder``.
+        on_wait: takes a line on who is waited for.
+
+    Yields:
+        The folder itself, where ``out`` is a link to it.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    place = Path(os.path.realpath(out))
+    if place.is_mount():
+        raise UserError(f"--out {out} is where a disk is mounted, which cannot be replaced; name a folder in it")
+    with explained(out), hold_place(place, f"writing {out}", on_wait=on_wait):
+        remove_abandoned(place.parent)
+        if (replaced := set_aside(place)).exists():
+            if place.exists():
+                _bring_back(replaced, place, list_own)
+            else:
+                replaced.rename(place)
+        yield place
+
+
+@contextmanager
+def replace_folder(place: Path, files: Iterable[str], list_own: ListOwn) -> Iterator[Path]:
+    """Yield a new folder, which takes the place of another at the end of the block and vanishes where that fails.
+
+    What this program did not write into the other one goes on lying there. Only for who holds the place.
+
+    Args:
+        place: of ``hold_result``.
+        files: names that will be written.
+        list_own: returns the names of files in a folder that this program wrote, in the order they may be removed.
+
+    Raises:
+        UserError: a foreign file has one of the names.
+    """
+    own = list_own(place)
+    if foreign := [place / name for name in files if name not in own and os.path.lexists(place / name)]:
+        raise UserError(f"cannot export to {place}: {_names(foreign)} is not of an export; move it away")
+    folder, replaced = name_temporary(place), set_aside(place)
+    with explained(place, folder):
+        folder.mkdir()
+        try:
+            yield folder
+            sync_folder(folder)
+            if place.exists():
+                place.rename(replaced)
+            folder.rename(place)
+            if replaced.exists():
+                _bring_back(replaced, place, list_own)
+        finally:
+            remove(folder)
+
+
+def set_aside(place: Path) -> Path:
+    """Return where a folder that is being replaced lies for a moment, beside its place."""
+    name = hashlib.blake2b(os.fsencode(place.name), digest_size=8).hexdigest()
+    return place.parent / f".{name}.replaced"
+
+
+def _bring_back(replaced: Path, place: Path, list_own: ListOwn) -> None:
+    """Move what this program did not write back to its place, then remove the rest."""
+    own = list_own(replaced)
+    for path in replaced.iterdir():
+        if path.name not in own and not os.path.lexists(place / path.name):
+            path.rename(place / path.name)
+    for name in own:
+        (replaced / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # what the person put there just now stays
+        replaced.rmdir()
 
 
 def check_page(out: Path, *, overwrite: bool) -> None:
@@ -186,6 +262,7 @@ def write_page(page: str, out: Path, *, overwrite: bool, on_wait: Callable[[str]
     assert SEAL.encode() in content[:_HEAD_BYTES], "without a seal the page would not be known again"
     with hold_place(out, f"writing {out}", on_wait=on_wait):
         check_page(out, overwrite=overwrite)
+        remove_abandoned(out.parent)
         with atomic_file(out) as temporary:
             temporary.write_bytes(_SEALED.sub(rb"\g<1>" + _hash_page(content) + rb"\g<3>", content, count=1))
 
@@ -208,14 +285,11 @@ def _check_place(path: Path, inputs: Inputs) -> bool:
     Raises:
         UserError: what lies there is an input, or no regular file.
     """
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return False
-    except OSError as problem:
-        if (message := explain_os_error(problem, path)) is None:
-            raise
-        raise UserError(message) from problem
+    with explained(path):
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            return False
     if (found := inputs.find_file(path)) is not None:
         raise UserError(f"{path} would be replaced, but it is read by this command (as {found}); {_elsewhere()}")
     if not stat.S_ISREG(mode):
@@ -224,11 +298,15 @@ def _check_place(path: Path, inputs: Inputs) -> bool:
     return True
 
 
+def _names(paths: Sequence[Path]) -> str:
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return ", ".join(map(str, paths[:_SHOWN])) + more
+
+
 def _refuse(paths: Sequence[Path]) -> UserError:
-    names = ", ".join(map(str, paths[:_SHOWN])) + (f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "")
     return UserError(
-        f"would replace what this program did not write, or what was changed since: {names}; {_elsewhere()}, move "
-        "it away, or add --overwrite to replace it"
+        f"would replace what this program did not write, or what was changed since: {_names(paths)}; {_elsewhere()}, "
+        "move it away, or add --overwrite to replace it"
     )
 
 

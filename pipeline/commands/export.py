@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from data_cache.files import read_json, write_json
+from data_cache.files import read_json
+from pipeline.options import OutputPath
 from stages.export.formats import DEFAULT_FORMATS, describe_formats, parse_formats
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run_name", required=False, metavar="[RUN]")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default <workdir>/exports/<run>.")
+@click.option("--out", type=OutputPath(), help="Folder; default <workdir>/exports/<run>.")
 @click.option(
     "--formats",
     default=",".join(DEFAULT_FORMATS),
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option("--input-size", type=(int, int), metavar="H W", help="Size the files are made for; default the data's.")
 @click.option("--dynamic", is_flag=True, help="Let ONNX and pt2 files take other image sizes; proven at four.")
-@click.option("--overwrite", is_flag=True, help="Replace another export that lies there.")
+@click.option("--overwrite", is_flag=True, help="Replace another export that lies there; what else does stays.")
 @click.pass_obj
 def export(
     session: Session,
@@ -74,7 +75,7 @@ def export_run(
     record = read_json(folder / "run.json")
     model = open_run(folder, torch.device("cpu"))
     out = out or session.workspace.exports / folder.name
-    out.parent.mkdir(parents=True, exist_ok=True)
+    session.workspace.check_output(out, "--out")
     report = export_network(
         model.network,
         out,
@@ -85,10 +86,10 @@ def export_run(
         formats=formats,
         dynamic=dynamic,
         overwrite=overwrite,
+        records={ORIGIN_FILE: record},
         progress=session.console.info,
     )
-    write_json(out / ORIGIN_FILE, record)
-    files = sorted({*report.files, ORIGIN_FILE})
+    files = list(report.files)
     facts = {
         "out": str(out),
         "files": [str(out / name) for name in files],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.options import RecipeCommand, device_option
+from pipeline.options import OutputPath, RecipeCommand, device_option
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--input-size", type=int, help="Side the images are brought to, px; default the estimator's.")
 @click.option("--jitter", type=float, default=0.2, show_default=True, help="Strength of colour jitter.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder that from_pretrained opens.")
+@click.option("--out", required=True, type=OutputPath(), help="Folder that from_pretrained opens.")
 @device_option
 @click.pass_obj
 def teach(
@@ -64,6 +64,7 @@ def teach_estimator(
     Returns:
         ``estimator`` (the folder), ``steps``, ``resumed_at``, ``final_loss``, ``seconds``.
     """
+    from data_cache.files import hold_place
     from data_cache.sample import DepthKind
     from pipeline.experiment.artifacts import open_split
     from pipeline.experiment.devices import choose_device
@@ -72,7 +73,12 @@ def teach_estimator(
     from stages.training.interruption import stop_on_signals
 
     dataset = open_split(config, session.workspace, "train")
-    with stop_on_signals() as stop, session.console.progress(f"teaching {init}", options.steps) as advance:
+    session.workspace.check_output(out, "--out")
+    with (
+        hold_place(out, f"teaching {out}", on_wait=session.console.info),
+        stop_on_signals() as stop,
+        session.console.progress(f"teaching {init}", options.steps) as advance,
+    ):
         facts = teach_dataset(
             dataset,
             init,

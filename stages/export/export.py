@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ import torch
 
 from data_cache.errors import UserError
 from data_cache.files import read_json, write_json
+from data_cache.outputs import hold_result, replace_folder
 from data_cache.sample import SMALLEST_INPUT_PX
 from stages.export.card import CardFacts, render_card
-from stages.export.formats import DEFAULT_FORMATS, EXPORT_FORMATS, check_formats
+from stages.export.formats import DEFAULT_FORMATS, EXPORT_FORMATS, ONNX_FILE, check_formats
 from stages.export.job import ExportJob
-from stages.export.preprocess import Palette, write_preprocess
+from stages.export.preprocess import PREPROCESS_FILE, Palette, write_preprocess
 from stages.export.proof import build_reference, compute_proof
 from stages.export.safetensors_file import OpensWithSmp
 from stages.networks import strip_depth
@@ -31,6 +32,9 @@ EXPORT_VERSION = 1
 PROOF_FILE = "proof.json"
 CARD_FILE = "README.md"
 KEY_FIELD = "export_key"
+_ORIGIN_FILE = "origin.json"
+_LARGE_ONNX_FILE = f"{ONNX_FILE}.data"
+"""Files that are in no table: the record of the run, and weights too large for a graph."""
 OPSETS = range(18, 24)
 """ONNX operator sets that torch's exporter writes and current runtimes read."""
 
@@ -64,6 +68,7 @@ def export_network(
     opset: int = 20,
     dynamic: bool = False,
     overwrite: bool = False,
+    records: Mapping[str, Mapping[str, Any]] | None = None,
     latency_repeats: int = 5,
     progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
@@ -79,7 +84,8 @@ def export_network(
         formats: names in ``EXPORT_FORMATS``; the weights (``safetensors``) are always written.
         opset: ONNX operator set.
         dynamic: whether ONNX and pt2 take other image sizes; proven at four sizes.
-        overwrite: whether another export in ``out`` may be replaced.
+        overwrite: whether another export in ``out`` may be replaced; what else lies there stays.
+        records: name → content of JSON files that go with it.
         latency_repeats: timed runs for the latencies in the proof.
         progress: takes a line on what is being done.
 
@@ -106,11 +112,14 @@ def export_network(
         "dynamic": dynamic,
     }
     key = _compute_key(stripped, settings)
-    _recover(out)
-    if finished := _find_finished(out, key, overwrite=overwrite):
-        return finished
-    _check_disk(stripped, out, len(formats))
-    with _publish(out) as folder:
+    names = {CARD_FILE, PROOF_FILE, PREPROCESS_FILE, *(records or {})}
+    names.update(name for format_name in formats for name in EXPORT_FORMATS[format_name].files)
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(hold_result(out, _list_own, info))
+        if finished := _find_finished(out, key, overwrite=overwrite):
+            return finished
+        _check_disk(stripped, out, len(formats))
+        folder = stack.enter_context(replace_folder(place, sorted(names), _list_own))
         job = ExportJob(stripped, folder, input_size, dynamic, opset)
         facts: dict[str, dict[str, Any]] = {}
         for name in formats:
@@ -127,38 +136,25 @@ def export_network(
             opens_with_smp=isinstance(stripped, OpensWithSmp),
         )
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
+        for name, content in (records or {}).items():
+            write_json(folder / name, content)
         write_json(folder / PROOF_FILE, proof)
-    return ExportReport(out, _list_files(out), proof)
+        files = tuple(sorted(path.name for path in folder.iterdir()))
+    return ExportReport(out, files, proof)
 
 
-@contextlib.contextmanager
-def _publish(out: Path) -> Iterator[Path]:
-    """Yield a sibling folder that takes the place of ``out`` when its block ends well and vanishes when it does not."""
-    folder, replaced = _sibling(out, "unfinished"), _sibling(out, "replaced")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+def _list_own(folder: Path) -> list[str]:
+    """Return the names of files that an export wrote, proof.json last; all that ever could be without a proof."""
     try:
-        yield folder
-        if out.exists():
-            out.rename(replaced)
-        folder.rename(out)
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _recover(out: Path) -> None:
-    """Put back what an export that was killed between its two renames had moved aside."""
-    replaced = _sibling(out, "replaced")
-    if replaced.exists():
-        if out.exists():
-            shutil.rmtree(replaced)
-        else:
-            replaced.rename(out)
-
-
-def _sibling(out: Path, state: str) -> Path:
-    return out.parent / f".{out.name}.{state}"
+        written = read_json(folder / PROOF_FILE).get("formats")
+    except UserError:
+        written = None
+    known = {PROOF_FILE, CARD_FILE, PREPROCESS_FILE, _ORIGIN_FILE, _LARGE_ONNX_FILE}
+    for name, entry in EXPORT_FORMATS.items():
+        if not isinstance(written, dict) or name in written:
+            known.update(entry.files)
+    found = [name for name in known if (folder / name).is_file()]
+    return sorted(found, key=lambda name: (name == PROOF_FILE, name))
 
 
 def _find_finished(out: Path, key: str, *, overwrite: bool) -> ExportReport | None:
@@ -178,7 +174,7 @@ def _find_finished(out: Path, key: str, *, overwrite: bool) -> ExportReport | No
             f"cannot export to {out}: it holds files that are no export and would be lost; give another --out"
         )
     if proof[KEY_FIELD] == key:
-        return ExportReport(out, _list_files(out), proof, reused=True)
+        return ExportReport(out, tuple(sorted(_list_own(out))), proof, reused=True)
     if not overwrite:
         raise UserError(f"{out} holds another export; give another --out, or --overwrite to replace it")
     return None
@@ -234,7 +230,3 @@ def _describe_network(network: Network) -> str:
         f"{name}={network.spec.options[name]}" for name in ("architecture", "encoder") if name in network.spec.options
     )
     return f"{network.spec.name}({options})" if options else network.spec.name
-
-
-def _list_files(out: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in out.iterdir()))

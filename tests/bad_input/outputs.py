@@ -112,6 +112,47 @@ def _cache_export(world: World) -> Sequence[str | Path]:
     return ["cache", "export", world.store("train"), "--out", world.user / "maps"]
 
 
+def _export(prepare: Callable[[World], str | Path], *words: str) -> Prepare:
+    return lambda world: [
+        "export", world.run_folder("seg-only").name, "--formats", "safetensors", "--out", prepare(world), *words
+    ]  # fmt: skip
+
+
+def _put_beside(name: str) -> Callable[[World], Path]:
+    """Return what puts a file of the user's, and a folder, into the export."""
+
+    def prepare(world: World) -> Path:
+        (world.export / name).write_text("mine")
+        (world.export / "slides").mkdir()
+        (world.export / "slides" / "a.txt").write_text("mine")
+        return world.export
+
+    return prepare
+
+
+def _kept_beside(world: World, answer: Answer) -> None:
+    assert (world.export / "remarks.txt").read_text() == (world.export / "slides" / "a.txt").read_text() == "mine"
+    assert not (world.export / "model.onnx").exists() and "slides" not in str(answer.json["files"])
+    assert not list(world.root.glob(".*")), "nothing is left over beside it"
+
+
+def _link_to_export(world: World) -> Path:
+    (world.root / "link").symlink_to(world.export)
+    return world.root / "link"
+
+
+def _stays_a_link(world: World, _answer: Answer) -> None:
+    assert (world.root / "link").is_symlink() and not (world.export / "model.onnx").exists()
+
+
+def _fetch_into_itself(world: World) -> Sequence[str | Path]:
+    folder = world.user / "model"
+    shutil.copytree(world.estimator, folder)
+    (folder / "estimator.json").unlink(missing_ok=True)
+    shutil.copy(world.user / "optimizer.pt", folder / "optimizer.pt")
+    return ["fetch", folder, "--out", world.user, "--kind", "relative"]
+
+
 CASES = [
     Case("report --out a LaTeX file", _report("user/thesis.tex"), ("thesis.tex", "--overwrite")),
     Case("report --out an image", _report("user/photo.png"), ("photo.png", "--overwrite")),
@@ -197,4 +238,42 @@ CASES = [
         ("images/train", "--out"),
     ),
     Case("cache export onto a foreign file", _cache_export, ("scales.csv", "--overwrite")),
+    Case("export --out a file", _export(lambda world: world.user / "notes.txt"), ("notes.txt", "--out")),
+    Case("export --out a folder of other files", _export(lambda world: world.user, "--overwrite"), ("no export",)),
+    Case("export --out the work directory", _export(lambda world: world.work, "--overwrite"), ("no export",)),
+    Case("export --out among the nodes", _export(lambda world: world.work / "nodes" / "x"), ("program keeps",)),
+    Case("export --out the root of the disk", _export(lambda _: "/", "--overwrite"), ("mounted",)),
+    Case("export --out another export", _export(lambda world: world.export), ("another export", "--overwrite")),
+    Case(
+        "export --overwrite where other files lie beside",
+        _export(_put_beside("remarks.txt"), "--overwrite"),
+        (),
+        exit=0,
+        check=_kept_beside,
+    ),
+    Case(
+        "export --overwrite where a file of the user's has a name it needs",
+        lambda world: [
+            "export",
+            "--formats",
+            "safetensors,pt2",
+            "--overwrite",
+            "--out",
+            _put_beside("model.pt2")(world),
+        ],
+        ("model.pt2", "move it away"),
+    ),
+    Case(
+        "export --overwrite through a link to the folder",
+        _export(_link_to_export, "--overwrite"),
+        (),
+        exit=0,
+        check=_stays_a_link,
+    ),
+    Case("export --out a name of 255 bytes", _export(lambda world: world.root / ("n" * 255)), (), exit=0),
+    Case(
+        "teach --out a folder of other files",
+        lambda world: world.with_recipe("teach", "--out", world.user),
+        ("user", "not empty"),
+    ),
 ]

@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 from safetensors.torch import load_file
 
 from data_cache.errors import UserError
+from data_cache.outputs import set_aside
 from stages.export import onnx_file, safetensors_file
 from stages.export.card import CardFacts, LicenceLink, render_card
 from stages.export.export import export_network
@@ -310,10 +311,9 @@ def test_only_where_rounding_decides_may_some_logits_be_far_off(tmp_path, monkey
 
 def test_an_export_killed_between_its_two_moves_is_put_back(tmp_path):
     export(build(), tmp_path / "out")
-    (tmp_path / "out").rename(tmp_path / ".out.replaced")
-    (tmp_path / ".out.unfinished").mkdir()
+    (tmp_path / "out").rename(set_aside(tmp_path / "out"))
     assert export(build(), tmp_path / "out").reused
-    assert not (tmp_path / ".out.replaced").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize(
