@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from data_cache.escaping import quoted
+
 
 class UserError(Exception):
     """Something the person can repair: shown as one message without a traceback, exit status 2.
@@ -15,14 +17,14 @@ class UserError(Exception):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the closest known name, or "" when none is close."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(name[:80], list(known), n=1, cutoff=0.6)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
     """Build the error for a name that is not in a table of names."""
     names = sorted(known)
-    return UserError(f"unknown {what} {name!r}{nearest(name, names)}; known: {', '.join(names)}")
+    return UserError(f"unknown {what} {quoted(name)}{nearest(name, names)}; known: {', '.join(names)}")
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

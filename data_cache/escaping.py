@@ -24,6 +24,12 @@ def printable_text(text: str) -> str:
     )
 
 
+def quoted(value: object, limit: int = 120) -> str:
+    """Return a value as Python writes it, for a message; of a long one the middle is left out."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 20]}…{text[-19:]}"
+
+
 def width_of(text: str) -> int:
     """Return how many columns of a terminal the text takes; Chinese, Japanese and Korean letters take two."""
     return sum(
@@ -40,7 +46,7 @@ def markdown_text(text: str) -> str:
 def csv_text(text: str) -> str:
     """Return text that a spreadsheet shows as it is; what would be a formula gets an apostrophe in front."""
     text = printable_text(text)
-    return f"'{text}" if text[:1] in tuple("=+-@＝＋－＠") else text
+    return f"'{text}" if text.lstrip()[:1] in tuple("=+-@＝＋－＠") else text
 
 
 def latex_text(text: str) -> str:

@@ -16,6 +16,11 @@ from pydantic.fields import FieldInfo
 Size = tuple[int, int]
 """(height, width), px."""
 SMALLEST_CROP_PX = 32
+LARGEST_CROP_PX = 16_384
+LARGEST_SCALE = 16.0
+"""Images are scaled by at most this, and by at least its reciprocal."""
+LARGEST_BATCH = 65_536
+"""Images; the bounds of settings are far beyond what is of use, and keep typing errors from machines."""
 
 
 class Decides(StrEnum):
@@ -153,8 +158,13 @@ class AugmentationSettings(Section):
     def _check_ranges(self) -> AugmentationSettings:
         if min(self.crop) < 1:
             raise ValueError(f"crop {list(self.crop)} must be at least 1 px a side")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale {list(self.scale)} must be two positive numbers, the smaller first")
+        if max(self.crop) > LARGEST_CROP_PX:
+            raise ValueError(f"crop {list(self.crop)} must be at most {LARGEST_CROP_PX} px a side")
+        if not 1 / LARGEST_SCALE <= self.scale[0] <= self.scale[1] <= LARGEST_SCALE:
+            raise ValueError(
+                f"scale {list(self.scale)} must be two numbers from {1 / LARGEST_SCALE:g} to {LARGEST_SCALE:g}, "
+                "the smaller first"
+            )
         return self
 
 
@@ -167,7 +177,7 @@ class DataSettings(AugmentationSettings):
     """Folder of the dataset; drawn scenes need none."""
     options: dict[str, Any] = setting({}, Decides.DATA, Decides.SCORES, resolved=True)
     """Further arguments of the dataset (for scenes: size, counts, seed)."""
-    workers: int = setting(0, Decides.NOTHING, ge=0, flag="--workers")
+    workers: int = setting(0, Decides.NOTHING, ge=0, le=256, flag="--workers")
     """Loader processes; 0 loads in the training process."""
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -17,7 +18,9 @@ from pydantic import ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from data_cache.errors import UserError, nearest, unknown_name
+from data_cache.escaping import quoted
 from data_cache.settings import DataSettings, Decides, Section, describe_settings, is_section, setting
+from pipeline.experiment.toml_text import MAX_DEPTH, check_plain, parse_toml, read_recipe_file
 from stages.evaluation.settings import EvaluationSettings
 from stages.networks import NETWORKS
 from stages.networks.settings import NetworkSettings
@@ -148,23 +151,24 @@ def load_config(recipe: str, overrides: Mapping[str, Any] | None = None, assignm
         UserError: listing every problem found, with the nearest known key for unknown ones.
     """
     what = f"recipe {recipe!r}"
-    tree = {"recipe": recipe} | _read_recipe(recipe)
+    tree = _read_recipe(recipe)
     _validated(tree, what)  # by itself first: what follows relies on sections being sections
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    check_plain(given, "options")
     assigned = [_parse_assignment(text) for text in assignments]
-    _add_network_options(tree)
     wanted = given | dict(assigned)
+    tree["recipe"] = recipe
+    _add_network_options(tree)
     _put_aside(tree, given, wanted)
     _choose_network(tree, wanted.get("network.name"))  # before options of it are set
-    data = tree.get("data", {})
-    if wanted.get("data.dataset", data.get("dataset")) != data.get("dataset"):
-        data.pop("options", None)  # they were meant for the dataset that the recipe names
     tree["row_changes"] = {
         row: _drop_overridden(_dotted(changes), wanted) for row, changes in tree.get("row_changes", {}).items()
     }
     for key, value in (*given.items(), *assigned):
         _assign(tree, key, value)
-    return _validated(tree, what)
+    config = _validated(tree, what)
+    _check_counts(config, wanted)
+    return config
 
 
 def _dotted(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,20 +190,66 @@ def _dotted_leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _drop_overridden(changes: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row's changes without those that are asked for now, as a key or a whole section, for every row."""
-    asked = {*wanted, *(["training.iterations"] if "training.epochs" in wanted else [])}  # iterations overrule epochs
+    asked = {*wanted, *(_EITHER[key] for key in wanted if key in _EITHER)}
     return {
         name: value for name, value in changes.items() if not any(f"{name}.".startswith(f"{key}.") for key in asked)
     }
 
 
+_EITHER = {"training.epochs": "training.iterations", "training.iterations": "training.epochs"}
+"""Keys of which only one can count → the other."""
+_COUNTS_WITH = {
+    "training.momentum": ("training.optimizer", "sgd"),
+    "training.poly_power": ("training.lr_schedule", "poly"),
+    "loss.gamma": ("loss.seg", "focal"),
+    "loss.alpha": ("loss.seg", "focal"),
+    "loss.dwa_window": ("loss.weighting", "dwa"),
+}
+"""Key → the other key, and its only value with which the first changes anything."""
+
+
 def _put_aside(tree: dict[str, Any], given: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Drop what a recipe says in the way of a flag: its own steps for a schedule, its iterations for epochs."""
+    """Drop what a recipe says in the way of what is asked for now, and say so where that is not plain.
+
+    Another schedule replaces own steps, another dataset the folder and options of the recipe's own.
+
+    Raises:
+        UserError: two things are asked for of which one would be ignored.
+    """
+    data, training, schedule = (tree.get(section, {}) for section in ("data", "training", "schedule"))
+    if "dataset" in data and wanted.get("data.dataset", data["dataset"]) != data["dataset"]:
+        tree["data"] = {key: value for key, value in data.items() if key not in ("root", "options")}
     if "schedule.name" in given:
-        tree["schedule"] = {}
-    if {"training.epochs", "training.iterations"} <= given.keys():
-        raise UserError("--epochs and --iterations both say how long to train; give one of them")
-    if "training.epochs" in wanted and isinstance(tree.get("training", {}), dict):
-        tree.get("training", {}).pop("iterations", None)
+        schedule = tree["schedule"] = {}
+    if _EITHER.keys() <= wanted.keys() or (training.keys() >= {"epochs", "iterations"} and not _EITHER.keys() & wanted):
+        raise UserError("--epochs and --iterations (training.epochs, training.iterations) both say how long to train; "
+                        "give one of them")  # fmt: skip
+    for key in _EITHER.keys() & wanted.keys():
+        asked, other = (name.removeprefix("training.") for name in (key, _EITHER[key]))
+        if (dropped := training.pop(other, None)) is not None:
+            warnings.warn(f"the recipe's {other} = {dropped} do not count, {asked} are asked for", stacklevel=3)
+    for key in (*_EITHER, "training.lr"):
+        name = "lr" if key == "training.lr" else "epochs"
+        phases = [step for step in schedule.get("steps", ()) if "phase" in step]
+        if key in wanted and "schedule.steps" not in wanted and phases and all(name in phase for phase in phases):
+            raise UserError(f"{key} is asked for, but every phase of schedule.steps has its own {name}, which would "
+                            "win; change it there, or choose another --schedule")  # fmt: skip
+
+
+def _check_counts(config: RunConfig, wanted: Mapping[str, Any]) -> None:
+    """Refuse what is asked for now and would change nothing beside the rest."""
+    values = {key: _find_value(config, key) for pair in _COUNTS_WITH.values() for key in pair[:1]}
+    for key, (other, needed) in _COUNTS_WITH.items():
+        if key in wanted and values[other] != needed:
+            raise UserError(
+                f"{key} = {quoted(wanted[key])} would change nothing: it is read with {other} = {needed!r}, and that "
+                f"is {values[other]!r}; set both, or drop it"
+            )
+
+
+def _find_value(config: RunConfig, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
 
 
 def _add_network_options(tree: dict[str, Any]) -> None:
@@ -221,7 +271,7 @@ def _validated(tree: dict[str, Any], what: str) -> RunConfig:
     try:
         return RunConfig.model_validate(_freeze(tree))
     except ValidationError as problem:
-        raise UserError(f"{what}:\n" + "\n".join(_explain(problem))) from problem
+        raise UserError(f"{what}:\n" + "\n".join(_explain(problem, tree))) from problem
 
 
 def _read_recipe(recipe: str) -> dict[str, Any]:
@@ -230,12 +280,10 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
         if recipe not in recipe_names():
             raise UserError(f"{unknown_name('recipe', recipe, recipe_names())}; or give the path of a .toml file")
         path = Path(str(resources.files("pipeline") / "recipes" / f"{recipe}.toml"))
-    try:
-        return tomllib.loads(path.read_text(encoding="utf8"))
-    except OSError as problem:
-        raise UserError(f"cannot read recipe {path}: {problem.strerror}") from problem
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise UserError(f"recipe {path} is not valid TOML: {problem}") from problem
+    tree = read_recipe_file(path)
+    if "recipe" in tree:
+        raise UserError(f"recipe {path}: the key 'recipe' is kept for the name of the file; remove it")
+    return tree
 
 
 def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -249,16 +297,23 @@ def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _parse_assignment(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
+    key = key.strip()
     if not separator:
-        raise UserError(f"--set {text!r} has no '='; write for example --set data.crop=[256,256]")
-    return key.strip(), _parse_value(value.strip())
+        raise UserError(f"--set {quoted(text)} has no '='; write for example --set data.crop=[256,256]")
+    if not all(parts := key.split(".")) or len(parts) > MAX_DEPTH or parts == ["recipe"]:
+        raise UserError(f"--set {quoted(text)}: {quoted(key)} is no key; `pipeline recipes --keys` lists them")
+    parsed = _parse_value(value.strip(), f"--set {quoted(text)}")
+    check_plain(parsed, f"--set {quoted(text)}", key)
+    return key, parsed
 
 
-def _parse_value(text: str) -> Any:
+def _parse_value(text: str, what: str) -> Any:
+    """Return a TOML value; a text that is none stands for itself."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        parsed = parse_toml(f"value = {text}", what)
     except tomllib.TOMLDecodeError:
         return text
+    return parsed["value"] if parsed.keys() == {"value"} else text  # else it has lines of other keys
 
 
 def _freeze(value: Any) -> Any:
@@ -268,11 +323,10 @@ def _freeze(value: Any) -> Any:
     return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
 
 
-def _explain(problem: ValidationError) -> list[str]:
+def _explain(problem: ValidationError, tree: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     for error in problem.errors():
-        # Where several kinds of value are possible, pydantic adds the kind to the place: "tuple[float, ...]".
-        *sections, name = [str(part) for part in error["loc"] if "[" not in str(part)] or ["recipe"]
+        *sections, name = _find_keys(error["loc"], tree) or ["recipe"]
         where = ".".join((*sections, name))
         if error["type"] == "extra_forbidden":
             lines.append(_explain_unknown(where, name, _section_at(sections), error["input"]))
@@ -280,28 +334,41 @@ def _explain(problem: ValidationError) -> list[str]:
             lines.append(f"  {where}: {error['msg'].removeprefix('Value error, ')}")
         else:
             wanted = _TOML_WORDS.get(error["type"], error["msg"])
-            begun, found = f"  {where}: ", f", found {error['input']!r}"
+            begun, found = f"  {where}: ", f", found {quoted(error['input'])}"
             if lines and lines[-1].startswith(begun) and lines[-1].endswith(found):  # one of several possible kinds
                 wanted = f"{lines.pop()[len(begun) : -len(found)]} or {wanted.removeprefix('Input should be ')}"
             lines.append(f"{begun}{wanted}{found}")
     return lines
 
 
+def _find_keys(location: Iterable[int | str], tree: Any) -> list[str]:
+    """Return where in a recipe a problem is; of several possible kinds pydantic adds the kind to the place."""
+    keys = []
+    for part in location:
+        known = tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list | tuple) else ()
+        if part in known:
+            tree = tree[part]
+            keys.append(str(part))
+    return keys
+
+
 _TOML_WORDS = {
     "model_type": "Input should be a table",
     "dict_type": "Input should be a table",
     "tuple_type": "Input should be a list",
+    "missing": "Input should be a longer list",
+    "too_long": "Input should be a shorter list",
 }
 """Type of a problem → what it is called in a recipe, where Python's word would puzzle."""
 
 
 def _explain_unknown(where: str, name: str, section: type[Section], value: Any) -> str:
     if name in section.renamed:
-        return f"  {where} is called {section.renamed[name]!r} now; write: {section.renamed[name]} = {value!r}"
+        return f"  {where} is called {section.renamed[name]!r} now; write: {section.renamed[name]} = {quoted(value)}"
     if name in section.removed:
         return f"  {where} is gone: {section.removed[name]}"
     known = sorted(section.model_fields)
-    return f"  unknown key {where!r}{nearest(name, known)}; known here: {', '.join(known)}"
+    return f"  unknown key {quoted(where)}{nearest(name, known)}; known here: {', '.join(known)}"
 
 
 def _section_at(path: list[str]) -> type[Section]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from data_cache.settings import Decides, Section, setting
+from data_cache.settings import LARGEST_BATCH, Decides, Section, setting
 
 
 class DepthSettings(Section):
@@ -16,13 +16,13 @@ class DepthSettings(Section):
         None, Decides.DEPTH_LOSS, Decides.SCORES, resolved=True, flag="--kind"
     )
     """What the numbers of an estimator without an alias mean; an alias knows."""
-    input_size: int | None = setting(None, Decides.DEPTH_LOSS, Decides.SCORES, resolved=True, ge=28)
+    input_size: int | None = setting(None, Decides.DEPTH_LOSS, Decides.SCORES, resolved=True, ge=28, le=8192)
     """Short side at which the estimator sees the image, px; the estimator's recommendation where it is not given."""
     target: Literal["robust", "minmax", "zscore", "log", "metric"] = setting(
         "robust", Decides.DEPTH_LOSS, Decides.SCORES
     )
     """Scaling of inverse depth at load time."""
-    batch_size: int = setting(16, Decides.NOTHING, ge=1, flag="--batch-size")
+    batch_size: int = setting(16, Decides.NOTHING, ge=1, le=LARGEST_BATCH, flag="--batch-size")
     """Images per forward pass while labelling."""
     precision: Literal["auto", "bfloat16", "float32"] = setting(
         "auto", Decides.DEPTH_LOSS, Decides.SCORES, resolved=True

@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from data_cache.errors import UserError, nearest, unknown_name
-from data_cache.settings import Decides, Section, setting
+from data_cache.escaping import quoted
+from data_cache.settings import LARGEST_BATCH, Decides, Section, setting
 from stages.networks.parts import NAMED_PARTS
 from stages.networks.precision import Precision
 from stages.training.encoder_policy import EncoderPolicy
@@ -17,6 +18,10 @@ from stages.training.schedule import CopyWeights, Part, Phase, Schedule, Step
 from stages.training.schedules import SCHEDULES, split_name
 
 MEDIAN_FREQUENCY = "median-frequency"
+LONGEST = 1_000_000_000
+"""Epochs or steps of a phase."""
+LARGEST_WEIGHT = 1000.0
+"""Of a loss, a rate, a decay."""
 SegLoss = Literal["focal", "cross-entropy", "ohem"]
 DepthLoss = Literal["mse", "l1", "ssi"]
 LossWeightingMode = Literal["fixed", "uncertainty", "dwa"]
@@ -26,29 +31,31 @@ TransferMode = Literal["feature-extractor", "low-level-extractor", "fine-tune", 
 class TrainingSettings(Section):
     """How gradients become weights, and for how long. Every phase starts a fresh optimiser with these."""
 
-    epochs: int = setting(20, Decides.OPTIMISATION, resolved=True, ge=1, flag="--epochs")
+    epochs: int = setting(20, Decides.OPTIMISATION, resolved=True, ge=1, le=LONGEST, flag="--epochs")
     """Passes over the training split per phase (with budget "total": for the whole schedule)."""
-    iterations: int | None = setting(None, Decides.OPTIMISATION, resolved=True, ge=1, flag="--iterations")
+    iterations: int | None = setting(None, Decides.OPTIMISATION, resolved=True, ge=1, le=LONGEST, flag="--iterations")
     """Steps per phase instead of epochs."""
     budget: Literal["phase", "total"] = setting("phase", Decides.OPTIMISATION, resolved=True, flag="--budget")
     """Whether each phase gets the epochs, as in the paper, or all phases of a schedule share them."""
-    batch_size: int = setting(8, Decides.DATA, Decides.OPTIMISATION, ge=1, flag="--batch-size")
+    batch_size: int = setting(8, Decides.DATA, Decides.OPTIMISATION, ge=1, le=LARGEST_BATCH, flag="--batch-size")
     """Images per step."""
     optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", Decides.OPTIMISATION)
     """Adam couples weight decay into the gradient (L2), as torch's does; AdamW does not."""
-    lr: float = setting(1e-4, Decides.OPTIMISATION, resolved=True, gt=0, flag="--lr")  # pseudo-depth paper, table 1
+    lr: float = setting(
+        1e-4, Decides.OPTIMISATION, resolved=True, gt=0, le=LARGEST_WEIGHT, flag="--lr"
+    )  # pseudo-depth paper, table 1
     """Initial learning rate; a phase's own rate overrides it."""
     momentum: float = setting(0.9, Decides.OPTIMISATION, ge=0, lt=1)
     """Of SGD alone."""
-    weight_decay: float = setting(0.0, Decides.OPTIMISATION, ge=0)
+    weight_decay: float = setting(0.0, Decides.OPTIMISATION, ge=0, le=LARGEST_WEIGHT)
     """Weight decay of the optimiser."""
     decay_norm_and_bias: bool = setting(True, Decides.OPTIMISATION)
     """Whether weight decay also touches tensors with fewer than two axes, as in torch; BiSeNet's recipe says no."""
     lr_schedule: Literal["constant", "poly", "cosine"] = setting("constant", Decides.OPTIMISATION)
     """Course of the learning rate over a phase."""
-    poly_power: float = setting(0.9, Decides.OPTIMISATION, gt=0)  # the feature-fusion paper
+    poly_power: float = setting(0.9, Decides.OPTIMISATION, gt=0, le=100)  # the feature-fusion paper
     """Exponent of the poly schedule."""
-    warmup_steps: int = setting(0, Decides.OPTIMISATION, ge=0)
+    warmup_steps: int = setting(0, Decides.OPTIMISATION, ge=0, le=LONGEST)
     """Steps of linear rise before the schedule; its time axis is the rest."""
     lr_factors: dict[str, float] = setting({}, Decides.OPTIMISATION)
     """Part or branch name to factor on the learning rate; of two that fit a part, the narrower one holds."""
@@ -58,7 +65,7 @@ class TrainingSettings(Section):
         None, Decides.FIRST_WEIGHTS, Decides.OPTIMISATION, resolved=True, flag="--transfer"
     )
     """How much of the encoder's pretraining is kept (see `pipeline advise`); sets encoder_policy and options."""
-    clip_norm: float | None = setting(None, Decides.OPTIMISATION, gt=0)
+    clip_norm: float | None = setting(None, Decides.OPTIMISATION, ge=1e-9, le=1e9)
     """Largest allowed gradient norm over everything trained; not clipped where it is not given."""
     ema_decay: float | None = setting(None, Decides.OPTIMISATION, gt=0, lt=1)
     """Decay of the moving average of the weights; with it, a phase ends with the average."""
@@ -66,9 +73,9 @@ class TrainingSettings(Section):
     """Type of the forward pass; auto takes bfloat16 where the hardware multiplies it. Losses are always float32."""
     compile: bool = setting(False, Decides.NUMERICS, flag="--compile")
     """Compile the network with torch.compile."""
-    checkpoint_minutes: float = setting(5.0, Decides.NOTHING, gt=0)
+    checkpoint_minutes: float = setting(5.0, Decides.NOTHING, gt=0, le=10_000)
     """Minutes between checkpoints; an interruption by signal writes one at once."""
-    log_every: int = setting(10, Decides.NOTHING, ge=1)
+    log_every: int = setting(10, Decides.NOTHING, ge=1, le=LONGEST)
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = setting(False, Decides.NOTHING)
     """Also write TensorBoard files (needs the extra of that name)."""
@@ -80,8 +87,12 @@ class TrainingSettings(Section):
             if name not in NAMED_PARTS:
                 known = ", ".join(NAMED_PARTS)
                 raise ValueError(f"lr_factors has no part {name!r}{nearest(name, NAMED_PARTS)}; known: {known}")
-            if factor <= 0:
-                raise ValueError(f"lr factor {factor} of {name} must be positive; to freeze, do not train the part")
+            if not 0 < factor <= LARGEST_WEIGHT:
+                raise ValueError(
+                    f"lr factor {factor} of {name} must be positive; to freeze, do not train the part"
+                    if factor <= 0
+                    else f"lr factor {factor} of {name} must be at most {LARGEST_WEIGHT:g}"
+                )
         return self
 
 
@@ -90,21 +101,21 @@ class LossSettings(Section):
 
     seg: SegLoss = setting("focal", Decides.SEG_LOSS)
     """Segmentation loss."""
-    gamma: float = setting(2.0, Decides.SEG_LOSS, ge=0)
+    gamma: float = setting(2.0, Decides.SEG_LOSS, ge=0, le=100)
     """Focusing strength of the focal loss."""
-    alpha: float = setting(1.0, Decides.SEG_LOSS, gt=0)
+    alpha: float = setting(1.0, Decides.SEG_LOSS, gt=0, le=LARGEST_WEIGHT)
     """Factor on the focal loss; with Adam it matters only beside another loss."""
     class_weights: tuple[float, ...] | Literal["median-frequency"] | None = setting(None, Decides.SEG_LOSS)
     """One weight per class, or "median-frequency": computed from the training split before anything is trained."""
     depth: DepthLoss = setting("mse", Decides.DEPTH_LOSS)
     """Depth loss."""
-    joint_seg: float = setting(0.85, Decides.JOINT_LOSS, resolved=True, ge=0)
+    joint_seg: float = setting(0.85, Decides.JOINT_LOSS, resolved=True, ge=0, le=LARGEST_WEIGHT)
     """Weight of the segmentation loss in joint phases of named schedules."""
-    joint_depth: float = setting(0.15, Decides.JOINT_LOSS, resolved=True, ge=0)
+    joint_depth: float = setting(0.15, Decides.JOINT_LOSS, resolved=True, ge=0, le=LARGEST_WEIGHT)
     """Weight of the depth loss in joint phases of named schedules."""
     weighting: LossWeightingMode = setting("fixed", Decides.JOINT_LOSS)
     """How phases with both losses weight them: as the phase says, or adapting from there (see ``weighting.py``)."""
-    dwa_window: int = setting(100, Decides.JOINT_LOSS, ge=1)
+    dwa_window: int = setting(100, Decides.JOINT_LOSS, ge=1, le=LONGEST)
     """Steps whose mean losses `dwa` compares; the paper compares epochs."""
     renamed: ClassVar[Mapping[str, str]] = {
         "joint_focal": "joint_seg", "joint_mse": "joint_depth", "balance": "weighting",
@@ -113,8 +124,8 @@ class LossSettings(Section):
     @model_validator(mode="after")
     def _check_class_weights(self) -> LossSettings:
         weights = self.class_weights
-        if isinstance(weights, tuple) and not (all(weight >= 0 for weight in weights) and any(weights)):
-            raise ValueError(f"class_weights {list(weights)} must be at least 0, and not all 0")
+        if isinstance(weights, tuple) and not (all(0 <= each <= 1e6 for each in weights) and any(weights)):
+            raise ValueError(f"class_weights {quoted(list(weights))} must be from 0 to 1e6, and not all 0")
         return self
 
     def describe(self, phase: Phase) -> str:
@@ -135,17 +146,17 @@ class LossSettings(Section):
 class StepSettings(Section):
     """One step of an own schedule: either a phase or a copy."""
 
-    phase: str | None = setting(None, Decides.NOTHING)
+    phase: str | None = setting(None, Decides.NOTHING, min_length=1, max_length=60)
     """Name of a phase, for people."""
     trains: tuple[str, ...] = setting((), Decides.SCHEDULE, resolved=True)
     """Part or branch names: encoder, seg-branch, depth-branch, everything, seg-decoder, …"""
-    seg: float = setting(0.0, Decides.SCHEDULE, resolved=True)
+    seg: float = setting(0.0, Decides.SCHEDULE, resolved=True, ge=0, le=LARGEST_WEIGHT)
     """Weight of the segmentation loss."""
-    depth: float = setting(0.0, Decides.SCHEDULE, resolved=True)
+    depth: float = setting(0.0, Decides.SCHEDULE, resolved=True, ge=0, le=LARGEST_WEIGHT)
     """Weight of the depth loss."""
-    epochs: int | None = setting(None, Decides.SCHEDULE, resolved=True)
+    epochs: int | None = setting(None, Decides.SCHEDULE, resolved=True, ge=1, le=LONGEST)
     """Passes over the training split; the recipe's where it is not given."""
-    lr: float | None = setting(None, Decides.SCHEDULE, resolved=True)
+    lr: float | None = setting(None, Decides.SCHEDULE, resolved=True, gt=0, le=LARGEST_WEIGHT)
     """Learning rate; the recipe's where it is not given."""
     copy_from: str | None = setting(None, Decides.SCHEDULE, resolved=True)
     """Decoder whose weights a copy takes."""
@@ -177,8 +188,11 @@ class ScheduleSettings(Section):
 
     @model_validator(mode="after")
     def _check_name(self) -> ScheduleSettings:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", split_name(self.name)[0]):
-            raise ValueError(f"name {self.name!r} must begin with a letter or digit and hold only those and . _ -")
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,59}", split_name(self.name)[0], re.ASCII):
+            raise ValueError(
+                f"name {quoted(self.name)} must begin with a letter or digit and hold only those of ASCII and . _ -, "
+                "at most 60: it becomes the name of a folder"
+            )
         return self
 
     @property
