@@ -1,10 +1,12 @@
-"""Names of rows, classes and data sets as literal text in each kind of output. Imports no torch."""
+"""Names of files, rows, classes and data sets as literal text in each kind of output. Imports no torch."""
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from html import escape
+from typing import Any
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "&": r"\&", "%": r"\%", "#": r"\#", "$": r"\$",
@@ -12,6 +14,12 @@ _LATEX = {
     "|": r"\textbar{}", "[": "{[}", "*": "{*}", "–": "--",
     "±": r"$\pm$", "·": r"$\cdot$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
 }  # fmt: skip
+_LIGATURE = re.compile(r"-(?=-)|[`'](?=[`'])|[?!](?=`)|,(?=,)")
+_PLAIN = {
+    "·": "-", "–": "-", "—": "-", "─": "-", "−": "-", "±": "+-", "×": "x", "…": "...", "→": "->", "↑": "(up)",
+    "↓": "(down)",
+}  # fmt: skip
+"""Signs of our own → what a terminal shows that has only ASCII."""
 
 
 def printable_text(text: str) -> str:
@@ -22,6 +30,38 @@ def printable_text(text: str) -> str:
         else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def printable_lines(text: str) -> str:
+    """Return what ``printable_text`` makes of each line of a text of several lines."""
+    return "\n".join(map(printable_text, text.split("\n")))
+
+
+def encodable_text(text: str, encoding: str | None) -> str:
+    """Return text that an encoding can write: other letters become ASCII where they are signs of ours, else codes.
+
+    Args:
+        encoding: of a stream; None takes everything.
+    """
+    if encoding is None or _fits(text, encoding):
+        return text
+    return "".join(
+        letter if _fits(letter, encoding) else _PLAIN.get(letter) or json.dumps(letter)[1:-1] for letter in text
+    )
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON of valid UTF-8 that says what the value says, and does nothing to a terminal."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
+
+
+def _fits(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def quoted(value: object, limit: int = 120) -> str:
@@ -51,7 +91,8 @@ def csv_text(text: str) -> str:
 
 def latex_text(text: str) -> str:
     """Return text that LaTeX typesets as it is; letters beyond Latin need XeLaTeX or LuaLaTeX."""
-    return "".join(_LATEX.get(letter, letter) for letter in printable_text(text))
+    escaped = "".join(_LATEX.get(letter, letter) for letter in printable_text(text))
+    return _LIGATURE.sub(r"\g<0>{}", escaped)
 
 
 def html_text(text: str) -> str:

@@ -18,6 +18,7 @@ import click
 from data_cache.errors import UserError, is_out_of_memory, nearest
 from pipeline.commands import COMMANDS
 from pipeline.interruption import KEPT, interruptible, was_interrupted
+from pipeline.options import EncodableHelp
 from pipeline.threads import choose_thread_defaults
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def cli(ctx: click.Context, workdir: str | None, json_mode: bool, quiet: bool) -
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 2 the user can repair it, 1 a bug, 130 interrupted."""
     choose_thread_defaults()
+    click.Context.formatter_class = EncodableHelp
     words = list(sys.argv[1:] if arguments is None else arguments)
     with interruptible(json_mode="--json" in words, last=arguments is None):
         status = _run(words)

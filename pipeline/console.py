@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rich.console import Console as RichConsole
-from rich.console import Group, RenderableType
+from rich.console import ConsoleOptions, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from data_cache.escaping import printable_text
+from data_cache.escaping import encodable_text, json_text, printable_lines, printable_text
 from pipeline.interruption import start_answering
 
 
@@ -27,6 +27,22 @@ class Advance(Protocol):
         ...
 
 
+class _LiteralConsole(RichConsole):
+    """Shows control characters of a text instead of obeying them, and letters that the terminal lacks as codes."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, highlight=False, markup=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield what is to be written."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=_literal(segment.text, self.encoding))
+
+
+def _literal(text: str, encoding: str | None) -> str:
+    return encodable_text(printable_lines(text), encoding)
+
+
 @dataclass(frozen=True)
 class Console:
     """One per process; knows whether a person or a program is listening."""
@@ -36,29 +52,32 @@ class Console:
 
     @property
     def _stderr(self) -> RichConsole:
-        return RichConsole(stderr=True, quiet=self.quiet, highlight=False)
+        return _LiteralConsole(stderr=True, quiet=self.quiet)
 
     def info(self, text: str) -> None:
         """Tell a person what is going on."""
-        self._stderr.print(text, markup=False, soft_wrap=True)
+        self._stderr.print(text, soft_wrap=True)
 
     def error(self, text: str, label: str = "error") -> None:
         """Say why the command ended; not even ``--quiet`` hides it. With ``--json`` stdout gets it as an object."""
         start_answering()
-        RichConsole(stderr=True, highlight=False).print(f"{label}: {text}", markup=False, soft_wrap=True)
+        _LiteralConsole(stderr=True).print(f"{label}: {text}", soft_wrap=True)
         if self.json_mode:
-            print(json.dumps({label: text}, ensure_ascii=False), file=sys.stdout)  # noqa: T201
+            self._print(json_text({label: text}))
 
     def result(self, value: dict[str, Any], text: RenderableType) -> None:
         """Print the command's result: one JSON object with ``--json``, else the text or table."""
         start_answering()
         if self.json_mode:
-            print(json.dumps(value, ensure_ascii=False), file=sys.stdout)  # noqa: T201
+            self._print(json_text(value))
         elif isinstance(text, str):
-            print(text, file=sys.stdout)  # noqa: T201
+            self._print(text)
         else:
             width = None if sys.stdout.isatty() else 160
-            RichConsole(file=sys.stdout, highlight=False, width=width).print(text)
+            _LiteralConsole(file=sys.stdout, width=width).print(text)
+
+    def _print(self, text: str) -> None:
+        print(_literal(text, sys.stdout.encoding), file=sys.stdout)  # noqa: T201
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:
@@ -68,12 +87,12 @@ class Console:
             yield self._log_lines(what, total)
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=stderr) as bar:
             task = bar.add_task(what, total=total, note="")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import click
+
+from data_cache.escaping import encodable_text, quoted
 
 if TYPE_CHECKING:
     from pipeline.experiment.config import RunConfig
@@ -62,6 +66,8 @@ class RecipeCommand(click.Command):
 
         given = {name: ctx.params.pop(name) for name in list(ctx.params) if name.startswith(_PREFIX)}
         overrides = {_to_path(name): value for name, value in given.items()}
+        if overrides.get("seed") is not None and ctx.params.get("seeds"):
+            raise click.UsageError(f"--seed {overrides['seed']} beside --seeds: give one of them")
         return load_config(ctx.params.pop("recipe"), overrides, ctx.params.pop("assignments"))
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -110,6 +116,14 @@ def _find_click_type(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, types.UnionType):
         (annotation,) = (each for each in get_args(annotation) if each is not type(None))
     return click.Choice(get_args(annotation)) if get_origin(annotation) is Literal else annotation
+
+
+class EncodableHelp(click.HelpFormatter):
+    """Help in letters that stdout can write; click would write UTF-8 to a terminal that has only ASCII."""
+
+    def getvalue(self) -> str:
+        """Return the finished page."""
+        return encodable_text(super().getvalue(), sys.stdout.encoding)
 
 
 class LazyChoice(click.Choice):
@@ -187,12 +201,11 @@ def parse_seeds(text: str | None) -> tuple[int, ...] | None:
 
     if text is None:
         return None
-    try:
-        seeds = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"--seeds {text!r} is no list of whole numbers; write for example 0,1,2") from None
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds {text!r} must be different numbers of at least 0")
+    if not re.fullmatch(r"\s*-?[0-9]{1,40}\s*(,\s*-?[0-9]{1,40}\s*)*", text):
+        raise UserError(f"--seeds {quoted(text)} is no list of whole numbers; write for example 0,1,2")
+    seeds = tuple(map(int, text.split(",")))
+    if min(seeds) < 0 or max(seeds) >= 2**63 or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {quoted(text)} must be different numbers of at least 0 and below 2^63")
     return seeds
 
 

@@ -25,7 +25,9 @@ class Workspace:
     @classmethod
     def choose(cls, option: str | None) -> Workspace:
         """Return the work directory of ``--workdir``, else of the environment, else ``./artifacts``."""
-        return cls(Path(option or os.environ.get(ENVIRONMENT_VARIABLE) or "artifacts"))
+        if option == "":
+            raise UserError("--workdir '' is empty; name a folder, or drop it for ./artifacts")
+        return cls(Path(option or os.environ.get(ENVIRONMENT_VARIABLE) or "artifacts").expanduser())
 
     @property
     def depth(self) -> Path:

@@ -26,6 +26,7 @@ from data_cache.sample import IGNORE_INDEX, DepthKind
 
 DRAWING_VERSION = 2
 """Raised by hand when the same (seed, split, index) draws another image, so that old caches are not read."""
+LARGEST_COUNT = 10_000_000
 
 _SPLIT_STREAMS = {"train": 0, "val": 1, "test": 2}
 _FIELDS: dict[str, np.dtype[Any]] = {
@@ -194,6 +195,8 @@ def _check_counts(counts: Mapping[str, int], split: str) -> int:
             raise unknown_name("split in scenes' counts", name, _SPLIT_STREAMS)
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise UserError(f"scenes: the count of {name} must be a whole number of at least 0, got {count!r}")
+        if count > LARGEST_COUNT:
+            raise UserError(f"scenes: the count of {name} must be at most {LARGEST_COUNT}, got {count}")
     if counts.get(split, 0) == 0:
         raise UserError(f"scenes: the {split} split is empty; give it a count, as in counts = {{ {split} = 100 }}")
     return counts[split]

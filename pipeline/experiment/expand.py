@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from data_cache.errors import unknown_name
+from data_cache.errors import UserError, unknown_name
+from pipeline.experiment.artifacts import open_split
 from pipeline.experiment.config import RunConfig, content_hash
 from pipeline.experiment.facts import gather_facts, inspect_network, resolve_class_weights
 from pipeline.experiment.plan import DataFacts, Plan, Row, plan_runs
-from pipeline.experiment.tables import find_table, table_rows
+from pipeline.experiment.tables import check_row_changes, find_table, table_rows
 from pipeline.experiment.transfer import apply_transfer
 from pipeline.session import Session
 from stages.networks import NETWORKS
 from stages.networks.precision import resolve_dtype
 from stages.training.schedule import CopyWeights
+from stages.training.settings import LossSettings
 
 
 def expand_rows(
@@ -43,7 +45,14 @@ def list_rows(config: RunConfig, table: str | None, seeds: tuple[int, ...] | Non
         own = None if "seed" in config.model_fields_set else found.seeds  # set, be it to 0: asked for
         rows = table_rows(found, config, seeds or own or (config.seed,))
     else:
+        weights = (config.loss.joint_seg, config.loss.joint_depth)
+        if config.schedule.own and weights != (LossSettings().joint_seg, LossSettings().joint_depth):
+            raise UserError(
+                "loss.joint_seg and loss.joint_depth are of named schedules; the steps of schedule "
+                f"{config.schedule.name!r} have weights of their own: change those, or choose another --schedule"
+            )
         name = config.build_schedule().name
+        check_row_changes(config)
         rows = [(name, config.changed({"seed": seed})) for seed in seeds or (config.seed,)]
     for _, changed in rows:
         if changed.network.name not in NETWORKS:
@@ -86,10 +95,15 @@ def make_plan(rows: Iterable[Row], session: Session, *, reuse: bool) -> Plan:
         UserError: a network cannot be built, or a copy cannot be done: told before any training.
     """
     known: dict[str, DataFacts] = {}
+    classes: dict[str, int] = {}
 
     def find_facts(row: Row) -> DataFacts:
         needs_depth = row.schedule.needs_depth
         data = [row.config.data.model_dump(include={"dataset", "root", "options"}), row.config.evaluation.split]
+        of_data = content_hash(data, 16)
+        if of_data not in classes:
+            classes[of_data] = len(open_split(row.config, session.workspace, "train").classes)
+        inspect_network(row.config.network, classes[of_data], session.workspace)  # before labels are asked for
         key = content_hash([data, row.config.depth.model_dump() if needs_depth else None], 16)
         if key not in known:
             known[key] = gather_facts(row.config, session, needs_depth=needs_depth)

@@ -166,12 +166,19 @@ def table_rows(table: TableSpec, config: RunConfig, seeds: tuple[int, ...]) -> l
     """Return row name and configuration for every row and seed, seeds innermost.
 
     Raises:
-        UserError: the recipe changes a row that is in no table.
+        UserError: as ``check_row_changes``.
     """
+    check_row_changes(config)
+    return [(row.name, _configure(row, config, seed)) for row in table.rows for seed in seeds]
+
+
+def check_row_changes(config: RunConfig) -> None:
+    """Raise UserError where the recipe changes a row that is in no table, or changes it to nonsense."""
     if unknown := [name for name in config.row_changes if name not in _TABLE_OF_ROW]:
         hints = ", ".join(f"{name!r}{nearest(name, _TABLE_OF_ROW)}" for name in unknown)
         raise UserError(f"the recipe's row_changes are for rows that no table has: {hints}")
-    return [(row.name, _configure(row, config, seed)) for row in table.rows for seed in seeds]
+    for name, changes in config.row_changes.items():
+        config.changed({**_TABLE_OF_ROW[name][1].changes, **changes}, f"table row {name!r}")
 
 
 def _configure(row: TableRow, config: RunConfig, seed: int) -> RunConfig:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from data_cache.escaping import csv_text, latex_text, markdown_text, printable_text, width_of
+from data_cache.escaping import csv_text, json_text, latex_text, markdown_text, printable_text, width_of
 from data_cache.metrics import HEADLINE, METRICS, explain_metrics
 from stages.comparison.rows import FACTS, label_rows, varying_facts
 from stages.comparison.statistics import Difference, Estimate
@@ -161,7 +160,7 @@ def render_csv(table: Table) -> str:
 
 def render_json(table: Table) -> str:
     """Return everything, unrounded."""
-    return json.dumps(table.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    return json_text(table.to_json(), indent=2)
 
 
 def render_latex(table: Table) -> str:

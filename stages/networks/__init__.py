@@ -127,6 +127,9 @@ def build_without_weights(name: str, num_classes: int, *, with_depth: bool = Tru
     weights = wanted.get("encoder_weights", "none")
     if weights == "none":
         return build_network(name, num_classes, with_depth=with_depth, **options)
+    from stages.networks.encoder_weights import check_weights_name
+
+    check_weights_name(wanted.get("encoder", "tu-vgg16"), weights)
     bare = {**options, **NETWORKS[name].load().settle_options(wanted), "encoder_weights": "none"}
     network = build_network(name, num_classes, with_depth=with_depth, **bare)
     if "encoder" in wanted:

@@ -16,6 +16,7 @@ from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
 from data_cache.errors import UserError, nearest
+from data_cache.escaping import quoted
 from data_cache.files import atomic_file
 from stages.networks.encoders import check_encoder_name
 from stages.networks.hub import find_hub_problem
@@ -36,8 +37,17 @@ def resolve_smp_weights(encoder: str, encoder_weights: str) -> str | bool | None
     Raises:
         UserError: for weights that the encoder is not published with, or without a connection.
     """
+    check_weights_name(encoder, encoder_weights)
     if encoder_weights == "none" or is_weights_file(encoder_weights):
         return None
+    _check_available(encoder, encoder_weights)
+    return True if encoder.startswith("tu-") else encoder_weights
+
+
+def check_weights_name(encoder: str, encoder_weights: str) -> None:
+    """Raise UserError for published weights that an encoder does not have; needs no connection."""
+    if encoder_weights == "none" or is_weights_file(encoder_weights):
+        return
     if encoder.startswith("tu-"):
         possible = ["imagenet"] if timm.is_model_pretrained(encoder.removeprefix("tu-")) else []
     else:
@@ -45,11 +55,9 @@ def resolve_smp_weights(encoder: str, encoder_weights: str) -> str | bool | None
     if encoder_weights not in possible:
         names = [*possible, "none"]
         raise UserError(
-            f"encoder {encoder!r} has no weights {encoder_weights!r}{nearest(encoder_weights, names)}; "
+            f"encoder {encoder!r} has no weights {quoted(encoder_weights)}{nearest(encoder_weights, names)}; "
             f"possible: {', '.join(names)}, or the path of a safetensors file"
         )
-    _check_available(encoder, encoder_weights)
-    return True if encoder.startswith("tu-") else encoder_weights
 
 
 def build_no_connection_error(encoder: str, reason: object) -> UserError:

@@ -160,8 +160,9 @@ def test_a_key_of_older_recipes_is_answered_with_the_new_line(assignment: str, l
 
 
 def test_epochs_asked_for_override_a_recipes_iterations() -> None:
-    assert load_config("fcn8s-voc", {"training.epochs": 50}).training.iterations is None
-    assert load_config("fcn8s-voc", {}, ["training.epochs=50"]).training.iterations is None
+    for flags, assignments in (({"training.epochs": 50}, []), ({}, ["training.epochs=50"])):
+        with pytest.warns(UserWarning, match="the recipe's iterations = 20000 do not count"):
+            assert load_config("fcn8s-voc", flags, assignments).training.iterations is None
     with pytest.raises(UserError, match="give one of them"):
         load_config("demo", {"training.epochs": 5, "training.iterations": 5})
 

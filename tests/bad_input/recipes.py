@@ -1,0 +1,126 @@
+"""Recipes, and options of the command line, that mean nothing, too much, or two things at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tests.bad_input.world import Answer, Case, World
+
+Prepare = Callable[[World], Sequence[str | Path]]
+STEP = '[[schedule.steps]]\nphase = "x"\ntrains = ["encoder", "seg-branch"]\nseg = 1.0\n'
+OWN = '[data]\ndataset = "scenes"\n'
+SHALLOW = "nested more than 16 levels deep"
+
+
+def _file(content: bytes | str, *words: str) -> Prepare:
+    """Return the plan of a recipe with this content."""
+
+    def prepare(world: World) -> Sequence[str | Path]:
+        path = world.root / "own.toml"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return ["plan", "--recipe", path, *words]
+
+    return prepare
+
+
+def _plan(*words: str) -> Prepare:
+    """Return the plan of segmentation alone by the world's recipe, with more words."""
+    return lambda world: world.with_recipe("plan", "--schedule", "seg-only", *words)
+
+
+def _set(assignment: str) -> Prepare:
+    return _plan("--set", assignment)
+
+
+def _place(make: Callable[[Path], object]) -> Prepare:
+    """Return the plan of a recipe whose path is something else than a file."""
+
+    def prepare(world: World) -> Sequence[str | Path]:
+        path = world.root / "own.toml"
+        make(path)
+        return ["plan", "--recipe", path]
+
+    return prepare
+
+
+def _large(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**30)
+
+
+def _three_iterations(world: World, answer: Answer) -> None:
+    assert [phase["steps"] for phase in answer.json["phases"]] == [6], "three passes over four images, two a step"
+
+
+def _without_depth(world: World) -> Sequence[str | Path]:
+    return ["--workdir", world.root / "elsewhere", *world.with_recipe("plan", "--set", "network.encoder_depth=99")]
+
+
+CASES = [
+    # what is no recipe
+    Case("a pipe as recipe", _place(os.mkfifo), ("own.toml", "it is no file")),
+    Case("a device as recipe", _place(lambda path: path.symlink_to("/dev/zero")), ("own.toml", "it is no file")),
+    Case("a folder as recipe", _place(Path.mkdir), ("own.toml", "it is no file")),
+    Case("a link to itself as recipe", _place(lambda path: path.symlink_to(path)), ("own.toml", "cannot read")),
+    Case("a recipe of 1 GB", _place(_large), ("own.toml", "larger than 100,000 bytes")),
+    Case("an empty recipe", _file(b"# nothing yet\n"), ("own.toml", "is empty", "pipeline recipes")),
+    Case("a recipe in UTF-16", _file("[data]\n".encode("utf-16")), ("own.toml", "byte 0 is not UTF-8")),
+    Case("a recipe with NUL characters", _file(b"[data]\0\n"), ("own.toml", "not valid TOML", "line 1")),
+    Case("a recipe that sets a key twice", _file("[data]\nflip = 0.5\nflip = 1.0\n"), ("not valid TOML", "line 3")),
+    Case("a recipe whose dotted keys clash", _file("data.crop = [64, 64]\ndata.crop.x = 1\n"), ("not valid TOML",)),
+    # what no setting takes
+    Case("arrays 5,000 deep", _file("x = " + "[" * 5000 + "]" * 5000), ("own.toml", SHALLOW)),
+    Case("tables 5,000 deep", _file(".".join("a" * 5000) + " = 1"), ("own.toml", SHALLOW)),
+    Case("dotted keys 30 deep", _file(".".join("a" * 30) + " = 1"), ("own.toml", SHALLOW)),
+    Case("arrays 2,000 deep in --set", _set("network.x=" + "[" * 2000 + "]" * 2000), ("--set", SHALLOW)),
+    Case("a number of 5,000 digits", _file("seed = 1" + "0" * 5000), ("own.toml", "a number that no setting can take")),
+    Case("a number of 5,000 digits in --set", _set("training.epochs=1" + "0" * 5000), ("--set", "no setting can take")),
+    Case("a number of 20,000 bits", _file("seed = 0x" + "f" * 5000), ("seed", "20000 bits")),
+    Case("a date where a name belongs", _file("[data]\ndataset = 2020-01-01"), ("data.dataset", "put it in quotes")),
+    Case("a NUL character in a text", _file('[data]\nroot = "a\\u0000b"'), ("data.root", "NUL character")),
+    Case("an option of scenes that is no number", _set("data.options.seed=nan"), ("data.options.seed", "finite")),
+    Case("true where a number belongs", _set("training.epochs=true"), ("training.epochs", "integer", "found True")),
+    Case("a crop of one number", _set("data.crop=[64]"), ("data.crop", "a longer list", "found (64,)")),
+    Case("an unknown key with escape sequences", _set("tr\x1b[31m.lr=1"), (r"unknown key 'tr\\x1b[31m'",)),
+    Case("a key of the recipe with an empty part", _set("training..lr=1"), ("'training..lr' is no key", "--keys")),
+    Case("--set with two lines", _set("training.lr=1\nx=2"), ("training.lr", r"found '1\\nx=2'")),
+    Case("a recipe that names itself", _file(f'recipe = "demo"\n{OWN}'), ("'recipe' is kept for the name",)),
+    # sizes
+    Case("a batch of 10^9 images", _plan("--batch-size", "1000000000"), ("training.batch_size", "65536")),
+    Case("a scale of 10^6", _set("data.scale=[1.0,1e6]"), ("scale", "0.0625 to 16")),
+    Case("a crop of 10^6 px", _set("data.crop=[1000000,1000000]"), ("crop", "16384 px")),
+    Case("10^6 loaders", _plan("--workers", "1000000"), ("data.workers", "256")),
+    Case("10^18 steps", _plan("--iterations", "1000000000000000000"), ("training.iterations", "1000000000")),
+    Case("a learning rate of 1e300", _plan("--lr", "1e300"), ("training.lr", "1000")),
+    Case("10^12 scenes", _file("[data.options]\ncounts = {train = 1000000000000}"), ("count of train", "at most")),
+    Case("a seed of 30 digits among --seeds", _plan("--seeds", "0,1" + "0" * 30), ("--seeds", "below 2^63")),
+    # two things of which one would be ignored
+    Case("--epochs beside --iterations", _plan("--epochs", "3", "--set", "training.iterations=5"), ("give one of",)),
+    Case("epochs beside iterations", _file(f"{OWN}[training]\nepochs = 3\niterations = 3"), ("give one of them",)),
+    Case(
+        "--epochs on a recipe of iterations",
+        _plan("--epochs", "3"),
+        ("the recipe's iterations = 1 do not count",),
+        exit=0,
+        check=_three_iterations,
+    ),
+    Case("--seed beside --seeds", _plan("--seed", "1", "--seeds", "2,3"), ("--seed 1", "--seeds", "give one")),
+    Case(
+        "--lr where every step has its own",
+        _file(f"schedule.name = 'own'\n{STEP}lr = 0.1\n{OWN}", "--lr", "1"),
+        ("training.lr", "schedule.steps"),
+    ),
+    Case("a momentum for Adam", _set("training.momentum=0.5"), ("training.momentum", "optimizer", "'sgd'")),
+    Case("a folder of data for drawn scenes", _file(OWN, "--data-root", "/mine"), ("scenes", "--data-root", "folder")),
+    # names
+    Case("an own schedule called like a row", _file(f"{OWN}{STEP}"), ("'depth-first'", "name of their own")),
+    Case("a schedule's name with slashes", _set("schedule.name=../../etc"), ("'../../etc'", "letter or digit")),
+    Case("a schedule's name of 500 letters", _set("schedule.name=" + "a" * 500), ("at most 60",)),
+    Case("row_changes of no row", _set("row_changes.nope={}"), ("'nope'", "no table has")),
+    Case("options of the network before labels", _without_depth, ("encoder_depth 99", "1 to 5")),
+    Case("weights that no encoder has", _set("network.encoder_weights=nope"), ("has no weights 'nope'", "none")),
+    Case("a network's option that is a date", _set("network.x=2020-01-01"), ("network.x", "put it in quotes")),
+    Case("--workdir '' of an unset variable", lambda _: ["--workdir", "", "schedules"], ("--workdir", "empty")),
+]
