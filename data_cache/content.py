@@ -22,6 +22,10 @@ _State = tuple[int, int, int, int]
 """Size, times of the last change of content and of inode (ns), inode number."""
 
 
+class MissingText(UserError):
+    """There is no such list."""
+
+
 class ContentHashes:
     """Hashes what images, labels and depth are made from; a file that is as it was is not read again.
 
@@ -79,6 +83,33 @@ def check_regular(path: Path, what: str) -> None:
     if not stat.S_ISREG(path.stat().st_mode):
         kind = "a folder" if path.is_dir() else "a pipe, socket or device"
         raise UserError(f"{what} {path} cannot be read (it is {kind}, no file); remove it")
+
+
+def read_text(path: Path, *, largest_bytes: int, remedy: str) -> str:
+    """Return the text of a list that a person wrote.
+
+    Args:
+        largest_bytes: more than any such list has.
+        remedy: what to do about a file that is missing or no text.
+
+    Raises:
+        MissingText: there is no such file.
+        UserError: it is no regular file, too large, or not UTF-8.
+    """
+    try:
+        check_regular(path, "the list")
+        if (size := path.stat().st_size) > largest_bytes:
+            raise UserError(f"{path} has {size:,} bytes, which is no list of names; {remedy}")
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise MissingText(f"there is no {path}; {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (at byte {error.start}); {remedy}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; {remedy}") from error
+    if "\0" in text:
+        raise UserError(f"{path} holds NUL bytes, so it is no UTF-8 text (UTF-16 has them); {remedy}")
+    return text
 
 
 def _look_at(path: Path) -> _State:

@@ -28,6 +28,10 @@ DESCRIPTIVE = ("codec", "licence", "tool_versions", "created_at")
 """Fields of a provenance that do not change the numbers."""
 
 
+class UnfitMap(UserError):
+    """One map that the format cannot hold, or not under its name; the others are not affected."""
+
+
 @dataclass(frozen=True)
 class Provenance:
     """How the maps of a store were made; written to the attributes of every file of the store.
@@ -217,20 +221,20 @@ def to_float16(image_id: str, raw: NDArray[np.floating]) -> NDArray[np.float16]:
     """Round a map to what the store keeps.
 
     Raises:
-        UserError: not (h, w), finite values beyond float16, or a map so small that float16 loses its shape. Single
+        UnfitMap: not (h, w), finite values beyond float16, or a map so small that float16 loses its shape. Single
             tiny pixels of a larger map are kept: their absolute error of 3e-8 is nothing on the map's own scale.
     """
     if raw.ndim != 2 or raw.size == 0:
-        raise UserError(f"depth of image {image_id!r} has shape {raw.shape}; a map is (height, width), at least 1 x 1")
+        raise UnfitMap(f"depth of image {image_id!r} has shape {raw.shape}; a map is (height, width), at least 1 x 1")
     magnitude = np.abs(raw)
     peak = float(np.max(magnitude, where=np.isfinite(raw), initial=0.0))
     if peak > FLOAT16_LIMIT:
-        raise UserError(
+        raise UnfitMap(
             f"depth of image {image_id!r} reaches {peak:.4g}; the store keeps float16 and takes up to "
             f"{FLOAT16_LIMIT:.0f}. Give the estimator's output in a larger unit (metres, not millimetres)"
         )
     if 0 < peak < FLOAT16_NORMAL:
-        raise UserError(
+        raise UnfitMap(
             f"depth of image {image_id!r} is at most {peak:.3g}, which underflows float16 (full precision from "
             f"{FLOAT16_NORMAL:.2g}). Give the estimator's output in a smaller unit"
         )
@@ -240,8 +244,8 @@ def to_float16(image_id: str, raw: NDArray[np.floating]) -> NDArray[np.float16]:
 def check_image_id(image_id: str) -> None:
     """Refuse ids that cannot name a dataset in HDF5 or a file on export; slashes between names are fine."""
     names = image_id.split("/")
-    if "" in names or "." in names or ".." in names or "\0" in image_id or "\\" in image_id:
-        raise UserError(
+    if "" in names or "." in names or ".." in names or "\0" in image_id:
+        raise UnfitMap(
             f"image id {image_id!r} cannot be stored; it may hold names separated by single slashes, "
-            "none of them '.' or '..', no backslash and no leading or trailing slash"
+            "none of them '.' or '..', and no leading or trailing slash"
         )

@@ -23,7 +23,15 @@ from data_cache.depth_file import (
     read_records,
     rebuild_index,
 )
-from data_cache.depth_map import DESCRIPTIVE, MapRecord, Provenance, check_image_id, compute_depth_stats, to_float16
+from data_cache.depth_map import (
+    DESCRIPTIVE,
+    MapRecord,
+    Provenance,
+    UnfitMap,
+    check_image_id,
+    compute_depth_stats,
+    to_float16,
+)
 from data_cache.errors import UserError, unknown_name
 from data_cache.files import hold_folder
 from data_cache.store_folder import (
@@ -110,7 +118,8 @@ class DepthStoreWriter:
             What the store remembers of it.
 
         Raises:
-            UserError: an id or numbers the format cannot hold.
+            UnfitMap: an id or numbers the format cannot hold.
+            UserError: the shard that became full cannot be written.
         """
         check_image_id(image_id)
         self._check_new(image_id, checksum, depth_checksum)
@@ -207,7 +216,7 @@ class DepthStoreWriter:
         if self.find(image_id, checksum, depth_checksum) is not None:
             raise ValueError(f"{self.folder} already holds depth for image {image_id!r}")
         if image_id in self._groups or any(parent in self._records for parent in _parents(image_id)):
-            raise UserError(
+            raise UnfitMap(
                 f"image id {image_id!r} cannot be stored beside the others in {self.folder}: one id is the folder of "
                 "another (like 'street' and 'street/01'). Rename one of the images"
             )

@@ -10,6 +10,8 @@ When every class has a colour, masks may also be RGB images in exactly these col
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,15 +19,28 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from data_cache.content import read_text
 from data_cache.datasets.interface import RGB
 from data_cache.datasets.mask_files import read_npy, read_png16
-from data_cache.datasets.paired_files import PairedFiles, build_colour_map, check_not_empty, index_by_stem, pair_folders
+from data_cache.datasets.paired_files import (
+    PairedFiles,
+    build_colour_map,
+    check_not_empty,
+    find_pair,
+    index_by_stem,
+    pair_folders,
+)
 from data_cache.errors import UserError, unknown_name
 from data_cache.images import list_files
 from data_cache.sample import IGNORE_INDEX, DepthKind
 
 _VOID_COLOURS: tuple[RGB, ...] = ((0, 0, 0), (255, 255, 255))
 """Read as void in RGB masks unless a class has that colour."""
+_LARGEST_LIST = 1 << 20
+"""Bytes; 255 names need far less."""
+_LONGEST_NAME = 200
+_NUMBERED = re.compile(r"\d+[\s,;:.=)-]*[^\s\d,;:.=)-]")
+_OTHER_LINE_ENDS = re.compile("[\v\f\x1c-\x1e\x85\u2028\u2029]")
 _COLOUR_AND_COMMENT = re.compile(r"\s\d+\s+\d+\s+\d+\s+#")
 
 
@@ -74,10 +89,8 @@ class Folder(PairedFiles):
         self._has_depth = depth_folder.is_dir()
         if self._has_depth:
             maps = index_by_stem(list_files(depth_folder, (".png", ".npy")))
-            entries = [
-                entry._replace(depth=maps.get(entry.image_id, depth_folder / f"{entry.image_id}.png"))
-                for entry in entries
-            ]
+            stems = {entry.image_id for entry in entries}
+            entries = [entry._replace(depth=find_pair(entry.image_id, maps, depth_folder, stems)) for entry in entries]
         super().__init__(
             split,
             entries,
@@ -125,28 +138,28 @@ class Folder(PairedFiles):
 
 def _list_splits(root: Path) -> tuple[str, ...]:
     images = Path(root) / "images"
-    return tuple(sorted(path.name for path in images.iterdir() if path.is_dir())) if images.is_dir() else ()
+    if not images.is_dir():
+        return ()
+    # A link that leads nowhere is a split whose images cannot be found, and not no split.
+    return tuple(sorted(path.name for path in images.iterdir() if path.is_dir() or path.is_symlink()))
 
 
 def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[RGB, ...] | None]:
     """Read class names, and colours when every class has one.
 
     Raises:
-        UserError: when the file is missing or unreadable, names no class or a class twice, has a blank line between
-            classes, or gives a broken colour.
+        UserError: the file is missing or no text, names no class or two that look the same, has a blank line between
+            classes, numbers its lines, or gives a broken colour.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise UserError(
-            f"there is no {path}; write one class name per line in the order of the mask ids, the first line is id 0"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}; it is a UTF-8 text with one class name per line") from error
+    text = read_text(
+        path,
+        largest_bytes=_LARGEST_LIST,
+        remedy="write one class name per line, as UTF-8, in the order of the mask ids; the first line is id 0",
+    )
     names: list[str] = []
     colours: list[RGB] = []
     blank = None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(re.split("\r\n|\r|\n", text), start=1):
         words = line.split()
         if not words:
             blank = blank or number
@@ -160,7 +173,12 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[RGB, ...] | None]:
             )
         if _COLOUR_AND_COMMENT.search(line):
             raise UserError(f"{path} line {number}: a comment stands on a line of its own, before or after the class")
-        if len(words) > 3 and all(word.isdigit() for word in words[-3:]):
+        if _OTHER_LINE_ENDS.search(line.strip()):
+            raise UserError(
+                f"{path} line {number} holds a control character that some programs take for the end of a line; "
+                "remove it, or begin a new line there"
+            )
+        if len(words) > 3 and all(word.isdecimal() for word in words[-3:]):
             colours.append(_check_colour(path, number, words[-3:]))
             words = words[:-3]
         names.append(" ".join(words))
@@ -173,9 +191,9 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[RGB, ...] | None]:
 
 
 def _check_colour(path: Path, number: int, words: list[str]) -> RGB:
-    red, green, blue = (int(word) for word in words)
+    red, green, blue = (int(word) if len(word) <= 3 else 256 for word in words)
     if max(red, green, blue) > 255:
-        raise UserError(f"{path} line {number}: a colour has three numbers from 0 to 255, got {' '.join(words)}")
+        raise UserError(f"{path} line {number}: a colour has three numbers from 0 to 255, got {' '.join(words)[:40]}")
     return red, green, blue
 
 
@@ -184,9 +202,25 @@ def _check_names(path: Path, names: list[str]) -> None:
         raise UserError(f"{path} names no class; write one name per line in the order of the mask ids")
     if len(names) > IGNORE_INDEX:
         raise UserError(f"{path} names {len(names)} classes; at most {IGNORE_INDEX} fit, as {IGNORE_INDEX} means void")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    long = next((name for name in names if len(name) > _LONGEST_NAME), None)
+    if long is not None:
+        raise UserError(
+            f"{path} has a class name of {len(long)} characters ({long[:20]}…); at most {_LONGEST_NAME} fit into tables"
+        )
+    seen = Counter(map(_appearance, names))
+    twice = sorted({name for name in names if seen[_appearance(name)] > 1})
     if twice:
-        raise UserError(f"{path} names a class twice: {', '.join(twice)}")
+        raise UserError(f"{path} names a class twice: {', '.join(twice)}; give every id a name of its own")
+    if len(names) > 1 and all(map(_NUMBERED.match, names)):
+        raise UserError(
+            f"{path} begins every line with a number ({names[0]}), but the order of the lines gives the ids: leave the "
+            "numbers out, write a line for every id, and set data.options.first_id if the first id is not 0"
+        )
+
+
+def _appearance(name: str) -> str:
+    """Return what a reader sees of a name: letters written as one code or two, nothing invisible."""
+    return "".join(letter for letter in unicodedata.normalize("NFC", name) if unicodedata.category(letter) != "Cf")
 
 
 def _build_id_table(num_classes: int, first_id: int, void_ids: Sequence[int]) -> dict[int, int]:

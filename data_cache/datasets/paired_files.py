@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+import unicodedata
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,13 +62,9 @@ class PairedFiles(SegmentationDataset):
             ground_truth_depth_kind: what ``read_depth`` returns, if the dataset has depth.
             depth_rule: how ``read_depth`` turns files into numbers, see the interface.
             orphans: masks without an image, for the doctor to report.
-
-        Raises:
-            UserError: for a file name that is no text.
         """
-        _check_names(entries := tuple(entries))
         self.split = split
-        self.entries = entries
+        self.entries = tuple(entries)
         self.classes = classes
         self.palette = palette
         self.raw_ids = dict(raw_ids)
@@ -135,16 +133,12 @@ class PairedFiles(SegmentationDataset):
         return str(self.entries[index].image)
 
 
-def _check_names(entries: tuple[Entry, ...]) -> None:
-    """Refuse names that are no UTF-8: stores, records and messages could not hold them."""
-    for entry in entries:
-        try:
-            entry.image_id.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"the name of image {str(entry.image)!a} is not UTF-8; rename the file") from error
+def read_stem(path: Path) -> str:
+    """Return a file's name without its suffix as text; bytes that are no UTF-8 are written out, as in ``caf\\xe9``."""
+    return os.fsencode(path.stem).decode(errors="backslashreplace")
 
 
-def index_by_stem(paths: Iterable[Path], stem_of: Callable[[Path], str] = lambda path: path.stem) -> dict[str, Path]:
+def index_by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     """Return the files by the part of their name that pairs them.
 
     Raises:
@@ -152,10 +146,10 @@ def index_by_stem(paths: Iterable[Path], stem_of: Callable[[Path], str] = lambda
     """
     found: dict[str, Path] = {}
     for path in paths:
-        stem = stem_of(path)
+        stem = read_stem(path)
         if stem in found:
             raise UserError(
-                f"{found[stem]} and {path} share the name {stem!r}, which pairs images and masks; remove one"
+                f"{found[stem]} and {path} share the name {stem!r}, which pairs images, masks and depth; remove one"
             )
         found[stem] = path
     return found
@@ -171,10 +165,24 @@ def pair_folders(image_folder: Path, mask_folder: Path) -> tuple[list[Entry], li
     Raises:
         UserError: when two files of a folder share a stem.
     """
-    images = index_by_stem(list_files(image_folder))
-    masks = index_by_stem(list_files(mask_folder))
-    entries = [Entry(stem, path, masks.get(stem, mask_folder / f"{stem}.png")) for stem, path in sorted(images.items())]
-    return entries, [path for stem, path in sorted(masks.items()) if stem not in images]
+    images, masks = index_by_stem(list_files(image_folder)), index_by_stem(list_files(mask_folder))
+    entries = [Entry(stem, path, find_pair(stem, masks, mask_folder, images)) for stem, path in sorted(images.items())]
+    paired = {entry.mask for entry in entries}
+    return entries, [path for _, path in sorted(masks.items()) if path not in paired]
+
+
+def find_pair(stem: str, files: Mapping[str, Path], folder: Path, stems: Container[str]) -> Path:
+    """Return the file of a stem, or where a PNG would belong.
+
+    Systems write accented letters as one code or as two, and a copy from one to the other may leave images and masks
+    with different ones: they pair all the same.
+
+    Args:
+        stems: of all images; none takes what belongs to another.
+    """
+    forms = (unicodedata.normalize(form, stem) for form in ("NFC", "NFD"))
+    names = (stem, *(form for form in forms if form not in stems))
+    return next((files[name] for name in names if name in files), folder / f"{stem}.png")
 
 
 def check_not_empty(dataset: str, split: str, entries: Sequence[Entry], looked_in: Path) -> None:

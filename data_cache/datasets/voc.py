@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from data_cache.content import MissingText, read_text
 from data_cache.datasets.interface import DataLicence
 from data_cache.datasets.paired_files import Entry, PairedFiles, build_colour_map
 from data_cache.errors import UserError, unknown_name
@@ -18,6 +19,10 @@ _CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+
+
+_LARGEST_LIST = 1 << 26
+"""Bytes: a million images."""
 
 
 class Voc(PairedFiles):
@@ -85,12 +90,10 @@ def read_id_list(path: Path) -> list[str]:
         UserError: when the file is missing or not text.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
+        lines = read_text(path, largest_bytes=_LARGEST_LIST, remedy="it names one image per line").splitlines()
+    except MissingText as error:
         beside = sorted(other.stem for other in path.parent.glob("*.txt"))[:12]
         raise UserError(f"there is no list {path}; lists there: {', '.join(beside) or 'none'}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the list {path}: {error}") from error
     ids = [Path(line.split()[0]).stem for line in lines if line.strip()]
     return list(dict.fromkeys(ids))
 

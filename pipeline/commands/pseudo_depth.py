@@ -40,8 +40,8 @@ def label_splits(
         splits: none means those the recipe needs.
 
     Returns:
-        ``stores``, ``images``, ``labelled``, ``skipped``, ``failed``, ``suspicious``, ``seconds``,
-        ``images_per_second``.
+        ``stores``, ``images``, ``labelled``, ``skipped``, ``failed``, ``suspicious``, ``notes``,
+        ``seconds``, ``images_per_second``.
     """
     from pipeline.experiment.artifacts import open_split, splits_to_label
     from pipeline.session import Result
@@ -59,6 +59,7 @@ def label_splits(
         "skipped": sum(report.skipped for report in reports),
         "failed": failed,
         "suspicious": suspicious,
+        "notes": [note for report in reports for note in report.notes],
         "seconds": round(seconds, 3),
         "images_per_second": round(labelled / seconds, 2) if labelled else 0.0,
     }
@@ -112,6 +113,7 @@ def _label_split(
 def _describe_labels(facts: dict[str, Any]) -> str:
     lines = [f"not labelled: {failure['image']}: {failure['reason']}" for failure in facts["failed"]]
     lines += describe_suspicious(facts["suspicious"])
+    lines += [f"note: {note}" for note in facts["notes"]]
     lines.append(
         f"{facts['images']} images: {facts['labelled']} labelled, {facts['skipped']} were labelled already, "
         f"{len(facts['failed'])} failed; {facts['seconds']:.1f} s, {facts['images_per_second']:.1f} images/s"

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -21,11 +22,13 @@ from torch import Tensor
 
 from data_cache.content import ContentHashes
 from data_cache.datasets.interface import SegmentationDataset
-from data_cache.depth_map import MapRecord, Provenance, to_float16
+from data_cache.depth_map import MapRecord, Provenance, UnfitMap
 from data_cache.depth_quality import Suspicion, check_worth, find_suspicious
 from data_cache.depth_store import store_folder
 from data_cache.depth_writer import DepthStoreWriter
 from data_cache.errors import UserError
+from data_cache.files import check_space
+from data_cache.images import ImageNote, NoteTally
 from data_cache.sample import DepthKind
 from data_cache.split_depth import compute_checksums
 from stages.pseudo_depth.aliases import GROUND_TRUTH
@@ -40,6 +43,8 @@ _LARGEST_AUTO_BATCH = 64
 _GROUND_TRUTH_AHEAD = 8
 _WAITING_BATCHES = 8
 """Images of rare sizes wait for company; beyond this many batches the fullest group is run as it is."""
+_STORED_SHARE = 0.5
+"""Of the bytes of float16 that a map is certain to take after compression; about 0.75 is usual."""
 _QUEUED_BATCHES = 2
 """Finished batches that may wait for the disk."""
 
@@ -79,6 +84,8 @@ class LabelReport(NamedTuple):
     failed: tuple[FailedImage, ...]
     suspicious: tuple[Suspicion, ...]
     """Maps of the split that are stored but hardly look like depth, those of earlier calls too."""
+    notes: tuple[str, ...]
+    """How the images of this call were read where that was not a matter of course."""
     seconds: float
     images_per_second: float
 
@@ -91,6 +98,7 @@ class _Prepared(NamedTuple):
     source_size: tuple[int, int]
     checksums: tuple[str, str]
     """See ``compute_checksums``."""
+    notes: tuple[ImageNote, ...]
 
 
 def describe_store(
@@ -172,7 +180,8 @@ def label_split(
         progress: called after every batch.
 
     Raises:
-        UserError: when the store cannot be written or the device has too little memory; what was stored is kept.
+        UserError: when there is too little space, the store cannot be written or the device has too little memory;
+            what was stored is kept.
     """
     if workers < 1 or (batch_size is not None and batch_size < 1):
         raise UserError(f"labelling needs at least 1 worker and batches of at least 1, got {workers} and {batch_size}")
@@ -182,15 +191,13 @@ def label_split(
     started = time.perf_counter()
     with DepthStoreWriter(folder, provenance) as writer:
         identify = partial(compute_checksums, dataset, hashes=hashes, of_depth=provenance.depth_rule != "")
-        records = {
-            image_id: record
-            for index, image_id in enumerate(dataset.image_ids)
-            if image_id in writer.image_ids and (record := writer.find(image_id, *identify(index))) is not None
-        }
+        records = _find_stored(dataset, writer, identify)
         todo = [index for index, image_id in enumerate(dataset.image_ids) if image_id not in records]
         failed: list[FailedImage] = []
+        tally = NoteTally()
         done = 0
         prepare = partial(_prepare, dataset, estimator, identify)
+        _check_space(prepare, todo, folder)
         store = partial(_store, writer, estimator, failed, records)
         # Left only when all that was submitted is written, also after Ctrl-C.
         with ThreadPoolExecutor(1, thread_name_prefix="store") as disk:
@@ -200,6 +207,8 @@ def label_split(
                 if len(waiting) > _QUEUED_BATCHES:
                     waiting.popleft().result()
                 done += len(batch)
+                for image in batch:
+                    tally.add(image.image_id, image.notes)
                 if progress is not None:
                     progress(_measure_progress(done + len(failed), len(todo), time.perf_counter() - started))
             for written in waiting:
@@ -216,9 +225,32 @@ def label_split(
         skipped=len(dataset) - len(todo),
         failed=tuple(sorted(failed, key=lambda failure: order[failure.image])),
         suspicious=tuple(find_suspicious(records)),
+        notes=tuple(f"{dataset.split}: {line}" for line in tally.lines()),
         seconds=seconds,
         images_per_second=labelled / seconds,
     )
+
+
+def _find_stored(
+    dataset: SegmentationDataset, writer: DepthStoreWriter, identify: Callable[[int], tuple[str, str]]
+) -> dict[str, MapRecord]:
+    """Return the records of the images whose map is in the store already."""
+    records: dict[str, MapRecord] = {}
+    for index, image_id in enumerate(dataset.image_ids):
+        if image_id in writer.image_ids:
+            with suppress(UserError):  # an image that cannot be read any more is reported when it is its turn
+                if (record := writer.find(image_id, *identify(index))) is not None:
+                    records[image_id] = record
+    return records
+
+
+def _check_space(prepare: Callable[[int], _Prepared | FailedImage], todo: list[int], folder: Path) -> None:
+    """Compare what is still to be stored with the space there is; the first image that can be read stands for all."""
+    first = next((image for image in map(prepare, todo) if isinstance(image, _Prepared)), None)
+    if first is not None:
+        height, width = first.content.shape[-2:]
+        bytes_needed = int(len(todo) * height * width * 2 * _STORED_SHARE)
+        check_space(folder, bytes_needed, f"the depth maps of {len(todo)} images")
 
 
 def _estimate(estimator: DepthEstimator | GroundTruthDepth, batch: list[_Prepared]) -> Tensor:
@@ -299,7 +331,7 @@ def _prepare(
 ) -> _Prepared | FailedImage:
     try:
         checksums = identify(index)
-        image = dataset.read_image(index)
+        image, notes = dataset.read_noted_image(index)
         if isinstance(estimator, GroundTruthDepth):
             content = torch.from_numpy(np.array(dataset.read_depth(index), np.float32))
         else:
@@ -307,7 +339,7 @@ def _prepare(
     except _UNREADABLE as error:
         return FailedImage(dataset.image_ids[index], f"{error}")
     height, width = image.shape[:2]
-    return _Prepared(dataset.image_ids[index], content, (height, width), checksums)
+    return _Prepared(dataset.image_ids[index], content, (height, width), checksums, notes)
 
 
 def _measure_progress(done: int, total: int, elapsed_s: float) -> LabelProgress:
@@ -325,22 +357,18 @@ def _store(
 ) -> None:
     """Fetch the maps (B, h, w) of a batch from the device, check and write them; unusable ones go to ``failed``."""
     for image, raw in zip(batch, maps.cpu().numpy(), strict=True):
-        reason = _find_flaw(image.image_id, raw, estimator)
-        if reason is not None:
-            failed.append(FailedImage(image.image_id, reason))
-        else:
+        try:
+            _check_finite(raw, estimator)
             records[image.image_id] = writer.add(image.image_id, raw, image.source_size, *image.checksums)
+        except UnfitMap as problem:
+            failed.append(FailedImage(image.image_id, str(problem)))
     writer.commit()
 
 
-def _find_flaw(image_id: str, raw: NDArray[np.float32], estimator: DepthEstimator | GroundTruthDepth) -> str | None:
-    if isinstance(estimator, DepthEstimator):  # ground-truth depth may say nan for unknown and inf for the sky
-        num_bad = int(np.count_nonzero(~np.isfinite(raw)))
-        if num_bad:
-            hint = "; try --precision float32" if estimator.precision != "float32" else ""
-            return f"the estimator gave {num_bad} of {raw.size} values that are not finite{hint}"
-    try:
-        to_float16(image_id, raw)
-    except UserError as error:
-        return str(error)
-    return None
+def _check_finite(raw: NDArray[np.float32], estimator: DepthEstimator | GroundTruthDepth) -> None:
+    if isinstance(estimator, GroundTruthDepth):  # it may say nan for unknown and inf for the sky
+        return
+    num_bad = int(np.count_nonzero(~np.isfinite(raw)))
+    if num_bad:
+        hint = "; try --precision float32" if estimator.precision != "float32" else ""
+        raise UnfitMap(f"the estimator gave {num_bad} of {raw.size} values that are not finite{hint}")

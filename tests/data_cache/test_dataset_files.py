@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -366,8 +367,25 @@ def test_two_images_of_one_stem(tmp_path: Path) -> None:
 def test_names_that_are_no_text(tmp_path: Path) -> None:
     make_camvid(tmp_path)
     write_image(tmp_path / "train" / os.fsdecode(b"caf\xe9.png"))
-    with pytest.raises(UserError, match=r"caf\\udce9\.png' is not UTF-8; rename the file"):
-        open_dataset("camvid", tmp_path, "train")
+    write_mask(tmp_path / "trainannot" / os.fsdecode(b"caf\xe9.png"), [0])
+    dataset = open_dataset("camvid", tmp_path, "train")
+    index = dataset.image_ids.index("caf\\xe9")
+    assert dataset.read_image(index).shape[:2] == dataset.read_labels(index).shape
+
+
+def test_accents_written_as_one_code_or_as_two_pair(tmp_path: Path) -> None:
+    make_camvid(tmp_path)
+    one, two = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")
+    write_image(tmp_path / "train" / f"{one}.png")
+    write_mask(tmp_path / "trainannot" / f"{two}.png", [0])
+    dataset = open_dataset("camvid", tmp_path, "train")
+    dataset.read_labels(dataset.image_ids.index(one))
+    assert not dataset.orphans
+    write_image(tmp_path / "train" / f"{two}.png")  # to which the mask belongs more
+    dataset = open_dataset("camvid", tmp_path, "train")
+    dataset.read_labels(dataset.image_ids.index(two))
+    with pytest.raises(UserError, match="is missing"):
+        dataset.read_labels(dataset.image_ids.index(one))
 
 
 # VOC
@@ -583,23 +601,50 @@ def test_folder_depth_of_unknown_meaning(tmp_path: Path) -> None:
     [
         (None, r"there is no .*classes\.txt; write one class name per line"),
         ("# nothing\n\n", "names no class"),
+        ("", "names no class"),
         ("road\n\ngrass\n", "line 2 is blank, but the order of the lines gives the ids"),
         ("road 1 2 3 # wet\n", "line 1: a comment stands on a line of its own"),
         ("road\nroad\n", "names a class twice: road"),
+        ("road\nroad\u200b\n", "names a class twice: road, road"),
+        ("\u00e9\ne\u0301\n", "names a class twice"),
         ("road 1 2 300\n", "line 1: a colour has three numbers from 0 to 255"),
+        (f"road 1 2 {'3' * 5000}\n", "line 1: a colour has three numbers from 0 to 255"),
         ("road 1 2 3\ngrass\n", "gives a colour to 1 of 2 classes"),
         ("road 1 2 3\ngrass 1 2 3\n", "gives two classes the same colour"),
         ("\n".join(f"class{index}" for index in range(256)), "names 256 classes; at most 255"),
+        ("stra\xdfe\n".encode("latin1"), r"is not UTF-8 \(at byte 4\); write one class name per line, as UTF-8"),
+        ("road\ngrass\n".encode("utf-16"), "is not UTF-8"),
+        ("road\ngrass\n".encode("utf-16-le"), "holds NUL bytes"),
+        ("road\x0bgrass\n", "line 1 holds a control character that some programs take for the end of a line"),
+        ("road\u2028grass\n", "line 1 holds a control character"),
+        ("7 road\n11: grass\n", r"begins every line with a number \(7 road\), but the order of the lines"),
+        ("x" * 201, "has a class name of 201 characters"),
+        ("x" * (1 << 21), "has 2,097,152 bytes, which is no list of names"),
     ],
-    ids=["missing", "empty", "blank line", "comment", "twice", "colour", "some colours", "same colour", "too many"],
 )
-def test_folder_classes_that_make_no_sense(tmp_path: Path, text: str | None, message: str) -> None:
+def test_folder_classes_that_make_no_sense(tmp_path: Path, text: str | bytes | None, message: str) -> None:
     make_folder(tmp_path)
     (tmp_path / "classes.txt").unlink()
     if text is not None:
-        (tmp_path / "classes.txt").write_text(text)
+        (tmp_path / "classes.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=message):
         open_dataset("folder", tmp_path, "train")
+
+
+@pytest.mark.timeout(20)
+def test_folder_classes_that_are_no_file(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    os.mkfifo(tmp_path / "classes.txt")
+    with pytest.raises(UserError, match="it is a pipe"):
+        open_dataset("folder", tmp_path, "train")
+
+
+@pytest.mark.parametrize("text", ["\ufeffroad\r\ngrass\r\n", "road\rgrass", "road \n\tgrass\n\n \n"])
+def test_folder_classes_of_any_editor(tmp_path: Path, text: str) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "classes.txt").write_bytes(text.encode())
+    assert open_dataset("folder", tmp_path, "train").classes == ("road", "grass")
 
 
 def test_folder_class_names_keep_their_hash_signs(tmp_path: Path) -> None:

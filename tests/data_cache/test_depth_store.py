@@ -275,7 +275,7 @@ def test_single_tiny_pixels_of_a_large_map_are_kept(tmp_path):
     assert DepthStore(tmp_path / "s").read("a").raw[0, 3] == 300
 
 
-@pytest.mark.parametrize("image_id", ["", "/a", "a/", "a//b", "../a", "a/./b", "a\\b"])
+@pytest.mark.parametrize("image_id", ["", "/a", "a/", "a//b", "../a", "a/./b"])
 def test_ids_that_cannot_be_stored_are_refused(tmp_path, image_id):
     with DepthStoreWriter(tmp_path / "s", PROVENANCE) as writer, pytest.raises(UserError, match="cannot be stored"):
         writer.add(image_id, draw_map(0), (60, 90), "sum")
