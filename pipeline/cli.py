@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if arguments is None else arguments)
     with interruptible(json_mode="--json" in words, last=arguments is None):
         status = _run(words)
+        _release_stdout()
     sys.exit(status)
 
 
@@ -90,6 +91,14 @@ def _call(arguments: list[str]) -> int:
     return status if isinstance(status, int) else 0
 
 
+def _release_stdout() -> None:
+    """Point stdout nowhere when it cannot be written to, or Python would complain while closing it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _run(arguments: list[str]) -> int:
     @functools.cache
     def find_console() -> Console:
@@ -100,7 +109,9 @@ def _run(arguments: list[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = functools.partial(_show_warning, find_console, warnings.showwarning)
-            return _call(arguments)
+            status = _call(arguments)
+            sys.stdout.flush()
+            return status
     except UserError as problem:
         find_console().error(str(problem))
         return 2
@@ -117,7 +128,6 @@ def _run(arguments: list[str]) -> int:
         find_console().error(reason or KEPT, label="interrupted")
         return 130
     except BrokenPipeError:  # the reader of stdout went away, for example `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain while closing it
         return 0
     except OSError as problem:
         from data_cache.files import explain_os_error

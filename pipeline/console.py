@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -63,7 +64,8 @@ class Console:
         start_answering()
         _LiteralConsole(stderr=True).print(f"{label}: {text}", soft_wrap=True)
         if self.json_mode:
-            self._print(json_text({label: text}))
+            with contextlib.suppress(OSError):  # what is full may be the disk that stdout goes to
+                self._print(json_text({label: text}))
 
     def result(self, value: dict[str, Any], text: RenderableType) -> None:
         """Print the command's result: one JSON object with ``--json``, else the text or table."""
