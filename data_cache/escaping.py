@@ -11,13 +11,13 @@ from typing import Any
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "&": r"\&", "%": r"\%", "#": r"\#", "$": r"\$",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "[": "{[}", "*": "{*}", "–": "--",
+    "|": r"\textbar{}", "\0": "{}", "[": "{[}", "*": "{*}", "–": "--",
     "±": r"$\pm$", "·": r"$\cdot$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
 }  # fmt: skip
 _LIGATURE = re.compile(r"-(?=-)|[`'](?=[`'])|[?!](?=`)|,(?=,)")
 _PLAIN = {
     "·": "-", "–": "-", "—": "-", "─": "-", "−": "-", "±": "+-", "×": "x", "…": "...", "→": "->", "↑": "(up)",
-    "↓": "(down)",
+    "↓": "(down)", "\xa0": " ",
 }  # fmt: skip
 """Signs of our own → what a terminal shows that has only ASCII."""
 
@@ -52,7 +52,7 @@ def encodable_text(text: str, encoding: str | None) -> str:
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """Return JSON of valid UTF-8 that says what the value says, and does nothing to a terminal."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
     return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
 
 
@@ -91,8 +91,8 @@ def csv_text(text: str) -> str:
 
 def latex_text(text: str) -> str:
     """Return text that LaTeX typesets as it is; letters beyond Latin need XeLaTeX or LuaLaTeX."""
-    escaped = "".join(_LATEX.get(letter, letter) for letter in printable_text(text))
-    return _LIGATURE.sub(r"\g<0>{}", escaped)
+    apart = _LIGATURE.sub("\\g<0>\0", printable_text(text))
+    return "".join(_LATEX.get(letter, letter) for letter in apart)
 
 
 def html_text(text: str) -> str:

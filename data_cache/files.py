@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.errors import UserError
+from data_cache.escaping import json_text
 from data_cache.leftovers import is_temporary, name_temporary, remove, remove_abandoned
 
 _LOCK = ".lock"
@@ -127,7 +128,7 @@ def _hold(lock: Path, place: Path, doing: str, on_wait: Callable[[str], None] | 
         try:
             with contextlib.suppress(OSError):  # a full disk: the note is only for the message to others
                 file.truncate(0)
-                file.write(f"pid {os.getpid()} on {os.uname().nodename}, {doing}".encode())
+                file.write(os.fsencode(f"pid {os.getpid()} on {os.uname().nodename}, {doing}"))
             yield
         finally:
             _held.discard(lock)
@@ -160,7 +161,7 @@ def _lies_at(file: FileIO, lock: Path) -> bool:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and programs, as ``atomic_file`` does."""
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
+        temporary.write_text(json_text(value, indent=2) + "\n", encoding="utf8")
 
 
 def read_json(path: Path, remedy: str = "remove it and repeat the command") -> dict[str, Any]:

@@ -97,10 +97,10 @@ class Console:
             TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=stderr) as bar:
-            task = bar.add_task(what, total=total, note="")
+            task = bar.add_task(printable_text(what), total=total, note="")
 
             def advance(done: int, note: str = "") -> None:
-                bar.update(task, completed=done, note=note)
+                bar.update(task, completed=done, note=printable_text(note))
 
             yield advance
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFont
+
+from data_cache.escaping import printable_text
 
 RGB = tuple[int, int, int]
 
@@ -21,6 +25,12 @@ _INFERNO = (
     (221, 81, 58), (243, 120, 25), (252, 165, 10), (246, 215, 70), (252, 255, 164),
 )  # fmt: skip
 """Eleven even stops of the perceptually uniform map "inferno" (Smith and van der Walt, CC0); bright = near."""
+
+_FONTS = (
+    "DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "NanumGothic.ttf", "wqy-microhei.ttc",
+    "DroidSansFallbackFull.ttf", "malgun.ttf", "AppleSDGothicNeo.ttc", "Arial Unicode.ttf",
+)  # fmt: skip
+"""Files of fonts with many letters, where a system has them."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -58,6 +68,37 @@ def colour_labels(labels: NDArray[np.uint8], palette: Sequence[RGB]) -> NDArray[
     return table[labels]
 
 
-def load_font(size_px: int) -> Font:
-    """Return Pillow's own font, so that images look alike on every machine."""
-    return ImageFont.load_default(size=size_px)
+def prepare_text(text: str, size_px: int) -> tuple[str, Font]:
+    """Return a name as it can be drawn, and the font for it.
+
+    Pillow's own font is taken where it has every letter, so that images look alike on every machine; else the one of
+    the fonts installed here that lacks the fewest. Letters that this lacks are written out as codes, never as boxes.
+    """
+    text = printable_text(text)
+    lacking: list[tuple[set[str], Font]] = []
+    for name in (None, *_FONTS):
+        font = _load_font(name, size_px)
+        if font is None:
+            continue
+        missing = {letter for letter in set(text) if not _has_letter(font, letter)}
+        lacking.append((missing, font))
+        if not missing:
+            break
+    missing, font = min(lacking, key=lambda found: len(found[0]))
+    return "".join(json.dumps(letter)[1:-1] if letter in missing else letter for letter in text), font
+
+
+@functools.cache
+def _load_font(name: str | None, size_px: int) -> Font | None:
+    """Return a font by its file's name, None where it is not installed; without a name Pillow's own."""
+    try:
+        return ImageFont.load_default(size=size_px) if name is None else ImageFont.truetype(name, size_px)
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _has_letter(font: Font, letter: str) -> bool:
+    """Whether a font draws something of its own for a letter, not the box it draws for all that it lacks."""
+    drawn, box = font.getmask(letter), font.getmask("\uffff")
+    return drawn.size != box.size or bytes(drawn) != bytes(box)

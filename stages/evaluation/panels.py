@@ -14,7 +14,7 @@ from torch import Tensor
 from data_cache.files import atomic_file
 from data_cache.outputs import WriteFile
 from data_cache.sample import IGNORE_INDEX, Batch
-from stages.evaluation.colour import INK, MUTED, PAPER, RGB, VOID, colour_depth, colour_labels, load_font
+from stages.evaluation.colour import INK, MUTED, PAPER, RGB, VOID, Font, colour_depth, colour_labels, prepare_text
 from stages.networks.interface import Normalisation
 
 _TILE_WIDTH_PX = 256
@@ -116,7 +116,8 @@ def draw_panel(item: PanelItem, *, class_names: Sequence[str], palette: Sequence
     draw = ImageDraw.Draw(panel)
     for column, (caption, pixels) in enumerate(tiles):
         left = _GAP_PX + column * (_TILE_WIDTH_PX + _GAP_PX)
-        draw.text((left, _GAP_PX - 2), _shorten(caption, _TILE_WIDTH_PX), INK, font=load_font(_TEXT_PX))
+        text, font = _shorten(caption, _TILE_WIDTH_PX, _TEXT_PX)
+        draw.text((left, _GAP_PX - 2), text, INK, font=font)
         panel.paste(_resize(pixels, tile_size, smooth=column not in (1, 2)), (left, top))
     panel.paste(legend, (_GAP_PX, top + tile_size[1] + _GAP_PX))
     return panel
@@ -186,7 +187,8 @@ def _draw_cell(item: SheetItem) -> Image.Image:
     known = np.isfinite(inverse)
     low, high = np.percentile(inverse[known], (2, 98)) if known.any() else (0.0, 1.0)
     cell = Image.new("RGB", (2 * width + 2, _CAPTION_PX + height), PAPER)
-    ImageDraw.Draw(cell).text((0, 0), _shorten(item.caption, 2 * width), MUTED, font=load_font(_TEXT_PX - 1))
+    text, font = _shorten(item.caption, 2 * width, _TEXT_PX - 1)
+    ImageDraw.Draw(cell).text((0, 0), text, MUTED, font=font)
     cell.paste(_resize(item.image, (width, height)), (0, _CAPTION_PX))
     cell.paste(_resize(colour_depth(inverse, float(low), float(high)), (width, height)), (width + 2, _CAPTION_PX))
     return cell
@@ -194,17 +196,18 @@ def _draw_cell(item: SheetItem) -> Image.Image:
 
 def _draw_legend(entries: Sequence[tuple[str, RGB]], width_px: int) -> Image.Image:
     """Return a strip of colour chips and names, wrapped to a width."""
-    font, line_px, chip_px = load_font(_TEXT_PX), 20, 12
+    line_px, chip_px = 20, 12
     places, left, top = [], 0, 0
-    for name, colour in entries:
+    for entry, colour in entries:
+        name, font = _shorten(entry, width_px - chip_px - 6, _TEXT_PX)
         entry_px = chip_px + 6 + round(font.getlength(name)) + 16
         if left and left + entry_px > width_px:
             left, top = 0, top + line_px
-        places.append((left, top, name, colour))
+        places.append((left, top, name, font, colour))
         left += entry_px
     strip = Image.new("RGB", (width_px, top + line_px), PAPER)
     draw = ImageDraw.Draw(strip)
-    for left, top, name, colour in places:
+    for left, top, name, font, colour in places:
         draw.rectangle((left, top + 2, left + chip_px, top + 2 + chip_px), fill=colour, outline=VOID)
         draw.text((left + chip_px + 6, top), name, INK, font=font)
     return strip
@@ -215,14 +218,14 @@ def _resize(pixels: NDArray[np.uint8], size: tuple[int, int], *, smooth: bool = 
     return Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST)
 
 
-def _shorten(text: str, width_px: int) -> str:
-    """Return the text, its beginning cut off where it is wider than the width: the end tells images apart."""
-    font = load_font(_TEXT_PX)
-    if font.getlength(text) <= width_px:
-        return text
-    while text and font.getlength("…" + text) > width_px:
+def _shorten(name: str, width_px: int, size_px: int) -> tuple[str, Font]:
+    """Return a name as text, and its font; where it is too wide its beginning is cut off: the end tells names apart."""
+    text, font = prepare_text(name, size_px)
+    shown = text
+    while text and font.getlength(shown) > width_px:
         text = text[1:]
-    return "…" + text
+        shown = "…" + text
+    return shown, font
 
 
 def write_png(image: Image.Image, out: Path, write_file: WriteFile = atomic_file) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from data_cache.errors import UserError
@@ -41,6 +41,7 @@ def read_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
         UserError: it is missing or no safetensors file.
     """
     try:
-        return load_file(path)
+        # The library opens no path that is not UTF-8.
+        return load(path.read_bytes()) if os.fsencode(path) != str(path).encode(errors="replace") else load_file(path)
     except (OSError, SafetensorError) as problem:
         raise UserError(f"cannot read {path} as safetensors ({problem}); {remedy}") from problem

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.console import Console, plain_table
+
+NAMES = ["[bold]street[/bold]", "[/red]", ":smile:", "road\x1b[31m", "도로", "a\u202eb"]
+
+
+class Terminal(io.TextIOWrapper):
+    """Takes what a terminal of an encoding would be sent."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(io.BytesIO(), encoding=encoding)
+
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def shown(self) -> str:
+        """What it was sent."""
+        self.flush()
+        return self.buffer.getvalue().decode(self.encoding)  # type: ignore[attr-defined]
 
 
 def test_cells_of_tables_are_text_and_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,3 +45,33 @@ def test_a_full_disk_behind_stdout_is_one_message(form: list[str]) -> None:
         command = [sys.executable, "-m", "pipeline.cli", *form, "schedules"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: cannot write") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_messages_and_progress_show_names_on_any_terminal(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    terminal = Terminal(encoding)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    for name in NAMES:
+        Console().info(f"info {name} · ±")
+        Console().error(f"error {name}")
+        with Console().progress(f"progress {name}", 1) as advance:
+            advance(1, f"note {name}")
+    for name in ("[bold]street[/bold]", "[/red]", ":smile:", r"road\x1b[31m", r"a\u202eb"):
+        assert all(f"{what} {name}" in terminal.shown for what in ("info", "error", "progress", "note")), name
+    assert (r"\ub3c4\ub85c - +-" if encoding == "ascii" else "도로 · ±") in terminal.shown
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "compare --help", "run --help", "schedules", "recipes", "recipes --keys", "nope"]
+)
+def test_every_text_fits_an_ascii_terminal_of_20_columns(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    out, err = Terminal("ascii"), Terminal("ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == (2 if words == "nope" else 0)
+    assert out.shown or err.shown

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from data_cache.sample import IGNORE_INDEX
@@ -223,3 +225,53 @@ def test_ids_outside_the_classes_are_refused(label, prediction, what):
 @pytest.mark.parametrize(("names", "index"), [(("sky", "Background"), 1), (("sky", "road"), None)])
 def test_background_is_found_by_name(names, index):
     assert find_background(names) == index
+
+
+@given(
+    classes=st.integers(1, 5),
+    sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)), min_size=1, max_size=4),
+    seed=st.integers(0, 2**31),
+    void=st.sampled_from([0.0, 0.3, 1.0]),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_scores_are_what_counting_pixel_by_pixel_gives(classes, sizes, seed, void):
+    draw = np.random.default_rng(seed)
+    pairs = [(draw.integers(classes, size=size), draw.integers(classes, size=size)) for size in sizes]
+    for _, labels in pairs:
+        labels[draw.random(labels.shape) < void] = IGNORE_INDEX
+    counts = SegCounts(classes)
+    for predictions, labels in pairs:
+        counts.update(torch.from_numpy(predictions)[None], torch.from_numpy(labels)[None])
+    pixels = [
+        [(int(p), int(t)) for p, t in zip(predictions.flat, labels.flat, strict=True) if t != IGNORE_INDEX]
+        for predictions, labels in pairs
+    ]
+    pooled, images = [pair for image in pixels for pair in image], [image for image in pixels if image]
+
+    def ious(found):
+        hits = {c: sum(p == t == c for p, t in found) for c in range(classes)}
+        unions = {c: sum(c in pair for pair in found) for c in range(classes)}
+        return {c: (hits[c], unions[c]) for c in range(classes) if unions[c]}
+
+    def macro(found):
+        scores = [hit / union for hit, union in ious(found).values()]
+        return sum(scores) / len(scores) if scores else 0.0
+
+    def micro(found):
+        hits, unions = (sum(each) for each in zip(*ious(found).values(), strict=True)) if found else (0, 0)
+        return hits / unions if unions else 0.0
+
+    def mean(scores):
+        return sum(scores) / len(scores) if scores else 0.0
+
+    expected = {
+        "miou_macro": macro(pooled),
+        "miou_micro": micro(pooled),
+        "pixel_acc": mean([p == t for p, t in pooled]),
+        "acc_binary": mean([mean([(p == c) == (t == c) for p, t in pooled]) for c in range(classes)]),
+        "fwiou": mean([ious(pooled)[t][0] / ious(pooled)[t][1] for _, t in pooled]),
+        "miou_micro_imagewise": mean(list(map(micro, images))),
+        "miou_imagewise_macro": mean(list(map(macro, images))),
+    }
+    found = counts.compute()
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
