@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 RECIPE_ARGS = --recipe $(RECIPE) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pseudo-depth train table export report test check audit bench clean
+.PHONY: help install demo pseudo-depth train table export report test test-crash check audit bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ report: $(INSTALLED)  ## one self-contained page about all runs
 
 test: $(INSTALLED)  ## all tests (no GPU, no network)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+
+test-crash: $(INSTALLED)  ## kill real commands 250 times and prove that repeating them ends the same
+	$(BIN)/python -m tests.crash --kills 100 --json tests/crash/figures.json $(ARGS)
 
 check: $(INSTALLED)  ## lint, types, fast tests
 	$(BIN)/ruff check .

@@ -39,6 +39,10 @@ class _LiteralConsole(RichConsole):
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=_literal(segment.text, self.encoding))
 
+    def on_broken_pipe(self) -> None:
+        """Leave it to the caller what that means: Rich would end the process and take its stdout away."""
+        raise BrokenPipeError
+
 
 def _literal(text: str, encoding: str | None) -> str:
     return encodable_text(printable_lines(text), encoding)
@@ -56,13 +60,15 @@ class Console:
         return _LiteralConsole(stderr=True, quiet=self.quiet)
 
     def info(self, text: str) -> None:
-        """Tell a person what is going on."""
-        self._stderr.print(text, soft_wrap=True)
+        """Tell a person what is going on; where that cannot be written, the work goes on without."""
+        with contextlib.suppress(OSError):
+            self._stderr.print(text, soft_wrap=True)
 
     def error(self, text: str, label: str = "error") -> None:
         """Say why the command ended; not even ``--quiet`` hides it. With ``--json`` stdout gets it as an object."""
         start_answering()
-        _LiteralConsole(stderr=True).print(f"{label}: {text}", soft_wrap=True)
+        with contextlib.suppress(OSError):
+            _LiteralConsole(stderr=True).print(f"{label}: {text}", soft_wrap=True)
         if self.json_mode:
             with contextlib.suppress(OSError):  # what is full may be the disk that stdout goes to
                 self._print(json_text({label: text}))

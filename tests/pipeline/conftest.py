@@ -52,6 +52,8 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     def run(*words: str | Path) -> subprocess.Popen[str]:
         environment = os.environ | {"PIPELINE_WORKDIR": str(tmp_path / "work"), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "pipeline.cli", "--json", *map(str, words)]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
 
     return run
