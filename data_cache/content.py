@@ -34,7 +34,9 @@ class ContentHashes:
 
     def __init__(self, file: Path | None = None) -> None:
         """Start from what ``file`` remembers; None remembers nothing beyond this object."""
-        self._remembered = Remembered(file, _FORMAT, lambda value: len(value[0]) == 4 and len(value[1]) == 32)
+        self._remembered = Remembered(
+            file, _FORMAT, lambda value: len(value[0]) == 4 and isinstance(value[1], str) and len(value[1]) == 32
+        )
 
     def hash(self, sources: Sequence[Path | str]) -> str:
         """Return 32 hex digits (blake2b) over the contents of files, and over words as they are.

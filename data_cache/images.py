@@ -17,6 +17,9 @@ What had to be decided comes back as notes; who reads many images counts them wi
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -179,6 +182,7 @@ def open_image(path: Path, what: str, *, missing: str, broken: str) -> Iterator[
         MissingFile: there is nothing.
         UserError: it is no regular file, no image of a known format, broken or too large.
     """
+    _silence_libtiff()
     # Pillow's own limit only warns up to 179 megapixels and stops what is more; ours is one number and one message.
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -200,6 +204,16 @@ def open_image(path: Path, what: str, *, missing: str, broken: str) -> Iterator[
         ) from error
     except _UNREADABLE as error:
         raise UserError(f"{what} {path} cannot be read ({error}); {broken}") from error
+
+
+@functools.cache
+def _silence_libtiff() -> None:
+    """Keep libtiff from writing to stderr what Pillow raises anyway; Pillow 13.0 has no way to ask for it."""
+    with contextlib.suppress(OSError, AttributeError):  # a Pillow that was built into one piece
+        library = ctypes.CDLL(Image.core.__file__)
+        for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+            setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+            setter(None)
 
 
 def is_animated(image: ImageFile) -> bool:

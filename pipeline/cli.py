@@ -108,6 +108,7 @@ def _run(arguments: list[str]) -> int:
 
     try:
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # about metadata; what cannot be read is an error
             warnings.showwarning = functools.partial(_show_warning, find_console, warnings.showwarning)
             status = _call(arguments)
             sys.stdout.flush()

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -212,7 +212,16 @@ def examine_splits(
 
 def remember_looks(file: Path | None) -> Remembered:
     """Return the memory of images and masks that were found sound; without a file it forgets with this process."""
-    return Remembered(file, LOOK_VERSION, lambda value: len(value) == 3 and len(value[0]) == 2)
+    return Remembered(file, LOOK_VERSION, _is_look)
+
+
+def _is_look(value: Any) -> bool:
+    (height, width), notes, pixels = value
+    return (
+        type(height) is type(width) is int
+        and isinstance(notes, list)
+        and all(0 <= int(train_id) <= IGNORE_INDEX and type(count) is int for train_id, count in pixels.items())
+    )
 
 
 def look_at(dataset: SegmentationDataset, index: int, *, depth: bool = False) -> Look:

@@ -226,8 +226,8 @@ def _appearance(name: str) -> str:
 def _build_id_table(num_classes: int, first_id: int, void_ids: Sequence[int]) -> dict[int, int]:
     if isinstance(first_id, bool) or not isinstance(first_id, int) or first_id < 0:
         raise UserError(f"folder: first_id must be a whole number of at least 0, got {first_id!r}")
-    if isinstance(void_ids, str) or not all(isinstance(value, int) for value in void_ids):
-        raise UserError(f"folder: void_ids must be a list of whole numbers, got {void_ids!r}")
+    if not isinstance(void_ids, list | tuple) or not all(type(value) is int for value in void_ids):
+        raise UserError(f"folder: void_ids must be a list of whole numbers, got {void_ids}")
     table = {first_id + index: index for index in range(num_classes)}
     clash = sorted(set(table) & set(void_ids))
     if clash:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from data_cache.errors import UserError
+
 if TYPE_CHECKING:
     from data_cache.datasets.doctor import DoctorReport
     from pipeline.session import Result, Session
@@ -16,10 +18,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name", required=False)
 @click.option("--data-root", help="Folder of the dataset.")
+@click.option("--recipe", help="Examine the dataset of a recipe, with its options.")
 @click.pass_obj
-def datasets(session: Session, name: str | None, data_root: str | None) -> None:
+def datasets(session: Session, name: str | None, data_root: str | None, recipe: str | None) -> None:
     """List datasets; with NAME examine one: pairing, ids, palette, void, sizes, classes."""
-    result = examine_dataset(session, name, data_root) if name else list_datasets()
+    result = examine_dataset(session, name, data_root, recipe) if name or recipe else list_datasets()
     session.show(result)
     if result.json.get("problems"):
         raise SystemExit(2)
@@ -39,17 +42,33 @@ def list_datasets() -> Result:
     return Result({"datasets": facts}, plain_table("Datasets", ["name", "splits", "what"], rows))
 
 
-def examine_dataset(session: Session, name: str, data_root: str | None) -> Result:
-    """Examine every split of a dataset; problems are listed together."""
+def examine_dataset(
+    session: Session, name: str | None, data_root: str | None = None, recipe: str | None = None
+) -> Result:
+    """Examine every split of a dataset; problems are listed together.
+
+    Args:
+        name: None is the recipe's.
+        data_root: None is the recipe's.
+        recipe: whose options of the dataset hold.
+    """
     from rich.console import Group
 
     from data_cache.datasets import choose_root
     from data_cache.datasets.doctor import examine
+    from pipeline.experiment.config import load_config
     from pipeline.session import Result
 
+    options = {}
+    if recipe is not None:
+        data = load_config(recipe).data
+        if name not in (None, data.dataset):
+            raise UserError(f"recipe {recipe} is of dataset {data.dataset!r}, not {name!r}; leave one of them out")
+        name, data_root, options = data.dataset, data_root or data.root, data.options
+    assert name is not None, "one of name and recipe is given"
     root = choose_root(name, data_root, session.workspace.root)
     session.console.info(f"examining {name}: every file is read once")
-    report = examine(name, root)
+    report = examine(name, root, **options)
     facts = asdict(report)
     return Result(facts, Group(*_render_report(report)))
 

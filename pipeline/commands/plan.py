@@ -62,7 +62,7 @@ def preview_plan(
         "unshared": plan.without_reuse,
         "phases": phases,
         "runs": [{"row": run.row, "seed": run.config.seed, "name": run.name, "steps": run.steps} for run in plan.runs],
-        "notes": plan.notes,
+        "notes": [*plan.notes, *([] if disk.peak <= disk.free else ["too little disk space: a run would not begin"])],
         "disk_bytes": disk.weights,
         "disk_peak_bytes": disk.peak,
         "disk_free_bytes": disk.free,
@@ -164,6 +164,6 @@ def _render(plan: Plan, facts: dict[str, Any]) -> Iterable[Any]:
         f"\n{facts['nodes']} distinct trainings ({facts['unshared']} if every run trained its own), "
         f"{facts['to_train']} still to train; weights need {format_bytes(facts['disk_bytes'])}, with training states "
         f"{format_bytes(facts['disk_peak_bytes'])}; {format_bytes(facts['disk_free_bytes'])} are free"
-        f"{'' if fits else ', which is too little: a run would refuse to begin'}.\n"
+        f"{'' if fits else ', which is too little: a run would not begin'}.\n"
         "Batch-norm statistics move only in the parts that a phase trains."
     )

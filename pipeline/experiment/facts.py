@@ -41,7 +41,10 @@ def gather_facts(config: RunConfig, session: Session, *, needs_depth: bool) -> D
         depth,
         inspect_reported(config, session, needs_depth=needs_depth),
         reported.find_smallest(),
-        tuple(line for each in looked for line in (*each.list_doubts(), *each.list_notes())),
+        (
+            *(["the reported split is the training split: scores say nothing about new images"] * (len(looked) == 1)),
+            *(line for each in looked for line in (*each.list_doubts(), *each.list_notes())),
+        ),
     )
 
 

@@ -59,6 +59,18 @@ def _claim(side: int) -> Change:
     return lambda _, path: path.write_bytes(content)
 
 
+def _damaged_tiff(_: World, path: Path) -> None:
+    Image.fromarray(RGB).save(path, compression="tiff_lzw")
+    content = bytearray(path.read_bytes())
+    content[2000:2100] = bytes(byte ^ 0xFF for byte in content[2000:2100])
+    path.write_bytes(content)
+
+
+def _without_a_word_of_libtiff(world: World, answer: Answer) -> None:
+    _only_the_bad_one_failed(world, answer)
+    assert "tempfile" not in answer.stderr
+
+
 def _exif(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -141,6 +153,12 @@ CASES = [
     ),
     _refused(
         "a TIFF of 32-bit integers", _save(GREY.astype(np.int32) << 20), "32-bit or signed integers", suffix=".tif"
+    ),
+    Case(
+        "a damaged TIFF, about which libtiff has its own say",
+        _label(_damaged_tiff, ".tif"),
+        ("train0.tif cannot be read",),
+        check=_without_a_word_of_libtiff,
     ),
     _read_with_a_note("a 16-bit grey PNG", _save(GREY.astype(np.uint16) * 257), "with 16 bits a channel"),
     _read_with_a_note("a PNG with alpha", _save(np.dstack([RGB, GREY])), "with transparent pixels, laid over white"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,11 +67,30 @@ def _nothing_was_trained(world: World, answer: Answer) -> None:
     assert "seg 0" not in answer.stderr
 
 
-def _names(expected: str) -> Callable[[World, Answer], None]:
-    def check(world: World, answer: Answer) -> None:
-        assert f"0 = {expected}" in answer.json["id_table"]
+def _exchange(split: str) -> Change:
+    """Return what exchanges the two classes in all masks of a split."""
 
-    return check
+    def exchange(world: World) -> None:
+        for path in world.mask(split).parent.iterdir():
+            Image.fromarray(1 - np.array(Image.open(path))).save(path)
+
+    return exchange
+
+
+def _scored_on_the_masks_as_they_are(world: World, answer: Answer) -> None:
+    record = json.loads((Path(answer.json["folder"]) / "run.json").read_text())
+    masks = np.stack([np.array(Image.open(path)) for path in world.mask("val").parent.iterdir()])
+    _equal(answer.json["phases"][0]["reused"], True)
+    _equal([row["pixels"] for row in record["per_class"]], np.bincount(masks.ravel()).tolist())
+
+
+def _pipe(world: World) -> None:
+    (world.data / "classes.txt").unlink()
+    os.mkfifo(world.data / "classes.txt")
+
+
+def _equal(found: object, expected: object) -> None:
+    assert found == expected
 
 
 FLOATS = np.zeros(SIZE, np.float32)
@@ -152,6 +174,75 @@ CASES = [
         ("test: masks with ids outside the table: 1 (test1)",),
     ),
     Case("so does the doctor", _doctor(_fill("val", 5, 0)), ("val: masks with ids outside the table: 1 (val0)",)),
+    Case(
+        "weights and training states for which the disk has no room",
+        _run(lambda _: None, "--set", "network.decoder_channels=[60000,60000,60000,60000,60000]"),
+        ("the weights and training states need about", "GB are free", "--workdir"),
+        check=BEFORE,
+    ),
+    Case(
+        "masks changed at equal size: to be trained anew",
+        _call(_exchange("train"), lambda world: world.with_recipe("plan")),
+        (),
+        exit=0,
+        check=lambda _, answer: _equal([phase["done"] for phase in answer.json["phases"]], [False, False]),
+    ),
+    Case(
+        "masks of the reported split changed at equal size: scored anew",
+        _run(_exchange("val")),
+        (),
+        exit=0,
+        check=_scored_on_the_masks_as_they_are,
+    ),
+    Case(
+        "the training split as the reported one",
+        _call(lambda _: None, lambda world: world.with_recipe("plan", "--set", "evaluation.split=train")),
+        ("the reported split is the training split",),
+        exit=0,
+    ),
+    Case(
+        "an image of the training split in the reported one",
+        _call(
+            lambda world: shutil.copy(world.image("train"), world.image("val")),
+            lambda world: world.with_recipe("plan", "--schedule", "seg-only"),
+        ),
+        ("val: images with a byte-identical copy in train: 1",),
+        exit=0,
+    ),
+    Case(
+        "memory of earlier looks that was tampered with",
+        _call(
+            lambda world: (world.work / "looks.json").write_text('{"format":1,"files":{"a":[[64,null],[],{"x":1}]}}'),
+            lambda world: world.with_recipe("plan"),
+        ),
+        (),
+        exit=0,
+    ),
+    Case(
+        "void_ids that are no ids",
+        _call(lambda _: None, lambda world: world.with_recipe("plan", "--set", "data.options.void_ids=[true]")),
+        ("void_ids must be a list of whole numbers, got (True,)",),
+    ),
+    Case("classes.txt that is a pipe", _doctor(_pipe), ("classes.txt", "it is a pipe, socket or device")),
+    Case(
+        "classes.txt with a blank line in the middle",
+        _doctor(_classes(b"ground\n\nthing\n")),
+        ("line 2 is blank, but the order of the lines gives the ids",),
+    ),
+    Case("classes.txt in UTF-16", _doctor(_classes("ground\nthing".encode("utf-16"))), ("is not UTF-8", "write one")),
+    Case("classes.txt with a NUL byte", _doctor(_classes(b"gro\0und\nthing")), ("holds NUL bytes",)),
+    Case(
+        "classes.txt that numbers its lines",
+        _doctor(_classes(b"7 ground\n9 thing\n")),
+        ("begins every line with a number (7 ground)",),
+    ),
+    Case(
+        "classes.txt with a byte order mark, Windows line ends and a hash sign in a name",
+        _doctor(_classes("\ufeffground #1\r\nthing\r\n".encode())),
+        (),
+        exit=0,
+        check=lambda _, answer: _equal(list(answer.json["classes"]["train"]), ["ground #1", "thing"]),
+    ),
     Case(
         "a class that no training mask contains",
         _call(_fill("train", 0), lambda world: world.with_recipe("plan")),

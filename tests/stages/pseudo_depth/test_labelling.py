@@ -209,3 +209,11 @@ def test_killed_labelling_continues_and_ends_as_if_undisturbed(tmp_path, dataset
     assert expected.keys() == found.keys()
     for image_id, raw in expected.items():
         np.testing.assert_allclose(found[image_id], raw, rtol=1e-3, atol=1e-3)
+
+
+def test_space_is_compared_with_the_plan_before_anything_is_labelled(tmp_path, monkeypatch):
+    dataset = open_dataset("scenes", None, "train", size=(32, 48), counts={"train": 50})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 50_000))
+    with pytest.raises(UserError, match=r"depth maps of 50 images need about 0\.1 MB, but only 0\.1 MB are free"):
+        label_split(dataset, GroundTruthDepth(), tmp_path)
+    assert not list(tmp_path.rglob("*.h5"))
