@@ -15,6 +15,10 @@ class UserError(Exception):
     """
 
 
+class Notice(UserWarning):
+    """What a person should know although nothing failed; warned of, and shown by the command line as one line."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the closest known name, or "" when none is close."""
     matches = difflib.get_close_matches(name[:80], list(known), n=1, cutoff=0.6)

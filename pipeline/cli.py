@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import warnings
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -19,6 +18,7 @@ from data_cache.errors import UserError, is_out_of_memory, nearest
 from pipeline.commands import COMMANDS
 from pipeline.interruption import KEPT, interruptible, was_interrupted
 from pipeline.options import EncodableHelp
+from pipeline.silence import showing_notices, silence_libraries
 from pipeline.threads import choose_thread_defaults
 
 if TYPE_CHECKING:
@@ -58,27 +58,13 @@ def cli(ctx: click.Context, workdir: str | None, json_mode: bool, quiet: bool) -
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 2 the user can repair it, 1 a bug, 130 interrupted."""
     choose_thread_defaults()
+    silence_libraries()
     click.Context.formatter_class = EncodableHelp
     words = list(sys.argv[1:] if arguments is None else arguments)
     with interruptible(json_mode="--json" in words, last=arguments is None):
         status = _run(words)
         _release_stdout()
     sys.exit(status)
-
-
-def _show_warning(
-    find_console: Callable[[], Console],
-    show: Callable[..., None],
-    message: Warning | str,
-    category: type[Warning],
-    *place: Any,
-    **more: Any,
-) -> None:
-    """Show what a person is warned of as one line; what programmers are warned of as Python does."""
-    if category is UserWarning:
-        find_console().info(f"warning: {message}")
-    else:
-        show(message, category, *place, **more)
 
 
 def _call(arguments: list[str]) -> int:
@@ -107,9 +93,7 @@ def _run(arguments: list[str]) -> int:
         return Console(json_mode="--json" in arguments, quiet="--quiet" in arguments)
 
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # about metadata; what cannot be read is an error
-            warnings.showwarning = functools.partial(_show_warning, find_console, warnings.showwarning)
+        with showing_notices(lambda text: find_console().info(text)):
             status = _call(arguments)
             sys.stdout.flush()
             return status

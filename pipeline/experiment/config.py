@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 from pydantic import ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from data_cache.errors import UserError, nearest, unknown_name
+from data_cache.errors import Notice, UserError, nearest, unknown_name
 from data_cache.escaping import quoted
 from data_cache.settings import DataSettings, Decides, Section, describe_settings, is_section, setting
 from pipeline.experiment.toml_text import MAX_DEPTH, check_plain, parse_toml, read_recipe_file
@@ -227,7 +227,7 @@ def _put_aside(tree: dict[str, Any], given: Mapping[str, Any], wanted: Mapping[s
     for key in _EITHER.keys() & wanted.keys():
         asked, other = (name.removeprefix("training.") for name in (key, _EITHER[key]))
         if (dropped := training.pop(other, None)) is not None:
-            warnings.warn(f"the recipe's {other} = {dropped} do not count, {asked} are asked for", stacklevel=3)
+            warnings.warn(f"the recipe's {other} = {dropped} do not count, {asked} are asked for", Notice, stacklevel=3)
     for key in (*_EITHER, "training.lr"):
         name = "lr" if key == "training.lr" else "epochs"
         phases = [step for step in schedule.get("steps", ()) if "phase" in step]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_cache.errors import UserError
+from data_cache.errors import Notice, UserError
 
 if TYPE_CHECKING:
     import torch
 
+_SUPPORTED = re.compile(r"auto|cpu|cuda(:\d{1,3})?", re.ASCII)
 _GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Where Linux shows the drivers of Nvidia, AMD, and of Windows beneath it."""
 
@@ -19,23 +22,38 @@ def choose_device(name: str) -> torch.device:
     """Return the device of that name; ``auto`` is the first GPU if there is one, else the CPU.
 
     Raises:
-        UserError: no such device on this machine.
+        UserError: the program does not support it, or this machine does not have it.
     """
+    _check_supported(name)
     import torch
 
+    if name == "cpu":
+        return torch.device("cpu")
+    with warnings.catch_warnings(record=True) as said:  # torch's reason why a GPU that is there cannot be used
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    reason = f" ({str(said[0].message).splitlines()[0]})" if said else ""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise UserError(f"cannot use device {name!r}: {reason}; use --device auto, cpu or cuda") from problem
+        if reason:
+            warnings.warn(f"computing on the CPU: no GPU can be used{reason}", Notice, stacklevel=2)
+        return torch.device("cuda" if count else "cpu")
+    device = torch.device(name)
+    if (device.index or 0) >= count:
+        have = ", ".join(f"cuda:{index}" for index in range(count)) or "none"
+        raise UserError(f"device {name!r} is not there: GPUs of this machine: {have}{reason}; use --device auto or cpu")
     return device
 
 
 def find_device_type(name: str) -> str:
     """Return what ``choose_device`` would choose, as a type such as ``cuda``, at once where no GPU driver is there."""
+    _check_supported(name)
     if name == "auto" and sys.platform == "linux" and not any(Path(file).exists() for file in _GPU_FILES):
         return "cpu"
     return choose_device(name).type
+
+
+def _check_supported(name: str) -> None:
+    if not _SUPPORTED.fullmatch(name):
+        raise UserError(
+            f"device {name!r} is not supported; possible: auto (a GPU where there is one), cpu, cuda, cuda:1 and so on"
+        )

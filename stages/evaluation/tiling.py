@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data_cache.errors import UserError
+from data_cache.errors import Notice, UserError
 from data_cache.sample import SMALLEST_INPUT_PX
 from stages.evaluation.forward import Precision, Predicted, predict_labels, resize_depth, run_network
 from stages.networks.framing import mirror_pad
@@ -155,6 +155,7 @@ def predict_tiles(
         warnings.warn(
             f"{type(network).__name__} pools over its whole input, so a tile is judged without the rest of its image "
             "and the result differs from the whole image's however wide the margin; use larger tiles or none",
+            Notice,
             stacklevel=3,
         )
     height, width = images.shape[-2:]

@@ -12,7 +12,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from data_cache.errors import UserError
+from data_cache.errors import Notice, UserError
 from stages.networks.atrous import build_conv
 from stages.networks.branched import BranchedNetwork
 from stages.networks.dilated_encoder import build_encoder
@@ -85,6 +85,7 @@ class PspNet(BranchedNetwork):
             warnings.warn(
                 f"PSPNet's pyramid is effective from {EFFECTIVE_PX}x{EFFECTIVE_PX} px; these images have "
                 f"{height}x{width}. Use larger images or crops, or another network",
+                Notice,
                 stacklevel=2,
             )
         return images

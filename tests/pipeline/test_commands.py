@@ -350,7 +350,7 @@ def test_a_warning_is_one_line_without_a_place_in_the_code(call: Call) -> None:
     words = ["--network", "pspnet", "--set", "network.encoder=resnet18", "--set", "network.encoder_weights=none"]
     words += ["--set", "network.decoder_channels=8", "--schedule", "seg-only", "--iterations", "1"]
     shown = call("run", "--recipe", TINY, *words).stderr
-    assert "\nwarning: PSPNet's pyramid is effective" in f"\n{shown}" and "UserWarning" not in shown
+    assert "\nnote: PSPNet's pyramid is effective" in f"\n{shown}" and "UserWarning" not in shown
 
 
 def test_a_transfer_mode_shows_in_the_plan(call: Call, tmp_path: Path) -> None:
