@@ -20,7 +20,7 @@ from data_cache.escaping import quoted
 from data_cache.files import atomic_file
 from stages.networks.encoders import check_encoder_name
 from stages.networks.hub import find_hub_problem
-from stages.networks.tensor_files import read_tensors, save_tensors
+from stages.networks.tensor_files import check_trained, read_tensors, save_tensors
 
 CLASSIFIER_PREFIXES = ("fc.", "_fc.", "classifier.", "head.", "last_linear.")
 """Weights of a classifier, which a file may carry and an encoder does not want."""
@@ -120,7 +120,7 @@ def match_weights(
         optional: further names that a file of this architecture may hold; they are left out.
 
     Raises:
-        UserError: for missing or unknown names or other shapes; shows both sides.
+        UserError: for missing or unknown names or other shapes, both sides shown; for values that are not finite.
     """
     # Counters of batch norm came with torch 0.4.1; older files lack them and lose nothing by it.
     missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
@@ -128,6 +128,7 @@ def match_weights(
     other_shape = [key for key in wanted if key in weights and weights[key].shape != wanted[key].shape]
     if missing or extra or other_shape:
         raise UserError(_describe_mismatch(name, file, wanted, weights, missing, extra, other_shape))
+    check_trained({key: weights[key] for key in wanted if key in weights}, wanted, file, "fetch it again")
     return {key: weights.get(key, value) for key, value in wanted.items()}
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
@@ -45,3 +46,32 @@ def read_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
         return load(path.read_bytes()) if os.fsencode(path) != str(path).encode(errors="replace") else load_file(path)
     except (OSError, SafetensorError) as problem:
         raise UserError(f"cannot read {path} as safetensors ({problem}); {remedy}") from problem
+
+
+def parse_tensors(content: bytes, path: Path, remedy: str) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file's bytes, so that these very bytes can also be hashed.
+
+    Raises:
+        UserError: they are no safetensors; the message names ``path``.
+    """
+    try:
+        return load(content)
+    except (SafetensorError, KeyError, ValueError) as problem:  # KeyError: a type of number that torch lacks
+        raise UserError(f"{path} is no intact safetensors file ({problem}); {remedy}") from problem
+
+
+def check_trained(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: object, remedy: str) -> None:
+    """Raise UserError unless tensors are plain numbers: floating, or of a type that the network itself has, and finite.
+
+    Args:
+        wanted: state dict of the network.
+        where: file or folder that they are from.
+        remedy: what to do about damaged ones.
+    """
+    types = {torch.float16, torch.bfloat16, torch.float32, torch.float64, *(each.dtype for each in wanted.values())}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in types:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{where}: {name} is of {kind}; take float16, bfloat16 or float32 weights")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{where}: {name} holds values that are not finite, so the weights are damaged; {remedy}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_cache.sample import DepthKind
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_]([\w.-]*[A-Za-z0-9_])?/(?!.*\.git$)[A-Za-z0-9_]([\w.-]*[A-Za-z0-9_])?", re.ASCII)
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 """The small teacher that comes with the package and needs no network."""
@@ -51,8 +54,8 @@ def undescribed(alias: str, hub_id: str | None = None) -> EstimatorSpec:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form OWNER/NAME and is no path."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    """Whether a name has the form OWNER/NAME of the Hub; it takes no revision."""
+    return len(name) <= 96 and _HUB_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 
 def _dpt_dinov2(size: str, head: str, revision: str, sha256: str) -> EstimatorSpec:

@@ -1,15 +1,19 @@
 """Depth estimators through transformers: open the weights, feed them correctly, give back raw maps.
 
 The one file that imports transformers. It opens whatever ``AutoModelForDepthEstimation`` opens, from a local folder and
-without a network call; Hub ids are first brought into a folder by ``weights.download_snapshot``.
+without a network call; Hub ids are first brought into a folder by ``weights.download_snapshot``. transformers gets a
+parsed configuration and tensors: it opens no file itself, so it can neither run code nor unpickle.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import math
-from collections.abc import Iterator, Mapping
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,19 +24,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from data_cache.errors import UserError, nearest
+from data_cache.errors import Notice, UserError, is_out_of_memory, nearest
 from data_cache.sample import DepthKind
 from stages.networks.precision import Dtype, Precision, resolve_dtype
+from stages.networks.tensor_files import check_trained, parse_tensors
 from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, GROUND_TRUTH, EstimatorSpec, is_hub_id, undescribed
 from stages.pseudo_depth.geometry import compute_input_size, resize_image
 from stages.pseudo_depth.model_folder import (
+    CONFIG_FILE,
+    LARGEST_SIZE_PX,
+    SPEC_FILE,
     Preprocessing,
     describe_folder,
-    find_weights,
-    hash_files,
+    find_model_folder,
+    name_of_folder,
     read_config,
     read_preprocessing,
+    read_stored_dtype,
 )
+from stages.pseudo_depth.weight_files import FETCH_AGAIN, SHARD_INDEX, WEIGHTS_FILE, find_weights, read_shard_map
 from stages.pseudo_depth.weights import download_snapshot
 
 
@@ -58,7 +68,7 @@ class DepthEstimator:
         input_size: int | None = None,
         compile_backend: str | None = None,
     ) -> None:
-        self.spec = replace(spec, recommended_size=_check_input_size(input_size, spec)) if input_size else spec
+        self.spec = replace(spec, recommended_size=check_input_size(input_size, spec)) if input_size else spec
         self.revision = spec.revision
         self.weights_sha256 = weights_sha256
         self.precision = precision
@@ -103,8 +113,24 @@ class DepthEstimator:
         pixels = images.to(self.device, non_blocking=True)
         pixels = ((pixels - self._mean) / self._std).to(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            raw = self._network(pixel_values=pixels).predicted_depth
+            raw = run_network(self._network, pixels, self.spec.alias)
         return raw.float().clamp_min(0)  # clamp keeps nan, so the caller still sees it
+
+
+def run_network(network: Callable[..., Any], pixels: Tensor, alias: str) -> Tensor:
+    """Return the depth (B, h', w') that a network of transformers gives for normalised pixels (B, 3, h, w).
+
+    Raises:
+        UserError: it fails on them, or gives something else.
+    """
+    with _explaining(f"estimator {alias!r} fails on images of {pixels.shape[-2]}x{pixels.shape[-1]} px"):
+        depth: Tensor = network(pixel_values=pixels).predicted_depth
+    if depth.ndim != 3 or len(depth) != len(pixels) or 0 in depth.shape:
+        raise UserError(
+            f"estimator {alias!r} gives depth of shape {tuple(depth.shape)} for {len(pixels)} images, one map each is "
+            f"expected; {FETCH_AGAIN}"
+        )
+    return depth
 
 
 def load_estimator(
@@ -135,12 +161,18 @@ def load_estimator(
     """
     device = torch.device(device)
     spec, folder = resolve_estimator(name, kind=kind, accept_noncommercial=accept_noncommercial)
-    files = find_weights(folder)
+    preprocessing = read_preprocessing(folder)
+    network, weights_sha256 = open_network(folder)
+    if (folder / SPEC_FILE).is_file() and spec.weights_sha256 not in (None, weights_sha256):
+        raise UserError(
+            f"the weights of {folder} are not those it was made with: SHA-256 {weights_sha256}, {SPEC_FILE} says "
+            f"{spec.weights_sha256}; {FETCH_AGAIN}"
+        )
     return DepthEstimator(
         spec,
-        open_network(folder),
-        read_preprocessing(folder),
-        weights_sha256=hash_files(files),
+        network,
+        preprocessing,
+        weights_sha256=weights_sha256,
         device=device,
         precision=resolve_dtype(precision, device.type),
         input_size=input_size,
@@ -164,15 +196,12 @@ def resolve_estimator(
         spec = ESTIMATORS[name]
         check_licence(spec, accepted=accept_noncommercial)
         return download_snapshot(spec)
-    folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
-        spec = describe_folder(folder, alias=folder.resolve().name, kind=kind)
+    if (folder := find_model_folder(name)) is not None:
+        check_family(folder)
+        find_weights(folder)
+        spec = describe_folder(folder, alias=name_of_folder(folder), kind=kind)
         check_licence(spec, accepted=accept_noncommercial)
         return spec, folder
-    if folder.is_dir():
-        raise UserError(
-            f"{folder} is no estimator: config.json is missing; name a folder that from_pretrained can open"
-        )
     if not is_hub_id(name):
         raise UserError(
             f"unknown estimator {name!r}{nearest(name, ESTIMATORS)}; possible: {', '.join(ESTIMATORS)}, "
@@ -188,6 +217,7 @@ def _resolve_hub_id(hub_id: str, kind: DepthKind | None) -> tuple[EstimatorSpec,
                 f"{hub_id} is known as {spec.alias!r}; use that name, it pins the commit and the meaning of the numbers"
             )
     found, folder = download_snapshot(undescribed(hub_id, hub_id))
+    check_family(folder)
     spec = describe_folder(folder, alias=hub_id, kind=kind)
     return replace(spec, hub_id=hub_id, revision=found.revision, licence=found.licence), folder
 
@@ -201,31 +231,122 @@ def check_licence(spec: EstimatorSpec, *, accepted: bool) -> None:
         )
 
 
-def open_network(folder: Path) -> nn.Module:
-    """Open the network of a local model folder in float32, without a network call and without unpickling."""
-    from transformers import AutoModelForDepthEstimation
+def check_family(folder: Path) -> None:
+    """Raise UserError unless a folder is of a model that transformers knows as a depth estimator."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES as FAMILIES
 
-    find_weights(folder)
-    try:
-        with _quiet_transformers():
-            network, loading = AutoModelForDepthEstimation.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder} cannot be opened as a depth estimator: {str(error).splitlines()[0]}") from error
-    missing = sorted(loading["missing_keys"])
-    if missing:
+    if not (folder / CONFIG_FILE).is_file():
         raise UserError(
-            f"{folder}: the weights lack {len(missing)} tensors of the network, {missing[0]} first; fetch it again"
+            f"{folder} is no estimator: {CONFIG_FILE} is missing; name a folder that from_pretrained can open"
         )
-    return network
+    family = read_config(folder).get("model_type")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise UserError(
+            f"{folder / CONFIG_FILE} cannot be opened as a depth estimator: its model_type is {family!r}; "
+            f"transformers knows {', '.join(FAMILIES)}"
+        )
 
 
-def read_stored_dtype(folder: Path) -> torch.dtype:
+def open_network(folder: Path) -> tuple[nn.Module, str]:
+    """Open the network of a local model folder in float32; transformers itself opens no file, and fetches none.
+
+    It is given the parsed configuration and the tensors. So nothing else that a folder may hold or name is followed:
+    code, pickles, adapters, further files of weights.
+
+    Returns:
+        The network, and the SHA-256 of the very bytes its weights were read from.
+
+    Raises:
+        UserError: the folder is damaged, or configuration and weights do not fit together.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MAPPING
+
+    check_family(folder)
+    tensors, sha256 = _read_weights(folder)
+    with _quiet_transformers(), _explaining(f"{folder / CONFIG_FILE} describes no network that can be built"):
+        config = AutoConfig.for_model(**read_config(folder))
+        network_class = MODEL_FOR_DEPTH_ESTIMATION_MAPPING[type(config)]
+        with torch.device("meta"):  # numbers of any size take no memory there
+            sketch = network_class(config)
+    _check_size(folder, tensors, sketch)
+    check_trained(tensors, sketch.state_dict(), f"the weights of {folder}", FETCH_AGAIN)
+    with _quiet_transformers(), _explaining(f"the weights of {folder} do not fit its {CONFIG_FILE}"):
+        network, loading = network_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused below
+        )
+    _check_loaded(folder, network, loading)
+    return network, sha256
+
+
+def _read_weights(folder: Path) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a folder, and the hash of the bytes they came from."""
+    digest, tensors, places = hashlib.sha256(), dict[str, Tensor](), dict[str, str]()
+    paths = find_weights(folder)
+    for path in paths:
+        content = path.read_bytes()
+        digest.update(content)
+        found = parse_tensors(content, path, FETCH_AGAIN)
+        tensors |= found
+        places |= dict.fromkeys(found, path.name)
+    if paths[0].name != WEIGHTS_FILE and places != read_shard_map(folder / SHARD_INDEX):
+        raise UserError(f"{folder / SHARD_INDEX} and the files that it names hold different tensors; {FETCH_AGAIN}")
+    return tensors, digest.hexdigest()
+
+
+def _check_size(folder: Path, tensors: Mapping[str, Tensor], sketch: nn.Module) -> None:
+    """Refuse a network far larger than its weights, before memory is spent on it."""
+    have, need = (sum(each.numel() for each in state.values()) for state in (tensors, sketch.state_dict()))
+    if need > 2 * have + 1_000_000:
+        raise UserError(
+            f"{folder / CONFIG_FILE} describes a network of {need:,} numbers, the weights hold {have:,}; {FETCH_AGAIN}"
+        )
+
+
+def _check_loaded(folder: Path, network: nn.Module, loading: Mapping[str, Any]) -> None:
+    """Refuse a network of which a part would stay random, and weights of which a part would be left out."""
+    # of a network with fewer layers than the file: "encoder.layer.12.weight" where the network knows "….0.weight"
+    known = {re.sub(r"\d+", "#", name) for name in network.state_dict()}
+    missing = sorted(loading["missing_keys"])
+    left_out = sorted(name for name in loading["unexpected_keys"] if re.sub(r"\d+", "#", name) in known)
+    other_shape = sorted((name, tuple(found), tuple(wanted)) for name, found, wanted in loading["mismatched_keys"])
+    problems = [
+        *([f"the weights lack {len(missing)} tensors of the network, {missing[0]} first"] if missing else []),
+        *([f"the network has no place for {len(left_out)} tensors, {left_out[0]} first"] if left_out else []),
+        *(f"{name} has shape {found} instead of {wanted}" for name, found, wanted in other_shape[:1]),
+        *map(str, loading["error_msgs"][:1]),
+    ]
+    if problems:
+        raise UserError(f"the weights of {folder} do not fit its {CONFIG_FILE}: {'; '.join(problems)}; {FETCH_AGAIN}")
+    if foreign := sorted(loading["unexpected_keys"]):
+        warnings.warn(
+            f"{folder}: {len(foreign)} tensors belong to no part of the network and are left out, {foreign[0]} first",
+            Notice,
+            stacklevel=2,
+        )
+
+
+def read_stored_type(folder: Path) -> torch.dtype:
     """Return the precision a model folder's weights are stored in."""
-    config = read_config(folder)
-    name = config.get("dtype") or config.get("torch_dtype") or "float32"  # transformers 4 wrote torch_dtype
-    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name, torch.float32)
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(read_stored_dtype(folder), torch.float32)
+
+
+@contextlib.contextmanager
+def _explaining(what: str) -> Iterator[None]:
+    """Turn what a library raises over a file's nonsense into one message."""
+    try:
+        yield
+    except Exception as problem:  # numbers that fit nothing end in any exception, a strict check or an arithmetic error
+        if is_out_of_memory(problem):
+            raise
+        said = " ".join(str(problem).split())[:300]
+        raise UserError(f"{what} ({type(problem).__name__}: {said}); {FETCH_AGAIN}") from problem
 
 
 def write_network(network: nn.Module, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -287,10 +408,12 @@ def _keep_last_layer_in_float32(network: nn.Module) -> None:
                 setattr(parent, name, _Float32Conv(child))
 
 
-def _check_input_size(size: int, spec: EstimatorSpec) -> int:
-    if size < spec.size_multiple:
+def check_input_size(size: int, spec: EstimatorSpec) -> int:
+    """Return a size in pixels; UserError where it is less than the estimator's multiple, or absurd."""
+    if not spec.size_multiple <= size <= LARGEST_SIZE_PX:
         raise UserError(
-            f"input size {size} is too small for {spec.alias!r}; take a multiple of {spec.size_multiple}, "
+            f"input size {size} is too {'small' if size < spec.size_multiple else 'large'} for {spec.alias!r}; take a "
+            f"multiple of {spec.size_multiple} up to {LARGEST_SIZE_PX}, "
             f"{math.ceil(spec.recommended_size / spec.size_multiple) * spec.size_multiple} is recommended"
         )
     return size

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from data_cache.depth_map import Provenance
 from data_cache.sample import DepthKind
 from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, GROUND_TRUTH, is_hub_id
-from stages.pseudo_depth.model_folder import describe_folder, find_weights, hash_files
+from stages.pseudo_depth.model_folder import describe_folder, find_model_folder, name_of_folder
+from stages.pseudo_depth.weight_files import find_weights, hash_files
 
 
 class EstimatorIdentity(NamedTuple):
@@ -61,10 +62,10 @@ def identify_estimator(
     """
     if name == GROUND_TRUTH:
         return EstimatorIdentity(name, depth_rule=depth_rule)
-    folder = BUNDLED_FOLDER if name == "bundled" else Path(name).expanduser()
+    folder = BUNDLED_FOLDER if name == "bundled" else find_model_folder(name)
     dtype = None if precision == "auto" else precision
-    if (folder / "config.json").is_file():
-        spec = describe_folder(folder, alias=folder.resolve().name, kind=kind)
+    if folder is not None and (name == "bundled" or name not in ESTIMATORS):
+        spec = describe_folder(folder, alias=name_of_folder(folder), kind=kind)
         return EstimatorIdentity(
             name if name in ESTIMATORS else spec.alias,
             _hash_folder(folder.resolve(), tuple(path.stat().st_mtime_ns for path in find_weights(folder))),
@@ -77,7 +78,7 @@ def identify_estimator(
             name, revision=spec.revision, input_size=input_size or spec.recommended_size, dtype=dtype
         )
     # A folder that is gone leaves its name: the store it made is still good.
-    return EstimatorIdentity(name if is_hub_id(name) else folder.name, input_size=input_size, dtype=dtype)
+    return EstimatorIdentity(name if is_hub_id(name) else Path(name).name, input_size=input_size, dtype=dtype)
 
 
 @lru_cache

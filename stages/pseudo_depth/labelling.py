@@ -203,7 +203,10 @@ def label_split(
         with ThreadPoolExecutor(1, thread_name_prefix="store") as disk:
             waiting: deque[Future[None]] = deque()
             for batch in _iterate_batches(prepare, estimator, todo, batch_size, workers, failed):
-                waiting.append(disk.submit(store, batch, _estimate(estimator, batch)))
+                maps = _estimate(estimator, batch)
+                if not waiting and done == 0:
+                    _check_alive(estimator, batch, maps)
+                waiting.append(disk.submit(store, batch, maps))
                 if len(waiting) > _QUEUED_BATCHES:
                     waiting.popleft().result()
                 done += len(batch)
@@ -265,6 +268,32 @@ def _estimate(estimator: DepthEstimator | GroundTruthDepth, batch: list[_Prepare
             f"{estimator.device} has too little memory for {len(batch)} images of {height}x{width}; "
             f"lower --batch-size below {len(batch)}, or --input-size"
         ) from error
+
+
+def _check_alive(estimator: DepthEstimator | GroundTruthDepth, batch: list[_Prepared], maps: Tensor) -> None:
+    """Refuse an estimator that sees nothing, by its first maps (B, h, w), before the data set is spent on it.
+
+    A blank image may have a flat map. So where no map tells anything, the estimator is shown noise.
+    """
+    if isinstance(estimator, GroundTruthDepth) or any(_tells_something(each) for each in maps):
+        return
+    shape = (1, *batch[0].content.shape)
+    noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    of_noise = estimator.predict(noise)[0]
+    if not _tells_something(of_noise):
+        low, high = float(of_noise.min()), float(of_noise.max())
+        gives = f"depth from {low:.4g} to {high:.4g}" if high > low else f"depth {low:.4g} everywhere"
+        hint = "; try --set depth.precision=float32" if estimator.precision != "float32" else ""
+        raise UserError(
+            f"estimator {estimator.spec.alias!r} gives {gives}, for the first images and for noise; its weights are "
+            f"damaged or untrained, fetch or teach them again{hint}"
+        )
+
+
+def _tells_something(depth: Tensor) -> bool:
+    """Whether a map (h, w), as it would be stored, is finite and not constant."""
+    stored = depth.half()
+    return bool(torch.isfinite(stored).all()) and bool(stored.min() != stored.max())
 
 
 def _iterate_batches(

@@ -18,7 +18,8 @@ from torch.nn.functional import interpolate
 
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.errors import UserError
-from data_cache.files import write_json
+from data_cache.files import read_json, write_json
+from data_cache.records import Record, parse_record
 from data_cache.sample import DepthKind
 from stages.networks.interface import Network, Outputs
 from stages.networks.parts import Part
@@ -26,20 +27,16 @@ from stages.pseudo_depth.aliases import ESTIMATORS, EstimatorSpec
 from stages.pseudo_depth.depth_losses import metric_depth_loss, relative_depth_loss
 from stages.pseudo_depth.estimators import (
     build_small_network,
+    check_input_size,
     open_network,
-    read_stored_dtype,
+    read_stored_type,
     resolve_estimator,
+    run_network,
     write_network,
 )
-from stages.pseudo_depth.model_folder import (
-    WEIGHTS_FILE,
-    Preprocessing,
-    read_description,
-    read_preprocessing,
-    write_preprocessing,
-    write_spec,
-)
+from stages.pseudo_depth.model_folder import Preprocessing, read_preprocessing, write_preprocessing, write_spec
 from stages.pseudo_depth.teach_data import TeachOptions
+from stages.pseudo_depth.weight_files import WEIGHTS_FILE
 
 RECORD = "teaching.json"
 """What is taught by what, written before the first step; the final loss is added when it is finished."""
@@ -108,7 +105,7 @@ class TaughtEstimator(Network):
     def forward(self, images: Tensor, *, seg: bool = False, depth: bool = True) -> Outputs:
         """Return raw depth at the input's size."""
         assert depth and not seg, "an estimator gives depth and nothing else"
-        raw = self.estimator(pixel_values=images).predicted_depth.float()
+        raw = run_network(self.estimator, images, type(self.estimator).__name__).float()
         if raw.shape[-2:] != images.shape[-2:]:
             raw = interpolate(raw[:, None], size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         return Outputs(None, raw)
@@ -146,9 +143,10 @@ def open_start(
         preprocessing, stored_as, anchor = _FRESH_PREPROCESSING, torch.float16, _FRESH_ANCHOR
     else:
         spec, folder = resolve_estimator(init, kind=kind, accept_noncommercial=accept_noncommercial)
-        estimator = open_network(folder)
-        preprocessing, stored_as, anchor = read_preprocessing(folder), read_stored_dtype(folder), 0.0
-    spec = replace(spec, recommended_size=options.input_size or spec.recommended_size)
+        estimator, _ = open_network(folder)
+        preprocessing, stored_as, anchor = read_preprocessing(folder), read_stored_type(folder), 0.0
+    if options.input_size is not None:
+        spec = replace(spec, recommended_size=check_input_size(options.input_size, spec))
     loss = metric_depth_loss if spec.kind is DepthKind.METRIC else partial(relative_depth_loss, anchor=anchor)
     return Teaching(spec, TaughtEstimator(estimator), preprocessing, stored_as, loss)
 
@@ -167,13 +165,21 @@ def check_dataset(dataset: SegmentationDataset, spec: EstimatorSpec) -> None:
         )
 
 
+class _FinishedTeaching(Record):
+    """What a finished teaching adds to its record."""
+
+    final_loss: float
+
+
 def find_finished(folder: Path, task: Mapping[str, Any]) -> float | None:
     """Return the final loss of the same teaching, None when the folder is free for it or holds its beginning.
 
     Raises:
         UserError: it holds anything else.
     """
-    record, finished = read_description(folder / RECORD), (folder / WEIGHTS_FILE).exists()
+    remedy = "choose another --out, or delete that folder"
+    record = read_json(folder / RECORD, remedy) if (folder / RECORD).is_file() else {}
+    finished = (folder / WEIGHTS_FILE).exists()
     changed = ", ".join(f"{name} was {record.get(name)!r}" for name, value in task.items() if record.get(name) != value)
     if finished and changed:
         otherwise = f", taught otherwise ({changed})" if record else ""
@@ -185,7 +191,9 @@ def find_finished(folder: Path, task: Mapping[str, Any]) -> float | None:
         )
     if not record and folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and no stopped teaching; choose another --out")
-    return float(record["final_loss"]) if finished else None
+    if not finished:
+        return None
+    return parse_record(record, _FinishedTeaching, str(folder / RECORD), remedy).final_loss
 
 
 def write_record(folder: Path, task: Mapping[str, Any]) -> None:

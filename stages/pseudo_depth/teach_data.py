@@ -18,7 +18,12 @@ from data_cache.sample import IGNORE_INDEX, Batch, DepthKind
 from stages.networks.precision import Precision
 from stages.pseudo_depth.aliases import EstimatorSpec
 from stages.pseudo_depth.geometry import compute_input_size, resize_image
-from stages.pseudo_depth.model_folder import Preprocessing
+from stages.pseudo_depth.model_folder import LARGEST_SIZE_PX, Preprocessing
+
+_BOUNDS = {
+    "steps": (1, 1e8), "batch_size": (1, 65536), "lr": (1e-12, 1000), "weight_decay": (0, 1000), "jitter": (0, 1),
+    "flip": (0, 1), "input_size": (1, LARGEST_SIZE_PX), "seed": (0, 2**62),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,10 @@ class TeachOptions:
     """``auto``, ``bfloat16`` or ``float32``; weights, losses and updates are float32 in each."""
 
     def __post_init__(self) -> None:
-        for field in ("steps", "batch_size"):
-            if getattr(self, field) < 1:
-                raise UserError(f"teaching needs {field} of at least 1, got {getattr(self, field)}")
-        if not self.lr > 0:
-            raise UserError(f"teaching needs a positive lr, got {self.lr}")
+        for field, (low, high) in _BOUNDS.items():
+            value = getattr(self, field)
+            if value is not None and not low <= value <= high:  # nan is in no range
+                raise UserError(f"teaching needs {field} from {low:g} to {high:g}, got {value}")
 
 
 def batches_from(

@@ -12,17 +12,10 @@ from pathlib import Path
 import torch
 
 from data_cache.errors import UserError
-from data_cache.files import atomic_file
 from stages.networks.hub import find_hub_problem
 from stages.networks.tensor_files import save_tensors
 from stages.pseudo_depth.aliases import EstimatorSpec
-from stages.pseudo_depth.model_folder import (
-    PICKLED_PATTERNS,
-    SHARD_INDEX,
-    WEIGHTS_FILE,
-    find_pickled_weights,
-    find_weights,
-)
+from stages.pseudo_depth.weight_files import PICKLED_PATTERNS, SHARD_INDEX, find_pickled_weights, find_weights
 
 _LOADED_PATTERNS = ("config.json", "preprocessor_config.json", "model*.safetensors", SHARD_INDEX)
 
@@ -102,22 +95,17 @@ def _unreachable(spec: EstimatorSpec) -> UserError:
     )
 
 
-def convert_pickled_weights(folder: Path) -> None:
-    """Turn a folder's pickled weights into ``model.safetensors``, unless there are safetensors, and remove the pickles.
+def convert_pickled_weights(pickled: list[Path], out_file: Path) -> None:
+    """Write the tensors of pickled weight files as one safetensors file; the pickles stay.
 
     Raises:
-        UserError: when a file holds more than tensors.
+        UserError: a file holds more than tensors.
     """
-    pickled = find_pickled_weights(folder)
-    if not (folder / WEIGHTS_FILE).is_file() and not (folder / SHARD_INDEX).is_file():
-        tensors: dict[str, torch.Tensor] = {}
-        for path in pickled:
-            tensors |= _open_pickled_weights(path)
-        with atomic_file(folder / WEIGHTS_FILE) as temporary:
-            # a copy each: safetensors refuses tensors that share memory, and views would carry their whole storage
-            save_tensors(temporary, {name: tensor.clone() for name, tensor in tensors.items()}, {"format": "pt"})
-    for path in (*pickled, *folder.glob("*.bin.index.json")):
-        path.unlink()
+    tensors: dict[str, torch.Tensor] = {}
+    for path in pickled:
+        tensors |= _open_pickled_weights(path)
+    # a copy each: safetensors refuses tensors that share memory, and views would carry their whole storage
+    save_tensors(out_file, {name: tensor.clone() for name, tensor in tensors.items()}, {"format": "pt"})
 
 
 def _open_pickled_weights(path: Path) -> dict[str, torch.Tensor]:

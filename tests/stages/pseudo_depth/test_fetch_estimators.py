@@ -17,7 +17,7 @@ from data_cache.sample import DepthKind
 from stages.pseudo_depth.aliases import ESTIMATORS
 from stages.pseudo_depth.estimators import load_estimator
 from stages.pseudo_depth.fetch import fetch_estimator
-from stages.pseudo_depth.model_folder import hash_files
+from stages.pseudo_depth.weight_files import hash_files
 from stages.pseudo_depth.weights import convert_pickled_weights
 
 
@@ -48,18 +48,31 @@ def test_fetch_converts_pickled_weights_and_the_maps_stay_the_same(tmp_path, pic
     assert (pickled_folder / "pytorch_model.bin").exists()  # somebody else's folder is left alone
 
 
-def test_fetch_in_place_removes_the_pickle_and_a_second_fetch_changes_nothing(pickled_folder):
+def test_fetch_in_place_only_adds_and_a_second_fetch_changes_nothing(pickled_folder):
+    (pickled_folder / "optimizer.pt").write_bytes(b"mine, and no weights")
+    given = {path.name: path.read_bytes() for path in pickled_folder.iterdir()}
     fetch_estimator(str(pickled_folder), pickled_folder, kind=DepthKind.METRIC)
-    assert not (pickled_folder / "pytorch_model.bin").exists()
+    kept = {path.name: path.read_bytes() for path in pickled_folder.iterdir()}
+    assert given.items() <= kept.items() and kept.keys() - given == {"model.safetensors", "estimator.json"}
     before = {path.name: path.stat().st_mtime_ns for path in pickled_folder.iterdir()}
     fetch_estimator(str(pickled_folder), pickled_folder)
     assert {path.name: path.stat().st_mtime_ns for path in pickled_folder.iterdir()} == before
 
 
+def test_a_fetched_folder_is_left_as_it_is_and_another_estimator_there_refused(tmp_path, depth_anything_folder):
+    fetch_estimator(str(depth_anything_folder), tmp_path / "out")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    fetch_estimator(str(depth_anything_folder), tmp_path / "out")
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    (tmp_path / "out" / "model.safetensors").write_bytes((depth_anything_folder / "config.json").read_bytes())
+    with pytest.raises(UserError, match="holds another estimator"):
+        fetch_estimator(str(depth_anything_folder), tmp_path / "out")
+
+
 def test_tied_tensors_survive_the_conversion(tmp_path):
     shared = torch.randn(4, 4)
     torch.save({"a": shared, "b": shared, "c": shared[1:3].t()}, tmp_path / "pytorch_model.bin")
-    convert_pickled_weights(tmp_path)
+    convert_pickled_weights([tmp_path / "pytorch_model.bin"], tmp_path / "model.safetensors")
     tensors = load_file(tmp_path / "model.safetensors")
     assert torch.equal(tensors["a"], shared) and torch.equal(tensors["b"], shared)
     assert torch.equal(tensors["c"], shared[1:3].t())
@@ -75,7 +88,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path):
     bomb.path = str(tmp_path / "ran")
     torch.save({"a": torch.zeros(1), "b": bomb}, tmp_path / "pytorch_model.bin", pickle_module=pickle)
     with pytest.raises(UserError, match="not a plain file of tensors and was not opened"):
-        convert_pickled_weights(tmp_path)
+        convert_pickled_weights([tmp_path / "pytorch_model.bin"], tmp_path / "model.safetensors")
     assert not (tmp_path / "ran").exists() and not (tmp_path / "model.safetensors").exists()
 
 
@@ -83,7 +96,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path):
 def test_a_file_that_is_no_table_of_tensors_is_refused(tmp_path, content):
     (tmp_path / "pytorch_model.bin").write_bytes(content)
     with pytest.raises(UserError, match=r"not a plain file of tensors|more than a table of tensors"):
-        convert_pickled_weights(tmp_path)
+        convert_pickled_weights([tmp_path / "pytorch_model.bin"], tmp_path / "model.safetensors")
 
 
 def test_cached_snapshot_of_an_alias_needs_no_network(tmp_path, monkeypatch, pickled_folder):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
+import torch
+from PIL import Image
 
 from data_cache.content import ContentHashes
 from data_cache.datasets import open_dataset
@@ -107,23 +108,33 @@ def test_broken_images_are_listed_and_the_rest_is_kept(tmp_path, dataset, estima
     assert (report.labelled, len(DepthStore(report.store))) == (5, 5)
 
 
-def test_values_that_are_not_finite_fail_the_image_and_say_so(tmp_path, dataset, depth_anything_folder):
-    folder = Path(shutil.copytree(depth_anything_folder, tmp_path / "broken-weights"))
-    tensors = load_file(folder / "model.safetensors")
-    tensors["head.conv3.bias"].fill_(float("nan"))
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    report = label_split(dataset, load_estimator(str(folder), precision="bfloat16"), tmp_path / "depth")
-    assert report.labelled == 0 and len(report.failed) == 7
-    assert "not finite; try --precision float32" in report.failed[0].reason
+@pytest.mark.parametrize(
+    ("value", "said"), [(float("nan"), "not finite; try --precision float32"), (1e6, "larger unit")]
+)
+def test_an_unusable_map_fails_its_image_alone(tmp_path, dataset, estimator, monkeypatch, value, said):
+    predict, calls = estimator.predict, []
+
+    def predict_badly_once(images):
+        calls.append(images)
+        return torch.where(torch.tensor(len(calls) == 3), value, predict(images))
+
+    monkeypatch.setattr(estimator, "predict", predict_badly_once)
+    monkeypatch.setattr(estimator, "precision", "bfloat16")
+    report = label_split(dataset, estimator, tmp_path / "depth", batch_size=1)
+    assert (report.labelled, len(report.failed)) == (6, 1) and said in report.failed[0].reason
 
 
-def test_values_beyond_float16_fail_the_image(tmp_path, dataset, depth_anything_folder):
-    folder = Path(shutil.copytree(depth_anything_folder, tmp_path / "huge"))
-    tensors = load_file(folder / "model.safetensors")
-    tensors["head.conv3.bias"].fill_(1e6)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    report = label_split(dataset, load_estimator(str(folder), precision="float32"), tmp_path / "depth")
-    assert report.labelled == 0 and "larger unit" in report.failed[0].reason
+def test_an_estimator_that_sees_nothing_costs_one_batch_and_a_blank_image_does_not_condemn_it(tmp_path, dataset):
+    """Its maps are flat for the first images; noise tells a blind estimator from one that was shown blank images."""
+    blind = load_estimator("bundled", precision="float32")
+    for parameter in blind._network.parameters():
+        parameter.zero_()
+    with pytest.raises(UserError, match=r"'bundled' gives depth 0 everywhere, for the first images and for noise"):
+        label_split(dataset, blind, tmp_path / "depth", batch_size=1)
+    for path in (tmp_path / "data" / "images" / "train").iterdir():
+        Image.new("RGB", Image.open(path).size).save(path)
+    seeing = load_estimator("bundled", precision="float32")
+    assert label_split(dataset, seeing, tmp_path / "depth", batch_size=1).labelled == 7
 
 
 def test_ground_truth_depth_is_passed_through(tmp_path):

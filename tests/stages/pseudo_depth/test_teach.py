@@ -235,12 +235,6 @@ def test_a_finished_or_foreign_folder_is_not_overwritten(tmp_path, scenes, depth
 
 
 def test_a_loss_that_is_not_finite_stops_the_teaching(tmp_path, scenes):
-    options = TeachOptions(steps=30, batch_size=2, input_size=28, precision="float32", lr=1e30)
+    options = TeachOptions(steps=30, batch_size=2, input_size=28, precision="float32", lr=1000.0)
     with pytest.raises(UserError, match=r"loss term 'depth' is (nan|inf) in phase 'teach', step \d+ of 30.*--lr"):
         teach(scenes, "nano", tmp_path / "taught", options)
-
-
-@pytest.mark.parametrize("options", [{"steps": 0}, {"batch_size": 0}, {"lr": 0.0}])
-def test_nonsense_options_are_refused(options):
-    with pytest.raises(UserError, match="teaching needs"):
-        TeachOptions(**options)
