@@ -68,7 +68,14 @@ class RecipeCommand(click.Command):
         overrides = {_to_path(name): value for name, value in given.items()}
         if overrides.get("seed") is not None and ctx.params.get("seeds"):
             raise click.UsageError(f"--seed {overrides['seed']} beside --seeds: give one of them")
-        return load_config(ctx.params.pop("recipe"), overrides, ctx.params.pop("assignments"))
+        assignments = ctx.params.pop("assignments")
+        config = load_config(ctx.params.pop("recipe"), overrides, assignments)
+        if (table := ctx.params.get("name")) is not None:
+            from pipeline.experiment.tables import check_asked
+
+            flags = [key for key, value in overrides.items() if value is not None]
+            check_asked(table, config, [*flags, *(text.partition("=")[0].strip() for text in assignments)])
+        return config
 
     def invoke(self, ctx: click.Context) -> Any:
         """Call the command's function with the finished ``config``."""

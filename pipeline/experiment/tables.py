@@ -151,6 +151,20 @@ def find_table(name: str) -> TableSpec:
     return TABLES[name]
 
 
+def check_asked(table: str, config: RunConfig, asked: Iterable[str]) -> None:
+    """Raise UserError for keys of a recipe that are asked for now, and that the rows of a table decide themselves."""
+    rows = find_table(table).rows
+    decided = {key for row in rows for key in row.changes}
+    networks = {row.changes.get("network.name", config.network.name) for row in rows}
+    for key in asked:
+        others = key.startswith("network.") and config.network.name not in networks
+        if others or any(f"{key}.".startswith(f"{each}.") or f"{each}.".startswith(f"{key}.") for each in decided):
+            raise UserError(
+                f"{key} is asked for, but the rows of table {table!r} decide that themselves, so it would be ignored; "
+                "drop it, or use `pipeline run` for one training"
+            )
+
+
 def tables_of(rows: Iterable[str]) -> list[TableSpec]:
     """Return the tables that the named rows belong to, each once; rows of nobody's table add none."""
     found = [_TABLE_OF_ROW[row][0] for row in rows if row in _TABLE_OF_ROW]

@@ -112,6 +112,17 @@ CASES = [
         _file(f"schedule.name = 'own'\n{STEP}lr = 0.1\n{OWN}", "--lr", "1"),
         ("training.lr", "schedule.steps"),
     ),
+    Case("--schedule on a table", _plan("schedules"), ("schedule.name", "the rows of table 'schedules' decide")),
+    Case(
+        "--encoder on a table of encoders",
+        lambda world: world.with_recipe("table", "backbones", "--encoder", "vgg16"),
+        ("network.encoder", "table 'backbones'"),
+    ),
+    Case(
+        "an option of the recipe's network on a table of other networks",
+        lambda world: world.with_recipe("plan", "mff", "--set", "network.encoder_depth=3"),
+        ("network.encoder_depth", "table 'mff'"),
+    ),
     Case("a momentum for Adam", _set("training.momentum=0.5"), ("training.momentum", "optimizer", "'sgd'")),
     Case("a folder of data for drawn scenes", _file(OWN, "--data-root", "/mine"), ("scenes", "--data-root", "folder")),
     # names
