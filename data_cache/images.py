@@ -115,9 +115,8 @@ def list_files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list
     """Return the folder's entries with one of the suffixes, in any case, sorted by name; [] without a folder."""
     if not folder.is_dir():
         return []
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
-    )
+    found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith("."))
+    return sorted(found, key=lambda path: path.name)  # paths themselves compare slowly
 
 
 def read_image(path: Path) -> NotedImage:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from data_cache.content import ContentHashes
@@ -14,6 +15,12 @@ from data_cache.errors import UserError, nearest
 ENVIRONMENT_VARIABLE = "PIPELINE_WORKDIR"
 LISTED_RUNS = 20
 """Names that an error message lists."""
+
+
+@lru_cache(maxsize=4)
+def _recall_hashes(file: Path) -> ContentHashes:
+    """Return the hashes that a file remembers, loaded once: of 100,000 files that takes a second."""
+    return ContentHashes(file)
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Workspace:
 
     def content_hashes(self) -> ContentHashes:
         """Return what is remembered of the contents of data files, so that they are read once."""
-        return ContentHashes(self.root / "content-hashes.json")
+        return _recall_hashes(self.root.absolute() / "content-hashes.json")
 
     def check_output(self, out: Path, option: str) -> None:
         """Raise a UserError when results would go among the records of runs, nodes or depth stores."""

@@ -180,9 +180,11 @@ def find_pair(stem: str, files: Mapping[str, Path], folder: Path, stems: Contain
     Args:
         stems: of all images; none takes what belongs to another.
     """
+    if stem in files:
+        return files[stem]
     forms = (unicodedata.normalize(form, stem) for form in ("NFC", "NFD"))
-    names = (stem, *(form for form in forms if form not in stems))
-    return next((files[name] for name in names if name in files), folder / f"{stem}.png")
+    other = next((form for form in forms if form in files and form not in stems), None)
+    return folder / f"{stem}.png" if other is None else files[other]
 
 
 def check_not_empty(dataset: str, split: str, entries: Sequence[Entry], looked_in: Path) -> None:

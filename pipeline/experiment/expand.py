@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from data_cache.errors import UserError, unknown_name
 from pipeline.experiment.artifacts import open_split
@@ -35,7 +36,16 @@ def expand_rows(
         UserError: a row asks for what there is not.
     """
     rows = choose_copyable_forms(list_rows(config, table, seeds), session.console.info)
-    return [row._replace(config=_resolve(row.config, session, device_type)) for row in rows]
+    known: dict[str, tuple[float, ...] | None] = {}  # rows and seeds of the same data have the same weights
+
+    def resolve(config: RunConfig) -> RunConfig:
+        weights, dtype = config.loss.class_weights, resolve_dtype(config.training.precision, device_type)
+        key = content_hash([_name_data(config), weights], 16)
+        if key not in known:
+            known[key] = resolve_class_weights(config, session)
+        return config.changed({"loss.class_weights": known[key], "training.precision": dtype})
+
+    return [row._replace(config=resolve(row.config)) for row in rows]
 
 
 def list_rows(config: RunConfig, table: str | None, seeds: tuple[int, ...] | None) -> list[Row]:
@@ -60,10 +70,9 @@ def list_rows(config: RunConfig, table: str | None, seeds: tuple[int, ...] | Non
     return [Row(name, apply_transfer(changed), changed.build_schedule()) for name, changed in rows]
 
 
-def _resolve(config: RunConfig, session: Session, device_type: str) -> RunConfig:
-    weights = resolve_class_weights(config, session)
-    dtype = resolve_dtype(config.training.precision, device_type)
-    return config.changed({"loss.class_weights": weights, "training.precision": dtype})
+def _name_data(config: RunConfig) -> dict[str, Any]:
+    """Return what settings say about which images are read."""
+    return config.data.model_dump(include={"dataset", "root", "options"})
 
 
 def choose_copyable_forms(rows: Iterable[Row], inform: Callable[[str], object]) -> list[Row]:
@@ -99,7 +108,7 @@ def make_plan(rows: Iterable[Row], session: Session, *, reuse: bool) -> Plan:
 
     def find_facts(row: Row) -> DataFacts:
         needs_depth = row.schedule.needs_depth
-        data = [row.config.data.model_dump(include={"dataset", "root", "options"}), row.config.evaluation.split]
+        data = [_name_data(row.config), row.config.evaluation.split]
         of_data = content_hash(data, 16)
         if of_data not in classes:
             classes[of_data] = len(open_split(row.config, session.workspace, "train").classes)

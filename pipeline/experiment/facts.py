@@ -9,6 +9,7 @@ from typing import Any
 
 from data_cache.class_balance import compute_median_frequency_weights, count_classes
 from data_cache.datasets.examination import Examination, examine_splits, remember_looks
+from data_cache.datasets.interface import SegmentationDataset
 from data_cache.errors import UserError
 from data_cache.files import read_json, write_json
 from data_cache.fingerprint import dataset_fingerprint
@@ -39,7 +40,7 @@ def gather_facts(config: RunConfig, session: Session, *, needs_depth: bool) -> D
         len(train.classes),
         dataset_fingerprint(train, workspace.content_hashes()),
         depth,
-        inspect_reported(config, session, needs_depth=needs_depth),
+        inspect_reported(reported.dataset, config, session, needs_depth=needs_depth),
         reported.find_smallest(),
         (
             *(["the reported split is the training split: scores say nothing about new images"] * (len(looked) == 1)),
@@ -74,13 +75,14 @@ def look_at_splits(config: RunConfig, session: Session, splits: Iterable[str]) -
     return looked
 
 
-def inspect_reported(config: RunConfig, session: Session, *, needs_depth: bool) -> Reported:
+def inspect_reported(
+    dataset: SegmentationDataset, config: RunConfig, session: Session, *, needs_depth: bool
+) -> Reported:
     """Identify the reported split.
 
     Raises:
-        UserError: there is no such split, or its depth store is unfit; having none at all is no fault.
+        UserError: its depth store is unfit; having none at all is no fault.
     """
-    dataset = open_split(config, session.workspace, config.evaluation.split)
     store = None
     if needs_depth:
         from data_cache.depth_store import NoDepthStore

@@ -78,9 +78,10 @@ def refresh_scores(folder: Path, session: Session, device: torch.device) -> None
     record = read_json(folder / "run.json")
     config = restore_config(record)
     needs_depth = config.build_schedule().needs_depth
-    reported = inspect_reported(config, session, needs_depth=needs_depth)
+    dataset = open_split(config, session.workspace, config.evaluation.split)
+    reported = inspect_reported(dataset, config, session, needs_depth=needs_depth)
     model = open_run(folder, device)
-    check_classes(model, open_split(config, session.workspace, config.evaluation.split))
+    check_classes(model, dataset)
     with hold_folder(folder, "evaluating a run"):
         record |= score_run(config, model.network, model.weights, session, folder, device)
         record["evaluation"] = describe_evaluation(model.weights, config, reported, session)
