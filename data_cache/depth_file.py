@@ -4,6 +4,10 @@
 for any HDF5 program. File attributes carry the provenance, those of a map its statistics, source size and checksums.
 HDF5 never writes to the disk itself: files are built in memory and published whole (``store_folder.publish``), because
 an HDF5 file killed before a flush does not open again and a full disk leaves the library in an undefined state.
+
+What is read is checked before it is believed. Numbers and facts of a map have a checksum, HDF5's own structures have
+one too in the layout of HDF5 1.10 (damaged ones of the older layout can crash the library), texts and records go
+through strict models. The texts of file attributes lie in a heap without checksums, which ``_check_heaps`` looks at.
 """
 
 from __future__ import annotations
@@ -11,24 +15,41 @@ from __future__ import annotations
 import io
 import json
 import math
+import shlex
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
-from data_cache.depth_map import STAT_NAMES, DepthMap, DepthStats, MapRecord, Provenance
+from data_cache.content import check_regular
+from data_cache.depth_map import (
+    STAT_NAMES,
+    DepthMap,
+    DepthStats,
+    MapRecord,
+    Provenance,
+    read_stored_name,
+    stored_name,
+)
 from data_cache.errors import UserError
-from data_cache.sample import DepthKind
+from data_cache.escaping import printable_text
+from data_cache.records import explain_invalid
 from data_cache.store_folder import INDEX, is_map_file, list_store_files, publish
 
-SCHEMA_VERSION = 2
-"""1 held no records: its stores were of one set of images, and are made anew."""
+SCHEMA_VERSION = 3
+"""1 held no records: its stores were of one set of images, and are made anew. 2 is read: it has another layout of HDF5,
+no checksum of the facts beside the numbers, and percent signs of image ids as they are."""
+_READABLE_VERSIONS = (2, 3)
+_LAYOUT = ("v110", "v110")
+_ATTRIBUTES_BESIDE_MAP = 64
+"""So many stay in the header of a map, which takes a fifth of the place of HDF5's structures for many attributes."""
 CODECS: dict[str, dict[str, Any]] = {
     "lzf": {"compression": "lzf", "shuffle": True},
     "gzip": {"compression": "gzip", "compression_opts": 1, "shuffle": True},
@@ -39,11 +60,47 @@ _WHOLE_CHUNK_BYTES = 1 << 20
 _LARGEST_MAP_PX = 1 << 28
 _BEST_COMPRESSION = 1100
 """deflate, the best of the codecs, reaches 1032."""
+_LARGEST_ATTRIBUTE_BYTES = 1 << 12
+_HEAD_BYTES = 1 << 16
+"""Where the texts of a shard's attributes begin, which are written before its maps."""
+_HEAP = b"GCOL\1\0\0\0"
 _TEXT_FIELDS = {field.name for field in fields(Provenance) if field.type == "str"} | {"kind"}
+_STRICT = ConfigDict(strict=True, frozen=True)
+_PROVENANCE = TypeAdapter(Provenance)
 
 
 MapFile: TypeAlias = h5py.File
 """An open file of a store."""
+
+
+_Crc32 = Annotated[int, Field(ge=0, lt=1 << 32)]
+
+
+class _Facts(BaseModel):
+    """What is written beside the numbers of a map."""
+
+    model_config = _STRICT
+
+    source_size: tuple[PositiveInt, PositiveInt]
+    checksum: str
+    depth_checksum: str
+    crc32: _Crc32
+    facts_crc32: _Crc32 | None
+    """Of the rest; None in stores of version 2."""
+    stats: DepthStats
+
+    def compute_crc32(self) -> int:
+        stats = (getattr(self.stats, name) for name in STAT_NAMES)
+        return zlib.crc32(repr((*stats, *self.source_size, self.checksum, self.depth_checksum, self.crc32)).encode())
+
+    def record(self) -> MapRecord:
+        stats = self.stats
+        fitness = stats.std, stats.valid_share, stats.row_correlation
+        return MapRecord(self.checksum, self.depth_checksum, self.crc32, *fitness)
+
+
+_RECORDS = TypeAdapter(dict[str, MapRecord], config=ConfigDict(strict=True))
+_NAMES = TypeAdapter(list[str], config=ConfigDict(strict=True))
 
 
 class OtherSchema(UserError):
@@ -66,23 +123,50 @@ class StoredMap(NamedTuple):
 
     image_id: str
     values: NDArray[np.float16]
-    stats: DepthStats
-    source_size: tuple[int, int]
-    record: MapRecord
+    facts: _Facts
+
+    @classmethod
+    def build(
+        cls,
+        image_id: str,
+        values: NDArray[np.float16],
+        stats: DepthStats,
+        source_size: tuple[int, int],
+        checksums: tuple[str, str],
+    ) -> StoredMap:
+        """Return a map with what is written beside it; ``checksums`` are of the image and of its ground-truth depth."""
+        facts = _Facts(
+            source_size=source_size,
+            checksum=checksums[0],
+            depth_checksum=checksums[1],
+            crc32=zlib.crc32(values.data),
+            facts_crc32=None,
+            stats=stats,
+        )
+        return cls(image_id, values, facts)
+
+    @property
+    def record(self) -> MapRecord:
+        """What the store remembers of it."""
+        return self.facts.record()
 
     def attributes(self) -> dict[str, np.generic | NDArray[np.int64]]:
         """Return what is written beside the numbers."""
-        checksums = {"checksum": self.record.checksum, "depth_checksum": self.record.depth_checksum}
+        checksums = {"checksum": self.facts.checksum, "depth_checksum": self.facts.depth_checksum}
         return {
-            "source_size": np.array(self.source_size, np.int64),
-            "crc32": np.uint32(self.record.crc32),
+            "source_size": np.array(self.facts.source_size, np.int64),
+            "crc32": np.uint32(self.facts.crc32),
+            "facts_crc32": np.uint32(self.facts.compute_crc32()),
             **{name: np.bytes_(value) for name, value in checksums.items() if value},
-            **{name: np.float64(value) for name, value in asdict(self.stats).items()},
+            **{name: np.float64(value) for name, value in asdict(self.facts.stats).items()},
         }
 
 
 def open_file(path: Path) -> MapFile:
     """Open one file of a store for reading; without lock, so that it works on network disks and beside a writer."""
+    check_regular(path, "file")
+    with path.open("rb") as file:
+        _check_heaps(file.read(-1 if path.name == INDEX else _HEAD_BYTES))
     return h5py.File(path, "r", locking=False, rdcc_nbytes=0)
 
 
@@ -98,107 +182,131 @@ def build_map_file(
     """
     image = io.BytesIO()
     records: dict[str, MapRecord] = {}
-    with h5py.File(image, "w") as file:
+    with h5py.File(image, "w", libver=_LAYOUT) as file:
         group = _start_file(file, provenance)
         for path, image_ids in sources:
             with open_file(path) as source:
                 for image_id in image_ids:
-                    source.copy(source["depth"][image_id], group, name=image_id)
-                    records[image_id] = _read_record(source, image_id)
+                    name = stored_name(image_id)
+                    source.copy(source["depth"][name], group, name=name)
+                    records[name] = _read_facts(_open_map(source, image_id)).record()
         for stored in maps:
+            name = stored_name(stored.image_id)
             chunks = _choose_chunks(stored.values.shape, stored.values.nbytes)
+            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            layout.set_attr_phase_change(_ATTRIBUTES_BESIDE_MAP, _ATTRIBUTES_BESIDE_MAP // 2)
             dataset = group.create_dataset(
-                stored.image_id, data=stored.values, chunks=chunks, **CODECS[provenance.codec]
+                name, data=stored.values, chunks=chunks, dcpl=layout, **CODECS[provenance.codec]
             )
-            for name, value in stored.attributes().items():
-                _write_attribute(dataset.id, name, value)
-            records[stored.image_id] = stored.record
+            for attribute, value in stored.attributes().items():
+                _write_attribute(dataset.id, attribute, value)
+            records[name] = stored.record
         file["records"] = np.frombuffer(json.dumps(records).encode(), np.uint8)
     return image.getbuffer()
 
 
 def read_records(file: MapFile) -> dict[str, MapRecord]:
     """Return the records of a shard's or batch's maps; one read, where their attributes would be one read a map."""
-    return {image_id: MapRecord(*record) for image_id, record in json.loads(file["records"][()].tobytes()).items()}
+    dataset = file["records"]
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype != np.uint8 or dataset.ndim != 1:
+        raise ValueError("its list of maps is no text")
+    if dataset.size > dataset.id.get_storage_size():
+        raise ValueError("its list of maps claims more than the file holds")
+    records = _RECORDS.validate_json(dataset[()].tobytes())
+    return {read_stored_name(name): record for name, record in records.items()}
 
 
 def read_image_ids(file: MapFile) -> list[str]:
-    """List the images of an open file, slashes and all."""
-    image_ids: list[str] = []
-    group = file["depth"].id
+    """List the images of an open shard or batch, slashes and all.
 
-    def visit(name: bytes, link: Any) -> None:
-        if link.type == h5py.h5l.TYPE_EXTERNAL or h5py.h5o.get_info(group, name).type == h5py.h5o.TYPE_DATASET:
-            image_ids.append(name.decode())
+    Raises:
+        ValueError: it holds anything but maps of its own.
+    """
+    found = _list_links(file)
+    if any(kind != h5py.h5l.TYPE_HARD for _, kind in found):
+        raise ValueError("it links to maps elsewhere")
+    depth = file["depth"].id
+    names = [name for name, _ in found if h5py.h5o.get_info(depth, name).type == h5py.h5o.TYPE_DATASET]
+    return [read_stored_name(name.decode()) for name in names]
 
-    group.links.visit(visit, info=True)
-    return image_ids
+
+def read_linked_ids(index: MapFile) -> list[str]:
+    """List the images that an open index links to."""
+    return [read_stored_name(name.decode()) for name, kind in _list_links(index) if kind == h5py.h5l.TYPE_EXTERNAL]
 
 
 def find_link(index: MapFile, image_id: str) -> str | None:
-    """Return the shard that an open index names for an image, or None."""
+    """Return the shard that an open index names for an image, or None.
+
+    Raises:
+        ValueError: it links to something else.
+    """
+    name = stored_name(image_id)
     try:
-        link = index["depth"].get(image_id, getlink=True) if image_id else None
-    except RuntimeError:  # what h5py raises for "/" and for "a/b" where "a" is an image
+        link = _find_depth(index).get(name, getlink=True)
+    except RuntimeError:  # what h5py raises for "a/b" where "a" is an image
         return None
     if not isinstance(link, h5py.ExternalLink):
         return None
-    if not is_map_file(link.filename):
-        raise ValueError(f"the index links image {image_id!r} to {link.filename!r}, which is no file of this store")
+    if not is_map_file(link.filename) or link.path != f"depth/{name}":
+        target = f"{link.path!r} of {link.filename!r}"
+        raise ValueError(f"it links image {image_id!r} to {target}, which is no map of that image in this store")
     return str(link.filename)
 
 
 def read_indexed_shards(index: MapFile) -> list[str]:
     """Return the names of the shards an open index covers."""
-    return list(json.loads(index.attrs["shards"]))
+    return _NAMES.validate_json(_read_text(index, "shards"))
 
 
 def read_num_images(index: MapFile) -> int:
     """Return how many images an open index covers."""
-    return int(index.attrs["images"])
+    return _read_whole_number(index, "images")
 
 
 def check_same_store(file: MapFile, provenance: Provenance) -> None:
-    """Refuse a file that came from another store.
+    """Refuse a file that came from another store, by the fingerprint it names; ``read_provenance`` reads all of it.
 
     Raises:
         ValueError: naming whose it is.
+        UserError: it is of another version of the format.
     """
-    found = file.attrs["fingerprint"]
-    if found != provenance.fingerprint():
-        raise ValueError(f"it is of another store, by estimator {file.attrs['estimator']!r} or other settings of it")
+    _check_version(file)
+    if _read_text(file, "fingerprint") != provenance.fingerprint():
+        estimator = _read_text(file, "estimator")
+        raise ValueError(f"it is of another store, by estimator {estimator!r} or other settings of it")
 
 
 def read_provenance(file: MapFile) -> Provenance:
-    """Read the provenance of an open file; KeyError, TypeError or ValueError when it is no file of a store.
+    """Read the provenance of an open file; KeyError or ValueError when it is no file of a store.
 
     Raises:
         UserError: it is of another version of the format.
     """
-    version = int(file.attrs["schema_version"])
-    if version != SCHEMA_VERSION:
-        raise OtherSchema(Path(file.filename), version)
+    _check_version(file)
     values: dict[str, Any] = {}
     for field in fields(Provenance):
-        text = file.attrs[field.name]
-        value = text if field.name in _TEXT_FIELDS else json.loads(text)
-        values[field.name] = tuple(value) if isinstance(value, list) else value
-    return Provenance(**values | {"kind": DepthKind(values["kind"])})
+        text = _read_text(file, field.name)
+        values[field.name] = text if field.name in _TEXT_FIELDS else json.loads(text)
+    provenance = _PROVENANCE.validate_json(json.dumps(values))
+    if provenance.fingerprint() != _read_text(file, "fingerprint"):
+        raise ValueError("what it says of the estimator is not what was written: its fingerprint is another")
+    return provenance
 
 
 def read_map(file: MapFile, image_id: str) -> DepthMap:
     """Read one map with its attributes; low-level calls, which take a third of the time of the high-level ones.
 
     Raises:
-        ValueError: it is no map, or its numbers are not those that were stored.
+        ValueError: it is no map, or its numbers or what is written beside them are not those that were stored.
     """
-    dataset, values = _read_values(file, image_id)
-    crc32 = int(_read_attribute(dataset, "crc32"))
-    if crc32 != zlib.crc32(values.data):
+    dataset = _open_map(file, image_id)
+    values, facts = _read_values(dataset, image_id), _read_facts(dataset)
+    if facts.crc32 != zlib.crc32(values.data):
         raise ValueError(f"the numbers of image {image_id!r} are not those that were stored (crc32)")
-    stats = DepthStats(*(float(_read_attribute(dataset, name)) for name in STAT_NAMES))
-    height, width = _read_attribute(dataset, "source_size").tolist()
-    return DepthMap(widen(values), stats, (height, width), _read_text(dataset, "checksum"), crc32)
+    if facts.facts_crc32 not in (facts.compute_crc32(), None):
+        raise ValueError(f"what is written beside the map of image {image_id!r} is not what was stored (facts_crc32)")
+    return DepthMap(widen(values), facts.stats, facts.source_size, facts.record())
 
 
 def publish_index(
@@ -212,14 +320,15 @@ def publish_index(
         extend: add the links to the present index, in time that hardly grows with its size; else start afresh.
     """
     image = io.BytesIO((folder / INDEX).read_bytes() if extend else b"")
-    with h5py.File(image, "r+" if extend else "w") as file:
+    with h5py.File(image, "r+" if extend else "w", libver=_LAYOUT) as file:
         group = file["depth"] if extend else _start_file(file, provenance)
-        images = int(file.attrs.get("images", 0)) + len(links)
+        images = (read_num_images(file) if extend else 0) + len(links)
         for image_id, shard in links.items():
-            if extend and group.get(image_id, getlink=True) is not None:
-                del group[image_id]
+            name = stored_name(image_id)
+            if extend and group.get(name, getlink=True) is not None:
+                del group[name]
                 images -= 1
-            group[image_id] = h5py.ExternalLink(shard, f"depth/{image_id}")
+            group[name] = h5py.ExternalLink(shard, f"depth/{name}")
         file.attrs["images"] = images
         file.attrs["shards"] = json.dumps(list(shards))
     publish(folder / INDEX, image.getbuffer())
@@ -236,7 +345,8 @@ def rebuild_index(folder: Path) -> None:
     provenance: Provenance | None = None
     for shard in shards:
         with explaining_damage(folder / shard), open_file(folder / shard) as file:
-            provenance = provenance or read_provenance(file)
+            found = read_provenance(file)
+            provenance = provenance or found
             check_same_store(file, provenance)
             links.update(dict.fromkeys(read_image_ids(file), shard))
     if provenance is None:
@@ -250,13 +360,21 @@ def explaining_damage(path: Path) -> Iterator[None]:
     """Turn what HDF5 raises on a damaged or foreign file into an error that names the repair."""
     try:
         yield
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, SystemError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
         raise UserError(
-            f"{path} cannot be read ({str(error) or type(error).__name__}); it is damaged or no file of a depth store. "
-            "Drop what is damaged with: pipeline cache repair, then label again"
+            f"{path} cannot be read ({describe_damage(error)}); it is damaged or no file of a depth store. "
+            f"Drop what is damaged with: pipeline cache repair {shlex.quote(str(path.parent))}, then label again"
         ) from error
+
+
+def describe_damage(error: BaseException) -> str:
+    """Return what is wrong with a file, in words for a person."""
+    if isinstance(error, ValidationError):
+        return explain_invalid(error)
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return printable_text(" ".join(str(text).split())) or type(error).__name__
 
 
 def _start_file(file: MapFile, provenance: Provenance) -> h5py.Group:
@@ -282,39 +400,105 @@ def _write_attribute(dataset: Any, name: str, value: np.generic | NDArray[np.int
     h5py.h5a.create(dataset, name.encode(), h5py.h5t.py_create(array.dtype), space).write(array)
 
 
-def _read_values(file: MapFile, image_id: str) -> tuple[Any, NDArray[np.float16]]:
-    dataset = h5py.h5d.open(file.id, f"depth/{image_id}".encode())
+def _check_version(file: MapFile) -> None:
+    version = _read_whole_number(file, "schema_version")
+    if version not in _READABLE_VERSIONS:
+        raise OtherSchema(Path(file.filename), version)
+
+
+def _read_text(file: MapFile, name: str) -> str:
+    value = file.attrs[name]
+    if not isinstance(value, str):
+        raise ValueError(f"its attribute {name} is no text")
+    return value
+
+
+def _read_whole_number(file: MapFile, name: str) -> int:
+    value = file.attrs[name]
+    if not isinstance(value, np.integer) or value < 0:
+        raise ValueError(f"its attribute {name} is no whole number of at least 0")
+    return int(value)
+
+
+def _check_heaps(content: bytes) -> None:
+    """Refuse a heap of texts whose sizes lead astray: HDF5 would follow them, for ever or out of its memory."""
+    start = content.find(_HEAP)
+    while start >= 0:
+        place, end = start + 16, start + int.from_bytes(content[start + 8 : start + 16], "little")
+        if end < place:
+            raise ValueError("its texts are damaged")
+        while place + 16 <= end <= len(content):
+            number, size = content[place : place + 2], int.from_bytes(content[place + 8 : place + 16], "little")
+            step = size if number == b"\0\0" else 16 + -(-size // 8) * 8  # object 0 is free space, its head included
+            if not 0 < step <= end - place:
+                raise ValueError("its texts are damaged")
+            place += step
+        start = content.find(_HEAP, end)
+
+
+def _list_links(file: MapFile) -> list[tuple[bytes, int]]:
+    """Return name and type of everything below ``depth``, in groups too."""
+    found: list[tuple[bytes, int]] = []
+    group = _find_depth(file)  # a name of its own, or it would be closed before it is visited
+    group.id.links.visit(lambda name, link: found.append((name, link.type)), info=True)
+    return found
+
+
+def _find_depth(file: MapFile) -> h5py.Group:
+    group = file["depth"]
+    if not isinstance(group, h5py.Group):
+        raise ValueError("it has no group of maps")
+    return group
+
+
+def _open_map(file: MapFile, image_id: str) -> Any:
+    path = f"depth/{stored_name(image_id)}".encode()
+    if file.id.links.get_info(path).type != h5py.h5l.TYPE_HARD:
+        raise ValueError(f"image {image_id!r} is a link to a map elsewhere")
+    dataset = h5py.h5d.open(file.id, path)
+    properties = dataset.get_create_plist()
+    if properties.get_layout() == h5py.h5d.VIRTUAL or properties.get_external_count():
+        raise ValueError(f"the map of image {image_id!r} lies in other files")
+    return dataset
+
+
+def _read_values(dataset: Any, image_id: str) -> NDArray[np.float16]:
     shape, pixels = dataset.shape, math.prod(dataset.shape)
-    if len(shape) != 2 or dataset.dtype != np.float16:
+    if len(shape) != 2 or not pixels or dataset.dtype != np.float16:
         raise ValueError(f"image {image_id!r} has {dataset.dtype} of shape {shape} where a float16 map belongs")
     if pixels > _LARGEST_MAP_PX or 2 * pixels > _BEST_COMPRESSION * dataset.get_storage_size():
         raise ValueError(f"image {image_id!r} claims a map of {shape[0]} x {shape[1]} px, more than the file holds")
     values = np.empty(shape, np.float16)
     dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
-    return dataset, values
+    return values
 
 
-def _read_record(file: MapFile, image_id: str) -> MapRecord:
-    dataset = h5py.h5d.open(file.id, f"depth/{image_id}".encode())
-    has_depth = h5py.h5a.exists(dataset, b"depth_checksum")
-    fitness = (float(_read_attribute(dataset, name)) for name in ("std", "valid_share", "row_correlation"))
-    return MapRecord(
-        _read_text(dataset, "checksum"),
-        _read_text(dataset, "depth_checksum") if has_depth else "",
-        int(_read_attribute(dataset, "crc32")),
-        *fitness,
+def _read_facts(dataset: Any) -> _Facts:
+    size = _read_attribute(dataset, "source_size")
+    return _Facts(
+        source_size=tuple(size) if isinstance(size, list) else size,
+        checksum=_read_attribute(dataset, "checksum"),
+        depth_checksum=_read_attribute(dataset, "depth_checksum") if _has(dataset, "depth_checksum") else "",
+        crc32=_read_attribute(dataset, "crc32"),
+        facts_crc32=_read_attribute(dataset, "facts_crc32") if _has(dataset, "facts_crc32") else None,
+        stats=DepthStats(**{name: _read_attribute(dataset, name) for name in STAT_NAMES}),
     )
 
 
-def _read_attribute(dataset: Any, name: str) -> NDArray[Any]:
+def _has(dataset: Any, name: str) -> bool:
+    return bool(h5py.h5a.exists(dataset, name.encode()))
+
+
+def _read_attribute(dataset: Any, name: str) -> Any:
+    """Return an attribute of a map as Python's own number, text or list of these; None where it is none of them."""
     attribute = h5py.h5a.open(dataset, name.encode())
-    value = np.empty(attribute.shape, attribute.dtype)
+    dtype = attribute.dtype
+    if dtype.kind not in "iufS" or dtype.itemsize * math.prod(attribute.shape) > _LARGEST_ATTRIBUTE_BYTES:
+        return None
+    value = np.empty(attribute.shape, dtype)
     attribute.read(value)
-    return value
-
-
-def _read_text(dataset: Any, name: str) -> str:
-    return str(_read_attribute(dataset, name).item().decode())
+    found = value.tolist()
+    return found.decode() if isinstance(found, bytes) else found
 
 
 def widen(values: NDArray[np.float16]) -> NDArray[np.float32]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, model_validator
+from pydantic.dataclasses import dataclass
 
 from data_cache.errors import UserError
 from data_cache.sample import DepthKind
@@ -24,15 +27,20 @@ INVERSE_FLOOR = 1e-3
 SATURATION = 0.995
 """A metric estimator gives sky its largest distance: from this fraction of ``max_depth_m`` on, pixels are invalid."""
 
+_STRICT = ConfigDict(strict=True)
+_ROUNDING = 1e-5
+_ODD_LETTER = re.compile(r"[%\0\ud800-\udfff]")
+_ESCAPED = re.compile("%([0-9A-F]{4})")
+
 DESCRIPTIVE = ("codec", "licence", "tool_versions", "created_at")
 """Fields of a provenance that do not change the numbers."""
 
 
 class UnfitMap(UserError):
-    """One map that the format cannot hold, or not under its name; the others are not affected."""
+    """One map cannot be stored; the others of its split can."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Provenance:
     """How the maps of a store were made; written to the attributes of every file of the store.
 
@@ -65,6 +73,12 @@ class Provenance:
     created_at: str
     """ISO 8601, UTC."""
 
+    @model_validator(mode="after")
+    def _check_range(self) -> Provenance:
+        if self.max_depth_m is not None and not 0 < self.max_depth_m < math.inf:
+            raise ValueError(f"max_depth_m is {self.max_depth_m}, no distance")
+        return self
+
     def fingerprint(self) -> str:
         """Return 64 hex digits over the fields that define the numbers; codec, licence, versions and time do not."""
         fields = {name: value for name, value in asdict(self).items() if name not in DESCRIPTIVE}
@@ -84,7 +98,7 @@ def label_command(dataset: str, split: str, estimator: str) -> str:
     return f"pipeline pseudo-depth --dataset {dataset} --split {split} --estimator {estimator}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class DepthStats:
     """Whole-image statistics in raw units over the pixels valid as a target; nan when the map has none.
 
@@ -106,6 +120,27 @@ class DepthStats:
     row_correlation: float
     """Of inverse depth with the image row, -1 to 1; positive where what is lower in the image is nearer, as in most
     photographs. nan without spread."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> DepthStats:
+        """Refuse numbers that no map has."""
+        numbers = asdict(self)
+        share, correlation = numbers.pop("valid_share"), numbers.pop("row_correlation")
+        if share == 0 and all(map(math.isnan, numbers.values())):
+            return self
+        tolerance = _ROUNDING * max(abs(self.min), abs(self.max))
+        sound = (
+            0 < share <= 1
+            and all(map(math.isfinite, numbers.values()))
+            and self.min <= self.p2 <= self.median <= self.p98 <= self.max
+            and self.min - tolerance <= self.mean <= self.max + tolerance
+            and 0 <= self.std <= self.max - self.min + tolerance
+            and self.inverse_std >= 0
+            and not abs(correlation) > 1 + _ROUNDING
+        )
+        if not sound:
+            raise ValueError("the statistics contradict each other")
+        return self
 
 
 STAT_NAMES = tuple(DepthStats.__dataclass_fields__)
@@ -133,10 +168,7 @@ class DepthMap(NamedTuple):
     stats: DepthStats
     source_size: tuple[int, int]
     """(H, W) of the labelled image, px."""
-    checksum: str
-    """Of the labelled image."""
-    crc32: int
-    """Of the float16 numbers."""
+    record: MapRecord
 
 
 def find_valid(raw: NDArray[np.float32], kind: DepthKind, max_depth_m: float | None) -> NDArray[np.bool_]:
@@ -241,11 +273,17 @@ def to_float16(image_id: str, raw: NDArray[np.floating]) -> NDArray[np.float16]:
     return np.ascontiguousarray(raw, dtype=np.float16)
 
 
-def check_image_id(image_id: str) -> None:
-    """Refuse ids that cannot name a dataset in HDF5 or a file on export; slashes between names are fine."""
-    names = image_id.split("/")
-    if "" in names or "." in names or ".." in names or "\0" in image_id:
-        raise UnfitMap(
-            f"image id {image_id!r} cannot be stored; it may hold names separated by single slashes, "
-            "none of them '.' or '..', and no leading or trailing slash"
-        )
+def stored_name(image_id: str) -> str:
+    """Return an image's id as HDF5 and file systems take it: itself, but for what they would read otherwise.
+
+    Those are "." and ".." and nothing between slashes, NUL, what is no text, and the percent sign that marks all of
+    these. ``read_stored_name`` undoes it.
+    """
+    parts = [_ODD_LETTER.sub(lambda odd: f"%{ord(odd[0]):04X}", part) for part in image_id.split("/")]
+    return "/".join(part.replace(".", "%002E") if part in (".", "..") else part or "%" for part in parts)
+
+
+def read_stored_name(name: str) -> str:
+    """Return the image id behind a name."""
+    parts = ["" if part == "%" else part for part in name.split("/")]
+    return "/".join(_ESCAPED.sub(lambda code: chr(int(code[1], 16)), part) for part in parts)

@@ -6,6 +6,7 @@ Writing is in ``depth_writer``, verifying and repairing in ``depth_repair``, the
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from data_cache.depth_file import (
     open_file,
     read_image_ids,
     read_indexed_shards,
+    read_linked_ids,
     read_map,
     read_num_images,
     read_provenance,
@@ -116,17 +118,22 @@ class DepthStore:
     def image_ids(self) -> tuple[str, ...]:
         """All images, sorted; listed anew each time."""
         files = self._open()
-        indexed = read_image_ids(files.index) if files.index else ()
+        with explaining_damage(self.folder / INDEX):
+            indexed = read_linked_ids(files.index) if files.index else ()
         return tuple(sorted(files.loose.keys() | set(indexed)))
 
     def __len__(self) -> int:
         files = self._open()
         if files.index is None:
             return len(files.loose)
-        return read_num_images(files.index) + sum(find_link(files.index, name) is None for name in files.loose)
+        with explaining_damage(self.folder / INDEX):
+            return read_num_images(files.index) + sum(find_link(files.index, name) is None for name in files.loose)
 
     def __contains__(self, image_id: object) -> bool:
-        return isinstance(image_id, str) and self._open().find(image_id) is not None
+        if not isinstance(image_id, str):
+            return False
+        with explaining_damage(self.folder / INDEX):
+            return self._open().find(image_id) is not None
 
     def read(self, image_id: str, name: str | None = None) -> DepthMap:
         """Read one map.
@@ -146,7 +153,7 @@ class DepthStore:
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.folder} has lost the shard with the depth of image {image_id!r} ({error}); "
-                "repair the store with: pipeline cache repair, then label again"
+                f"repair the store with: pipeline cache repair {shlex.quote(str(self.folder))}, then label again"
             ) from error
 
     def records(self) -> dict[str, list[tuple[str, MapRecord]]]:
@@ -159,7 +166,9 @@ class DepthStore:
         files = self._open()
         for name in files.names:
             with explaining_damage(self.folder / name):
-                for image_id, record in read_records(files.open(name)).items():
+                file = files.open(name)
+                read_provenance(file)
+                for image_id, record in read_records(file).items():
                     held.setdefault(image_id, []).append((name, record))
         return held
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Set
 from contextlib import ExitStack
 from dataclasses import fields
@@ -19,19 +18,12 @@ from data_cache.depth_file import (
     open_file,
     publish_index,
     read_indexed_shards,
+    read_num_images,
     read_provenance,
     read_records,
     rebuild_index,
 )
-from data_cache.depth_map import (
-    DESCRIPTIVE,
-    MapRecord,
-    Provenance,
-    UnfitMap,
-    check_image_id,
-    compute_depth_stats,
-    to_float16,
-)
+from data_cache.depth_map import DESCRIPTIVE, MapRecord, Provenance, UnfitMap, compute_depth_stats, to_float16
 from data_cache.errors import UserError, unknown_name
 from data_cache.files import hold_folder
 from data_cache.store_folder import (
@@ -118,24 +110,22 @@ class DepthStoreWriter:
             What the store remembers of it.
 
         Raises:
-            UnfitMap: an id or numbers the format cannot hold.
-            UserError: the shard that became full cannot be written.
+            UnfitMap: numbers the format cannot hold, or an id that is the folder of another.
+            UserError: no disk space left.
         """
-        check_image_id(image_id)
         self._check_new(image_id, checksum, depth_checksum)
         values = to_float16(image_id, raw)
         stats = compute_depth_stats(values, self.provenance.kind, self.provenance.max_depth_m)
-        fitness = stats.std, stats.valid_share, stats.row_correlation
-        record = MapRecord(checksum, depth_checksum, zlib.crc32(values.data), *fitness)
+        stored = StoredMap.build(image_id, values, stats, source_size, (checksum, depth_checksum))
         if image_id in self._unmerged:  # a file holds one map of an image
             self._merge()
-        self._pending.append(StoredMap(image_id, values, stats, source_size, record))
+        self._pending.append(stored)
         self._unmerged.add(image_id)
-        self._records.setdefault(image_id, []).append(record)
+        self._records.setdefault(image_id, []).append(stored.record)
         self._groups.update(_parents(image_id))
         if self._loose_maps + len(self._pending) >= self._shard_size:
             self.commit()
-        return record
+        return stored.record
 
     def commit(self) -> None:
         """Make everything added so far survive a crash.
@@ -194,9 +184,10 @@ class DepthStoreWriter:
 
     def _indexed_shards(self) -> list[str]:
         try:
-            with open_file(self.folder / INDEX) as file:
+            with explaining_damage(self.folder / INDEX), open_file(self.folder / INDEX) as file:
+                read_num_images(file)
                 return read_indexed_shards(file)
-        except (OSError, KeyError, ValueError):  # missing or damaged: it is made anew from the shards
+        except (UserError, FileNotFoundError):  # missing or damaged: it is made anew from the shards
             return []
 
     def _check_same(self, found: Provenance) -> None:

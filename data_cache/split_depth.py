@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,13 +59,16 @@ class SplitDepth:
         """Read the map of an image.
 
         Raises:
-            UserError: it is damaged, or was labelled anew since the maps were matched.
+            UserError: it is damaged, or not the one that was matched.
         """
         image_id = self._image_ids[index]
-        found = self._store.read(image_id, self._names[self._files[index]])
-        if found.crc32 != self._crcs[index]:
+        name = self._names[self._files[index]]
+        found = self._store.read(image_id, name)
+        if found.record.crc32 != self._crcs[index]:
             raise UserError(
-                f"the depth of image {image_id!r} in {self.folder} was made anew meanwhile; repeat the command"
+                f"{self.folder / name} holds another map of image {image_id!r} than its list of maps says; if it was "
+                "just labelled anew, repeat the command, else drop it with: pipeline cache repair "
+                f"{shlex.quote(str(self.folder))}, then label again"
             )
         return found
 

@@ -261,10 +261,11 @@ def _export_store(store: DepthStore, output: OutputFolder, form: str) -> int:
     import numpy as np
     from PIL import Image
 
+    from data_cache.depth_map import stored_name
     from data_cache.outputs import shorten_name
 
     place = output.folder / store.provenance.dataset / store.folder.name
-    names = [PurePosixPath(image_id) for image_id in store.image_ids]
+    names = [PurePosixPath(stored_name(image_id)) for image_id in store.image_ids]
     paths = [place / name.parent / f"{shorten_name(name.name)}.{form.removesuffix('16')}" for name in names]
     scales = io.StringIO(newline="")
     rows = csv.writer(scales)

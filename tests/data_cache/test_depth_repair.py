@@ -174,7 +174,7 @@ def test_a_link_out_of_the_store_is_found_and_replaced(folder, tmp_path):
     with h5py.File(folder / "index.h5", "r+") as index:
         del index["depth/town/3"]
         index["depth/town/3"] = h5py.ExternalLink("../elsewhere.h5", "depth/town/3")
-    assert "no file of this store" in verify_store(folder)[0].reason
+    assert "no map of that image" in verify_store(folder)[0].reason
     repair_store(folder)
     check_repaired(folder, [])
 

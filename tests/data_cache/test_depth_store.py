@@ -69,7 +69,7 @@ def test_reads_float16_of_what_was_written(tmp_path, codec, shape):
     assert found.raw.dtype == np.float32
     np.testing.assert_array_equal(found.raw, raw.astype(np.float16).astype(np.float32))
     assert found.source_size == (60, 90)
-    assert found.checksum == "sum"
+    assert found.record.checksum == "sum"
 
 
 def test_every_float16_survives(tmp_path):
@@ -217,7 +217,7 @@ def test_pickle_carries_no_handle(tmp_path):
     store = DepthStore(tmp_path / "s")
     copy = pickle.loads(pickle.dumps(store))
     store.close()
-    assert copy.read("a").checksum == "sum of a"
+    assert copy.read("a").record.checksum == "sum of a"
     assert copy.provenance == store.provenance == PROVENANCE
 
 
@@ -273,12 +273,6 @@ def test_single_tiny_pixels_of_a_large_map_are_kept(tmp_path):
     with DepthStoreWriter(tmp_path / "s", PROVENANCE) as writer:
         writer.add("a", np.array([[1e-6, 1e-9, 0, 300]], np.float32), (4, 4), "sum")
     assert DepthStore(tmp_path / "s").read("a").raw[0, 3] == 300
-
-
-@pytest.mark.parametrize("image_id", ["", "/a", "a/", "a//b", "../a", "a/./b"])
-def test_ids_that_cannot_be_stored_are_refused(tmp_path, image_id):
-    with DepthStoreWriter(tmp_path / "s", PROVENANCE) as writer, pytest.raises(UserError, match="cannot be stored"):
-        writer.add(image_id, draw_map(0), (60, 90), "sum")
 
 
 @pytest.mark.parametrize(("first", "second"), [("a", "a/b"), ("a/b/c", "a"), ("a/b/c", "a/b")])
@@ -355,7 +349,7 @@ def test_a_changed_image_gets_a_second_map_beside_the_first(tmp_path, committed)
     expected = (draw_map(0), draw_map(10), draw_map(11))
     for (name, _), raw in zip(store.records()["a"], expected, strict=True):
         np.testing.assert_array_equal(store.read("a", name).raw, raw.astype(np.float16))
-    assert store.read("a").checksum == "newer"
+    assert store.read("a").record.checksum == "newer"
     store.close()
     with h5py.File(folder / "index.h5") as index:
         np.testing.assert_array_equal(index["depth/a"][()], draw_map(11).astype(np.float16))
@@ -408,7 +402,7 @@ def test_an_index_that_points_out_of_the_store_is_refused(tmp_path):
     with h5py.File(tmp_path / "s" / "index.h5", "r+") as index:
         del index["depth/a"]
         index["depth/a"] = h5py.ExternalLink("../other/shard-00000.h5", "depth/a")
-    with pytest.raises(UserError, match=r"index.h5 .*'../other/shard-00000.h5', which is no file of this store"):
+    with pytest.raises(UserError, match=r"index.h5 .*'../other/shard-00000.h5', which is no map of that image"):
         DepthStore(tmp_path / "s").read("a")
 
 
