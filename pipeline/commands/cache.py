@@ -42,7 +42,7 @@ def cache() -> None:
 @click.pass_obj
 def cache_info(session: Session, store: Path | None) -> None:
     """Show images, size and provenance of STORE, or of all stores."""
-    session.show(show_stores(find_stores(session, store)))
+    _show_with_damage(session, show_stores(find_stores(session, store)))
 
 
 @cache.command("verify")
@@ -50,10 +50,7 @@ def cache_info(session: Session, store: Path | None) -> None:
 @click.pass_obj
 def cache_verify(session: Session, store: Path | None) -> None:
     """Read every map of STORE, or of all stores, and compare checksums."""
-    result = check_stores(find_stores(session, store))
-    session.show(result)
-    if result.json["bad"]:
-        raise SystemExit(2)
+    _show_with_damage(session, check_stores(find_stores(session, store)))
 
 
 @cache.command("repair")
@@ -81,7 +78,13 @@ def cache_preview(session: Session, config: RunConfig, out: Path | None, overwri
 @click.pass_obj
 def cache_export(session: Session, store: Path | None, out: Path | None, form: str, overwrite: bool) -> None:
     """Write the maps of STORE, or of all stores, as 16-bit PNG or NPY files."""
-    session.show(export_maps(session, find_stores(session, store), out, form, overwrite=overwrite))
+    _show_with_damage(session, export_maps(session, find_stores(session, store), out, form, overwrite=overwrite))
+
+
+def _show_with_damage(session: Session, result: Result) -> None:
+    session.show(result)
+    if result.json["bad"]:
+        raise SystemExit(2)
 
 
 def find_stores(session: Session, store: Path | None) -> list[Path]:
@@ -111,18 +114,24 @@ def find_stores(session: Session, store: Path | None) -> list[Path]:
 
 
 def show_stores(folders: list[Path]) -> Result:
-    """Describe stores: images, bytes, provenance."""
+    """Describe stores: images, bytes, provenance; ``bad`` are those that cannot be opened."""
     from data_cache.depth_store import DepthStore
     from pipeline.console import plain_table
     from pipeline.session import Result
 
     facts: list[dict[str, Any]] = []
+    bad: list[dict[str, Any]] = []
     for folder in folders:
-        store = DepthStore(folder)
+        try:
+            store = DepthStore(folder)
+            images = len(store)
+        except UserError as problem:
+            if len(folders) == 1:
+                raise
+            bad.append({"store": str(folder), "reason": str(problem)})
+            continue
         size = sum(file.stat().st_size for file in folder.glob("*.h5"))
-        facts.append(
-            {"store": str(folder), "images": len(store), "bytes": size, "provenance": asdict(store.provenance)}
-        )
+        facts.append({"store": str(folder), "images": images, "bytes": size, "provenance": asdict(store.provenance)})
     rows = [
         [
             fact["provenance"]["dataset"],
@@ -135,10 +144,11 @@ def show_stores(folders: list[Path]) -> Result:
         ]
         for fact in facts
     ]
-    total = {"stores": facts, "images": sum(fact["images"] for fact in facts), "bad": []}
+    total = {"stores": facts, "images": sum(fact["images"] for fact in facts), "bad": bad}
     provenance = [fact["provenance"] for fact in facts]
     columns = ["dataset", "split", "estimator", "kind", "images", "size", "folder"]
-    return Result(total | {"provenance": provenance}, plain_table("Depth stores", columns, rows))
+    lines = [plain_table("Depth stores", columns, rows), *(found["reason"] for found in bad)]
+    return Result(total | {"provenance": provenance}, "\n".join(lines))
 
 
 def check_stores(folders: list[Path]) -> Result:
@@ -179,14 +189,13 @@ def _describe_readable(folders: list[Path]) -> dict[str, Any]:
     """Return maps and provenance of the stores that can be opened."""
     from data_cache.depth_store import DepthStore
 
-    stores = []
+    images, provenance = 0, []
     for folder in folders:
         with contextlib.suppress(UserError):  # `bad` says what is wrong with it
-            stores.append(DepthStore(folder))
-    return {
-        "images": sum(len(store) for store in stores),
-        "provenance": [asdict(store.provenance) for store in stores],
-    }
+            store = DepthStore(folder)
+            images += len(store)
+            provenance.append(asdict(store.provenance))
+    return {"images": images, "provenance": provenance}
 
 
 def repair_stores(folders: list[Path]) -> Result:
@@ -251,13 +260,23 @@ def export_maps(
 
     target = out or session.workspace.root / "depth-maps"
     session.workspace.check_output(target, "--out")
+    written = 0
+    bad: list[dict[str, Any]] = []
     with open_output(target, Inputs(), overwrite=overwrite, on_wait=session.console.info) as output:
-        written = sum(_export_store(DepthStore(folder), output, form) for folder in folders)
-    facts = {**_describe_readable(folders), "images": written, "bad": [], "out": str(target)}
-    return Result(facts, f"{count(written, 'map')} written to {target}")
+        for folder in folders:
+            try:
+                written += _export_store(DepthStore(folder), output, form, bad)
+            except UserError as problem:
+                if len(folders) == 1:
+                    raise
+                bad.append({"store": str(folder), "image": "", "reason": str(problem)})
+    facts = {**_describe_readable(folders), "images": written, "bad": bad, "out": str(target)}
+    lines = [f"not written: {found['image'] or found['store']}: {found['reason']}" for found in bad]
+    return Result(facts, "\n".join([*lines, f"{count(written, 'map')} written to {target}"]))
 
 
-def _export_store(store: DepthStore, output: OutputFolder, form: str) -> int:
+def _export_store(store: DepthStore, output: OutputFolder, form: str, bad: list[dict[str, Any]]) -> int:
+    """Write the maps of a store and return how many; those that cannot be read go to ``bad``."""
     import numpy as np
     from PIL import Image
 
@@ -271,8 +290,14 @@ def _export_store(store: DepthStore, output: OutputFolder, form: str) -> int:
     rows = csv.writer(scales)
     rows.writerow(("image", "min", "max"))
     output.check([*paths, place / "scales.csv"])
+    written = 0
     for image_id, path in zip(store.image_ids, paths, strict=True):
-        raw = store.read(image_id).raw
+        try:
+            raw = store.read(image_id).raw
+        except UserError as problem:
+            bad.append({"store": str(store.folder), "image": image_id, "reason": str(problem)})
+            continue
+        written += 1
         low, high = _find_range(raw)
         with output.write(path) as temporary, temporary.open("wb") as file:
             if form == "npy":
@@ -282,7 +307,7 @@ def _export_store(store: DepthStore, output: OutputFolder, form: str) -> int:
         rows.writerow((image_id, low, high))
     with output.write(place / "scales.csv") as temporary:
         temporary.write_bytes(os.fsencode(scales.getvalue()))
-    return len(paths)
+    return written
 
 
 def _find_range(raw: NDArray[np.float32]) -> tuple[float, float]:
