@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ LOW_VALID_SHARE = 0.2
 UPSIDE_DOWN = -0.2
 """Mean correlation of inverse depth with the row below which a split is suspicious: near 0 for views from above, well
 above it for upright photographs, and of the opposite sign where near and far are exchanged."""
+_SHOWN = 5
 _FEW_MAPS = 8
 """Of fewer maps than these nothing is said about their orientation."""
 
@@ -41,6 +42,17 @@ def find_suspicious(records: Mapping[str, MapRecord]) -> list[Suspicion]:
         )
         found.append(Suspicion("", reason))
     return found
+
+
+def describe_suspicious(suspicious: Sequence[Suspicion]) -> list[str]:
+    """Return lines about maps that hardly look like depth: a few examples, and what is odd about all together."""
+    single = [found for found in suspicious if found.image]
+    lines = [f"suspicious depth: {found.image}: {found.reason}" for found in single[:_SHOWN]]
+    if len(single) > _SHOWN:
+        lines.append(
+            f"suspicious depth: {len(single) - _SHOWN} more images; pipeline --json cache verify lists them all"
+        )
+    return lines + [f"suspicious depth: {found.reason}" for found in suspicious if not found.image]
 
 
 def check_worth(records: Mapping[str, MapRecord], folder: Path) -> None:

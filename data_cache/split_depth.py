@@ -17,7 +17,7 @@ import numpy as np
 from data_cache.content import ContentHashes
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.depth_map import DepthMap, MapRecord, Provenance, label_command
-from data_cache.depth_quality import check_worth
+from data_cache.depth_quality import check_worth, describe_suspicious, find_suspicious
 from data_cache.depth_store import DepthStore
 from data_cache.errors import UserError
 
@@ -34,6 +34,10 @@ class SplitDepth:
         numbers = {name: number for number, name in enumerate(self._names)}
         self._files = np.array([numbers[name] for name, _ in found], np.int32)
         self._crcs = np.array([record.crc32 for _, record in found], np.uint32)
+        by_image = dict(zip(image_ids, (record for _, record in found), strict=True))
+        check_worth(by_image, store.folder)
+        self.doubts = tuple(describe_suspicious(find_suspicious(by_image)))
+        """Lines on maps that hardly look like depth."""
         self._fingerprint = _fingerprint(store.provenance, image_ids, [record for _, record in found])
 
     @property
@@ -120,9 +124,6 @@ def match_depth(
             (changed if maps else missing).append(image_id)
     hashes.save()
     _check_complete(dataset, store, missing, changed, command)
-    check_worth(
-        {image_id: record for image_id, (_, record) in zip(dataset.image_ids, found, strict=True)}, store.folder
-    )
     return SplitDepth(store, dataset.image_ids, found)
 
 

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 PREVIEW_IMAGES = 24
 
-SHOWN_SUSPICIOUS = 5
-
 store_argument = click.argument("store", required=False, type=click.Path(path_type=Path))
 
 
@@ -42,7 +39,7 @@ def cache() -> None:
 @click.pass_obj
 def cache_info(session: Session, store: Path | None) -> None:
     """Show images, size and provenance of STORE, or of all stores."""
-    _show_with_damage(session, show_stores(find_stores(session, store)))
+    _show_with_damage(session, show_stores(session, find_stores(session, store)))
 
 
 @cache.command("verify")
@@ -113,7 +110,7 @@ def find_stores(session: Session, store: Path | None) -> list[Path]:
     return found
 
 
-def show_stores(folders: list[Path]) -> Result:
+def show_stores(session: Session, folders: list[Path]) -> Result:
     """Describe stores: images, bytes, provenance; ``bad`` are those that cannot be opened."""
     from data_cache.depth_store import DepthStore
     from pipeline.console import plain_table
@@ -128,6 +125,7 @@ def show_stores(folders: list[Path]) -> Result:
         except UserError as problem:
             if len(folders) == 1:
                 raise
+            session.console.info(str(problem))
             bad.append({"store": str(folder), "reason": str(problem)})
             continue
         size = sum(file.stat().st_size for file in folder.glob("*.h5"))
@@ -147,13 +145,12 @@ def show_stores(folders: list[Path]) -> Result:
     total = {"stores": facts, "images": sum(fact["images"] for fact in facts), "bad": bad}
     provenance = [fact["provenance"] for fact in facts]
     columns = ["dataset", "split", "estimator", "kind", "images", "size", "folder"]
-    lines = [plain_table("Depth stores", columns, rows), *(found["reason"] for found in bad)]
-    return Result(total | {"provenance": provenance}, "\n".join(lines))
+    return Result(total | {"provenance": provenance}, plain_table("Depth stores", columns, rows))
 
 
 def check_stores(folders: list[Path]) -> Result:
     """Read every map and compare checksums; ``bad`` is damaged, ``suspicious`` hardly looks like depth."""
-    from data_cache.depth_quality import find_suspicious
+    from data_cache.depth_quality import Suspicion, describe_suspicious, find_suspicious
     from data_cache.depth_repair import verify_store
     from data_cache.depth_store import DepthStore
     from pipeline.console import count
@@ -167,22 +164,13 @@ def check_stores(folders: list[Path]) -> Result:
             newest = {image_id: maps[-1][1] for image_id, maps in DepthStore(folder).records().items()}
             suspicious += [{"store": str(folder), **found._asdict()} for found in find_suspicious(newest)]
     lines = [f"{found['store']}/{found['file']} {found['image_id']}: {found['reason']}" for found in bad]
-    lines += describe_suspicious(suspicious)
+    lines += describe_suspicious([Suspicion(found["image"], found["reason"]) for found in suspicious])
     lines.append(
         f"{count(len(bad), 'problem')}; drop what is damaged with: pipeline cache repair, then label again"
         if bad
         else f"{count(len(folders), 'store')} verified; every map is as it was written"
     )
     return Result({**_describe_readable(folders), "bad": bad, "suspicious": suspicious}, "\n".join(lines))
-
-
-def describe_suspicious(suspicious: Sequence[dict[str, Any]]) -> list[str]:
-    """Return lines about maps that hardly look like depth: a few examples, and what is odd about all together."""
-    single = [found for found in suspicious if found["image"]]
-    lines = [f"suspicious: {found['image']}: {found['reason']}" for found in single[:SHOWN_SUSPICIOUS]]
-    if len(single) > SHOWN_SUSPICIOUS:
-        lines.append(f"suspicious: {len(single) - SHOWN_SUSPICIOUS} more images; --json lists them all")
-    return lines + [f"suspicious: {found['reason']}" for found in suspicious if not found["image"]]
 
 
 def _describe_readable(folders: list[Path]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.cache import describe_suspicious
 from pipeline.options import RecipeCommand, device_option
 
 if TYPE_CHECKING:
@@ -111,8 +110,10 @@ def _label_split(
 
 
 def _describe_labels(facts: dict[str, Any]) -> str:
+    from data_cache.depth_quality import Suspicion, describe_suspicious
+
     lines = [f"not labelled: {failure['image']}: {failure['reason']}" for failure in facts["failed"]]
-    lines += describe_suspicious(facts["suspicious"])
+    lines += describe_suspicious([Suspicion(**found) for found in facts["suspicious"]])
     lines += [f"note: {note}" for note in facts["notes"]]
     lines.append(
         f"{facts['images']} images: {facts['labelled']} labelled, {facts['skipped']} were labelled already, "

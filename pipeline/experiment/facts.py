@@ -34,17 +34,18 @@ def gather_facts(config: RunConfig, session: Session, *, needs_depth: bool) -> D
     workspace = session.workspace
     looked = look_at_splits(config, session, ("train", config.evaluation.split))
     train, reported = looked[0].dataset, looked[-1]
-    depth = find_labels(config, workspace, train).fingerprint() if needs_depth else None
+    depth = find_labels(config, workspace, train) if needs_depth else None
     return DataFacts(
         len(train),
         len(train.classes),
         dataset_fingerprint(train, workspace.content_hashes()),
-        depth,
+        depth.fingerprint() if depth else None,
         inspect_reported(reported.dataset, config, session, needs_depth=needs_depth),
         reported.find_smallest(),
         (
             *(["the reported split is the training split: scores say nothing about new images"] * (len(looked) == 1)),
             *(line for each in looked for line in (*each.list_doubts(), *each.list_notes())),
+            *(depth.doubts if depth else ()),
         ),
     )
 
