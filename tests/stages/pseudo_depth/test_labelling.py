@@ -50,7 +50,7 @@ def test_every_map_is_the_estimators_own_at_float16(tmp_path, dataset, estimator
         prepared = estimator.prepare(dataset.read_image(index))
         expected = estimator.predict(prepared[None])[0].numpy()
         found = store.read(image_id)
-        assert found.source_size == SIZES[index] and found.checksum == ContentHashes().hash(
+        assert found.source_size == SIZES[index] and found.record.checksum == ContentHashes().hash(
             dataset.sources(index).image
         )
         np.testing.assert_allclose(found.raw, expected, rtol=2e-3, atol=2e-3)
