@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -28,6 +29,7 @@ _UNUSABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO,
     errno.ENOLCK, errno.ENOTSUP, errno.ELOOP, errno.EBUSY, errno.EXDEV,
 }  # fmt: skip
+LARGEST_RECORD_BYTES = 1 << 30
 _held: set[Path] = set()
 """Lock files that this process holds."""
 
@@ -173,23 +175,19 @@ def read_json(path: Path, remedy: str = "remove it and repeat the command") -> d
     Raises:
         UserError: it cannot be read, or holds anything but one object.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as problem:
-        raise UserError(f"cannot read {path}: {problem.strerror}; {remedy}") from problem
-    return _parse_object(content, str(path), remedy)
+    return _parse_object(_read_bytes(path, remedy), str(path), remedy)
 
 
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_json_lines(path: Path, remedy: str = "remove it and repeat the command") -> Iterator[dict[str, Any]]:
     """Yield the object of each line of a file that grows line by line; a last line that a kill cut off is left out.
 
     Raises:
-        UserError: another line is damaged.
+        UserError: another line is damaged, or the file cannot be read.
     """
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+    for number, line in enumerate(_read_bytes(path, remedy).splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             return
-        yield _parse_object(line, f"line {number} of {path}", "repeat the run to write it anew")
+        yield _parse_object(line, f"line {number} of {path}", remedy)
 
 
 def measure_free_space(folder: Path) -> int:
@@ -242,6 +240,19 @@ def explain_os_error(problem: OSError, where: object = None) -> str | None:
             "its permissions. What was finished is kept"
         )
     return None
+
+
+def _read_bytes(path: Path, remedy: str) -> bytes:
+    """Return a record's bytes; a pipe is not waited for, and what is no record by its size is not read."""
+    try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise UserError(f"cannot read {path}: it is no file; {remedy}")
+        if state.st_size > LARGEST_RECORD_BYTES:
+            raise UserError(f"{path} is damaged ({state.st_size:,} bytes are more than any record has); {remedy}")
+        return path.read_bytes()
+    except (OSError, ValueError) as problem:  # ValueError: a name with a NUL
+        raise UserError(f"cannot read {path}: {getattr(problem, 'strerror', problem)}; {remedy}") from problem
 
 
 def _parse_object(content: bytes, where: str, remedy: str) -> dict[str, Any]:

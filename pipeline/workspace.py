@@ -137,5 +137,5 @@ class NodeFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the phase ran to its end, and its weights were not removed since."""
-        return self.record.is_file() and self.weights.is_file()
+        """Whether the phase ran to its end, and its weights were not removed since; whether they are sound is open."""
+        return self.record.exists() and self.weights.exists()

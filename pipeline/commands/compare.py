@@ -45,12 +45,11 @@ def compare_runs(
         ``rows``, ``baseline``, ``headline``, ``notes``.
     """
     from pipeline.experiment.tables import find_table
-    from pipeline.experiment.tabulate import find_folders, freshen, tabulate
+    from pipeline.experiment.tabulate import find_runs, tabulate
     from pipeline.session import Result
     from stages.comparison.formats import FORMATS
 
     spec = find_table(table) if table else None
-    folders = find_folders(session, references, spec)
-    freshen(folders, session)
-    compared = tabulate(folders, spec, baseline)
+    found = find_runs(session, references, spec)
+    compared = tabulate(found.records, spec, baseline, found.notes)
     return Result(compared.to_json(), FORMATS[form](compared))

@@ -38,6 +38,7 @@ def run_demo(session: Session, recipe: str, device: str) -> Result:
     from pipeline.experiment.tabulate import tabulate
     from pipeline.session import Result
     from stages.comparison.formats import FORMATS
+    from stages.comparison.record import RunRecord
 
     started_at = time.perf_counter()
     config = load_config(recipe)
@@ -47,7 +48,7 @@ def run_demo(session: Session, recipe: str, device: str) -> Result:
         changed = config.changed({"schedule": {"name": row}})
         runs.append(train_one(changed, session, device, reuse=True).json)
     folders = [session.workspace.runs / run["run"] for run in runs]
-    table = tabulate(folders)
+    table = tabulate([RunRecord.from_json(folder) for folder in folders])
     exported = export_run(session, runs[0]["run"], None)
     report = report_runs(session, [str(folder) for folder in folders], None, None)
     seconds = time.perf_counter() - started_at

@@ -88,12 +88,13 @@ def score_model(
     from pipeline.experiment.scoring import evaluate_split, find_labels_if_any
     from pipeline.experiment.tabulate import freshen
     from pipeline.session import Result
+    from stages.comparison.record import RunRecord
     from stages.evaluation.tiling import TiledNetwork
 
     margin = choose_margin(tile, margin)
     model = open_model(session, reference, device)
     if model.has_depth:  # a run: what is printed here and what `compare` shows are of one version
-        freshen([model.folder], session)
+        freshen([RunRecord.from_json(model.folder)], session)
     config = model.config.changed({key: value for key, value in changes.items() if value is not None})
     if tile is not None:
         if changes.get("evaluation.size") == "recipe":

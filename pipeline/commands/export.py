@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from data_cache.files import read_json
 from pipeline.options import OutputPath
 from stages.export.formats import DEFAULT_FORMATS, describe_formats, parse_formats
 
@@ -16,7 +15,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pipeline.experiment.config import RunConfig
+    from pipeline.experiment.models import Model
     from pipeline.session import Result, Session
+    from stages.comparison.record import TrainedRun
     from stages.export.card import CardFacts, LicenceLink
     from stages.export.export import ExportReport
 
@@ -67,71 +68,71 @@ def export_run(
     """
     import torch
 
+    from data_cache.files import read_json
     from pipeline.experiment.models import ORIGIN_FILE, open_run
+    from pipeline.experiment.tabulate import find_newest
     from pipeline.session import Result
+    from stages.comparison.record import RUN_FILE
     from stages.export.export import export_network
 
-    folder = session.workspace.find_run(reference)
-    record = read_json(folder / "run.json")
+    folder = session.workspace.find_run(reference) if reference else find_newest(session)
     model = open_run(folder, torch.device("cpu"))
     out = out or session.workspace.exports / folder.name
     session.workspace.check_output(out, "--out")
     report = export_network(
         model.network,
         out,
-        input_size=input_size or tuple(record["image_size"]),
+        input_size=input_size or model.record.image_size,
         class_names=model.class_names,
         palette=model.palette,
-        card_facts=_describe_origin(record),
+        card_facts=_describe_origin(model),
+        records={ORIGIN_FILE: read_json(folder / RUN_FILE)},
         formats=formats,
         dynamic=dynamic,
         overwrite=overwrite,
-        records={ORIGIN_FILE: record},
         progress=session.console.info,
     )
-    files = list(report.files)
     facts = {
         "out": str(out),
-        "files": [str(out / name) for name in files],
+        "files": [str(out / name) for name in report.files],
         "proof": report.proof,
         "run": folder.name,
         "reused": report.reused,
     }
-    return Result(facts, _render(report, folder.name, files))
+    return Result(facts, _render(report, folder.name))
 
 
-def _describe_origin(record: dict[str, Any]) -> CardFacts:
-    from pipeline.experiment.models import restore_config
+def _describe_origin(model: Model) -> CardFacts:
     from stages.export.card import CardFacts
 
-    config = restore_config(record)
+    record = model.record
     return CardFacts(
-        run=record["run"],
-        dataset=record["dataset"],
-        schedule=record["schedule"]["name"],
-        steps=tuple(record["schedule"]["steps"]),
-        metrics=record["metrics"],
-        split=record["split"],
-        licences=tuple(_licences(record, config)),
-        command=record["command"],
+        run=record.run,
+        dataset=record.dataset,
+        schedule=record.schedule.name,
+        steps=record.schedule.steps,
+        metrics=record.metrics,
+        split=record.split,
+        licences=tuple(_licences(record, model.config)),
+        command=record.command or "",
     )
 
 
-def _licences(record: dict[str, Any], config: RunConfig) -> list[LicenceLink]:
+def _licences(record: TrainedRun, config: RunConfig) -> list[LicenceLink]:
     """List what the weights were made from, the depth teacher first."""
     from data_cache.datasets import DATASETS
     from stages.export.card import LicenceLink
     from stages.pseudo_depth.aliases import ESTIMATORS
 
     links = []
-    if store := record["depth_store"]:
-        spec = ESTIMATORS.get(store["estimator"])
+    if store := record.depth_store:
+        spec = ESTIMATORS.get(store.estimator)
         links.append(
             LicenceLink(
                 "depth teacher",
-                store["estimator"],
-                store["licence"],
-                revision=store["revision"] or store["weights_sha256"][:12],
+                store.estimator,
+                store.licence,
+                revision=store.revision or store.weights_sha256[:12],
                 noncommercial=bool(spec and spec.noncommercial),
             )
         )
@@ -139,18 +140,18 @@ def _licences(record: dict[str, Any], config: RunConfig) -> list[LicenceLink]:
     if weights != "none":
         note = "see the encoder's publisher (timm, torchvision)" if weights == "imagenet" else "a local file"
         links.append(LicenceLink("encoder weights", str(weights), "unknown", note=note))
-    data = DATASETS[record["dataset"]].licence
+    data = DATASETS[config.data.dataset].licence
     links.append(
-        LicenceLink("training images", record["dataset"], data.name, note=data.note, noncommercial=data.noncommercial)
+        LicenceLink("training images", record.dataset, data.name, note=data.note, noncommercial=data.noncommercial)
     )
     return links
 
 
-def _render(report: ExportReport, run: str, files: list[str]) -> RenderableType:
+def _render(report: ExportReport, run: str) -> RenderableType:
     from pipeline.console import plain_table
 
     title = f"{run} exported to {report.out}" + (" (was there already)" if report.reused else "")
-    rows = [*headlines(report.proof), ("files", ", ".join(files))]
+    rows = [*headlines(report.proof), ("files", ", ".join(report.files))]
     return plain_table(title, ["proof", "value"], [list(row) for row in rows])
 
 

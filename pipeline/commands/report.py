@@ -44,14 +44,14 @@ def report_runs(
     """Write one self-contained page about runs; arguments as in ``compare_runs``.
 
     Returns:
-        ``report``, ``rows``.
+        ``report``, ``rows``, ``notes``.
 
     Raises:
         UserError: ``out`` is a file that this program did not write, and ``overwrite`` was not asked for.
     """
     from data_cache.outputs import check_page
     from pipeline.experiment.tables import find_table, tables_of
-    from pipeline.experiment.tabulate import SCHEDULES, find_folders, freshen, tabulate
+    from pipeline.experiment.tabulate import SCHEDULES, find_runs, tabulate
     from pipeline.session import Result
     from stages.comparison.report import write_report
 
@@ -59,10 +59,11 @@ def report_runs(
     session.workspace.check_output(out, "--out")
     check_page(out, overwrite=overwrite)
     spec = find_table(table) if table else None
-    folders = find_folders(session, references, spec)
-    freshen(folders, session)
-    compared = tabulate(folders, spec, baseline)
+    found = find_runs(session, references, spec)
+    compared = tabulate(found.records, spec, baseline, found.notes)
     titles = [found.title for found in tables_of(row.name for row in compared.rows) if found is not SCHEDULES]
     title = {"title": titles[0]} if len(titles) == 1 else {}
     file = write_report(compared, out, **title, overwrite=overwrite, on_wait=session.console.info)
-    return Result({"report": str(file), "rows": compared.to_json()["rows"]}, f"report: {file}")
+    return Result(
+        {"report": str(file), "rows": compared.to_json()["rows"], "notes": list(compared.notes)}, f"report: {file}"
+    )

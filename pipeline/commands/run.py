@@ -34,6 +34,7 @@ def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool) 
     from pipeline.experiment.tabulate import tabulate
     from pipeline.session import Result
     from stages.comparison.formats import FORMATS
+    from stages.comparison.record import RunRecord
 
     chosen = choose_device(device)
     plan = make_plan(expand_rows(config, None, (config.seed,), session, chosen.type), session, reuse=reuse)
@@ -47,4 +48,4 @@ def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool) 
         "folder": str(folder),
         "notes": plan.notes,
     }
-    return Result(facts, f"{FORMATS['text'](tabulate([folder]))}\n\nrun: {folder}")
+    return Result(facts, f"{FORMATS['text'](tabulate([RunRecord.from_json(folder)]))}\n\nrun: {folder}")

@@ -42,13 +42,13 @@ def train_table(
     from pipeline.experiment.tabulate import tabulate
     from pipeline.session import Result
     from stages.comparison.formats import FORMATS
+    from stages.comparison.record import RunRecord
 
     wanted, chosen = find_table(name), choose_device(device)
     plan = make_plan(expand_rows(config, name, seeds, session, chosen.type), session, reuse=reuse)
     finished = [key for key in plan.nodes if session.workspace.node(key).finished]
     records = execute_plan(plan, session, chosen)
-    folders = [session.workspace.runs / record["run"] for record in records]
-    compared = tabulate(folders, wanted)
+    compared = tabulate([RunRecord.from_json(session.workspace.runs / record["run"]) for record in records], wanted)
     facts = {
         **compared.to_json(),
         "notes": [*compared.notes, *plan.notes],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -12,26 +11,31 @@ from typing import Any
 
 import torch
 
-from data_cache.files import atomic_file, hold_folder, read_json, read_json_lines, write_json
+from data_cache.content import ContentHashes
+from data_cache.errors import UserError
+from data_cache.files import atomic_file, hold_folder, read_json, write_json
 from data_cache.loaders import Source, build_training_loader
 from data_cache.sample import Batch
 from data_cache.split_depth import SplitDepth
+from data_cache.training_log import read_log
 from pipeline.console import Advance
 from pipeline.experiment.artifacts import find_labels, open_split
 from pipeline.experiment.config import RunConfig
-from pipeline.experiment.models import RUN_FORMAT, build_untrained
-from pipeline.experiment.plan import Node, Plan, PlannedRun, Reported
+from pipeline.experiment.models import build_untrained
+from pipeline.experiment.nodes import NodeRecord, load_node, read_node
+from pipeline.experiment.plan import Node, Plan, PlannedRun, Reported, describe_network
 from pipeline.experiment.provenance import describe_environment, describe_numerics, describe_software
 from pipeline.experiment.scoring import describe_evaluation, score_run
 from pipeline.experiment.space import check_disk_need
 from pipeline.leftovers import tidy_finished
 from pipeline.session import Session
 from pipeline.workspace import NodeFolder, Workspace
+from stages.comparison.record import RUN_FILE, RUN_FORMAT, RunFile, TrainedRun, read_run
 from stages.evaluation.settings import EVALUATION_VERSION
 from stages.networks import build_network, build_without_weights
 from stages.networks.interface import Network, Normalisation
 from stages.networks.precision import resolve_dtype
-from stages.training.checkpoint import load_weights, remove_checkpoints, save_weights
+from stages.training.checkpoint import remove_checkpoints, save_weights
 from stages.training.interruption import stop_on_signals
 from stages.training.loop import PhaseSummary, train_phase
 from stages.training.metrics_log import MetricsLog, StepReport
@@ -45,7 +49,7 @@ class FinishedNode:
     node: Node
     reused: bool
     """Whether it was trained before this call, or for an earlier run of the same call."""
-    record: dict[str, Any]
+    record: NodeRecord
 
     def to_json(self) -> dict[str, Any]:
         """Return what run.json says about the phase."""
@@ -54,7 +58,7 @@ class FinishedNode:
             "key": self.node.folder,
             "reused": self.reused,
             "steps": self.node.steps,
-            **{key: self.record[key] for key in ("seconds", "losses", "copied", "depth_store")},
+            **self.record.describe(),
         }
 
 
@@ -62,11 +66,33 @@ def execute_plan(plan: Plan, session: Session, device: torch.device) -> list[dic
     """Train what is missing, evaluate what is new; return the record of every run, in the plan's order.
 
     Raises:
-        UserError: before anything is trained where there is too little space; else what the stages say.
+        UserError: before anything is trained where there is too little space, or what is finished is damaged; else what
+            the stages say.
         KeyboardInterrupt: at SIGINT or SIGTERM, with the state of the phase in training saved.
     """
+    _check_finished(plan, session)
     check_disk_need(plan, session)
     return [_execute_run(run, session, device) for run in plan.runs]
+
+
+def _check_finished(plan: Plan, session: Session) -> None:
+    """Refuse damaged phases and runs before hours are spent beside them; all are listed."""
+    hashes, problems = session.workspace.content_hashes(), []
+    for node in plan.nodes.values():
+        folder = session.workspace.node(node.folder)
+        if folder.finished:
+            try:
+                read_node(folder, key=node.key, remembered=hashes)
+            except UserError as problem:
+                problems.append(str(problem))
+    for run in plan.runs:
+        try:
+            _read_own(session.workspace.runs / run.name)
+        except UserError as problem:
+            problems.append(str(problem))
+    hashes.save()
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def _execute_run(run: PlannedRun, session: Session, device: torch.device) -> dict[str, Any]:
@@ -74,31 +100,49 @@ def _execute_run(run: PlannedRun, session: Session, device: torch.device) -> dic
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     finished = [finish_node(node, session, device) for node in run.nodes]
     phases = [node.to_json() for node in finished]
-    weights = session.workspace.node(run.nodes[-1].folder).weights
-    evaluation = describe_evaluation(weights, run.config, reported, session)
+    last = session.workspace.node(run.nodes[-1].folder)
+    content = finished[-1].record.weights or ContentHashes().hash((last.weights,))
+    evaluation = describe_evaluation(content, run.config, reported)
     if (record := _find_record(folder, evaluation)) is not None:
         _follow_data(record, run.config, folder)
         session.workspace.mark_newest(folder)
         return record | {"phases": phases}
     with hold_folder(folder, "evaluating a run"):
         network = build_untrained(run.config, run.facts.num_classes)
-        load_weights(network, weights)
-        scores = score_run(run.config, network, weights, session, folder, device)
+        load_node(network, last)
+        scores = score_run(run.config, network, last.weights, session, folder, device)
         record = {"format": RUN_FORMAT, "started_at": started_at} | _describe_run(run, phases, device) | scores
         record["evaluation"] = evaluation
-        record["identity"] = _identify(run, reported, [node.record["numerics"] for node in finished])
-        record["environment"] = finished[-1].record["environment"]
+        record["identity"] = _identify(run, reported, [node.record.numerics for node in finished])
+        record["environment"] = finished[-1].record.environment.model_dump()
         _gather_metrics(run, session, folder)
-        write_json(folder / "run.json", record)
+        write_json(folder / RUN_FILE, record)
     return record
 
 
 def _find_record(folder: Path, evaluation: dict[str, Any]) -> dict[str, Any] | None:
     """Return what is known of a run, unless what its scores depend on has changed since."""
-    if not (folder / "run.json").is_file():
+    known = _read_own(folder)
+    if not isinstance(known, TrainedRun) or known.evaluation.key != evaluation["key"]:
         return None
-    record = read_json(folder / "run.json")
-    return record if record.get("evaluation") == evaluation else None
+    return read_json(folder / RUN_FILE)
+
+
+def _read_own(folder: Path) -> RunFile | None:
+    """Return the record of a run below this work directory, None where there is none yet.
+
+    Raises:
+        UserError: it is damaged, of a newer version, or of another run.
+    """
+    if not (folder / RUN_FILE).exists():
+        return None
+    known = read_run(folder / RUN_FILE)
+    if isinstance(known, TrainedRun) and known.run != folder.name:
+        raise UserError(
+            f"{folder / RUN_FILE} is of another run ({known.run}); remove it and repeat the command, which writes it "
+            "anew"
+        )
+    return known
 
 
 def _follow_data(record: dict[str, Any], config: RunConfig, folder: Path) -> None:
@@ -107,19 +151,23 @@ def _follow_data(record: dict[str, Any], config: RunConfig, folder: Path) -> Non
     if record["config"]["data"]["root"] != now:
         with hold_folder(folder, "noting where its data lies"):
             record["config"]["data"]["root"] = now
-            write_json(folder / "run.json", record)
+            write_json(folder / RUN_FILE, record)
 
 
 def finish_node(node: Node, session: Session, device: torch.device) -> FinishedNode:
-    """Train a node unless it is trained already."""
-    folder = session.workspace.node(node.folder)
+    """Train a node unless it is trained already.
+
+    Raises:
+        UserError: what is there is damaged; else what the stages say.
+    """
+    folder, hashes = session.workspace.node(node.folder), session.workspace.content_hashes()
     if folder.finished:
         tidy_finished(folder)
-        return FinishedNode(node, True, read_json(folder.record))
+        return FinishedNode(node, True, read_node(folder, key=node.key, remembered=hashes))
     with hold_folder(folder.path, "training this phase"):
         if not folder.finished:  # another process may have finished it between the look and the lock
             _train_node(node, folder, session, device)
-    return FinishedNode(node, False, read_json(folder.record))
+    return FinishedNode(node, False, read_node(folder, key=node.key, remembered=hashes))
 
 
 def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.device) -> None:
@@ -151,8 +199,9 @@ def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.
             on_step=show_steps(advance),
             stop=stop,
         )
+        folder.record.unlink(missing_ok=True)  # it may tell of weights that were removed
         save_weights(network, folder.weights)
-        write_json(folder.record, _describe_node(node, copies, summary, store, device))
+        write_json(folder.record, _describe_node(node, folder, copies, summary, store, device))
         remove_checkpoints(folder.checkpoint)
     if stop.is_set():
         raise KeyboardInterrupt(f"phase {node.phase.name!r} was finished")
@@ -165,7 +214,12 @@ def build_start(node: Node, workspace: Workspace, num_classes: int) -> Network:
     torch.manual_seed(node.config.seed)
     network = build(wanted.name, num_classes, **wanted.options)
     if node.parent is not None:
-        load_weights(network, workspace.node(node.parent).weights)
+        load_node(network, workspace.node(node.parent))
+    elif describe_network(wanted) != node.network:
+        raise UserError(
+            f"the weights file {wanted.options.get('encoder_weights')} has changed since this training was planned; "
+            "repeat the command when it no longer changes"
+        )
     return network
 
 
@@ -203,9 +257,16 @@ def show_steps(advance: Advance) -> Callable[[StepReport], None]:
 
 
 def _describe_node(
-    node: Node, copies: list[CopyReport], summary: PhaseSummary, store: SplitDepth | None, device: torch.device
+    node: Node,
+    folder: NodeFolder,
+    copies: list[CopyReport],
+    summary: PhaseSummary,
+    store: SplitDepth | None,
+    device: torch.device,
 ) -> dict[str, Any]:
     return {
+        "format": NodeRecord.VERSION,
+        "weights": ContentHashes().hash((folder.weights,)),
         "phase": node.phase.name,
         "loss": node.config.loss.describe(node.phase),
         "trains": node.phase.trains.names(),
@@ -261,7 +322,7 @@ def _identify(run: PlannedRun, reported: Reported, numerics: list[dict[str, Any]
     Args:
         numerics: of every phase; a reused one may have been trained on another device.
     """
-    found = {name: list(dict.fromkeys(each[name] for each in numerics)) for name in numerics[-1]}
+    found = {name: list(dict.fromkeys(each.get(name) for each in numerics)) for name in numerics[-1]}
     return {
         "data": run.facts.fingerprint,
         "split": reported.split,
@@ -273,11 +334,17 @@ def _identify(run: PlannedRun, reported: Reported, numerics: list[dict[str, Any]
 
 
 def _gather_metrics(run: PlannedRun, session: Session, folder: Path) -> None:
-    """Put the logs of a run's phases one after another into its folder, each under the name it has in this run."""
-    lines = [
-        json.dumps(entry | {"phase": node.phase.name}) + "\n"
-        for node in run.nodes
-        for entry in read_json_lines(session.workspace.node(node.folder).metrics)
-    ]
+    """Put the logs of a run's phases one after another into its folder, each under the name it has in this run.
+
+    Logs are for people to look at: a missing or damaged one is named and left out, and costs the run nothing else.
+    """
+    lines: list[str] = []
+    for node in run.nodes:
+        try:
+            log = list(read_log(session.workspace.node(node.folder).metrics))
+        except UserError as problem:
+            session.console.info(f"the losses of phase {node.phase.name!r} are left out of {folder.name}: {problem}")
+            continue
+        lines += [line.to_json(node.phase.name) + "\n" for line in log]
     with atomic_file(folder / "metrics.jsonl") as temporary:
         temporary.write_text("".join(lines), encoding="utf8")

@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from data_cache.content import ContentHashes
 from data_cache.errors import UserError
-from data_cache.files import read_json
 from pipeline.experiment.config import RunConfig
+from pipeline.experiment.nodes import check_inside, load_node
 from pipeline.session import Session
 from pipeline.workspace import Workspace
+from stages.comparison.record import RUN_FILE, RunFile, TrainedRun, read_run
 from stages.networks import build_without_weights
 from stages.networks.interface import Network, Normalisation
-from stages.training.checkpoint import load_weights
 
 if TYPE_CHECKING:
     from data_cache.datasets.interface import SegmentationDataset
 
-RUN_FORMAT = 2
-"""Of run.json; raised when its keys change their meaning, so that older ones get a message and never a wrong answer."""
 ORIGIN_FILE = "origin.json"
 """In an export folder: the record of the run it came from."""
 
@@ -34,14 +33,26 @@ class Model:
     network: Any
     """A ``Network``, or for exports a module from images to logits; in eval mode on its device."""
     normalisation: Normalisation
-    class_names: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
+    record: TrainedRun
+    """Of the run it came from."""
     config: RunConfig
-    """Recipe of the run it came from."""
+    """Recipe of that run."""
     has_depth: bool
     folder: Path
     weights: Path
     """File the weights were read from."""
+    content: str
+    """Hash of that file."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One per class."""
+        return self.record.classes
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """One colour per class."""
+        return self.record.palette
 
 
 def open_model(session: Session, reference: str, device: torch.device) -> Model:
@@ -56,40 +67,67 @@ def open_model(session: Session, reference: str, device: torch.device) -> Model:
 
 
 def open_run(folder: Path, device: torch.device) -> Model:
-    """Open the last weights of a finished run."""
-    record = read_json(folder / "run.json")
+    """Open the last weights of a finished run.
+
+    Raises:
+        UserError: its record or its weights are missing, damaged, or not those that were scored.
+    """
+    record = read_trained(folder)
     config = restore_config(record)
-    network = build_untrained(config, len(record["classes"]))
-    weights = Workspace(folder.resolve().parent.parent).node(record["nodes"][-1]).weights  # beside it, wherever it lies
-    load_weights(network, weights)
-    return Model(
-        _place(network, device),
-        network.normalisation,
-        tuple(record["classes"]),
-        tuple((r, g, b) for r, g, b in record["palette"]),
-        config,
-        True,
-        folder,
-        weights,
+    network = build_untrained(config, len(record.classes))
+    node = Workspace(folder.resolve().parent.parent).node(record.nodes[-1])  # beside it, wherever it lies
+    check_inside(node, folder / RUN_FILE)
+    content = load_node(network, node)
+    if record.evaluation.weights not in (None, content):
+        raise UserError(
+            f"{folder / RUN_FILE} has the scores of other weights than {node.weights} holds now (trained anew, or "
+            f"exchanged); to score these, repeat the run: {record.command or 'pipeline run'}"
+        )
+    placed = _place(network, device)
+    return Model(placed, network.normalisation, record, config, True, folder, node.weights, content)
+
+
+def read_trained(folder: Path, name: str = RUN_FILE) -> TrainedRun:
+    """Return the record of a run whose model can be opened.
+
+    Args:
+        name: of the file.
+
+    Raises:
+        UserError: it is missing, damaged, or of another version, whose settings had other meanings.
+    """
+    record = read_run(folder / name)
+    if isinstance(record, TrainedRun):
+        return record
+    raise UserError(
+        f"run {folder.name} was made by an older version of this program; repeat it with: "
+        f"{record.command or 'pipeline run'}"
     )
 
 
 def _open_export(folder: Path, device: torch.device) -> Model:
+    from stages.export.formats import CONFIG_FILE, WEIGHTS_FILE
+    from stages.export.preprocess import PREPROCESS_FILE, read_preprocess
+    from stages.export.proof_file import check_files
     from stages.export.safetensors_file import load_exported
 
-    record = read_json(folder / ORIGIN_FILE)
-    preprocess = read_json(folder / "preprocess.json")
-    normalisation = Normalisation(tuple(preprocess["mean"]), tuple(preprocess["std"]))
-    return Model(
-        _place(load_exported(folder), device),
-        normalisation,
-        tuple(record["classes"]),
-        tuple((r, g, b) for r, g, b in record["palette"]),
-        restore_config(record),
-        False,
-        folder,
-        folder / "model.safetensors",
-    )
+    check_files(folder, (ORIGIN_FILE, PREPROCESS_FILE, CONFIG_FILE, WEIGHTS_FILE))
+    record, preprocess = read_trained(folder, ORIGIN_FILE), read_preprocess(folder)
+    if preprocess.class_names != record.classes:
+        raise UserError(
+            f"{folder / PREPROCESS_FILE} and {folder / ORIGIN_FILE} name other classes; export the run again"
+        )
+    network = load_exported(folder)
+    if network.num_classes != len(record.classes):
+        raise UserError(
+            f"{folder / CONFIG_FILE} is of {network.num_classes} classes, but {folder / ORIGIN_FILE} of "
+            f"{len(record.classes)}; export the run again"
+        )
+    weights = folder / WEIGHTS_FILE
+    normalisation = Normalisation(preprocess.mean, preprocess.std)
+    content = ContentHashes().hash((weights,))
+    config = restore_config(record)
+    return Model(_place(network, device), normalisation, record, config, False, folder, weights, content)
 
 
 def check_classes(model: Model, dataset: SegmentationDataset) -> None:
@@ -113,18 +151,13 @@ def check_classes(model: Model, dataset: SegmentationDataset) -> None:
     )
 
 
-def restore_config(record: dict[str, Any]) -> RunConfig:
+def restore_config(record: RunFile) -> RunConfig:
     """Return the resolved recipe of a run's record.
 
     Raises:
-        UserError: the record was written by an older version, whose settings had other meanings.
+        UserError: it is no recipe.
     """
-    if record.get("format") != RUN_FORMAT:
-        raise UserError(
-            f"run {record.get('run')} was made by an older version of this program; repeat it with: "
-            f"{record.get('command') or 'pipeline run'}"
-        )
-    return RunConfig().changed(record["config"], f"run.json of {record['run']}")
+    return RunConfig().changed(record.config, f"run.json of {record.name}")
 
 
 def build_untrained(config: RunConfig, num_classes: int) -> Any:

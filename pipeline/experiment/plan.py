@@ -81,6 +81,8 @@ class Node:
     seed: int
     """Seed of data order, augmentation and dropout in this phase."""
     config: RunConfig = field(repr=False)
+    network: dict[str, Any] = field(repr=False)
+    """The network as its key describes it, weights files by their content."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def _plan_run(row: Row, facts: DataFacts, reuse: bool) -> PlannedRun:
         folder = key if reuse else content_hash([key, name, config.seed, "alone"], 16)
         parent = nodes[-1].folder if nodes else None
         seed = _seed_of_phase(config.seed, len(nodes))
-        nodes.append(Node(key, folder, parent, tuple(copies), step, steps, lr, seed, config))
+        nodes.append(Node(key, folder, parent, tuple(copies), step, steps, lr, seed, config, path[0]["network"]))
         copies.clear()
     return PlannedRun(name, config, schedule, tuple(nodes), facts)
 
@@ -272,7 +274,7 @@ def describe_network(network: NetworkSettings) -> dict[str, Any]:
 def _hash_if_weights(value: Any) -> Any:
     if isinstance(value, str) and value.endswith(".safetensors") and Path(value).is_file():
         state = Path(value).stat()
-        return _hash_weights(Path(value), (state.st_size, state.st_mtime_ns, state.st_ino))
+        return _hash_weights(Path(value), (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino))
     return value
 
 

@@ -18,9 +18,10 @@ from pipeline.experiment.artifacts import find_labels, open_split
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.devices import choose_device
 from pipeline.experiment.facts import inspect_reported
-from pipeline.experiment.models import check_classes, open_run, restore_config
+from pipeline.experiment.models import check_classes, open_run
 from pipeline.experiment.plan import Reported, evaluation_key
 from pipeline.session import Session
+from stages.comparison.record import RUN_FILE
 from stages.evaluation.evaluate import Evaluation, OnPredictions, evaluate
 from stages.evaluation.panels import PanelCollector, write_panels
 from stages.evaluation.settings import EVALUATION_VERSION
@@ -54,19 +55,16 @@ def score_run(
     }
 
 
-def describe_evaluation(weights: Path, config: RunConfig, reported: Reported, session: Session) -> dict[str, Any]:
+def describe_evaluation(content: str, config: RunConfig, reported: Reported) -> dict[str, Any]:
     """Return what run.json says about how its scores were made; ``key`` changes when they have to be made anew.
 
     Args:
-        weights: file of the run's last weights, which count by content: a phase trained again on another device has
-            the same key and other weights.
+        content: hash of the run's last weights: a phase trained again on another device has the same key and other
+            weights.
     """
-    hashes = session.workspace.content_hashes()
-    content = hashes.hash((weights,))
-    hashes.save()
     needs_depth = config.build_schedule().needs_depth
     key = evaluation_key(content, config, reported.split, reported.depth, needs_depth=needs_depth)
-    return {"version": EVALUATION_VERSION, "key": key}
+    return {"version": EVALUATION_VERSION, "key": key, "weights": content}
 
 
 def refresh_scores(folder: Path, session: Session, device: torch.device) -> None:
@@ -75,18 +73,17 @@ def refresh_scores(folder: Path, session: Session, device: torch.device) -> None
     Raises:
         UserError: the weights or the reported split are gone.
     """
-    record = read_json(folder / "run.json")
-    config = restore_config(record)
-    needs_depth = config.build_schedule().needs_depth
-    dataset = open_split(config, session.workspace, config.evaluation.split)
-    reported = inspect_reported(dataset, config, session, needs_depth=needs_depth)
     model = open_run(folder, device)
+    config = model.config
+    dataset = open_split(config, session.workspace, config.evaluation.split)
+    reported = inspect_reported(dataset, config, session, needs_depth=config.build_schedule().needs_depth)
     check_classes(model, dataset)
     with hold_folder(folder, "evaluating a run"):
+        record = read_json(folder / RUN_FILE)
         record |= score_run(config, model.network, model.weights, session, folder, device)
-        record["evaluation"] = describe_evaluation(model.weights, config, reported, session)
+        record["evaluation"] = describe_evaluation(model.content, config, reported)
         record["identity"] |= {"split": reported.split, "evaluation": EVALUATION_VERSION}
-        write_json(folder / "run.json", record)
+        write_json(folder / RUN_FILE, record)
 
 
 def refresh_outdated(folders: Sequence[Path], session: Session) -> None:
@@ -94,7 +91,7 @@ def refresh_outdated(folders: Sequence[Path], session: Session) -> None:
     for folder in folders:
         try:
             refresh_scores(folder, session, choose_device("auto"))
-        except UserError as problem:
+        except (UserError, OSError) as problem:  # OSError: a folder that may only be read
             session.console.info(f"{folder.name} keeps the scores of an older version: {problem}")
 
 

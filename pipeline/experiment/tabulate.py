@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from data_cache.errors import UserError, unknown_name
-from data_cache.files import read_json
 from pipeline.experiment.tables import TABLES, TableSpec, paper_scores, tables_of
 from pipeline.session import Session
 from stages.comparison.record import RunRecord
@@ -17,50 +16,98 @@ from stages.evaluation.settings import EVALUATION_VERSION
 SCHEDULES = TABLES["schedules"]
 
 
-def find_folders(session: Session, references: Sequence[str], table: TableSpec | None = None) -> list[Path]:
-    """Return the named runs, or all finished ones (of a table's rows); UserError when there is none."""
+class FoundRuns(NamedTuple):
+    """Finished runs, and which others could not be read."""
+
+    records: list[RunRecord]
+    notes: list[str]
+    """Runs that are left out, and why."""
+
+
+def find_runs(session: Session, references: Sequence[str], table: TableSpec | None = None) -> FoundRuns:
+    """Return the named runs, or all finished ones (of a table's rows); scored by this version of the metrics.
+
+    Of all runs, one whose record is damaged is left out with a note, and costs the others nothing.
+
+    Raises:
+        UserError: there is none, or one that was named is damaged.
+    """
     if references:
-        return [session.workspace.find_run(reference) for reference in references]
-    folders = session.workspace.finished_runs()
-    if not folders:
-        raise UserError(f"no finished run in {session.workspace.runs}; train one with: pipeline run")
-    if table is None:
-        return folders
-    of_table = [folder for folder in folders if RunRecord.from_json(folder).name in table.order]
+        named = [RunRecord.from_json(session.workspace.find_run(reference)) for reference in references]
+        return FoundRuns(freshen(named, session), [])
+    found, notes = _read_all(session)
+    if not found:
+        reasons = "".join(f"\n{note}" for note in notes)
+        raise UserError(f"no finished run in {session.workspace.runs}; train one with: pipeline run{reasons}")
+    of_table = [record for record in found if table is None or record.name in table.order]
     if not of_table:
+        assert table is not None
         raise UserError(
             f"no finished run in {session.workspace.runs} is of a row of this table: {', '.join(table.order)}"
         )
-    return of_table
+    return FoundRuns(freshen(of_table, session), notes)
 
 
-def freshen(folders: Sequence[Path], session: Session) -> None:
-    """Score anew the runs that another version of the metrics scored; those that cannot be are named.
+def find_newest(session: Session) -> Path:
+    """Return the folder of the newest run whose record can be read; newer ones are named.
+
+    Raises:
+        UserError: there is none.
+    """
+    found, notes = _read_all(session)
+    if not found or not (folder := found[-1].folder):
+        reasons = "".join(f"\n{note}" for note in notes)
+        raise UserError(f"no finished run in {session.workspace.runs}; train one with: pipeline run{reasons}")
+    for note in notes:
+        session.console.info(note)
+    return folder
+
+
+def _read_all(session: Session) -> FoundRuns:
+    """Return all finished runs, last the one that was asked for last."""
+    found, notes = [], []
+    for folder in session.workspace.finished_runs():
+        try:
+            found.append(RunRecord.from_json(folder))
+        except UserError as problem:
+            notes.append(f"run {folder.name} is left out: {problem}")
+    return FoundRuns(found, notes)
+
+
+def freshen(records: Sequence[RunRecord], session: Session) -> list[RunRecord]:
+    """Score anew the runs that an earlier version of the metrics scored; those that cannot be are named.
 
     Torch is imported only where there is such a run.
     """
-    outdated = [folder for folder in folders if is_outdated(read_json(folder / "run.json"))]
-    if outdated:
-        from pipeline.experiment.scoring import refresh_outdated
+    outdated = [record.folder for record in records if record.folder and is_outdated(record)]
+    if not outdated:
+        return list(records)
+    from pipeline.experiment.scoring import refresh_outdated
 
-        refresh_outdated(outdated, session)
-
-
-def is_outdated(record: Mapping[str, Any]) -> bool:
-    """Whether a run was scored by another version of the metrics."""
-    return bool(record.get("evaluation", {}).get("version") != EVALUATION_VERSION)
+    refresh_outdated(outdated, session)
+    return [RunRecord.from_json(record.folder) if record.folder in outdated else record for record in records]
 
 
-def tabulate(folders: Sequence[Path], table: TableSpec | None = None, baseline: str | None = None) -> Table:
+def is_outdated(record: RunRecord) -> bool:
+    """Whether a run was scored by an earlier version of the metrics."""
+    return record.identity is None or record.identity.evaluation < EVALUATION_VERSION
+
+
+def tabulate(
+    records: Sequence[RunRecord],
+    table: TableSpec | None = None,
+    baseline: str | None = None,
+    notes: Sequence[str] = (),
+) -> Table:
     """Build the table of runs with the papers' scores beside ours.
 
     Args:
-        folders: of the runs.
+        records: of the runs.
         table: whose order, baseline and metrics count; None takes them of the one table that all rows are of, and
             where there is none, of the table of schedules.
         baseline: row name; None is the table's own.
+        notes: what a reader must know besides.
     """
-    records = [RunRecord.from_json(folder) for folder in folders]
     names = [record.name for record in records]
     if baseline is not None and baseline not in names:
         raise unknown_name("baseline row", baseline, set(names))
@@ -72,7 +119,7 @@ def tabulate(folders: Sequence[Path], table: TableSpec | None = None, baseline: 
         paper={name: paper_scores(name) for name in names},
         baseline=baseline or chosen.baseline,
         order=[name for each in in_order for name in each.order],
-        notes=[note for each in tables if (note := _find_note(each, records))],
+        notes=[*notes, *(note for each in tables if (note := _find_note(each, records)))],
         metrics=chosen.metrics,
         compared_metrics=chosen.compared_metrics,
     )

@@ -34,23 +34,6 @@ class Identity:
     settings: Mapping[str, Any]
     """Flat ``section.key`` → value of every setting that decides weights or scores, seed and schedule left out."""
 
-    @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> Identity:
-        """Read ``identity`` of run.json.
-
-        Raises:
-            KeyError, TypeError, ValueError, AttributeError: something is missing or of the wrong kind.
-        """
-        depth = facts["depth"]
-        return cls(
-            data=str(facts["data"]),
-            split=str(facts["split"]),
-            depth=None if depth is None else str(depth),
-            numerics=dict(facts["numerics"].items()),
-            evaluation=int(facts["evaluation"]),
-            settings=dict(facts["settings"].items()),
-        )
-
     def measurement(self) -> dict[str, Any]:
         """Return what must agree for two scores to be held against each other."""
         numerics = {f"numerics: {name}": value for name, value in self.numerics.items()}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from data_cache.errors import UserError
-from data_cache.files import read_json_lines
+from data_cache.training_log import read_log
 
 MAX_POINTS = 300
 """Points kept per curve; longer ones are averaged in groups, so that a page stays small."""
@@ -44,28 +42,16 @@ def read_losses(run_folder: Path) -> LossCurves | None:
     phases: list[PhaseSpan] = []
     segments: dict[str, list[list[tuple[float, float]]]] = {}
     offset = 0
-    for name, step, raw in _read_lines(path):
-        if not phases or phases[-1].name != name:
+    for line in read_log(path):
+        if not phases or phases[-1].name != line.phase:
             offset = phases[-1].last_step if phases else 0
-            phases.append(PhaseSpan(name, offset, offset))
+            phases.append(PhaseSpan(line.phase, offset, offset))
             for parts in segments.values():
                 parts.append([])
-        phases[-1] = phases[-1]._replace(last_step=offset + step)
-        for term, value in raw.items():
-            segments.setdefault(term, [[]])[-1].append((offset + step, value))
+        phases[-1] = phases[-1]._replace(last_step=offset + line.step)
+        for term, value in line.losses.items():
+            segments.setdefault(term, [[]])[-1].append((offset + line.step, value))
     return LossCurves(tuple(phases), {term: _join(parts) for term, parts in segments.items()})
-
-
-def _read_lines(path: Path) -> Iterator[tuple[str, int, dict[str, float]]]:
-    """Yield phase, step within the phase, and unweighted losses of each line, means since the line before."""
-    for number, entry in enumerate(read_json_lines(path), start=1):
-        try:
-            losses = entry.get("mean", entry["raw"])  # files from before there were means have the step's own
-            yield entry["phase"], int(entry["step"]), {term: float(value) for term, value in losses.items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
-            raise UserError(
-                f"line {number} of {path} is damaged ({problem}); repeat the run to write it anew"
-            ) from problem
 
 
 def _join(parts: list[list[tuple[float, float]]]) -> tuple[tuple[float, float], ...]:

@@ -1,4 +1,4 @@
-"""What comparison knows of a run: the typed reading of run.json. Imports no torch."""
+"""What run.json holds, and what comparison knows of a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,25 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from data_cache.errors import UserError
+from pydantic import AliasChoices, ConfigDict, Field, field_validator, model_validator
+
 from data_cache.files import read_json
+from data_cache.metrics import METRICS
+from data_cache.records import Record, parse_record
 from stages.comparison.identity import PHASES, Identity
+
+RUN_FILE = "run.json"
+RUN_FORMAT = 2
+"""Of run.json; raised when its keys change their meaning, so that older ones get a message and never a wrong answer."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Side = Annotated[int, Field(ge=1, le=1 << 16)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+NodeName = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
+"""Of a folder below nodes/; nothing that could lead out of there."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +33,10 @@ class PhaseRecord:
     """One phase of a run."""
 
     name: str
-    steps: int
-    elapsed_s: float
+    steps: Count
+    elapsed_s: Annotated[float, Field(ge=0, validation_alias=AliasChoices("seconds", "elapsed_s"))] = 0.0
     """Seconds the training took when it was done, whether by this run or by the one it is shared with."""
-    reused: bool
+    reused: bool = False
     """Whether this run found the phase trained already."""
 
 
@@ -31,11 +45,112 @@ class ClassRecord:
     """One class of a run."""
 
     name: str
-    iou: float | None
-    """In [0, 1]; None when the class is in neither truth nor prediction."""
-    acc: float | None
+    iou: Share | None = None
+    """None when the class is in neither truth nor prediction."""
+    acc: Share | None = None
     """Recall; None when the truth has no such pixel."""
-    pixels: int
+    pixels: Count = 0
+
+
+class DepthOrigin(Record):
+    """Where a run's depth came from, as far as licences and cards tell it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    estimator: str
+    licence: str
+    revision: str
+    weights_sha256: str
+
+
+class Environment(Record):
+    """What moves last digits at most."""
+
+    threads: int | None = None
+    versions: dict[str, str | None] = Field(default_factory=dict)
+
+
+class ScheduleFacts(Record):
+    """The schedule of a run; it counts as the recipe's own unless run.json says it is none."""
+
+    name: str = ""
+    steps: tuple[str, ...] = ()
+    own: bool = True
+
+
+class EvaluationFacts(Record):
+    """How the scores were made."""
+
+    version: int
+    key: str
+    weights: str | None = None
+    """Hash of the weights that were scored; None where an older version did not write it."""
+
+
+class RunFile(Record):
+    """run.json of any version, as far as a comparison reads it."""
+
+    VERSION: ClassVar[int] = RUN_FORMAT
+
+    format: int = 1
+    name: str
+    seed: int
+    network: str
+    dataset: str
+    recipe: str
+    metrics: dict[str, Any]
+    phases: tuple[PhaseRecord, ...] = ()
+    total_steps: Count | None = None
+    per_class: tuple[ClassRecord, ...] = ()
+    parameters: Count | None = None
+    started_at: str | None = None
+    finished_at: str = ""
+    split: str = "val"
+    command: str | None = None
+    identity: Identity | None = None
+    environment: Environment = Environment()
+    schedule: ScheduleFacts = ScheduleFacts()
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrainedRun(RunFile):
+    """run.json of this version, with what it takes to open the model and to tell its origin."""
+
+    run: str
+    metrics: dict[str, float]
+    schedule: ScheduleFacts
+    config: dict[str, Any]
+    identity: Identity
+    evaluation: EvaluationFacts
+    nodes: tuple[NodeName, ...] = Field(min_length=1)
+    """Folders of the trained phases, first to last."""
+    classes: tuple[str, ...] = Field(min_length=1)
+    palette: tuple[tuple[Byte, Byte, Byte], ...]
+    image_size: tuple[Side, Side]
+    depth_store: DepthOrigin | None
+
+    @field_validator("metrics")
+    @classmethod
+    def _check_metrics(cls, metrics: dict[str, float]) -> dict[str, float]:
+        """Refuse shares beyond [0, 1]."""
+        for name, value in metrics.items():
+            if name in METRICS and METRICS[name].unit == "fraction" and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}, no share between 0 and 1")
+        return metrics
+
+    @field_validator("config")
+    @classmethod
+    def _check_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a recipe without its sections, in whose place there would be defaults."""
+        if missing := [name for name in ("data", "network", "schedule", "evaluation") if name not in config]:
+            raise ValueError(f"{', '.join(missing)} is missing")
+        return config
+
+    @model_validator(mode="after")
+    def _check_colours(self) -> TrainedRun:
+        if len(self.palette) != len(self.classes):
+            raise ValueError(f"{len(self.palette)} colours for {len(self.classes)} classes")
+        return self
 
 
 @dataclass(frozen=True)
@@ -101,45 +216,45 @@ class RunRecord:
     def from_json(cls, path: Path) -> RunRecord:
         """Read a run's ``run.json``, or the one in a run's folder; keys for other readers are left alone.
 
-        A schedule counts as the recipe's own unless run.json says it is none.
-
         Raises:
             UserError: the file is missing, damaged, or lacks what a comparison needs.
         """
-        path = path / "run.json" if path.is_dir() else path
-        facts = read_json(path, "name a run's folder or its run.json, or repeat the run")
-        needed = ("name", "seed", "network", "dataset", "recipe", "metrics")
-        if missing := [key for key in needed if facts.get(key) is None]:
-            raise UserError(f"{path} lacks {', '.join(missing)}, so the run cannot be compared; repeat the run")
-        try:
-            phases = tuple(map(_phase, facts.get("phases", ())))
-            environment, schedule = facts.get("environment", {}), facts.get("schedule", {})
-            identity = facts.get("identity")
-            return cls(
-                name=str(facts["name"]),
-                seed=int(facts["seed"]),
-                network=str(facts["network"]),
-                dataset=str(facts["dataset"]),
-                recipe=str(facts["recipe"]),
-                metrics=_numbers(facts["metrics"]),
-                phases=phases,
-                total_steps=int(facts.get("total_steps", sum(phase.steps for phase in phases))),
-                per_class=tuple(map(_class, facts.get("per_class", ()))),
-                parameters=facts.get("parameters"),
-                folder=path.parent,
-                started_at=str(facts.get("started_at", facts.get("finished_at", ""))),
-                split=str(facts.get("split", "val")),
-                command=facts.get("command"),
-                identity=None if identity is None else Identity.from_dict(identity),
-                environment={"threads": environment.get("threads"), **environment.get("versions", {})},
-                own_schedule=bool(schedule.get("own", True)),
-                steps=tuple(map(str, schedule.get("steps", ()))),
-                data_root=facts.get("config", {}).get("data", {}).get("root"),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
-            raise UserError(
-                f"{path} is not understood ({type(problem).__name__}: {problem}); repeat the run"
-            ) from problem
+        path = path / RUN_FILE if path.is_dir() else path
+        facts = read_run(path)
+        data = facts.config.get("data")
+        root = data.get("root") if isinstance(data, dict) else None
+        return cls(
+            name=facts.name,
+            seed=facts.seed,
+            network=facts.network,
+            dataset=facts.dataset,
+            recipe=facts.recipe,
+            metrics=_numbers(facts.metrics),
+            phases=facts.phases,
+            total_steps=sum(phase.steps for phase in facts.phases) if facts.total_steps is None else facts.total_steps,
+            per_class=facts.per_class,
+            parameters=facts.parameters,
+            folder=path.parent,
+            started_at=facts.finished_at if facts.started_at is None else facts.started_at,
+            split=facts.split,
+            command=facts.command,
+            identity=facts.identity,
+            environment={"threads": facts.environment.threads, **facts.environment.versions},
+            own_schedule=facts.schedule.own,
+            steps=facts.schedule.steps,
+            data_root=root if isinstance(root, str) else None,
+        )
+
+
+def read_run(path: Path) -> RunFile:
+    """Return what run.json says: a ``TrainedRun`` where this version wrote it, less where an older one did.
+
+    Raises:
+        UserError: it is missing, damaged or of a newer version.
+    """
+    remedy = "remove it and repeat its run, which writes it anew, or name a run's folder or its run.json"
+    value = read_json(path, remedy)
+    return parse_record(value, TrainedRun if value.get("format") == RUN_FORMAT else RunFile, str(path), remedy)
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -149,13 +264,3 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
         for name, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     }
-
-
-def _phase(facts: Mapping[str, Any]) -> PhaseRecord:
-    return PhaseRecord(
-        str(facts["name"]), int(facts["steps"]), float(facts.get("seconds", 0.0)), bool(facts.get("reused", False))
-    )
-
-
-def _class(facts: Mapping[str, Any]) -> ClassRecord:
-    return ClassRecord(str(facts["name"]), facts.get("iou"), facts.get("acc"), int(facts.get("pixels", 0)))

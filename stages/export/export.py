@@ -22,6 +22,7 @@ from stages.export.formats import DEFAULT_FORMATS, EXPORT_FORMATS, ONNX_FILE, ch
 from stages.export.job import ExportJob
 from stages.export.preprocess import PREPROCESS_FILE, Palette, write_preprocess
 from stages.export.proof import build_reference, compute_proof
+from stages.export.proof_file import PROOF_FILE, Proof, find_damaged, hash_files, read_proof
 from stages.export.safetensors_file import OpensWithSmp
 from stages.networks import strip_depth
 from stages.networks.interface import Network
@@ -29,9 +30,7 @@ from stages.networks.interface import Network
 EXPORT_VERSION = 1
 """Raise it when the written files change their meaning; finished exports are then written anew."""
 
-PROOF_FILE = "proof.json"
 CARD_FILE = "README.md"
-KEY_FIELD = "export_key"
 _ORIGIN_FILE = "origin.json"
 _LARGE_ONNX_FILE = f"{ONNX_FILE}.data"
 """Files that are in no table: the record of the run, and weights too large for a graph."""
@@ -85,7 +84,7 @@ def export_network(
         opset: ONNX operator set.
         dynamic: whether ONNX and pt2 take other image sizes; proven at four sizes.
         overwrite: whether another export in ``out`` may be replaced; what else lies there stays.
-        records: name → content of JSON files that go with it.
+        records: name → content of JSON files that go with it; they alone do not make it another export.
         latency_repeats: timed runs for the latencies in the proof.
         progress: takes a line on what is being done.
 
@@ -116,7 +115,7 @@ def export_network(
     names.update(name for format_name in formats for name in EXPORT_FORMATS[format_name].files)
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(hold_result(out, _list_own, info))
-        if finished := _find_finished(out, key, overwrite=overwrite):
+        if finished := _find_finished(out, key, info, overwrite=overwrite):
             return finished
         _check_disk(stripped, out, len(formats))
         folder = stack.enter_context(replace_folder(place, sorted(names), _list_own))
@@ -127,7 +126,7 @@ def export_network(
             facts[name] = EXPORT_FORMATS[name].load().write(job)
         write_preprocess(job, class_names=class_names, palette=palette)
         info("proving")
-        proof = {KEY_FIELD: key} | compute_proof(full, job, format_facts=facts, latency_repeats=latency_repeats)
+        proof = compute_proof(full, job, format_facts=facts, latency_repeats=latency_repeats)
         card = render_card(
             card_facts,
             proof,
@@ -138,6 +137,7 @@ def export_network(
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
         for name, content in (records or {}).items():
             write_json(folder / name, content)
+        proof = {"format": Proof.VERSION, "export_key": key, "files": hash_files(folder)} | proof
         write_json(folder / PROOF_FILE, proof)
         files = tuple(sorted(path.name for path in folder.iterdir()))
     return ExportReport(out, files, proof)
@@ -157,26 +157,41 @@ def _list_own(folder: Path) -> list[str]:
     return sorted(found, key=lambda name: (name == PROOF_FILE, name))
 
 
-def _find_finished(out: Path, key: str, *, overwrite: bool) -> ExportReport | None:
-    """Return the report of the same export when ``out`` holds it, None when ``out`` may be written."""
+def _find_finished(out: Path, key: str, info: Callable[[str], None], *, overwrite: bool) -> ExportReport | None:
+    """Return the report of the same export when ``out`` holds it undamaged, None when ``out`` may be written."""
     if not out.exists():
         return None
     if not out.is_dir():
         raise UserError(f"cannot export to {out}: a file of that name exists; give another --out")
     if not any(out.iterdir()):
         return None
-    try:
-        proof = read_json(out / PROOF_FILE)
-    except UserError:
-        proof = {}
-    if KEY_FIELD not in proof:
+    if not (out / PROOF_FILE).exists():
         raise UserError(
             f"cannot export to {out}: it holds files that are no export and would be lost; give another --out"
         )
-    if proof[KEY_FIELD] == key:
-        return ExportReport(out, tuple(sorted(_list_own(out))), proof, reused=True)
-    if not overwrite:
+    try:
+        proof = read_proof(out)
+    except UserError as problem:
+        if overwrite:
+            return None
+        raise UserError(f"{problem}; give another --out, or --overwrite to replace what lies there") from problem
+    if proof.export_key != key:
+        if overwrite:
+            return None
         raise UserError(f"{out} holds another export; give another --out, or --overwrite to replace it")
+    if proof.files is None:
+        info(f"{out} was written by an older version, which did not tell what its files hold; it is written anew")
+        return None
+    damaged = find_damaged(out, proof.files)
+    card_edited = CARD_FILE in damaged and (out / CARD_FILE).exists()
+    if not damaged or (card_edited and len(damaged) == 1):  # people may write into the card
+        return ExportReport(out, tuple(sorted(_list_own(out))), read_json(out / PROOF_FILE), reused=True)
+    if card_edited and not overwrite:
+        raise UserError(
+            f"{', '.join(damaged)} in {out} is missing or not as it was exported, and writing the export anew would "
+            f"replace your {CARD_FILE}; move that away, give another --out, or give --overwrite"
+        )
+    info(f"{', '.join(damaged)} in {out} is missing or not as it was exported; the export is written anew")
     return None
 
 

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from data_cache.files import write_json
+from data_cache.records import Record, read_record
 from data_cache.sample import IGNORE_INDEX, SMALLEST_INPUT_PX
 from stages.export.formats import EXPORT_FORMATS, INPUT_NAME, OUTPUT_NAME
 from stages.export.job import ExportJob
+from stages.export.proof_file import EXPORT_AGAIN
 
 PREPROCESS_FILE = "preprocess.json"
 
 Palette = Sequence[tuple[int, int, int]]
+
+_Mean = Annotated[float, Field(ge=-1000, le=1000)]
+_Std = Annotated[float, Field(gt=1e-6, le=1000)]
+
+
+class Preprocess(Record):
+    """preprocess.json, as far as this program reads it."""
+
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Std, _Std, _Std]
+    class_names: tuple[str, ...] = Field(min_length=1)
+
+
+def read_preprocess(folder: Path) -> Preprocess:
+    """Return what an export says about its input.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    return read_record(folder / PREPROCESS_FILE, Preprocess, EXPORT_AGAIN)
 
 
 def write_preprocess(job: ExportJob, *, class_names: Sequence[str], palette: Palette) -> None:
@@ -24,6 +50,7 @@ def write_preprocess(job: ExportJob, *, class_names: Sequence[str], palette: Pal
         "smallest_side_px": SMALLEST_INPUT_PX,
     }
     content = {
+        "format": Preprocess.VERSION,
         "mean": list(job.network.normalisation.mean),
         "std": list(job.network.normalisation.std),
         "input_range": [0, 1],

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from data_cache.errors import UserError
-from data_cache.files import read_json, write_json
+from data_cache.files import write_json
+from data_cache.records import Record, read_record
 from stages.export.formats import CONFIG_FILE, WEIGHTS_FILE
 from stages.export.job import ExportJob, SegmentationFunction, without_gradient
+from stages.export.proof_file import EXPORT_AGAIN
 from stages.networks import NetworkSpec, rebuild_network, segmentation_only
 from stages.networks.interface import Network
-from stages.networks.tensor_files import read_tensors, save_tensors
+from stages.networks.tensor_files import fill_tensors, read_tensors, save_tensors
 
 SPEC_KEY = "_pipeline_network"
 """Where config.json keeps the network's own spec; smp leaves keys with a leading underscore alone."""
@@ -55,31 +57,28 @@ def load_exported(folder: Path) -> Network:
     Raises:
         UserError: when the folder is no export of this program or its files are damaged.
     """
-    config = _read_config(folder)
-    spec = config[SPEC_KEY]
+    config = read_record(folder / CONFIG_FILE, _ConfigFile, "give a folder that 'pipeline export' has written")
+    spec, path = config.spec, folder / WEIGHTS_FILE
     with torch.random.fork_rng(devices=[]):
-        network = rebuild_network(NetworkSpec(spec["name"], spec["num_classes"], False, spec["options"]))
-    stored = read_tensors(folder / WEIGHTS_FILE, "export the run again")
-    if "_model_class" in config:
-        stored = {_rename_from_smp(name): value for name, value in stored.items()}
+        network = rebuild_network(NetworkSpec(spec.name, spec.num_classes, False, spec.options))
+    stored = read_tensors(path, EXPORT_AGAIN)
     wanted = network.state_dict()
-    wrong = [name for name in wanted if name not in stored or stored[name].shape != wanted[name].shape]
-    if wrong:
-        raise UserError(
-            f"{folder / WEIGHTS_FILE} does not fit {folder / CONFIG_FILE}: {len(wrong)} of {len(wanted)} tensors are "
-            f"missing or of another shape, for example {', '.join(wrong[:3])}; export the run again"
-        )
-    network.load_state_dict({name: stored[name] for name in wanted})
+    if config.model_class is not None:  # smp has stages, too, that the network dropped as unused
+        renamed = {_rename_from_smp(name): value for name, value in stored.items()}
+        stored = {name: value for name, value in renamed.items() if name in wanted}
+    fill_tensors(wanted, stored, str(path), EXPORT_AGAIN)
     return network.eval()
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    advice = "give a folder that 'pipeline export' has written"
-    config = read_json(path, advice)
-    if SPEC_KEY not in config:
-        raise UserError(f"{path} was not written by this program: it has no {SPEC_KEY!r}; {advice}")
-    return config
+class _Spec(Record):
+    name: str
+    num_classes: int = Field(ge=1, le=65535)
+    options: dict[str, Any]
+
+
+class _ConfigFile(Record):
+    spec: _Spec = Field(validation_alias=SPEC_KEY)
+    model_class: str | None = Field(None, validation_alias="_model_class")
 
 
 def _rename_from_smp(name: str) -> str:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
+from data_cache.content import ContentHashes
 from data_cache.errors import UserError
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -32,19 +33,24 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
         raise OSError(number, os.strerror(number), str(path)) from problem
 
 
-def read_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, remedy: str, content: str | None = None) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Args:
         remedy: what to do about a file that is missing or damaged.
+        content: what ``ContentHashes`` gave for it when it was written; None where nobody wrote that down.
 
     Raises:
-        UserError: it is missing or no safetensors file.
+        UserError: it is missing, no safetensors file, or not as it was written.
     """
+    if not path.is_file():
+        raise UserError(f"cannot read {path}: there is no such file; {remedy}")
+    if content is not None:
+        check_content(path, content, remedy)
     try:
         # The library opens no path that is not UTF-8.
         return load(path.read_bytes()) if os.fsencode(path) != str(path).encode(errors="replace") else load_file(path)
-    except (OSError, SafetensorError) as problem:
+    except (OSError, SafetensorError, KeyError, ValueError) as problem:  # KeyError: a type of number that torch lacks
         raise UserError(f"cannot read {path} as safetensors ({problem}); {remedy}") from problem
 
 
@@ -75,3 +81,48 @@ def check_trained(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], w
             raise UserError(f"{where}: {name} is of {kind}; take float16, bfloat16 or float32 weights")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{where}: {name} holds values that are not finite, so the weights are damaged; {remedy}")
+
+
+def check_content(path: Path, content: str, remedy: str, remembered: ContentHashes | None = None) -> None:
+    """Refuse a file that is not as it was written: cut off, altered or exchanged, whatever its size and dates say.
+
+    Args:
+        content: as in ``read_tensors``.
+        remembered: hashes of files that need not be read again while they are as they were; None reads the file.
+
+    Raises:
+        UserError: naming the file and the remedy.
+    """
+    if remembered is not None and remembered.hash((path,)) == content:
+        return
+    if ContentHashes().hash((path,)) != content:
+        raise UserError(f"{path} is not as it was written (cut off, altered, or exchanged for another); {remedy}")
+
+
+@torch.no_grad()
+def fill_tensors(live: Mapping[str, Tensor], stored: Mapping[str, Tensor], what: str, remedy: str) -> None:
+    """Copy stored values into live tensors, keeping their memory layout.
+
+    Args:
+        what: the stored values, for people.
+        remedy: what to do where they do not fit.
+
+    Raises:
+        UserError: names, shapes or types of numbers differ; the first few differences are listed.
+    """
+    problems = [f"{name} is missing in the file" for name in live.keys() - stored.keys()]
+    problems += [f"{name} is unknown to the network" for name in stored.keys() - live.keys()]
+    problems += [
+        f"{name} is {_describe(stored[name])} in the file and {_describe(live[name])} in the network"
+        for name in live.keys() & stored.keys()
+        if (stored[name].shape, stored[name].dtype) != (live[name].shape, live[name].dtype)
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise UserError(f"{what} does not fit the network: {shown}. To repair it, {remedy}")
+    for name, value in live.items():
+        value.copy_(stored[name])
+
+
+def _describe(value: Tensor) -> str:
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"

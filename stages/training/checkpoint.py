@@ -7,21 +7,39 @@ renamed into place before the old is removed. Random state needs no bytes of its
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from data_cache.content import ContentHashes
 from data_cache.errors import UserError
-from data_cache.files import atomic_file, atomic_folder, read_json
-from stages.networks.tensor_files import read_tensors, save_tensors
+from data_cache.files import atomic_file, atomic_folder
+from data_cache.records import Record, read_record
+from stages.networks.tensor_files import fill_tensors, read_tensors, save_tensors
 
 _TENSORS, _FACTS = "state.safetensors", "state.json"
-_RETRAIN = "delete it if it is there, and train again with: pipeline run"
+_STEP_FOLDER = re.compile(r"step-(\d{8,12})")
+RETRAIN = "remove it if it is there, and train again with: pipeline run"
+
+
+class CheckpointFacts(Record):
+    """state.json: what the tensors beside it are."""
+
+    VERSION = 2
+
+    format: int = 1
+    step: int = Field(ge=0)
+    """Finished steps."""
+    key: str
+    """What the training is."""
+    content: str | None = None
+    """Hash of the tensors' file; None in what version 1 wrote."""
 
 
 class Checkpoint(NamedTuple):
@@ -30,6 +48,10 @@ class Checkpoint(NamedTuple):
     step: int
     tensors: dict[str, Tensor]
     """On the CPU, contiguous, by ``<group>/<name>``."""
+    folder: Path
+    """Where it lies."""
+    remedy: str
+    """What to do where the tensors turn out not to fit."""
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
@@ -42,30 +64,23 @@ def save_weights(network: nn.Module, path: Path) -> None:
         save_tensors(temporary, network.state_dict())
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Fill the network with a weights file; names and shapes must agree exactly.
+def load_weights(network: nn.Module, path: Path, remedy: str = RETRAIN, content: str | None = None) -> None:
+    """Fill the network with a weights file; names, shapes and types must agree exactly.
+
+    Args:
+        remedy: what to do about a file that is unfit.
+        content: hash of what was written, see ``read_tensors``.
 
     Raises:
-        UserError: no readable file, or names or shapes differ (all differences are listed).
+        UserError: no readable file, not the one that was written, of another network, or not finite.
     """
-    load_tensors(network.state_dict(), read_tensors(path, _RETRAIN), f"weights {path}")
-
-
-@torch.no_grad()
-def load_tensors(live: Mapping[str, Tensor], stored: Mapping[str, Tensor], what: str) -> None:
-    """Copy stored values into live tensors, keeping their memory layout; UserError when names or shapes differ."""
-    problems = [f"{name} is missing in the file" for name in live.keys() - stored.keys()]
-    problems += [f"{name} is unknown to the network" for name in stored.keys() - live.keys()]
-    problems += [
-        f"{name} is {tuple(stored[name].shape)} in the file and {tuple(live[name].shape)} in the network"
-        for name in live.keys() & stored.keys()
-        if stored[name].shape != live[name].shape
-    ]
-    if problems:
-        shown = "; ".join(sorted(problems)[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise UserError(f"{what} belongs to another network: {shown}. Build the network it was trained with")
-    for name, value in live.items():
-        value.copy_(stored[name])
+    stored = read_tensors(path, remedy, content)
+    fill_tensors(network.state_dict(), stored, f"weights {path}", remedy)
+    if broken := [name for name, value in stored.items() if not bool(torch.isfinite(value).all())]:
+        raise UserError(
+            f"weights {path} are not finite (in {', '.join(broken[:3])}; {len(broken)} tensors): they are damaged, or "
+            f"the training diverged (lower the learning rate with --lr); {remedy}"
+        )
 
 
 def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], key: str) -> None:
@@ -85,14 +100,23 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], key
         return
     with atomic_folder(final) as temporary:
         save_tensors(temporary / _TENSORS, tensors)
-        (temporary / _FACTS).write_text(json.dumps({"step": step, "key": key}, indent=1), encoding="utf8")
-    for former in _steps(folder):
+        facts = CheckpointFacts(
+            format=CheckpointFacts.VERSION, step=step, key=key, content=ContentHashes().hash((temporary / _TENSORS,))
+        )
+        (temporary / _FACTS).write_text(facts.model_dump_json(indent=1), encoding="utf8")
+    for former in _steps(folder).values():
         if former != final:
             shutil.rmtree(former, ignore_errors=True)
 
 
-def read_checkpoint(folder: Path, key: str) -> Checkpoint | None:
+def read_checkpoint(folder: Path, key: str, total_steps: int) -> Checkpoint | None:
     """Return the newest complete state, or None when there is none.
+
+    A damaged state is neither believed nor passed over: what it holds may be hours of training, so the person decides.
+
+    Args:
+        key: what the training is.
+        total_steps: its length; a state at its end is none of its own.
 
     Raises:
         UserError: it belongs to a training of another key, or is damaged.
@@ -100,15 +124,21 @@ def read_checkpoint(folder: Path, key: str) -> Checkpoint | None:
     found = _steps(folder)
     if not found:
         return None
-    newest = found[-1]
-    remedy = f"delete {folder} to train anew"
-    facts = read_json(newest / _FACTS, remedy)
-    if facts.get("key") != key:
+    step = max(found)
+    newest = found[step]
+    remedy = f"delete {newest} and repeat the command, which then starts this phase from its beginning"
+    facts = read_record(newest / _FACTS, CheckpointFacts, remedy)
+    if facts.key != key:
         raise UserError(
             f"checkpoint {newest} belongs to another training, or was written by an earlier version (its key is "
-            f"{facts.get('key')}, this training's is {key}); {remedy}"
+            f"{facts.key}, this training's is {key}); {remedy}"
         )
-    return Checkpoint(int(facts["step"]), read_tensors(newest / _TENSORS, remedy))
+    if facts.step != step or step >= total_steps:
+        raise UserError(
+            f"checkpoint {newest} says it is of step {facts.step}, but that must be the {step} of its name, and less "
+            f"than the phase's {total_steps}; {remedy}"
+        )
+    return Checkpoint(step, read_tensors(newest / _TENSORS, remedy, facts.content), newest, remedy)
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -116,5 +146,7 @@ def remove_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _steps(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
+def _steps(folder: Path) -> dict[int, Path]:
+    """Return the states in a folder by their steps."""
+    named = {path: _STEP_FOLDER.fullmatch(path.name) for path in folder.glob("step-*")}
+    return {int(match[1]): path for path, match in named.items() if match}

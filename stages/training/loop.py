@@ -102,7 +102,7 @@ def train_phase(
             depth_loss=depth_loss, device=device, dtype=dtype,
         )  # fmt: skip
         checkpoints = _CheckpointManager(trainer, checkpoint_folder, key, settings.checkpoint_minutes, log)
-        first_step = checkpoints.resume(phase)
+        first_step = checkpoints.resume(phase, total_steps)
         started_at, num_images = time.perf_counter(), 0
         batches = iter(batches_from(first_step))
         for step in range(first_step, total_steps):
@@ -139,16 +139,20 @@ class _CheckpointManager:
         self._interval_s = 60 * minutes
         self._saved_at = time.monotonic()
 
-    def resume(self, phase: Phase) -> int:
+    def resume(self, phase: Phase, total_steps: int) -> int:
         """Return how many steps are done; network, optimiser and log are then as they were after them."""
-        checkpoint = read_checkpoint(self._folder, self._key) if self._folder else None
-        step, tensors = checkpoint or (0, {})
-        summed = {name: tensors.pop(name).item() for name in list(tensors) if name.startswith(_LOG)}
+        checkpoint = read_checkpoint(self._folder, self._key, total_steps) if self._folder else None
+        step = checkpoint.step if checkpoint else 0
+        tensors = dict(checkpoint.tensors) if checkpoint else {}
+        summed = {name.removeprefix(_LOG): tensors.pop(name) for name in list(tensors) if name.startswith(_LOG)}
         if checkpoint:
-            self._trainer.load_state(tensors)
+            what, remedy = f"checkpoint {checkpoint.folder}", checkpoint.remedy
+            if not all(value.shape == () and bool(torch.isfinite(value)) for value in summed.values()):
+                raise UserError(f"the losses summed in {what} are no finite numbers; {remedy}")
+            self._trainer.load_state(tensors, what, remedy)
         if self._log:
             self._log.rewind(phase.name, step)
-            self._log.load_state({name.removeprefix(_LOG): value for name, value in summed.items()})
+            self._log.load_state({name: value.item() for name, value in summed.items()})
         return step
 
     def save_if_due(self, step: int) -> None:

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from data_cache.errors import UserError
-from data_cache.files import atomic_file, read_json_lines
+from data_cache.files import atomic_file
+from data_cache.training_log import read_log
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -87,11 +88,14 @@ class MetricsLog:
         """Drop what was logged after that step, and any broken last line a kill left behind.
 
         The other lines take the phase's name: the training may have begun under another one.
+
+        Raises:
+            UserError: a line is damaged.
         """
         self._sums, self._num_summed = {}, 0
         self._file.close()
-        wanted = takewhile(lambda entry: entry["step"] <= step, read_json_lines(self.path))
-        kept = [json.dumps(entry | {"phase": phase}) + "\n" for entry in wanted]
+        wanted = takewhile(lambda line: line.step <= step, read_log(self.path))
+        kept = [line.to_json(phase) + "\n" for line in wanted]
         with atomic_file(self.path) as temporary:
             temporary.write_text("".join(kept), encoding="utf8")
         self._file = self.path.open("a", encoding="utf8")

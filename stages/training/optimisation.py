@@ -130,8 +130,17 @@ class PhaseOptimiser:
             if isinstance(value, Tensor)
         }
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what ``state`` returned, in the memory layout the optimiser would have made itself."""
+    def load_state(self, state: Mapping[str, Tensor], what: str, remedy: str) -> None:
+        """Take over what ``state`` returned, in the memory layout the optimiser would have made itself.
+
+        Args:
+            what: where it comes from, for people.
+            remedy: what to do where it does not fit.
+
+        Raises:
+            UserError: it is of other parameters, or of another optimiser.
+        """
+        self._check_state(state, what, remedy)
         for key, value in state.items():
             name, _, kind = key.rpartition("/")
             parameter = self.named_parameters[name]
@@ -142,6 +151,21 @@ class PhaseOptimiser:
             else:
                 placed = value.to(parameter.device) if _fuses(parameter.device) else value.clone()
             self._optimizer.state[parameter][kind] = placed
+
+    def _check_state(self, state: Mapping[str, Tensor], what: str, remedy: str) -> None:
+        kinds = _find_state_kinds(self._settings)
+        wanted = {f"{name}/{kind}" for name in {key.rpartition("/")[0] for key in state} for kind in kinds}
+        wrong = [
+            key
+            for key, value in state.items()
+            if (parameter := self.named_parameters.get(key.rpartition("/")[0])) is None
+            or value.shape not in (parameter.shape, torch.Size())
+        ]
+        if found := sorted({*wrong, *(wanted ^ state.keys())}):
+            raise UserError(
+                f"the optimiser's state in {what} is of another training: {len(found)} tensors are missing, unknown or "
+                f"of another shape, for example {found[0]}; {remedy}"
+            )
 
 
 class MovingAverage:
@@ -179,14 +203,8 @@ class MovingAverage:
             value.copy_(self._average[name])
 
     def state(self) -> dict[str, Tensor]:
-        """Return the averages by name."""
+        """Return the averages by name; filling them in restores the state."""
         return dict(self._average)
-
-    @torch.no_grad()
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what ``state`` returned."""
-        for name, value in self._average.items():
-            value.copy_(state[name])
 
 
 def _group_parts(
@@ -217,6 +235,15 @@ def _build(settings: TrainingSettings, groups: list[dict]) -> torch.optim.Optimi
     if not groups:
         raise UserError("the parts to train hold no parameters; name others in the phase's `trains`")
     return OPTIMIZERS[settings.optimizer](groups, settings, _fuses(groups[0]["params"][0].device))
+
+
+def _find_state_kinds(settings: TrainingSettings) -> set[str]:
+    """Return the tensors that the optimiser keeps of each parameter, by making it take a step."""
+    probe = nn.Parameter(torch.zeros(1))
+    probe.grad = torch.zeros(1)
+    optimizer = _build(settings, [{"params": [probe]}])
+    optimizer.step()
+    return {kind for kind, value in optimizer.state[probe].items() if isinstance(value, Tensor)}
 
 
 def _fuses(device: torch.device) -> bool:

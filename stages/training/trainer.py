@@ -15,7 +15,7 @@ from data_cache.errors import UserError
 from data_cache.sample import IGNORE_INDEX, Batch
 from stages.networks.interface import Network
 from stages.networks.precision import Dtype
-from stages.training.checkpoint import load_tensors
+from stages.networks.tensor_files import fill_tensors
 from stages.training.losses import DepthLossFunction, compute_terms
 from stages.training.metrics_log import StepReport
 from stages.training.optimisation import MovingAverage, PhaseOptimiser, modules_of_phase
@@ -106,21 +106,27 @@ class PhaseTrainer:
         }
         return {f"{group}/{name}": value for group, state in groups.items() for name, value in state.items()}
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state(self, tensors: Mapping[str, Tensor], what: str, remedy: str) -> None:
         """Take over what ``state`` returned.
 
+        Args:
+            what: where the tensors come from, for people.
+            remedy: what to do where they do not fit.
+
         Raises:
-            UserError: it belongs to a network of other names or shapes.
+            UserError: it belongs to a network or an optimiser of other names or shapes.
         """
         groups: dict[str, dict[str, Tensor]] = {"network": {}, "optimiser": {}, "weighting": {}, "average": {}}
         for key, value in tensors.items():
             group, _, name = key.partition("/")
+            if group not in groups:
+                raise UserError(f"{what} holds {key!r}, which is no part of a training state; {remedy}")
             groups[group][name] = value
-        load_tensors(self._network.state_dict(), groups["network"], "the checkpoint")
-        load_tensors(self._weighting.state_dict(), groups["weighting"], "the checkpoint's loss weighting")
-        self._optimiser.load_state(groups["optimiser"])
-        if self._average:
-            self._average.load_state(groups["average"])
+        fill_tensors(self._network.state_dict(), groups["network"], what, remedy)
+        fill_tensors(self._weighting.state_dict(), groups["weighting"], f"the loss weighting in {what}", remedy)
+        self._optimiser.load_state(groups["optimiser"], what, remedy)
+        averages = self._average.state() if self._average else {}
+        fill_tensors(averages, groups["average"], f"the moving average in {what}", remedy)
 
     def check_labels(self, batch: Batch) -> None:
         """Raise a UserError when a batch holds a class that the network has no output for."""

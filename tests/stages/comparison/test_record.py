@@ -45,22 +45,6 @@ def test_a_folder_or_its_file_can_be_named(tmp_path):
     assert record.identity is None and record.own_schedule, "what an older version did not say is not taken for granted"
 
 
-@pytest.mark.parametrize(
-    ("facts", "match"),
-    [
-        ({**FACTS, "metrics": None, "seed": None}, "lacks seed, metrics"),
-        ({**FACTS, "phases": [{"steps": 1}]}, r"not understood \(KeyError: 'name'\)"),
-        ({**FACTS, "seed": "many"}, "not understood"),
-        ([1, 2], "holds a list, no object"),
-        ("{broken", "is damaged"),
-    ],
-)
-def test_unusable_files_are_named(tmp_path, facts, match):
-    with pytest.raises(UserError, match=match) as caught:
-        RunRecord.from_json(write(tmp_path, facts))
-    assert "run.json" in str(caught.value)
-
-
 def test_missing_file_says_what_to_name(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*name a run's folder"):
         RunRecord.from_json(tmp_path)

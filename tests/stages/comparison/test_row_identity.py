@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from data_cache.errors import UserError
 from stages.comparison.formats import FORMATS, render_text
 from stages.comparison.record import RunRecord
 from stages.comparison.rows import label_rows
@@ -190,9 +189,3 @@ def test_every_format_tells_namesakes_apart(tmp_path: Path) -> None:
     table = build_table([write_run(tmp_path), write_run(tmp_path, root="/data/b", data="train-b", split="val-b")])
     for name, render in FORMATS.items():
         assert "/data/a" in render(table) and "/data/b" in render(table), name
-
-
-@pytest.mark.parametrize("identity", [{"numerics": "fast"}, {"settings": None}, {"evaluation": "new"}])
-def test_a_damaged_identity_is_refused(tmp_path: Path, identity: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=r"run.json is not understood .* repeat the run"):
-        write_run(tmp_path, **identity)

@@ -201,7 +201,7 @@ def test_state_round_trip_continues_with_the_same_bits(optimizer):
         ours.prepare(step)
         ours.update(1.0)
     second.load_state_dict(first.state_dict())
-    resumed.load_state({name: value.clone().contiguous() for name, value in ours.state().items()})
+    resumed.load_state({name: value.clone().contiguous() for name, value in ours.state().items()}, "a", "b")
     for network, optimiser in ((first, ours), (second, resumed)):
         fill_gradients(network, 3)
         optimiser.prepare(3)
