@@ -123,7 +123,9 @@ def _execute_run(run: PlannedRun, session: Session, device: torch.device) -> dic
 def _find_record(folder: Path, evaluation: dict[str, Any]) -> dict[str, Any] | None:
     """Return what is known of a run, unless what its scores depend on has changed since."""
     known = _read_own(folder)
-    if not isinstance(known, TrainedRun) or known.evaluation.key != evaluation["key"]:
+    if not isinstance(known, TrainedRun):
+        return None
+    if (known.evaluation.version, known.evaluation.key) != (evaluation["version"], evaluation["key"]):
         return None
     return read_json(folder / RUN_FILE)
 

@@ -90,7 +90,7 @@ def freshen(records: Sequence[RunRecord], session: Session) -> list[RunRecord]:
 
 def is_outdated(record: RunRecord) -> bool:
     """Whether a run was scored by an earlier version of the metrics."""
-    return record.identity is None or record.identity.evaluation < EVALUATION_VERSION
+    return record.evaluation < EVALUATION_VERSION
 
 
 def tabulate(

@@ -108,6 +108,7 @@ class RunFile(Record):
     split: str = "val"
     command: str | None = None
     identity: Identity | None = None
+    evaluation: EvaluationFacts | None = None
     environment: Environment = Environment()
     schedule: ScheduleFacts = ScheduleFacts()
     config: dict[str, Any] = Field(default_factory=dict)
@@ -189,6 +190,8 @@ class RunRecord:
     """The steps of the schedule, in words."""
     data_root: str | None = None
     """Folder of the dataset; None for those that need none."""
+    evaluation: int = 0
+    """Version of the metrics that scored it; 0 where that was not written down."""
 
     @property
     def place(self) -> str:
@@ -243,6 +246,7 @@ class RunRecord:
             own_schedule=facts.schedule.own,
             steps=facts.schedule.steps,
             data_root=root if isinstance(root, str) else None,
+            evaluation=facts.evaluation.version if facts.evaluation else 0,
         )
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from data_cache.content import ContentHashes
 from pipeline.threads import SPIN_COUNT, choose_thread_defaults, count_usable_cpus, read_cpu_quota
 from stages.networks import build_network
 from stages.networks.tensor_files import save_tensors
@@ -118,7 +119,7 @@ def test_scores_of_an_older_version_are_computed_anew_without_training(call: Cal
 
     def age(record: dict[str, Any]) -> None:
         record["evaluation"]["version"] -= 1
-        record["metrics"] = {"miou_macro": -1.0}
+        record["metrics"] = {"miou_macro": 0.123}
 
     file = edit_record(run, age)
     answer = call(*{"compare": ["compare"], "evaluate": ["evaluate", run["run"]], "run": RUN}[command])
@@ -132,6 +133,10 @@ def test_weights_trained_again_are_scored_again(call: Call) -> None:
     (weights,) = Path(run["folder"]).parent.parent.glob("nodes/*/weights.safetensors")
     tensors = load_file(weights)
     save_file({name: value * 2 if value.is_floating_point() else value for name, value in tensors.items()}, weights)
+    record = json.loads((weights.parent / "node.json").read_text())
+    (weights.parent / "node.json").write_text(json.dumps(record | {"weights": ContentHashes().hash((weights,))}))
+    for command in ("evaluate", "export"):
+        assert "has the scores of other weights" in call(command, run["run"]).json["error"]
     again = call(*RUN).json
     assert again["run"] == run["run"] and again["metrics"] != run["metrics"]
     assert again["metrics"] == call("evaluate", run["run"]).json["metrics"]
