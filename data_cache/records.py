@@ -6,6 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 import json
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -35,6 +36,9 @@ class Record(BaseModel):
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
+_PLAIN_OF_RAW_BYTE = {0xDC00 + byte: chr(0xF0000 + byte) for byte in range(0x80, 0x100)}
+"""Python's sign for a byte in a file name that is no UTF-8, which pydantic's JSON lacks → one for private use."""
+_RAW_BYTE_OF_PLAIN = {ord(plain): chr(raw) for raw, plain in _PLAIN_OF_RAW_BYTE.items()}
 
 
 def read_record(path: Path, model: type[AnyRecord], remedy: str = "remove it and repeat the command") -> AnyRecord:
@@ -62,8 +66,10 @@ def parse_record(value: dict[str, Any], model: type[AnyRecord], where: str, reme
             f"{where} has {model.VERSION_KEY} {version}, this program reads up to {model.VERSION}: "
             "a newer program wrote it; update this one"
         )
-    try:
-        return model.model_validate_json(json.dumps(value))  # strict about JSON's types: a tuple is a list there
+    try:  # strict about JSON's types: a tuple is a list there
+        text = json.dumps(value, ensure_ascii=False)
+        found = model.model_validate_json(text.translate(_PLAIN_OF_RAW_BYTE))
+        return found if text.isascii() else _restore(found)
     except ValidationError as problem:
         raise UserError(f"{where} is damaged ({explain_invalid(problem)}); {remedy}") from problem
 
@@ -87,3 +93,18 @@ def _explain_one(error: Any) -> str:
     if len(found) > SHOWN_CHARACTERS:
         found = f"{found[:SHOWN_CHARACTERS]}…"
     return f"{where}: {error['msg']}, found {found}"
+
+
+def _restore(value: Any) -> Any:
+    """Return a value with Python's signs for raw bytes in its texts."""
+    if isinstance(value, str):
+        return value.translate(_RAW_BYTE_OF_PLAIN)
+    if isinstance(value, dict):
+        return {_restore(key): _restore(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_restore, value))
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={name: _restore(each) for name, each in value})
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{each.name: _restore(getattr(value, each.name)) for each in fields(value)})
+    return value
