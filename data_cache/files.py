@@ -45,7 +45,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     temporary = name_temporary(path)
     with explained(path, temporary):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             yield temporary
             _sync(temporary)
@@ -90,7 +90,7 @@ def hold_folder(folder: Path, doing: str, *, on_wait: Callable[[str], None] | No
     Raises:
         UserError: it is held already, and there is no waiting.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with _hold(folder / _LOCK, folder, doing, on_wait):
         remove_unfinished(folder)
         yield
@@ -99,10 +99,28 @@ def hold_folder(folder: Path, doing: str, *, on_wait: Callable[[str], None] | No
 @contextmanager
 def hold_place(path: Path, doing: str, *, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the name of a file or folder that is about to be written as a whole; arguments as in ``hold_folder``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     name = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()  # the name may be as long as names can be
     with _hold(path.parent / f".{name}{_LOCK}", path, doing, on_wait):
         yield
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those it lies in, where they are missing.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    with _in_a_place(folder), explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _in_a_place(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as problem:  # though all it lies in is there: /proc and its like
+        raise UserError(f"nothing can be written to {folder}; choose another place (--workdir, --out)") from problem
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -119,13 +137,13 @@ def _hold(lock: Path, place: Path, doing: str, on_wait: Callable[[str], None] | 
     DataLoader workers, which may outlive a killed process by seconds. It does not exclude the same process: ``_held``
     does. Its holder removes the file in the end; who got hold of a removed one starts anew.
     """
-    lock = lock.resolve()
+    lock = Path(os.path.realpath(lock))  # resolve() raises for a link to itself
     if lock in _held:
         raise UserError(f"{place} is already in use by this process; let that finish first")
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(lock.open("ab+", buffering=0))
+        file = stack.enter_context(_open_lock(lock))
         while not _acquire(file, place, on_wait) or not _lies_at(file, lock):
-            file = stack.enter_context(lock.open("ab+", buffering=0))
+            file = stack.enter_context(_open_lock(lock))
         _held.add(lock)
         try:
             with contextlib.suppress(OSError):  # a full disk: the note is only for the message to others
@@ -136,6 +154,11 @@ def _hold(lock: Path, place: Path, doing: str, on_wait: Callable[[str], None] | 
             _held.discard(lock)
             with contextlib.suppress(OSError):  # it stays where it cannot be removed; the next holder takes it
                 lock.unlink()
+
+
+def _open_lock(lock: Path) -> FileIO:
+    with _in_a_place(lock.parent), explained(lock.parent):
+        return lock.open("ab+", buffering=0)
 
 
 def _acquire(file: FileIO, place: Path, on_wait: Callable[[str], None] | None) -> bool:

@@ -155,11 +155,11 @@ def open_output(
     Raises:
         UserError: it is no folder, or cannot be written to.
     """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder} is no folder, which the results need; {_elsewhere()}")
     _check_place(folder / NOTES_FILE, inputs)
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with hold_place(folder / NOTES_FILE, f"writing to {folder}", on_wait=on_wait):
-            yield OutputFolder(folder, inputs, overwrite=overwrite)
+    with explained(folder), hold_place(folder / NOTES_FILE, f"writing to {folder}", on_wait=on_wait):
+        yield OutputFolder(folder, inputs, overwrite=overwrite)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class Workspace:
     def check_output(self, out: Path, option: str) -> None:
         """Raise a UserError when results would go among the records of runs, nodes or depth stores."""
         for room in (self.depth, self.runs, self.root / "nodes"):
-            if out.resolve().is_relative_to(room.resolve()):
+            if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(room)):
                 raise UserError(f"{option} {out} lies in {room}, which this program keeps; name another place")
 
     def node(self, key: str) -> NodeFolder:

@@ -86,4 +86,6 @@ def predict_images(
     }
     lines = [*files, *(f"note: {note}" for note in written.notes)]
     lines += [f"not predicted: {failure.reason}" for failure in written.failed]
+    if written.failed:
+        lines.append(f"{len(written.failed)} of {len(found)} images could not be predicted; the others are in {out}")
     return Result(facts, "\n".join(lines))

@@ -180,6 +180,12 @@ CASES = [
     Case("--out with a NUL character", _predict_to("out\0put"), ("--out", "NUL")),
     Case("predict --out a file", _predict_to(lambda world: world.user / "notes.txt"), ("notes.txt",)),
     Case("predict --out a name of 300 characters", _predict_to(lambda world: world.root / ("n" * 300)), ("too long",)),
+    Case(
+        "predict --out an endless link",
+        _predict_to(lambda world: (world.root / "loop").symlink_to("loop") or world.root / "loop"),
+        ("loop", "no folder"),
+    ),
+    Case("predict --out a name that is not UTF-8", _predict_to(lambda world: world.root / "o\udcff"), (), exit=0),
     Case("predict --out among the depth stores", _predict_to(lambda world: world.store()), ("program keeps",)),
     Case("a mask in place of a label map", _predict_onto(_copy_mask), ("photo.png", "--overwrite")),
     Case("a label map that was corrected by hand", _predict_onto(_correct_by_hand), ("photo.png", "changed since")),
