@@ -51,6 +51,8 @@ def fetch_weights(
             "name what to fetch: estimators (see: pipeline estimators) or encoders, "
             "for example: pipeline fetch depth-anything-v2-small encoder:resnet50"
         )
+    if out is not None:
+        session.workspace.check_output(out, "--out")
     folder = out or session.workspace.estimators
     files: list[Path] = []
     uses: list[str] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, file_exists, try_to_load_from_cache
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
@@ -20,10 +20,13 @@ from data_cache.escaping import quoted
 from data_cache.files import atomic_file
 from stages.networks.encoders import check_encoder_name
 from stages.networks.hub import find_hub_problem
-from stages.networks.tensor_files import check_trained, read_tensors, save_tensors
+from stages.networks.tensor_files import check_trained, read_metadata, read_tensors, save_tensors
 
 CLASSIFIER_PREFIXES = ("fc.", "_fc.", "classifier.", "head.", "last_linear.")
 """Weights of a classifier, which a file may carry and an encoder does not want."""
+
+
+_PUBLISHED_FILE = "model.safetensors"
 
 
 def is_weights_file(encoder_weights: str) -> bool:
@@ -70,15 +73,28 @@ def build_no_connection_error(encoder: str, reason: object) -> UserError:
 
 
 def _check_available(encoder: str, encoder_weights: str) -> None:
+    """Raise UserError unless the weights are in the cache, intact, or can be downloaded, as safetensors."""
     if encoder.startswith("tu-"):
         repository, revision = timm.get_pretrained_cfg(encoder.removeprefix("tu-")).hf_hub_id, None
     else:
         settings = smp_encoders[encoder]["pretrained_settings"][encoder_weights]
         repository, revision = settings["repo_id"], settings["revision"]
-    if repository and isinstance(try_to_load_from_cache(repository, "model.safetensors", revision=revision), str):
-        return
+    if repository:
+        cached = try_to_load_from_cache(repository, _PUBLISHED_FILE, revision=revision)
+        if isinstance(cached, str):
+            read_tensors(Path(cached), "delete that file, it is downloaded again")
+            return
     if (problem := find_hub_problem()) is not None:
         raise build_no_connection_error(encoder, problem)
+    try:
+        published = bool(repository) and file_exists(repository, _PUBLISHED_FILE, revision=revision)
+    except Exception as problem:  # the Hub client lets exceptions of whichever HTTP library it uses through
+        raise build_no_connection_error(encoder, problem) from problem
+    if not published:
+        raise UserError(
+            f"the weights of encoder {encoder!r} are published as a pickle only, which is never opened here; choose "
+            'another encoder, encoder_weights = "none", or a safetensors file of them'
+        )
 
 
 def load_encoder_file(encoder: nn.Module, name: str, file: Path) -> None:
@@ -143,15 +159,27 @@ def fetch_encoder_weights(encoder: str, out_file: Path) -> Path:
         ``out_file``.
 
     Raises:
-        UserError: for an unknown encoder, one without published weights, or without a connection.
+        UserError: for an unknown encoder, one without published weights, or without a connection; where there is
+            another file.
     """
     check_encoder_name(encoder)
+    if is_fetched(encoder, out_file):
+        return out_file
     smp_weights = resolve_smp_weights(encoder, "imagenet")
     try:
         module = get_encoder(encoder, weights=smp_weights)
     except OSError as error:
         raise build_no_connection_error(encoder, error) from error
     return write_weights_file(module.state_dict(), encoder, out_file)
+
+
+def is_fetched(encoder: str, out_file: Path) -> bool:
+    """Whether a file holds an encoder's weights as ``write_weights_file`` writes them; UserError if it is another."""
+    if not os.path.lexists(out_file):
+        return False
+    if read_metadata(out_file).get("encoder") != encoder:
+        raise UserError(f"{out_file} exists already and holds no weights of {encoder!r}; choose another --out")
+    return True
 
 
 def write_weights_file(weights: Mapping[str, Tensor], encoder: str, out_file: Path) -> Path:

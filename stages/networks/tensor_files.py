@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
@@ -52,6 +52,15 @@ def read_tensors(path: Path, remedy: str, content: str | None = None) -> dict[st
         return load(path.read_bytes()) if os.fsencode(path) != str(path).encode(errors="replace") else load_file(path)
     except (OSError, SafetensorError, KeyError, ValueError) as problem:  # KeyError: a type of number that torch lacks
         raise UserError(f"cannot read {path} as safetensors ({problem}); {remedy}") from problem
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a safetensors file says about itself; nothing where it is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
 
 
 def parse_tensors(content: bytes, path: Path, remedy: str) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from data_cache.errors import UserError
 from stages.networks.encoder_weights import (
     build_no_connection_error,
+    is_fetched,
     is_weights_file,
     match_weights,
     read_weights_file,
@@ -122,6 +123,8 @@ def fetch_vgg16_weights(out_file: Path, *, batch_norm: bool = False) -> Path:
         UserError: without a connection.
     """
     name = PUBLISHED[batch_norm]
+    if is_fetched(name, out_file):
+        return out_file
     return write_weights_file(rename_vgg16(_download(name, "imagenet")), name, out_file)
 
 

@@ -241,6 +241,11 @@ def _encoder_of(change: Callable[[Tensors], object]) -> Callable[[World], Words]
     return prepare
 
 
+def _fetch_encoder_onto(world: World) -> Words:
+    (world.user / "tu-test_resnet.safetensors").write_bytes(b"mine")
+    return ["fetch", "encoder:tu-test_resnet", "--out", world.user]
+
+
 def _nan_encoder(tensors: Tensors) -> None:
     next(each for each in tensors.values() if each.ndim == 4).fill_(torch.nan)
 
@@ -446,6 +451,11 @@ CASES = [
     ),
     Case("`fetch` onto a folder of the user's", _fetch_onto("config.json"), ("exists already", "--out")),
     Case("`fetch` onto a damaged estimator", _fetch_onto("estimator.json"), ("estimator.json is damaged",)),
+    Case(
+        "`fetch encoder:NAME` onto a file of the user's",
+        _fetch_encoder_onto,
+        ("tu-test_resnet.safetensors exists already", "--out"),
+    ),
     # encoder weights
     Case("encoder weights that are a pickle", _encoder_file(pickle.dumps(1)), ("encoder.safetensors", "safetensors")),
     Case("encoder weights with NaN", _encoder_of(_nan_encoder), ("encoder.safetensors", "not finite")),
