@@ -11,7 +11,6 @@ import contextlib
 import copy
 import hashlib
 import math
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -311,10 +310,9 @@ def _check_size(folder: Path, tensors: Mapping[str, Tensor], sketch: nn.Module) 
 
 def _check_loaded(folder: Path, network: nn.Module, loading: Mapping[str, Any]) -> None:
     """Refuse a network of which a part would stay random, and weights of which a part would be left out."""
-    # of a network with fewer layers than the file: "encoder.layer.12.weight" where the network knows "….0.weight"
-    known = {re.sub(r"\d+", "#", name) for name in network.state_dict()}
+    parts = {name for name, _ in network.named_children()}  # a twelfth layer is of a part, so are biases of its layers
     missing = sorted(loading["missing_keys"])
-    left_out = sorted(name for name in loading["unexpected_keys"] if re.sub(r"\d+", "#", name) in known)
+    left_out = sorted(name for name in loading["unexpected_keys"] if name.partition(".")[0] in parts)
     other_shape = sorted((name, tuple(found), tuple(wanted)) for name, found, wanted in loading["mismatched_keys"])
     problems = [
         *([f"the weights lack {len(missing)} tensors of the network, {missing[0]} first"] if missing else []),

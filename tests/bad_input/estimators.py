@@ -394,6 +394,11 @@ CASES = [
         ("num_hidden_layers 1000000000000",),
     ),
     Case(
+        "config.json that leaves the biases of attention out",
+        _config(of_backbone={"qkv_bias": False}),
+        ("the network has no place for 12 tensors", "key.bias"),
+    ),
+    Case(
         "config.json with no head of attention",
         _config(of_backbone={"num_attention_heads": -1}),
         ("fails on images of 56x56 px",),
