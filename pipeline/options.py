@@ -167,8 +167,8 @@ def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command
     return lambda command: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
-class OutputPath(click.Path):
-    """A place for results that a person names: anything but nothing."""
+class GivenPath(click.Path):
+    """A file or folder that a person names: anything but nothing."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -178,7 +178,7 @@ class OutputPath(click.Path):
         text = os.fspath(value)
         if not text.strip() or "\0" in text:
             what = "holds a NUL character" if text.strip() else "is empty"
-            self.fail(f"{text!r} {what}; name a file or folder for the results", param, ctx)
+            self.fail(f"{text!r} {what}; name a file or folder", param, ctx)
         return super().convert(value, param, ctx)
 
 

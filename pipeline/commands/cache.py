@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_cache.errors import UserError
-from pipeline.options import OutputPath, RecipeCommand, overwrite_option
+from pipeline.options import GivenPath, RecipeCommand, overwrite_option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PREVIEW_IMAGES = 24
 
-store_argument = click.argument("store", required=False, type=click.Path(path_type=Path))
+store_argument = click.argument("store", required=False, type=GivenPath())
 
 
 @click.group()
@@ -59,7 +59,7 @@ def cache_repair(session: Session, store: Path | None) -> None:
 
 
 @cache.command("preview", cls=RecipeCommand, sections=("data", "depth"))
-@click.option("--out", type=OutputPath(), help="Folder; default <workdir>/previews.")
+@click.option("--out", type=GivenPath(), help="Folder; default <workdir>/previews.")
 @overwrite_option
 @click.pass_obj
 def cache_preview(session: Session, config: RunConfig, out: Path | None, overwrite: bool) -> None:
@@ -69,7 +69,7 @@ def cache_preview(session: Session, config: RunConfig, out: Path | None, overwri
 
 @cache.command("export")
 @store_argument
-@click.option("--out", type=OutputPath(), help="Folder; default <workdir>/depth-maps.")
+@click.option("--out", type=GivenPath(), help="Folder; default <workdir>/depth-maps.")
 @click.option("--form", type=click.Choice(["png16", "npy"]), default="png16", show_default=True)
 @overwrite_option
 @click.pass_obj

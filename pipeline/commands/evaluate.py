@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_cache.errors import UserError
-from pipeline.options import OutputPath, choices_of, choose_margin, device_option, overwrite_option, tile_options
+from pipeline.options import GivenPath, choices_of, choose_margin, device_option, overwrite_option, tile_options
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--split", help="Split to score; default the run's reported split.")
 @click.option("--size", type=choices_of("evaluation.size"), help="Size at which images enter the network.")
 @click.option("--data-root", help="Folder of the dataset, if it moved.")
-@click.option("--save-predictions", type=OutputPath(), help="Write label-id PNGs here.")
+@click.option("--save-predictions", type=GivenPath(), help="Write label-id PNGs here.")
 @overwrite_option
 @tile_options
 @device_option

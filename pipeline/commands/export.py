@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.options import OutputPath
+from pipeline.options import GivenPath
 from stages.export.formats import DEFAULT_FORMATS, describe_formats, parse_formats
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run_name", required=False, metavar="[RUN]")
-@click.option("--out", type=OutputPath(), help="Folder; default <workdir>/exports/<run>.")
+@click.option("--out", type=GivenPath(), help="Folder; default <workdir>/exports/<run>.")
 @click.option(
     "--formats",
     default=",".join(DEFAULT_FORMATS),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from data_cache.errors import UserError
-from pipeline.options import choices_of
+from pipeline.options import GivenPath, choices_of
 
 if TYPE_CHECKING:
     from pipeline.session import Result, Session
@@ -21,7 +21,7 @@ WHOLE_VGG = {"vgg16": False, "vgg16_bn": True}
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[ESTIMATOR|encoder:NAME]…")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default <workdir>/estimators.")
+@click.option("--out", type=GivenPath(), help="Folder; default <workdir>/estimators.")
 @click.option("--kind", type=choices_of("depth.kind"), help="Meaning of an estimator without an alias.")
 @click.option("--accept-noncommercial", is_flag=True, help="Fetch weights with such a licence.")
 @click.pass_obj

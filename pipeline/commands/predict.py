@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.options import OutputPath, choose_margin, device_option, overwrite_option, tile_options
+from pipeline.options import GivenPath, choose_margin, device_option, overwrite_option, tile_options
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", metavar="RUN|EXPORT")
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=OutputPath(), help="Folder for label maps and overlays.")
+@click.argument("images", nargs=-1, required=True, type=GivenPath())
+@click.option("--out", required=True, type=GivenPath(), help="Folder for label maps and overlays.")
 @overwrite_option
 @tile_options
 @device_option

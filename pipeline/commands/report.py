@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.options import OutputPath, comparison_options, overwrite_option
+from pipeline.options import GivenPath, comparison_options, overwrite_option
 
 if TYPE_CHECKING:
     from pipeline.session import Result, Session
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("runs", nargs=-1, metavar="[RUN…]")
-@click.option("--out", type=OutputPath(), help="HTML file; default <workdir>/report.html.")
+@click.option("--out", type=GivenPath(), help="HTML file; default <workdir>/report.html.")
 @overwrite_option
 @comparison_options
 @click.pass_obj

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.options import OutputPath, RecipeCommand, device_option
+from pipeline.options import GivenPath, RecipeCommand, device_option
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--input-size", type=int, help="Side the images are brought to, px; default the estimator's.")
 @click.option("--jitter", type=float, default=0.2, show_default=True, help="Strength of colour jitter.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", required=True, type=OutputPath(), help="Folder that from_pretrained opens.")
+@click.option("--out", required=True, type=GivenPath(), help="Folder that from_pretrained opens.")
 @device_option
 @click.pass_obj
 def teach(

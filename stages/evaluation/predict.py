@@ -150,7 +150,7 @@ def list_images(files: Iterable[Path]) -> list[Path]:
     """
     found: dict[str, Path] = {}
     for file in files:
-        for path in list_files(file) if file.is_dir() else [file]:
+        for path in list_files(file) if os.path.isdir(file) else [file]:  # noqa: PTH112 - is_dir() raises for long names
             found.setdefault(os.path.realpath(path), path)  # resolve() raises for a link to itself
     if not found:
         suffixes = ", ".join(IMAGE_SUFFIXES)

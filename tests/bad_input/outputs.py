@@ -78,7 +78,7 @@ def _predict_mixed(world: World) -> Sequence[str | Path]:
     (world.user / "in" / "loop.png").symlink_to("loop.png")
     (world.user / "in" / "folder.png").mkdir()
     (world.user / "in" / "broken.png").write_text("no image")
-    return ["predict", world.export, world.user / "in", "--out", world.root / "out"]
+    return ["predict", world.export, world.user / "in", "n" * 300, "--out", world.root / "out"]
 
 
 def _count_labels(expected: int) -> Callable[[World, Answer], None]:
@@ -177,6 +177,7 @@ CASES = [
     ),
     Case("report --out a name of 300 characters", _report("n" * 300), ("too long",)),
     Case("--out that is empty", _predict_to(" "), ("--out", "empty")),
+    Case("an image that is called nothing", lambda world: ["predict", world.export, "", "--out", "out"], ("is empty",)),
     Case("--out with a NUL character", _predict_to("out\0put"), ("--out", "NUL")),
     Case("predict --out a file", _predict_to(lambda world: world.user / "notes.txt"), ("notes.txt",)),
     Case("predict --out a name of 300 characters", _predict_to(lambda world: world.root / ("n" * 300)), ("too long",)),
