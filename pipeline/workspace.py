@@ -32,8 +32,9 @@ class Workspace:
     @classmethod
     def choose(cls, option: str | None) -> Workspace:
         """Return the work directory of ``--workdir``, else of the environment, else ``./artifacts``."""
-        if option == "":
-            raise UserError("--workdir '' is empty; name a folder, or drop it for ./artifacts")
+        if option is not None and (not option or "\0" in option):
+            what = "holds a NUL character" if option else "is empty"
+            raise UserError(f"--workdir {option!r} {what}; name a folder, or drop it for ./artifacts")
         return cls(Path(option or os.environ.get(ENVIRONMENT_VARIABLE) or "artifacts").expanduser())
 
     @property
