@@ -21,7 +21,7 @@ from typing import Any
 
 from data_cache.errors import UserError
 from data_cache.escaping import json_text
-from data_cache.leftovers import is_temporary, name_temporary, remove, remove_abandoned
+from data_cache.leftovers import is_temporary, name_temporary, remove, remove_abandoned, walk
 
 _LOCK = ".lock"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -124,8 +124,8 @@ def _in_a_place(folder: Path) -> Iterator[None]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes were writing; only for who holds the folder."""
-    for leftover in filter(is_temporary, folder.glob(".*.tmp")):
+    """Remove what killed processes were writing anywhere in a folder; only for who holds it."""
+    for leftover in [path for path in walk(folder) if is_temporary(path)]:
         remove(leftover)
 
 

@@ -6,8 +6,10 @@ A training sample is a function of (seed, epoch, index) and a batch of (seed, st
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.queues import Queue
 from typing import Any, Literal
 
 import numpy as np
@@ -154,7 +156,7 @@ class Loader:
             num_workers=workers,
             multiprocessing_context=start_method if workers else None,
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_signals_to_parent,
+            worker_init_fn=_prepare_worker,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # its own, or every iteration would draw from the global state
         )
@@ -174,15 +176,21 @@ class Loader:
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"a data loading worker died ({reason}); often it had no memory left. Use fewer workers "
-                "(--set data.workers=0 uses none) or a smaller batch"
+                f"a data loading worker died ({reason}); often there is no memory left, or no shared memory "
+                "(/dev/shm). Use fewer workers (--set data.workers=0 uses none) or a smaller batch"
             ) from error
 
 
-def _leave_signals_to_parent(_worker: int) -> None:
-    """Ignore what a terminal sends to all of its processes: the parent ends the workers when it is ready to."""
+def _prepare_worker(_worker: int) -> None:
+    """Leave to the parent what is its to answer.
+
+    What a terminal sends to all of its processes: it ends the workers when it is ready to. And a batch that shared
+    memory has no space for: Python prints a traceback and drops it, and the parent would wait for it for ever; it
+    notices the end of the worker.
+    """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    Queue._on_queue_feeder_error = staticmethod(lambda _problem, _batch: os._exit(1))  # type: ignore[attr-defined]
 
 
 def _collate_one(samples: Sequence[Sample | Failure]) -> list[Batch] | Failure:

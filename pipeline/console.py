@@ -28,6 +28,27 @@ class Advance(Protocol):
         ...
 
 
+class _Aside:
+    """Stderr as a file whose loss stops no work: a full disk, a reader or a terminal that went away."""
+
+    def __init__(self) -> None:
+        self._file = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Bring it there."""
+        with contextlib.suppress(OSError):
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 class _LiteralConsole(RichConsole):
     """Shows control characters of a text instead of obeying them, and letters that the terminal lacks as codes."""
 
@@ -40,7 +61,7 @@ class _LiteralConsole(RichConsole):
             yield segment if segment.control else segment._replace(text=_literal(segment.text, self.encoding))
 
     def on_broken_pipe(self) -> None:
-        """Leave it to the caller what that means: Rich would end the process and take its stdout away."""
+        """Leave it to the caller what that means: Rich would end the process."""
         raise BrokenPipeError
 
 
@@ -57,18 +78,16 @@ class Console:
 
     @property
     def _stderr(self) -> RichConsole:
-        return _LiteralConsole(stderr=True, quiet=self.quiet)
+        return _LiteralConsole(file=_Aside(), quiet=self.quiet)
 
     def info(self, text: str) -> None:
-        """Tell a person what is going on; where that cannot be written, the work goes on without."""
-        with contextlib.suppress(OSError):
-            self._stderr.print(text, soft_wrap=True)
+        """Tell a person what is going on."""
+        self._stderr.print(text, soft_wrap=True)
 
     def error(self, text: str, label: str = "error") -> None:
         """Say why the command ended; not even ``--quiet`` hides it. With ``--json`` stdout gets it as an object."""
         start_answering()
-        with contextlib.suppress(OSError):
-            _LiteralConsole(stderr=True).print(f"{label}: {text}", soft_wrap=True)
+        _LiteralConsole(file=_Aside()).print(f"{label}: {text}", soft_wrap=True)
         if self.json_mode:
             with contextlib.suppress(OSError):  # what is full may be the disk that stdout goes to
                 self._print(json_text({label: text}))

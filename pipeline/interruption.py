@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from stages.training.interruption import ECHO_S, SIGNALS, leave_terminal
+
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 KEPT = "what was done is kept, the same command continues"
-_ECHO_S = 0.2
-"""A signal that comes again within this time is the same wish: ``timeout`` and other wrappers send it twice."""
 _RETRY_S = 0.02
 _LONGEST_IMPORT_S = 1.0
 """So long an interruption waits for an import to end."""
@@ -35,7 +34,7 @@ class _Interruption:
         self.answering = False
         self._json_mode = json_mode
         self._process = os.getpid()
-        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+        self._on_terminal = os.isatty(2)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Raise KeyboardInterrupt at the first signal, end the process at the second."""
@@ -45,11 +44,11 @@ class _Interruption:
                 signal.raise_signal(number)
             return
         if number == signal.SIGHUP:
-            self._leave_terminal()
+            leave_terminal()
         if self.asked_at is None:
             self.asked_at = time.monotonic()
             self._raise_when_safe(frame)
-        elif time.monotonic() - self.asked_at >= _ECHO_S:
+        elif time.monotonic() - self.asked_at >= ECHO_S:
             self._end_at_once()
 
     def catch_lost(self, lost: UnraisableHookArgs) -> None:
@@ -74,19 +73,13 @@ class _Interruption:
         signal.signal(signal.SIGALRM, lambda _, frame: self._raise_when_safe(frame))
         signal.setitimer(signal.ITIMER_REAL, _RETRY_S)
 
-    def _leave_terminal(self) -> None:
-        """Let what is still said go nowhere: the terminal is gone, and writing to it would fail."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in self._terminals:
-            os.dup2(nowhere, stream)
-
     def _end_at_once(self) -> None:
         """End without waiting for anything; written past the streams, in whose middle the signal may have come."""
         processes = sys.modules.get("multiprocessing")
         for child in processes.active_children() if processes else ():
             child.kill()
         if not self.answering:
-            os.write(2, (_SHOW_CURSOR if 2 in self._terminals else b"") + f"interrupted: {KEPT}\n".encode())
+            os.write(2, (_SHOW_CURSOR if self._on_terminal else b"") + f"interrupted: {KEPT}\n".encode())
             if self._json_mode:
                 os.write(1, json.dumps({"interrupted": KEPT}).encode() + b"\n")
         os._exit(130)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_cache.content import ContentHashes
 from data_cache.errors import UserError, nearest
+from data_cache.leftovers import remove_abandoned
 
 ENVIRONMENT_VARIABLE = "PIPELINE_WORKDIR"
 LISTED_RUNS = 20
@@ -59,6 +60,7 @@ class Workspace:
 
     def content_hashes(self) -> ContentHashes:
         """Return what is remembered of the contents of data files, so that they are read once."""
+        remove_abandoned(self.root)
         return _recall_hashes(self.root.absolute() / "content-hashes.json")
 
     def check_output(self, out: Path, option: str) -> None:

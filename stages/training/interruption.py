@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_ECHO_S = 0.2
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ECHO_S = 0.2
 """A signal that comes again within this time is the same wish: ``timeout`` and other wrappers send it twice."""
 
 
@@ -66,20 +67,30 @@ def stop_on_signals() -> Iterator[StopFlag]:
     flag = StopFlag()
     process, asked_at = os.getpid(), 0.0
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal asked_at
         if os.getpid() != process:  # a worker that was forked just now; its parent ends it
             return
+        if number == signal.SIGHUP:
+            leave_terminal()
         if not flag.is_set():
             asked_at = time.monotonic()
             flag.set()
-        elif time.monotonic() - asked_at >= _ECHO_S:
+        elif time.monotonic() - asked_at >= ECHO_S:
             raise KeyboardInterrupt
 
-    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     former = {number: signal.signal(number, handle) for number in heard}
     try:
         yield flag
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def leave_terminal() -> None:
+    """Let what is still said go nowhere: the terminal is gone, and writing to it would fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode):
+            os.dup2(nowhere, stream)

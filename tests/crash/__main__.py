@@ -48,6 +48,8 @@ WARM = (
     "transformers.models.depth_anything.modeling_depth_anything", "transformers.models.dinov2.modeling_dinov2",
 )  # fmt: skip
 """Modules that commands import when they need them; here once for all."""
+FIRST_S = 0.1
+"""No signal that is to be answered comes earlier: a program that has not begun cannot answer."""
 FULL_MB = 192
 """Size of the disk that is filled."""
 
@@ -78,7 +80,7 @@ class Task(NamedTuple):
 def main() -> int:
     """Run what was asked for; exit status 1 when one kill was not survived."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__)
-    parser.add_argument("--kills", type=int, default=100, help="while labelling; the others have their share of it")
+    parser.add_argument("--kills", type=int, default=130, help="while labelling; the others have their share of it")
     parser.add_argument("--only", action="append", help="name of a job; repeatable")
     parser.add_argument("--lanes", type=int, default=2, help="processes that kill side by side")
     parser.add_argument("--seed", type=int, default=0)
@@ -146,7 +148,7 @@ def plan(prepared: Sequence[Prepared], kills: int, rng: random.Random) -> list[T
     tasks = []
     for index, one in enumerate(prepared):
         for kind, share in KINDS.items():
-            number = max(1, round(kills * one.job.share * share / one.job.chain))
+            number = max(2, round(kills * one.job.share * share / one.job.chain))
             tasks += [Task(index, kind, place, (place + rng.random()) / number) for place in range(number)]
     rng.shuffle(tasks)
     return tasks
@@ -188,7 +190,7 @@ def do_task(task: Task, prepared: Prepared, folder: Path, recipe: Path) -> dict[
     with full_disk(work, task.kind, rng) as disk:
         _clone(prepared.template, work)
         for number in range(job.chain):
-            at = task.spread if number == 0 else rng.random()
+            at = task.spread if number == 0 else 0.3 * rng.random()  # less is left to do
             ended = strike(task.kind, words, work, prepared, at, rng, disk)
             if ended.status == 0:  # done before the strike
                 break
@@ -212,11 +214,13 @@ def strike(
     kind: str, words: Sequence[str], work: Path, prepared: Prepared, at: float, rng: random.Random, disk: Disk | None
 ) -> Ended:
     """Call a command and stop it somewhere; ``at`` says where, from 0 to 1."""
-    operation, moment = 1 + int(at * prepared.operations), at * prepared.seconds
+    operation, moment = 1 + int(at * prepared.operations), 0.7 * at * prepared.seconds
     if kind == "SIGKILL at a file operation":
         return call(words, work, at_operation=(operation, signal.SIGKILL))
     if kind == "SIGKILL at a random moment":
         return call(words, work, after=[(moment, signal.SIGKILL)])
+    if kind in ("SIGTERM", "Ctrl-C twice"):
+        moment = max(moment, FIRST_S)
     if kind == "SIGTERM":
         if rng.random() < 0.5:
             return call(words, work, at_operation=(operation, signal.SIGTERM))

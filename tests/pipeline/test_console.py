@@ -75,3 +75,10 @@ def test_every_text_fits_an_ascii_terminal_of_20_columns(words: str, monkeypatch
         main(words.split())
     assert ended.value.code == (2 if words == "nope" else 0)
     assert out.shown or err.shown
+
+
+def test_a_command_goes_on_where_its_progress_cannot_be_written() -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "--json", "compare", "nope"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+    assert done.returncode == 2 and done.stdout.startswith('{"error": ')
