@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import click
 
 from data_cache.errors import UserError, unknown_name
-from data_cache.files import read_json, write_json
+from data_cache.files import write_json
 from data_cache.sample import SMALLEST_INPUT_PX
 
 if TYPE_CHECKING:
@@ -255,14 +255,16 @@ def _list_sizes() -> str:
 
 def _read_or_measure(session: Session, *, remeasure: bool) -> dict[str, Any]:
     """Return machine and costs; measured once per machine, number of threads and version of torch."""
+    from data_cache.records import read_record
+    from pipeline.experiment.facts import MeasuredCosts
     from pipeline.experiment.tables import BACKBONES
 
     machine = _describe_machine()
     path = session.workspace.root / COSTS_FILE
     if path.is_file() and not remeasure:
-        known = read_json(path)
-        if known.get("machine") == machine and [cost["encoder"] for cost in known["backbones"]] == list(BACKBONES):
-            return known
+        known = read_record(path, MeasuredCosts)
+        if known.machine == machine and [cost.encoder for cost in known.backbones] == list(BACKBONES):
+            return known.model_dump()
     from stages.networks.backbone_cost import REPEATS, measure_backbones
 
     with session.console.progress(f"measuring {len(BACKBONES)} encoders", REPEATS) as advance:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
+
+from typing_extensions import TypedDict
 
 from data_cache.class_balance import compute_median_frequency_weights, count_classes
 from data_cache.datasets.examination import Examination, examine_splits, remember_looks
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.errors import UserError
-from data_cache.files import read_json, write_json
+from data_cache.files import write_json
 from data_cache.fingerprint import dataset_fingerprint
+from data_cache.records import Record, read_record
 from pipeline.experiment.artifacts import find_labels, open_split
 from pipeline.experiment.config import RunConfig, content_hash
 from pipeline.experiment.plan import DataFacts, Reported, describe_network
@@ -104,19 +106,30 @@ def resolve_class_weights(config: RunConfig, session: Session) -> tuple[float, .
     return compute_median_frequency_weights(count_classes(len(looked.dataset.classes), images))
 
 
-@dataclass(frozen=True)
-class NetworkFacts:
+class PartFacts(TypedDict):
+    """How much the state of a part is."""
+
+    tensors: int
+    bytes: int
+
+
+class CopyFacts(TypedDict):
+    """How many tensors a copy carries, and the problem if it cannot be done."""
+
+    tensors: int
+    problem: str | None
+
+
+class NetworkFacts(Record):
     """Sizes of a network's parts, and what copies between its decoders would carry."""
 
     name: str
-    parts: dict[str, dict[str, int]]
-    """Part → ``tensors`` and ``bytes`` of its state."""
+    parts: dict[str, PartFacts]
     fresh: int
     """Weights inside the encoder that are never pretrained, and so train where the encoder is frozen."""
     smallest_px: int
     """Images with a shorter side are refused."""
-    copies: dict[str, dict[str, Any]]
-    """Copy → ``tensors`` that it carries, and the ``problem`` if it cannot be done."""
+    copies: dict[str, CopyFacts]
 
     def check_smallest(self, image: tuple[str, tuple[int, int]] | None) -> None:
         """Refuse an image that the network would refuse; None is none.
@@ -140,8 +153,23 @@ class NetworkFacts:
         """
         found = self.copies[str(copy)]
         if found["problem"] is None:
-            return int(found["tensors"])
+            return found["tensors"]
         raise UserError(f"network {self.name!r}: {found['problem']}")
+
+
+class EncoderCost(Record):
+    """What an encoder costs on one machine."""
+
+    encoder: str
+    parameters: int
+    milliseconds: float
+
+
+class MeasuredCosts(Record):
+    """What encoders cost, and on which machine that was measured."""
+
+    machine: dict[str, str | int]
+    backbones: tuple[EncoderCost, ...]
 
 
 def inspect_network(network: NetworkSettings, num_classes: int, workspace: Workspace) -> NetworkFacts:
@@ -155,10 +183,9 @@ def inspect_network(network: NetworkSettings, num_classes: int, workspace: Works
     wanted = {"layout": _LAYOUT, "network": describe_network(network), "classes": num_classes}
     file = workspace.root / "networks" / f"{content_hash(wanted, 16)}.json"
     if file.is_file():
-        return NetworkFacts(**read_json(file))
-    facts = _build_and_look(network, num_classes)
-    write_json(file, facts)
-    return NetworkFacts(**facts)
+        return read_record(file, NetworkFacts)
+    write_json(file, _build_and_look(network, num_classes))
+    return read_record(file, NetworkFacts)
 
 
 def _build_and_look(network: NetworkSettings, num_classes: int) -> dict[str, Any]:

@@ -1,0 +1,197 @@
+"""Exports whose files are not those that were proven."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from pipeline.commands.export import export_run
+from pipeline.session import Session
+from stages.export.proof_file import find_damaged, hash_files, read_proof
+from tests.bad_input.world import Answer, Case, World
+
+Change = Callable[[World], object]
+Prepare = Callable[[World], Sequence[str | Path]]
+AGAIN = "export the run again"
+
+
+def _evaluate(change: Change) -> Prepare:
+    def prepare(world: World) -> Sequence[str | Path]:
+        change(world)
+        return ["evaluate", world.export]
+
+    return prepare
+
+
+def _predict(change: Change) -> Prepare:
+    def prepare(world: World) -> Sequence[str | Path]:
+        change(world)
+        return ["predict", world.export, world.user / "photo.png", "--out", world.root / "predicted"]
+
+    return prepare
+
+
+def _export_again(change: Change) -> Prepare:
+    """Return an export of weights alone to where the same one was written before."""
+
+    def prepare(world: World) -> Sequence[str | Path]:
+        shutil.rmtree(world.export)
+        export_run(Session.start(str(world.work), quiet=True), None, world.export, formats=("safetensors",))
+        change(world)
+        return ["export", "--out", world.export, "--formats", "safetensors"]
+
+    return prepare
+
+
+def _edit(name: str, **changes: Any) -> Change:
+    """Return what changes a file and its hash in proof.json, as if it had been exported so."""
+
+    def edit(world: World) -> None:
+        world.edit_json(world.export / name, lambda content: content.update(changes))
+        files = {name: content for name, content in hash_files(world.export).items() if name != "proof.json"}
+        world.edit_json(world.export / "proof.json", lambda proof: proof.update(files=files))
+
+    return edit
+
+
+def _edit_proof(change: Callable[[dict[str, Any]], object]) -> Change:
+    return lambda world: world.edit_json(world.export / "proof.json", change)
+
+
+def _double_weights(world: World) -> None:
+    path = world.export / "model.safetensors"
+    save_file({name: value * 2 for name, value in load_file(path).items()}, path, {"format": "pt"})
+
+
+def _write_into_card(world: World) -> None:
+    with (world.export / "README.md").open("a") as file:
+        file.write("my remarks\n")
+
+
+def _swap_record(world: World) -> None:
+    shutil.copy(world.run_folder("seg-only") / "run.json", world.export / "origin.json")
+
+
+def _is_sound(world: World, answer: Answer) -> None:
+    files = read_proof(world.export).files
+    assert files is not None and not find_damaged(world.export, files)
+    assert not answer.json["reused"]
+
+
+def _is_kept(world: World, answer: Answer) -> None:
+    assert answer.json["reused"] and (world.export / "README.md").read_text().endswith("my remarks\n")
+
+
+_NOT_PROVEN = ("missing or not the one that proof.json is of", AGAIN)
+_BILLION = {"name": "unet", "num_classes": 10**9, "options": {}}
+CASES = [
+    Case("weights of an export altered; evaluate", _evaluate(_double_weights), ("model.safetensors", *_NOT_PROVEN)),
+    Case(
+        "one bit of an export's weights flipped; predict",
+        _predict(lambda world: world.flip_byte(world.export / "model.safetensors")),
+        ("model.safetensors", *_NOT_PROVEN),
+    ),
+    Case(
+        "weights of an export cut off; evaluate",
+        _evaluate(lambda world: world.truncate(world.export / "model.safetensors")),
+        ("model.safetensors", *_NOT_PROVEN),
+    ),
+    Case(
+        "weights of an export removed; predict",
+        _predict(lambda world: (world.export / "model.safetensors").unlink()),
+        ("model.safetensors", *_NOT_PROVEN),
+    ),
+    Case(
+        "preprocess.json of another export; predict",
+        _predict(
+            lambda world: world.edit_json(world.export / "preprocess.json", lambda found: found.update(mean=[0.5] * 3))
+        ),
+        ("preprocess.json", *_NOT_PROVEN),
+    ),
+    Case("the record of another run in an export; evaluate", _evaluate(_swap_record), ("origin.json", *_NOT_PROVEN)),
+    Case(
+        "an export without its proof; evaluate",
+        _evaluate(lambda world: (world.export / "proof.json").unlink()),
+        ("cannot read", "proof.json", AGAIN),
+    ),
+    Case(
+        "an export's proof without the files it is of; predict",
+        _predict(_edit_proof(lambda proof: proof.pop("files"))),
+        ("proof.json is damaged", "files is missing", AGAIN),
+    ),
+    Case(
+        "an export's proof of a newer version; evaluate",
+        _evaluate(_edit_proof(lambda proof: proof.update(format=9))),
+        ("proof.json has format 9", "update this one"),
+    ),
+    Case(
+        "preprocess.json that divides by nothing; predict",
+        _predict(_edit("preprocess.json", std=[0.0, 0.2, 0.2])),
+        ("std.0: Input should be greater than", AGAIN),
+    ),
+    Case(
+        "preprocess.json with words for numbers; predict",
+        _predict(_edit("preprocess.json", mean="grey")),
+        ("mean: Input should be a valid array", AGAIN),
+    ),
+    Case(
+        "preprocess.json with two of three means; evaluate",
+        _evaluate(_edit("preprocess.json", mean=[0.5, 0.5])),
+        ("preprocess.json is damaged", AGAIN),
+    ),
+    Case(
+        "preprocess.json with NaN; evaluate",
+        _evaluate(_edit("preprocess.json", mean=[float("nan")] * 3)),
+        ("NaN is no number", AGAIN),
+    ),
+    Case(
+        "preprocess.json with classes in another order; evaluate",
+        _evaluate(_edit("preprocess.json", class_names=["thing", "ground"])),
+        ("name other classes", AGAIN),
+    ),
+    Case(
+        "config.json of an export without its network; evaluate",
+        _evaluate(_edit("config.json", _pipeline_network=3)),
+        ("config.json is damaged", "_pipeline_network"),
+    ),
+    Case(
+        "config.json of an export with a billion classes; evaluate",
+        _evaluate(_edit("config.json", _pipeline_network=_BILLION)),
+        ("num_classes: Input should be less than", "found 1000000000"),
+    ),
+    Case(
+        "an export whose weights were removed; export again",
+        _export_again(lambda world: (world.export / "model.safetensors").unlink()),
+        ("model.safetensors in", "is written anew"),
+        exit=0,
+        check=_is_sound,
+    ),
+    Case(
+        "an export whose preprocess.json was altered; export again",
+        _export_again(lambda world: world.truncate(world.export / "preprocess.json")),
+        ("preprocess.json in", "is written anew"),
+        exit=0,
+        check=_is_sound,
+    ),
+    Case(
+        "an export into whose card somebody wrote; export again",
+        _export_again(_write_into_card),
+        (),
+        exit=0,
+        check=_is_kept,
+    ),
+    Case(
+        "an export into whose card somebody wrote, and whose weights were altered; export again",
+        _export_again(lambda world: [_write_into_card(world), _double_weights(world)]),
+        ("would replace your README.md", "--overwrite"),
+    ),
+    Case(
+        "an export whose proof is cut off; export again",
+        _export_again(lambda world: world.truncate(world.export / "proof.json")),
+        ("proof.json is damaged", "--overwrite"),
+    ),
+]
