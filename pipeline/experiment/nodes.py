@@ -92,4 +92,4 @@ def check_inside(folder: NodeFolder, record: Path) -> None:
 
 
 def _repair(folder: NodeFolder) -> str:
-    return f"remove the folder {folder.path} and repeat the run: this phase is then trained anew"
+    return f"remove the folder {folder.path} if it is there, and repeat the run: this phase is then trained anew"

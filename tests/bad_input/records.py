@@ -272,6 +272,11 @@ CASES = [
         check=_keeps_results,
     ),
     Case(
+        "what is remembered of a network cut off; run",
+        _damage("run", lambda world: [world.truncate(file) for file in (world.work / "networks").iterdir()]),
+        ("networks", "is damaged", "remove it and repeat the command"),
+    ),
+    Case(
         "run.json cut off, among others; compare",
         _damage("compare", lambda world: world.truncate(_run(world))),
         ("is left out", *_DAMAGED_RUN),
