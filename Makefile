@@ -42,7 +42,7 @@ report: $(INSTALLED)  ## one self-contained page about all runs
 test: $(INSTALLED)  ## all tests (no GPU, no network)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
-test-crash: $(INSTALLED)  ## kill real commands 250 times, and prove that repeating them ends the same
+test-crash: $(INSTALLED)  ## kill real commands some 340 times, and prove that repeating them ends the same
 	$(BIN)/python -m tests.crash --kills 130 --json tests/crash/figures.json $(ARGS)
 
 check: $(INSTALLED)  ## lint, types, fast tests

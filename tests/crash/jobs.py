@@ -47,9 +47,9 @@ panels = 1
 
 VOLATILE = {
     "seconds", "images_per_second", "resumed_from", "started_at", "finished_at", "reused", "latency_ms", "command",
-    "written_at", "created_at", "elapsed_s",
+    "written_at", "created_at", "elapsed_s", "README.md",
 }  # fmt: skip
-"""Keys of records that tell how a command went, not what came of it."""
+"""Keys of records that tell how a command went, not what came of it; the hash of the card, which shows latencies."""
 UNCOMPARED = {"report.html", "README.md"}
 """A page that shows the time, and a card that shows latencies; their existence is compared."""
 
