@@ -146,9 +146,10 @@ def prepare(jobs: Sequence[Job], place: Path) -> list[Prepared]:
 def plan(prepared: Sequence[Prepared], kills: int, rng: random.Random) -> list[Task]:
     """Return the tasks that make so many kills, in random order."""
     tasks = []
+    fewest = 2 if kills >= 50 else 1
     for index, one in enumerate(prepared):
         for kind, share in KINDS.items():
-            number = max(2, round(kills * one.job.share * share / one.job.chain))
+            number = max(fewest, round(kills * one.job.share * share / one.job.chain))
             tasks += [Task(index, kind, place, (place + rng.random()) / number) for place in range(number)]
     rng.shuffle(tasks)
     return tasks
