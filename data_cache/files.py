@@ -64,8 +64,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     temporary = name_temporary(path)
     with explained(path, temporary):
+        make_folder(path.parent)
         remove_abandoned(path.parent)
-        temporary.mkdir(parents=True)
+        temporary.mkdir()
         try:
             yield temporary
             sync_folder(temporary)

@@ -70,11 +70,16 @@ class RecipeCommand(click.Command):
             raise click.UsageError(f"--seed {overrides['seed']} beside --seeds: give one of them")
         assignments = ctx.params.pop("assignments")
         config = load_config(ctx.params.pop("recipe"), overrides, assignments)
+        asked = [key for key, value in overrides.items() if value is not None]
+        asked += [text.partition("=")[0].strip() for text in assignments]
+        if "--estimator" not in self._without:
+            from pipeline.experiment.config import check_estimator_asked
+
+            check_estimator_asked(config, asked)
         if (table := ctx.params.get("name")) is not None:
             from pipeline.experiment.tables import check_asked
 
-            flags = [key for key, value in overrides.items() if value is not None]
-            check_asked(table, config, [*flags, *(text.partition("=")[0].strip() for text in assignments)])
+            check_asked(table, config, asked)
         return config
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -43,8 +43,8 @@ def showing_notices(show_notice: Callable[[str], None]) -> Iterator[None]:
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
-        warnings.simplefilter("default", Notice)
-        warnings.showwarning = functools.partial(_show, show_notice, warnings.showwarning)
+        warnings.simplefilter("always", Notice)
+        warnings.showwarning = functools.partial(_show, functools.cache(show_notice), warnings.showwarning)
         yield
 
 

@@ -24,6 +24,7 @@ from pipeline.experiment.toml_text import MAX_DEPTH, check_plain, parse_toml, re
 from stages.evaluation.settings import EvaluationSettings
 from stages.networks import NETWORKS
 from stages.networks.settings import NetworkSettings
+from stages.pseudo_depth.aliases import GROUND_TRUTH
 from stages.pseudo_depth.settings import DepthSettings
 from stages.training.schedule import Schedule
 from stages.training.settings import LossSettings, ScheduleSettings, StepSettings, TrainingSettings
@@ -244,6 +245,16 @@ def _check_counts(config: RunConfig, wanted: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{key} = {quoted(wanted[key])} would change nothing: it is read with {other} = {needed!r}, and that "
                 f"is {values[other]!r}; set both, or drop it"
+            )
+
+
+def check_estimator_asked(config: RunConfig, asked: Iterable[str]) -> None:
+    """Raise UserError for settings of an estimator that are asked for now, where the data set's own depth is taken."""
+    for key in ("depth.kind", "depth.input_size", "depth.precision"):
+        if key in asked and config.depth.estimator == GROUND_TRUTH:
+            raise UserError(
+                f"{key} is asked for, but it is of an estimator, and depth.estimator is {GROUND_TRUTH!r}: the depth "
+                "that the data set brings, which says itself what it is; drop it, or choose another --estimator"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from data_cache.content import ContentHashes
-from data_cache.errors import UserError
+from data_cache.errors import Notice, UserError
 from data_cache.records import Record, read_record
 from pipeline.workspace import NodeFolder
 from stages.comparison.record import DepthOrigin, Environment
@@ -64,8 +65,8 @@ def read_node(folder: NodeFolder, *, key: str | None = None, remembered: Content
         raise UserError(f"{folder.record} is of another training (its key is {record.key}, not {key}); {remedy}")
     if not folder.weights.is_file():
         raise UserError(f"cannot read {folder.weights}: there is no such file; {remedy}")
-    if record.weights is not None:
-        check_content(folder.weights, record.weights, remedy, remembered)
+    if content := _find_content(folder, record):
+        check_content(folder.weights, content, remedy, remembered)
     return record
 
 
@@ -76,9 +77,21 @@ def load_node(network: nn.Module, folder: NodeFolder) -> str:
         UserError: as in ``read_node``, or they are of another network.
     """
     remedy = _repair(folder)
-    content = read_record(folder.record, NodeRecord, remedy).weights
+    content = _find_content(folder, read_record(folder.record, NodeRecord, remedy))
     load_weights(network, folder.weights, remedy, content)
     return content or ContentHashes().hash((folder.weights,))
+
+
+def _find_content(folder: NodeFolder, record: NodeRecord) -> str | None:
+    """Return the hash that the weights must have; where an older version did not write it, that is said."""
+    if record.weights is None:
+        warnings.warn(
+            f"{folder.weights} is believed unchecked: the older version that wrote it did not note its content; to be "
+            f"sure of it, {_repair(folder)}",
+            Notice,
+            stacklevel=3,
+        )
+    return record.weights
 
 
 def check_inside(folder: NodeFolder, record: Path) -> None:

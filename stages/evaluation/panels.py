@@ -83,7 +83,6 @@ def write_panels(
     items: Iterable[PanelItem], folder: Path, *, class_names: Sequence[str], palette: Sequence[RGB]
 ) -> list[Path]:
     """Write one PNG per item, named by position and image id; return the files in order."""
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for index, item in enumerate(items):
         stem = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in item.image_id)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from data_cache.errors import UserError
+from data_cache.errors import Notice, UserError
 from data_cache.records import Record, read_record
 
 PROOF_FILE = "proof.json"
@@ -104,7 +105,13 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
         UserError: naming the files.
     """
     files = read_proof(folder).files
-    if files is None:  # an export of version 1: what its files held was not written down
+    if files is None:
+        warnings.warn(
+            f"the files in {folder} are believed unchecked: the older version that wrote them did not note their "
+            f"content; to be sure of them, {EXPORT_AGAIN}",
+            Notice,
+            stacklevel=2,
+        )
         return
     if damaged := find_damaged(folder, {name: files.get(name, "") for name in names}):
         raise UserError(

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from data_cache.errors import UserError
-from data_cache.files import atomic_file
+from data_cache.files import atomic_file, make_folder
 from data_cache.training_log import read_log
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class MetricsLog:
         self._sums: dict[str, float] = {}
         self._num_summed = 0
         self._board = _open_board(tensorboard) if tensorboard else None
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._file = path.open("a", encoding="utf8")
 
     def write(self, report: StepReport) -> None:

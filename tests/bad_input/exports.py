@@ -124,6 +124,12 @@ CASES = [
         ("proof.json is damaged", "files is missing", AGAIN),
     ),
     Case(
+        "an export's proof of before it named its files; predict",
+        _predict(_edit_proof(lambda proof: [proof.update(format=1), proof.pop("files")])),
+        ("the files in", "are believed unchecked", AGAIN),
+        exit=0,
+    ),
+    Case(
         "an export's proof of a newer version; evaluate",
         _evaluate(_edit_proof(lambda proof: proof.update(format=9))),
         ("proof.json has format 9", "update this one"),

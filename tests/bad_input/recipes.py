@@ -123,6 +123,11 @@ CASES = [
         lambda world: world.with_recipe("plan", "mff", "--set", "network.encoder_depth=3"),
         ("network.encoder_depth", "table 'mff'"),
     ),
+    Case(
+        "--kind beside --estimator dataset",
+        _plan("--estimator", "dataset", "--kind", "metric"),
+        ("depth.kind", "'dataset'", "--estimator"),
+    ),
     Case("a momentum for Adam", _set("training.momentum=0.5"), ("training.momentum", "optimizer", "'sgd'")),
     Case("a folder of data for drawn scenes", _file(OWN, "--data-root", "/mine"), ("scenes", "--data-root", "folder")),
     # names

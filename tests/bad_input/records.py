@@ -118,6 +118,10 @@ def _exported_other(world: World, answer: Answer) -> None:
     assert answer.json["run"] == world.run_folder(SEG).name
 
 
+def _told_once(_: World, answer: Answer) -> None:
+    assert answer.stderr.count("believed unchecked") == 1
+
+
 def _keeps_results(world: World, answer: Answer) -> None:
     (phase,) = answer.json["phases"]
     assert phase["reused"] and json.loads(_run(world).read_text())["metrics"] == answer.json["metrics"]
@@ -256,6 +260,16 @@ CASES = [
         "node.json without the hash of its weights; evaluate",
         _damage("evaluate", _edit(_node, weights=None)),
         ("node.json is damaged", "weights is missing", REMEDY),
+    ),
+    *(
+        Case(
+            f"node.json of before its weights had a hash; {command}",
+            _damage(command, _edit(_node, format=1, weights=None)),
+            ("weights.safetensors is believed unchecked", REMEDY),
+            exit=0,
+            check=_told_once,
+        )
+        for command in ("run", "evaluate")
     ),
     Case(
         "a finished phase without its log; run",
