@@ -1,9 +1,10 @@
-"""One HDF5 file of a depth store: the layout of shards, batches and the index, and the only place that imports h5py.
+"""One HDF5 file of a depth store: the layout of shards, batches and the index, and how they are read.
 
 ``index.h5`` holds an external link per image, so ``h5py.File("index.h5")["depth/0001TP_006690"]`` is that image's map
 for any HDF5 program. File attributes carry the provenance, those of a map its statistics, source size and checksums.
-HDF5 never writes to the disk itself: files are built in memory and published whole (``store_folder.publish``), because
-an HDF5 file killed before a flush does not open again and a full disk leaves the library in an undefined state.
+h5py is imported here and in ``depth_file_build``. HDF5 never writes to the disk itself: files are built in memory and
+published whole (``store_folder.publish``), because an HDF5 file killed before a flush does not open again and a full
+disk leaves the library in an undefined state.
 
 What is read is checked before it is believed. Numbers and facts of a map have a checksum, HDF5's own structures have
 one too in the layout of HDF5 1.10 (damaged ones of the older layout can crash the library), texts and records go
@@ -12,16 +13,15 @@ through strict models. The texts of file attributes lie in a heap without checks
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import shlex
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -41,22 +41,12 @@ from data_cache.depth_map import (
 from data_cache.errors import UserError
 from data_cache.escaping import printable_text
 from data_cache.records import explain_invalid
-from data_cache.store_folder import INDEX, is_map_file, list_store_files, publish
+from data_cache.store_folder import INDEX, is_map_file
 
 SCHEMA_VERSION = 3
 """1 held no records: its stores were of one set of images, and are made anew. 2 is read: it has another layout of HDF5,
 no checksum of the facts beside the numbers, and percent signs of image ids as they are."""
 _READABLE_VERSIONS = (2, 3)
-_LAYOUT = ("v110", "v110")
-_ATTRIBUTES_BESIDE_MAP = 64
-"""So many stay in the header of a map, which takes a fifth of the place of HDF5's structures for many attributes."""
-CODECS: dict[str, dict[str, Any]] = {
-    "lzf": {"compression": "lzf", "shuffle": True},
-    "gzip": {"compression": "gzip", "compression_opts": 1, "shuffle": True},
-    "none": {},
-}
-_WHOLE_CHUNK_BYTES = 1 << 20
-"""Larger maps get chunks of about (256, 256), so that a crop need not unpack all of it."""
 _LARGEST_MAP_PX = 1 << 28
 _BEST_COMPRESSION = 1100
 """deflate, the best of the codecs, reaches 1032."""
@@ -64,43 +54,39 @@ _LARGEST_ATTRIBUTE_BYTES = 1 << 12
 _HEAD_BYTES = 1 << 16
 """Where the texts of a shard's attributes begin, which are written before its maps."""
 _HEAP = b"GCOL\1\0\0\0"
-_TEXT_FIELDS = {field.name for field in fields(Provenance) if field.type == "str"} | {"kind"}
-_STRICT = ConfigDict(strict=True, frozen=True)
+TEXT_FIELDS = {field.name for field in fields(Provenance) if field.type == "str"} | {"kind"}
 _PROVENANCE = TypeAdapter(Provenance)
-
+_RECORDS = TypeAdapter(dict[str, MapRecord], config=ConfigDict(strict=True))
+_NAMES = TypeAdapter(list[str], config=ConfigDict(strict=True))
 
 MapFile: TypeAlias = h5py.File
 """An open file of a store."""
-
-
 _Crc32 = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
-class _Facts(BaseModel):
+class MapFacts(BaseModel):
     """What is written beside the numbers of a map."""
 
-    model_config = _STRICT
+    model_config = ConfigDict(strict=True, frozen=True)
 
     source_size: tuple[PositiveInt, PositiveInt]
     checksum: str
     depth_checksum: str
     crc32: _Crc32
-    facts_crc32: _Crc32 | None
-    """Of the rest; None in stores of version 2."""
+    """Of the numbers."""
+    facts_crc32: _Crc32 | None = None
+    """Of the rest; None in stores of version 2, and before it is written."""
     stats: DepthStats
 
     def compute_crc32(self) -> int:
+        """Return what ``facts_crc32`` should be."""
         stats = (getattr(self.stats, name) for name in STAT_NAMES)
         return zlib.crc32(repr((*stats, *self.source_size, self.checksum, self.depth_checksum, self.crc32)).encode())
 
     def record(self) -> MapRecord:
-        stats = self.stats
-        fitness = stats.std, stats.valid_share, stats.row_correlation
+        """Return what the store remembers of the map."""
+        fitness = self.stats.std, self.stats.valid_share, self.stats.row_correlation
         return MapRecord(self.checksum, self.depth_checksum, self.crc32, *fitness)
-
-
-_RECORDS = TypeAdapter(dict[str, MapRecord], config=ConfigDict(strict=True))
-_NAMES = TypeAdapter(list[str], config=ConfigDict(strict=True))
 
 
 class OtherSchema(UserError):
@@ -118,91 +104,12 @@ class OtherSchema(UserError):
         )
 
 
-class StoredMap(NamedTuple):
-    """A map ready to be written."""
-
-    image_id: str
-    values: NDArray[np.float16]
-    facts: _Facts
-
-    @classmethod
-    def build(
-        cls,
-        image_id: str,
-        values: NDArray[np.float16],
-        stats: DepthStats,
-        source_size: tuple[int, int],
-        checksums: tuple[str, str],
-    ) -> StoredMap:
-        """Return a map with what is written beside it; ``checksums`` are of the image and of its ground-truth depth."""
-        facts = _Facts(
-            source_size=source_size,
-            checksum=checksums[0],
-            depth_checksum=checksums[1],
-            crc32=zlib.crc32(values.data),
-            facts_crc32=None,
-            stats=stats,
-        )
-        return cls(image_id, values, facts)
-
-    @property
-    def record(self) -> MapRecord:
-        """What the store remembers of it."""
-        return self.facts.record()
-
-    def attributes(self) -> dict[str, np.generic | NDArray[np.int64]]:
-        """Return what is written beside the numbers."""
-        checksums = {"checksum": self.facts.checksum, "depth_checksum": self.facts.depth_checksum}
-        return {
-            "source_size": np.array(self.facts.source_size, np.int64),
-            "crc32": np.uint32(self.facts.crc32),
-            "facts_crc32": np.uint32(self.facts.compute_crc32()),
-            **{name: np.bytes_(value) for name, value in checksums.items() if value},
-            **{name: np.float64(value) for name, value in asdict(self.facts.stats).items()},
-        }
-
-
 def open_file(path: Path) -> MapFile:
     """Open one file of a store for reading; without lock, so that it works on network disks and beside a writer."""
     check_regular(path, "file")
     with path.open("rb") as file:
         _check_heaps(file.read(-1 if path.name == INDEX else _HEAD_BYTES))
     return h5py.File(path, "r", locking=False, rdcc_nbytes=0)
-
-
-def build_map_file(
-    provenance: Provenance, maps: Iterable[StoredMap], sources: Iterable[tuple[Path, Sequence[str]]] = ()
-) -> memoryview:
-    """Return the bytes of a file holding the given maps.
-
-    Args:
-        provenance: written to the file's attributes.
-        maps: new maps, compressed by the provenance's codec.
-        sources: (file, image ids) pairs whose maps are copied as they are, without unpacking.
-    """
-    image = io.BytesIO()
-    records: dict[str, MapRecord] = {}
-    with h5py.File(image, "w", libver=_LAYOUT) as file:
-        group = _start_file(file, provenance)
-        for path, image_ids in sources:
-            with open_file(path) as source:
-                for image_id in image_ids:
-                    name = stored_name(image_id)
-                    source.copy(source["depth"][name], group, name=name)
-                    records[name] = _read_facts(_open_map(source, image_id)).record()
-        for stored in maps:
-            name = stored_name(stored.image_id)
-            chunks = _choose_chunks(stored.values.shape, stored.values.nbytes)
-            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            layout.set_attr_phase_change(_ATTRIBUTES_BESIDE_MAP, _ATTRIBUTES_BESIDE_MAP // 2)
-            dataset = group.create_dataset(
-                name, data=stored.values, chunks=chunks, dcpl=layout, **CODECS[provenance.codec]
-            )
-            for attribute, value in stored.attributes().items():
-                _write_attribute(dataset.id, attribute, value)
-            records[name] = stored.record
-        file["records"] = np.frombuffer(json.dumps(records).encode(), np.uint8)
-    return image.getbuffer()
 
 
 def read_records(file: MapFile) -> dict[str, MapRecord]:
@@ -277,8 +184,8 @@ def check_same_store(file: MapFile, provenance: Provenance) -> None:
         raise ValueError(f"it is of another store, by estimator {estimator!r} or other settings of it")
 
 
-def read_provenance(file: MapFile) -> Provenance:
-    """Read the provenance of an open file; KeyError or ValueError when it is no file of a store.
+def read_provenance(file: MapFile, store: Provenance | None = None) -> Provenance:
+    """Read the provenance of an open file; KeyError or ValueError when it is no file of a store, or not of ``store``.
 
     Raises:
         UserError: it is of another version of the format.
@@ -287,10 +194,12 @@ def read_provenance(file: MapFile) -> Provenance:
     values: dict[str, Any] = {}
     for field in fields(Provenance):
         text = _read_text(file, field.name)
-        values[field.name] = text if field.name in _TEXT_FIELDS else json.loads(text)
+        values[field.name] = text if field.name in TEXT_FIELDS else json.loads(text)
     provenance = _PROVENANCE.validate_json(json.dumps(values))
     if provenance.fingerprint() != _read_text(file, "fingerprint"):
         raise ValueError("what it says of the estimator is not what was written: its fingerprint is another")
+    if store is not None:
+        check_same_store(file, store)
     return provenance
 
 
@@ -300,59 +209,13 @@ def read_map(file: MapFile, image_id: str) -> DepthMap:
     Raises:
         ValueError: it is no map, or its numbers or what is written beside them are not those that were stored.
     """
-    dataset = _open_map(file, image_id)
-    values, facts = _read_values(dataset, image_id), _read_facts(dataset)
+    dataset = open_map(file, image_id)
+    values, facts = _read_values(dataset, image_id), read_facts(dataset)
     if facts.crc32 != zlib.crc32(values.data):
         raise ValueError(f"the numbers of image {image_id!r} are not those that were stored (crc32)")
     if facts.facts_crc32 not in (facts.compute_crc32(), None):
         raise ValueError(f"what is written beside the map of image {image_id!r} is not what was stored (facts_crc32)")
     return DepthMap(widen(values), facts.stats, facts.source_size, facts.record())
-
-
-def publish_index(
-    folder: Path, provenance: Provenance, shards: Sequence[str], links: dict[str, str], *, extend: bool
-) -> None:
-    """Write ``index.h5``.
-
-    Args:
-        shards: names of all shards the new index covers.
-        links: image id -> shard.
-        extend: add the links to the present index, in time that hardly grows with its size; else start afresh.
-    """
-    image = io.BytesIO((folder / INDEX).read_bytes() if extend else b"")
-    with h5py.File(image, "r+" if extend else "w", libver=_LAYOUT) as file:
-        group = file["depth"] if extend else _start_file(file, provenance)
-        images = (read_num_images(file) if extend else 0) + len(links)
-        for image_id, shard in links.items():
-            name = stored_name(image_id)
-            if extend and group.get(name, getlink=True) is not None:
-                del group[name]
-                images -= 1
-            group[name] = h5py.ExternalLink(shard, f"depth/{name}")
-        file.attrs["images"] = images
-        file.attrs["shards"] = json.dumps(list(shards))
-    publish(folder / INDEX, image.getbuffer())
-
-
-def rebuild_index(folder: Path) -> None:
-    """Make the index anew from the shards; where two hold an image, the later one counts.
-
-    Raises:
-        UserError: a shard cannot be read.
-    """
-    shards = list_store_files(folder).shards
-    links: dict[str, str] = {}
-    provenance: Provenance | None = None
-    for shard in shards:
-        with explaining_damage(folder / shard), open_file(folder / shard) as file:
-            found = read_provenance(file)
-            provenance = provenance or found
-            check_same_store(file, provenance)
-            links.update(dict.fromkeys(read_image_ids(file), shard))
-    if provenance is None:
-        (folder / INDEX).unlink(missing_ok=True)
-    else:
-        publish_index(folder, provenance, shards, links, extend=False)
 
 
 @contextmanager
@@ -375,29 +238,6 @@ def describe_damage(error: BaseException) -> str:
         return explain_invalid(error)
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return printable_text(" ".join(str(text).split())) or type(error).__name__
-
-
-def _start_file(file: MapFile, provenance: Provenance) -> h5py.Group:
-    file.attrs["schema_version"] = SCHEMA_VERSION
-    file.attrs["fingerprint"] = provenance.fingerprint()
-    for field in fields(Provenance):
-        value = getattr(provenance, field.name)
-        file.attrs[field.name] = str(value) if field.name in _TEXT_FIELDS else json.dumps(value)
-    return file.create_group("depth")
-
-
-def _choose_chunks(shape: tuple[int, ...], num_bytes: int) -> tuple[int, ...]:
-    """Return the whole map, or for a large one the chunk near (256, 256) that tiles it with the least waste."""
-    if num_bytes <= _WHOLE_CHUNK_BYTES:
-        return shape
-    return tuple(math.ceil(side / max(1, round(side / 256))) for side in shape)
-
-
-def _write_attribute(dataset: Any, name: str, value: np.generic | NDArray[np.int64]) -> None:
-    """Write one attribute; by hand, because ``attrs[name] = value`` takes seven times as long."""
-    array = np.asarray(value)
-    space = h5py.h5s.create_simple(array.shape) if array.shape else h5py.h5s.create(h5py.h5s.SCALAR)
-    h5py.h5a.create(dataset, name.encode(), h5py.h5t.py_create(array.dtype), space).write(array)
 
 
 def _check_version(file: MapFile) -> None:
@@ -451,7 +291,8 @@ def _find_depth(file: MapFile) -> h5py.Group:
     return group
 
 
-def _open_map(file: MapFile, image_id: str) -> Any:
+def open_map(file: MapFile, image_id: str) -> Any:
+    """Open a map without reading it; ValueError when it lies elsewhere."""
     path = f"depth/{stored_name(image_id)}".encode()
     if file.id.links.get_info(path).type != h5py.h5l.TYPE_HARD:
         raise ValueError(f"image {image_id!r} is a link to a map elsewhere")
@@ -473,24 +314,27 @@ def _read_values(dataset: Any, image_id: str) -> NDArray[np.float16]:
     return values
 
 
-def _read_facts(dataset: Any) -> _Facts:
+def read_facts(dataset: Any) -> MapFacts:
+    """Read what is written beside the numbers of a map; ``dataset`` is of ``open_map``."""
     size = _read_attribute(dataset, "source_size")
-    return _Facts(
+    return MapFacts(
         source_size=tuple(size) if isinstance(size, list) else size,
         checksum=_read_attribute(dataset, "checksum"),
-        depth_checksum=_read_attribute(dataset, "depth_checksum") if _has(dataset, "depth_checksum") else "",
+        depth_checksum=_read_attribute(dataset, "depth_checksum", ""),
         crc32=_read_attribute(dataset, "crc32"),
-        facts_crc32=_read_attribute(dataset, "facts_crc32") if _has(dataset, "facts_crc32") else None,
+        facts_crc32=_read_attribute(dataset, "facts_crc32", None),
         stats=DepthStats(**{name: _read_attribute(dataset, name) for name in STAT_NAMES}),
     )
 
 
-def _has(dataset: Any, name: str) -> bool:
-    return bool(h5py.h5a.exists(dataset, name.encode()))
+def _read_attribute(dataset: Any, name: str, *otherwise: Any) -> Any:
+    """Return an attribute of a map as Python's own number, text or list of these; None where it is none of them.
 
-
-def _read_attribute(dataset: Any, name: str) -> Any:
-    """Return an attribute of a map as Python's own number, text or list of these; None where it is none of them."""
+    Args:
+        otherwise: what an attribute counts as that is missing; KeyError without.
+    """
+    if otherwise and not h5py.h5a.exists(dataset, name.encode()):
+        return otherwise[0]
     attribute = h5py.h5a.open(dataset, name.encode())
     dtype = attribute.dtype
     if dtype.kind not in "iufS" or dtype.itemsize * math.prod(attribute.shape) > _LARGEST_ATTRIBUTE_BYTES:

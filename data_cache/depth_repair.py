@@ -9,7 +9,6 @@ from typing import NamedTuple
 from data_cache.depth_file import (
     MapFile,
     OtherSchema,
-    build_map_file,
     describe_damage,
     explaining_damage,
     find_link,
@@ -21,18 +20,12 @@ from data_cache.depth_file import (
     read_num_images,
     read_provenance,
     read_records,
-    rebuild_index,
 )
+from data_cache.depth_file_build import build_map_file, rebuild_index
 from data_cache.depth_map import MapRecord, Provenance
 from data_cache.errors import UserError
 from data_cache.files import hold_folder
-from data_cache.store_folder import (
-    INDEX,
-    StoreFiles,
-    list_store_files,
-    publish,
-    remove_leftovers,
-)
+from data_cache.store_folder import INDEX, StoreFiles, list_store_files, publish, remove_leftovers
 
 
 class BadMap(NamedTuple):
@@ -128,7 +121,7 @@ def _verify_file(path: Path, provenance: Provenance | None, deep: bool) -> tuple
     """Return the images of a readable file and its damaged maps; UserError when it cannot be read."""
     bad: list[BadMap] = []
     with explaining_damage(path), open_file(path) as file:
-        _check_provenance(file, provenance)
+        read_provenance(file, provenance)
         image_ids = read_image_ids(file)
         records = _read_records(file, path, bad)
         sound = records.keys() == set(image_ids)
@@ -142,12 +135,6 @@ def _verify_file(path: Path, provenance: Provenance | None, deep: bool) -> tuple
         if not sound and not bad:
             bad.append(BadMap(path.name, "", "its list of maps is not that of its maps"))
     return set(image_ids), bad
-
-
-def _check_provenance(file: MapFile, provenance: Provenance | None) -> None:
-    found = read_provenance(file)
-    if provenance is not None and found.fingerprint() != provenance.fingerprint():
-        raise ValueError(f"it is of another store, by estimator {found.estimator!r} or other settings of it")
 
 
 def _read_records(file: MapFile, path: Path, bad: list[BadMap]) -> dict[str, MapRecord]:
@@ -168,7 +155,7 @@ def _verify_index(
     bad = []
     try:
         with explaining_damage(folder / INDEX), open_file(folder / INDEX) as index:
-            _check_provenance(index, provenance)
+            read_provenance(index, provenance)
             shards = read_indexed_shards(index)
             links = {image_id: find_link(index, image_id) or "" for image_id in read_linked_ids(index)}
             missing = set().union(*(held.get(name, ()) for name in shards)) - links.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Set
 from contextlib import ExitStack
 from dataclasses import fields
@@ -11,29 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.depth_file import (
-    CODECS,
-    StoredMap,
-    build_map_file,
+    MapFacts,
     explaining_damage,
     open_file,
-    publish_index,
     read_indexed_shards,
     read_num_images,
     read_provenance,
     read_records,
-    rebuild_index,
 )
+from data_cache.depth_file_build import CODECS, StoredMap, build_map_file, publish_index, rebuild_index
 from data_cache.depth_map import DESCRIPTIVE, MapRecord, Provenance, UnfitMap, compute_depth_stats, to_float16
 from data_cache.errors import UserError, unknown_name
 from data_cache.files import hold_folder
-from data_cache.store_folder import (
-    INDEX,
-    batch_name,
-    list_store_files,
-    publish,
-    remove_leftovers,
-    shard_name,
-)
+from data_cache.store_folder import INDEX, batch_name, list_store_files, publish, remove_leftovers, shard_name
 
 _SHARD_BYTES = 64 << 20
 """A shard is closed at this size even when it holds fewer maps: it is built in memory."""
@@ -116,16 +107,22 @@ class DepthStoreWriter:
         self._check_new(image_id, checksum, depth_checksum)
         values = to_float16(image_id, raw)
         stats = compute_depth_stats(values, self.provenance.kind, self.provenance.max_depth_m)
-        stored = StoredMap.build(image_id, values, stats, source_size, (checksum, depth_checksum))
+        facts = MapFacts(
+            source_size=source_size,
+            checksum=checksum,
+            depth_checksum=depth_checksum,
+            crc32=zlib.crc32(values.data),
+            stats=stats,
+        )
         if image_id in self._unmerged:  # a file holds one map of an image
             self._merge()
-        self._pending.append(stored)
+        self._pending.append(StoredMap(image_id, values, facts))
         self._unmerged.add(image_id)
-        self._records.setdefault(image_id, []).append(stored.record)
+        self._records.setdefault(image_id, []).append(facts.record())
         self._groups.update(_parents(image_id))
         if self._loose_maps + len(self._pending) >= self._shard_size:
             self.commit()
-        return stored.record
+        return facts.record()
 
     def commit(self) -> None:
         """Make everything added so far survive a crash.

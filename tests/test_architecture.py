@@ -16,7 +16,7 @@ FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT 
 ROOMS = {
     "click": {"pipeline/cli.py", "pipeline/options.py", "pipeline/commands/"},
     "transformers": {"stages/pseudo_depth/estimators.py"},
-    "h5py": {"data_cache/depth_file.py"},
+    "h5py": {"data_cache/depth_file.py", "data_cache/depth_file_build.py"},
     "segmentation_models_pytorch": {"stages/networks/", "stages/export/proof.py"},
     "matplotlib": {"stages/comparison/figures.py"},
     "rich": {"pipeline/"},

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_cache.depth_file import publish_index
+from data_cache.depth_file_build import publish_index
 from data_cache.depth_map import Provenance
 from data_cache.depth_store import DepthStore
 from data_cache.depth_writer import DepthStoreWriter
@@ -116,7 +116,7 @@ def build_large_store(folder: Path, images: int) -> None:
 PROBE = r"""
 import random, re, sys, time
 from pathlib import Path
-from data_cache.depth_file import publish_index
+from data_cache.depth_file_build import publish_index
 from data_cache.depth_store import DepthStore
 images = int(sys.argv[2])
 start = time.perf_counter()

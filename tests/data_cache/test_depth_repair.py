@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from data_cache.depth_file import rebuild_index
+from data_cache.depth_file_build import rebuild_index
 from data_cache.depth_map import Provenance
 from data_cache.depth_repair import repair_store, verify_store
 from data_cache.depth_store import DepthStore
