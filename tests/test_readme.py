@@ -19,7 +19,10 @@ import pytest
 from pipeline.commands.networks import LISTED_CLASSES, list_networks
 from pipeline.commands.schedules import list_schedules
 from stages.networks import NETWORKS
+from tests.bad_input.__main__ import PAGE, page_lines
+from tests.bad_input.cases import all_cases
 
+KILLS = Path(__file__).parent / "crash" / "figures.json"
 README = Path(__file__).parent.parent / "README.md"
 CHANCE = 0.07
 """Macro mIoU that no constant or random answer reaches on scenes: 8 classes, the most frequent of which has a third."""
@@ -51,6 +54,31 @@ def network_lines(measured: Mapping[str, str]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
+def reliability_lines() -> Iterator[str]:
+    """Yield how many kills the last ``make test-crash`` survived, and how many bad inputs ``make test`` tries."""
+    measured = json.loads(KILLS.read_text(encoding="utf8"))
+    rows = measured["rows"]
+    ways = list(dict.fromkeys(row["how"] for row in rows))
+    yield f"| killed while | {' | '.join(ways)} | continued | same bits in the end |"
+    yield f"|---|{'---:|' * (len(ways) + 2)}"
+    for what in [*dict.fromkeys(row["what"] for row in rows), "all"]:
+        of_it = [row for row in rows if what in (row["what"], "all")]
+        counts = [sum(row["kills"] for row in of_it if row["how"] == way) for way in ways]
+        ends = [f"{sum(row[end] for row in of_it)} of {sum(counts)}" for end in ("recovered", "identical")]
+        yield f"| {what} | {' | '.join(map(str, counts))} | {' | '.join(ends)} |"
+    yield ""
+    yield f"`make test-crash`, {measured['seconds']:.0f} s on {measured['machine']}."
+    yield ""
+    yield "| bad input | cases | refused with one message | legitimate, and read right |"
+    yield "|---|---:|---:|---:|"
+    cases = all_cases()
+    for heading in [*dict.fromkeys(heading for heading, _ in cases), "all"]:
+        exits = [case.exit for kind, case in cases if heading in (kind, "all")]
+        yield f"| {heading} | {len(exits)} | {sum(map(bool, exits))} | {exits.count(0)} |"
+    yield ""
+    yield "`pytest tests/bad_input`, part of `make test`; row by row in [docs/bad-input.md](docs/bad-input.md)."
+
+
 def measured_in_readme() -> dict[str, str]:
     """Return name and macro mIoU of every row that the README has."""
     text = README.read_text(encoding="utf8")
@@ -72,15 +100,23 @@ def block(text: str, name: str) -> tuple[int, int]:
 
 def blocks(measured: Mapping[str, str]) -> dict[str, list[str]]:
     """Return what every generated block should say."""
-    return {"schedules": list(schedule_lines()), "networks": list(network_lines(measured))}
+    return {
+        "schedules": list(schedule_lines()),
+        "networks": list(network_lines(measured)),
+        "reliability": list(reliability_lines()),
+    }
 
 
-@pytest.mark.parametrize("name", ["schedules", "networks"])
+@pytest.mark.parametrize("name", ["schedules", "networks", "reliability"])
 def test_the_readme_says_what_the_code_says(name: str) -> None:
     text = README.read_text(encoding="utf8")
     start, end = block(text, name)
     expected = blocks(measured_in_readme())[name]
     assert text[start:end].splitlines() == expected, "run: python tests/test_readme.py"
+
+
+def test_the_page_of_bad_inputs_has_every_case() -> None:
+    assert PAGE.read_text(encoding="utf8").splitlines() == list(page_lines()), "run: python -m tests.bad_input"
 
 
 def test_every_network_was_measured_and_learnt_something() -> None:
