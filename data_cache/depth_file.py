@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import zlib
 from collections.abc import Iterator
@@ -75,13 +76,14 @@ class MapFacts(BaseModel):
     crc32: _Crc32
     """Of the numbers."""
     facts_crc32: _Crc32 | None = None
-    """Of the rest; None in stores of version 2, and before it is written."""
+    """Of the rest and the image's id; None in stores of version 2, and before it is written."""
     stats: DepthStats
 
-    def compute_crc32(self) -> int:
+    def compute_crc32(self, image_id: str) -> int:
         """Return what ``facts_crc32`` should be."""
         stats = (getattr(self.stats, name) for name in STAT_NAMES)
-        return zlib.crc32(repr((*stats, *self.source_size, self.checksum, self.depth_checksum, self.crc32)).encode())
+        facts = (image_id, *stats, *self.source_size, self.checksum, self.depth_checksum, self.crc32)
+        return zlib.crc32(ascii(facts).encode())
 
     def record(self) -> MapRecord:
         """Return what the store remembers of the map."""
@@ -106,6 +108,8 @@ class OtherSchema(UserError):
 
 def open_file(path: Path) -> MapFile:
     """Open one file of a store for reading; without lock, so that it works on network disks and beside a writer."""
+    if path.is_symlink() and not path.exists():
+        raise ValueError("it is a link to nothing")
     check_regular(path, "file")
     with path.open("rb") as file:
         _check_heaps(file.read(-1 if path.name == INDEX else _HEAD_BYTES))
@@ -132,14 +136,26 @@ def read_image_ids(file: MapFile) -> list[str]:
     found = _list_links(file)
     if any(kind != h5py.h5l.TYPE_HARD for _, kind in found):
         raise ValueError("it links to maps elsewhere")
-    depth = file["depth"].id
-    names = [name for name, _ in found if h5py.h5o.get_info(depth, name).type == h5py.h5o.TYPE_DATASET]
-    return [read_stored_name(name.decode()) for name in names]
+    return [read_stored_name(name.decode()) for name, _ in found if _is_dataset(file, name)]
 
 
-def read_linked_ids(index: MapFile) -> list[str]:
-    """List the images that an open index links to."""
-    return [read_stored_name(name.decode()) for name, kind in _list_links(index) if kind == h5py.h5l.TYPE_EXTERNAL]
+def read_links(index: MapFile) -> dict[str, str]:
+    """Return the shard of every image that an open index links to.
+
+    Raises:
+        ValueError: it holds anything but links to maps in this store.
+    """
+    links = {}
+    found = _list_links(index)
+    group = _find_depth(index)
+    for name, kind in found:
+        if kind == h5py.h5l.TYPE_HARD and not _is_dataset(index, name):
+            continue
+        image_id = read_stored_name(name.decode())
+        if kind != h5py.h5l.TYPE_EXTERNAL:
+            raise ValueError(f"image {image_id!r} is no link to a shard")
+        links[image_id] = _check_link(image_id, *map(os.fsdecode, group.id.links.get_val(name)))
+    return links
 
 
 def find_link(index: MapFile, image_id: str) -> str | None:
@@ -155,10 +171,14 @@ def find_link(index: MapFile, image_id: str) -> str | None:
         return None
     if not isinstance(link, h5py.ExternalLink):
         return None
-    if not is_map_file(link.filename) or link.path != f"depth/{name}":
-        target = f"{link.path!r} of {link.filename!r}"
+    return _check_link(image_id, link.filename, link.path)
+
+
+def _check_link(image_id: str, file: str, path: str) -> str:
+    if not is_map_file(file) or path != f"depth/{stored_name(image_id)}":
+        target = f"{path!r} of {file!r}"
         raise ValueError(f"it links image {image_id!r} to {target}, which is no map of that image in this store")
-    return str(link.filename)
+    return file
 
 
 def read_indexed_shards(index: MapFile) -> list[str]:
@@ -213,7 +233,7 @@ def read_map(file: MapFile, image_id: str) -> DepthMap:
     values, facts = _read_values(dataset, image_id), read_facts(dataset)
     if facts.crc32 != zlib.crc32(values.data):
         raise ValueError(f"the numbers of image {image_id!r} are not those that were stored (crc32)")
-    if facts.facts_crc32 not in (facts.compute_crc32(), None):
+    if facts.facts_crc32 not in (facts.compute_crc32(image_id), None):
         raise ValueError(f"what is written beside the map of image {image_id!r} is not what was stored (facts_crc32)")
     return DepthMap(widen(values), facts.stats, facts.source_size, facts.record())
 
@@ -282,6 +302,10 @@ def _list_links(file: MapFile) -> list[tuple[bytes, int]]:
     group = _find_depth(file)  # a name of its own, or it would be closed before it is visited
     group.id.links.visit(lambda name, link: found.append((name, link.type)), info=True)
     return found
+
+
+def _is_dataset(file: MapFile, name: bytes) -> bool:
+    return bool(h5py.h5o.get_info(_find_depth(file).id, name).type == h5py.h5o.TYPE_DATASET)
 
 
 def _find_depth(file: MapFile) -> h5py.Group:

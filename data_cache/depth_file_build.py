@@ -78,7 +78,7 @@ def build_map_file(
             dataset = group.create_dataset(
                 name, data=stored.values, chunks=chunks, dcpl=layout, **CODECS[provenance.codec]
             )
-            for attribute, value in _list_attributes(stored.facts).items():
+            for attribute, value in _list_attributes(stored).items():
                 _write_attribute(dataset.id, attribute, value)
             records[name] = stored.facts.record()
         file["records"] = np.frombuffer(json.dumps(records).encode(), np.uint8)
@@ -138,12 +138,13 @@ def _start_file(file: MapFile, provenance: Provenance) -> h5py.Group:
     return file.create_group("depth")
 
 
-def _list_attributes(facts: MapFacts) -> dict[str, np.generic | NDArray[np.int64]]:
+def _list_attributes(stored: StoredMap) -> dict[str, np.generic | NDArray[np.int64]]:
+    facts = stored.facts
     checksums = {"checksum": facts.checksum, "depth_checksum": facts.depth_checksum}
     return {
         "source_size": np.array(facts.source_size, np.int64),
         "crc32": np.uint32(facts.crc32),
-        "facts_crc32": np.uint32(facts.compute_crc32()),
+        "facts_crc32": np.uint32(facts.compute_crc32(stored.image_id)),
         **{name: np.bytes_(value) for name, value in checksums.items() if value},
         **{name: np.float64(value) for name, value in asdict(facts.stats).items()},
     }

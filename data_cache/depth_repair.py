@@ -11,11 +11,10 @@ from data_cache.depth_file import (
     OtherSchema,
     describe_damage,
     explaining_damage,
-    find_link,
     open_file,
     read_image_ids,
     read_indexed_shards,
-    read_linked_ids,
+    read_links,
     read_map,
     read_num_images,
     read_provenance,
@@ -157,7 +156,7 @@ def _verify_index(
         with explaining_damage(folder / INDEX), open_file(folder / INDEX) as index:
             read_provenance(index, provenance)
             shards = read_indexed_shards(index)
-            links = {image_id: find_link(index, image_id) or "" for image_id in read_linked_ids(index)}
+            links = read_links(index)
             missing = set().union(*(held.get(name, ()) for name in shards)) - links.keys()
             if missing:
                 raise ValueError(f"it lacks {len(missing)} images of its shards, such as {min(missing)!r}")
@@ -207,4 +206,4 @@ def _count_images(folder: Path) -> int:
 
 
 def _cause(error: UserError) -> str:
-    return f"cannot be read ({describe_damage(error.__cause__ or error)})"
+    return f"cannot be read ({describe_damage(error.__cause__)})" if error.__cause__ else str(error)

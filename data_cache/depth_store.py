@@ -20,7 +20,7 @@ from data_cache.depth_file import (
     open_file,
     read_image_ids,
     read_indexed_shards,
-    read_linked_ids,
+    read_links,
     read_map,
     read_num_images,
     read_provenance,
@@ -119,8 +119,8 @@ class DepthStore:
         """All images, sorted; listed anew each time."""
         files = self._open()
         with explaining_damage(self.folder / INDEX):
-            indexed = read_linked_ids(files.index) if files.index else ()
-        return tuple(sorted(files.loose.keys() | set(indexed)))
+            indexed = read_links(files.index) if files.index else {}
+        return tuple(sorted(files.loose.keys() | indexed.keys()))
 
     def __len__(self) -> int:
         files = self._open()
@@ -164,6 +164,9 @@ class DepthStore:
         """
         held: dict[str, list[tuple[str, MapRecord]]] = {}
         files = self._open()
+        if files.index is not None:
+            with explaining_damage(self.folder / INDEX):
+                read_links(files.index)
         for name in files.names:
             with explaining_damage(self.folder / name):
                 file = files.open(name)

@@ -113,6 +113,7 @@ def find_stores(session: Session, store: Path | None) -> list[Path]:
 def show_stores(session: Session, folders: list[Path]) -> Result:
     """Describe stores: images, bytes, provenance; ``bad`` are those that cannot be opened."""
     from data_cache.depth_store import DepthStore
+    from data_cache.leftovers import measure
     from pipeline.console import plain_table
     from pipeline.session import Result
 
@@ -121,15 +122,15 @@ def show_stores(session: Session, folders: list[Path]) -> Result:
     for folder in folders:
         try:
             store = DepthStore(folder)
-            images = len(store)
+            images = len(store.image_ids)
         except UserError as problem:
             if len(folders) == 1:
                 raise
             session.console.info(str(problem))
             bad.append({"store": str(folder), "reason": str(problem)})
             continue
-        size = sum(file.stat().st_size for file in folder.glob("*.h5"))
-        facts.append({"store": str(folder), "images": images, "bytes": size, "provenance": asdict(store.provenance)})
+        described = {"images": images, "bytes": measure(folder), "provenance": asdict(store.provenance)}
+        facts.append({"store": str(folder)} | described)
     rows = [
         [
             fact["provenance"]["dataset"],
@@ -170,7 +171,8 @@ def check_stores(folders: list[Path]) -> Result:
         if bad
         else f"{count(len(folders), 'store')} verified; every map is as it was written"
     )
-    return Result({**_describe_readable(folders), "bad": bad, "suspicious": suspicious}, "\n".join(lines))
+    remedy = {"remedy": "pipeline cache repair, then pipeline pseudo-depth"} if bad else {}
+    return Result({**_describe_readable(folders), "bad": bad, "suspicious": suspicious} | remedy, "\n".join(lines))
 
 
 def _describe_readable(folders: list[Path]) -> dict[str, Any]:

@@ -14,14 +14,16 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data_cache.depth_file_build import publish_index
-from data_cache.depth_map import Provenance
+from data_cache.depth_file import MapFacts
+from data_cache.depth_file_build import StoredMap, build_map_file, publish_index
+from data_cache.depth_map import Provenance, compute_depth_stats
 from data_cache.depth_store import DepthStore
 from data_cache.depth_writer import DepthStoreWriter
 from data_cache.sample import DepthKind
@@ -96,21 +98,21 @@ def bench_reading(folder: Path) -> None:
 
 
 def build_large_store(folder: Path, images: int) -> None:
-    """Make a store of full shards, each a copy of the first under other image ids.
-
-    The names are replaced in the bytes of the file: they keep their length and order, and this takes a second where
-    writing 100,000 maps takes minutes.
-    """
-    with DepthStoreWriter(folder, build_provenance("lzf"), shard_size=MAPS_PER_SHARD) as writer:
-        for number in range(MAPS_PER_SHARD):
-            writer.add(f"group{number % 7}/image_00000_{number:03d}", np.ones((8, 8), np.float32), (8, 8), "0" * 32)
-    first = (folder / shard_name(0)).read_bytes()
+    """Make a store of full shards of small maps."""
+    values = np.ones((8, 8), np.float16)
+    provenance, stats = build_provenance("lzf"), compute_depth_stats(values, DepthKind.RELATIVE, None)
+    facts = MapFacts(
+        source_size=(8, 8), checksum="0" * 32, depth_checksum="", crc32=zlib.crc32(values.data), stats=stats
+    )
+    folder.mkdir()
     links = {}
     shards = [shard_name(number) for number in range(images // MAPS_PER_SHARD)]
     for number, shard in enumerate(shards):
-        (folder / shard).write_bytes(first.replace(b"image_00000_", b"image_%05d_" % number))
-        links |= {f"group{k % 7}/image_{number:05d}_{k:03d}": shard for k in range(MAPS_PER_SHARD)}
-    publish_index(folder, build_provenance("lzf"), shards, links, extend=False)
+        image_ids = [f"group{k % 7}/image_{number:05d}_{k:03d}" for k in range(MAPS_PER_SHARD)]
+        maps = [StoredMap(image_id, values, facts) for image_id in image_ids]
+        (folder / shard).write_bytes(build_map_file(provenance, maps))
+        links |= dict.fromkeys(image_ids, shard)
+    publish_index(folder, provenance, shards, links, extend=False)
 
 
 PROBE = r"""
