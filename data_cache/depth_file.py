@@ -183,7 +183,10 @@ def _check_link(image_id: str, file: str, path: str) -> str:
 
 def read_indexed_shards(index: MapFile) -> list[str]:
     """Return the names of the shards an open index covers."""
-    return _NAMES.validate_json(_read_text(index, "shards"))
+    names = _NAMES.validate_json(_read_text(index, "shards"))
+    if foreign := [name for name in names if not is_map_file(name)]:
+        raise ValueError(f"it covers {foreign[0]!r}, which is no shard")
+    return names
 
 
 def read_num_images(index: MapFile) -> int:
