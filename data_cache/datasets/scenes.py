@@ -6,6 +6,8 @@ they are what they show, by depth they are the surface they lie on.
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from data_cache.content import check_regular
 from data_cache.datasets import scene_layout
 from data_cache.datasets.interface import DataLicence, SegmentationDataset, Sources
 from data_cache.datasets.scene_layout import Scene, draw_scene
@@ -100,7 +103,10 @@ class Scenes(SegmentationDataset):
 
     def read_labels(self, index: int) -> NDArray[np.uint8]:
         """Return (H, W) train ids; nothing in a drawing is void."""
-        return self._read("labels", index)
+        labels = self._read("labels", index)
+        if labels.max() >= len(self.classes):
+            raise self._describe_damage("labels", f"{self.describe(index)} has class {labels.max()}, which none is")
+        return labels
 
     def read_depth(self, index: int) -> NDArray[np.float32]:
         """Return (H, W) metres along the optical axis through each pixel's centre; the sky is inf."""
@@ -136,19 +142,31 @@ class Scenes(SegmentationDataset):
         return np.array(self._arrays[field][index])
 
     def _open(self, path: Path, field: str) -> NDArray[Any]:
+        """Map a file that begins and ends exactly as it was written; what else it says of itself is not believed."""
+        header, shape = self._describe_array(field)
+        size = len(header) + math.prod(shape) * _FIELDS[field].itemsize
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(
-                f"cannot read the drawn scenes in {path}: {error}; "
-                f"delete the folder {path.parent} and they are drawn anew"
-            ) from error
-        if array.shape[:3] != (self._count, *self.size) or array.dtype != _FIELDS[field]:
-            raise UserError(
-                f"{path} holds {array.dtype} {array.shape} where {self._count} scenes of "
-                f"{self.size[0]} x {self.size[1]} px belong; delete the folder {path.parent} and they are drawn anew"
-            )
-        return array
+            check_regular(path, "file")
+            with path.open("rb") as file:
+                if file.read(len(header)) != header or path.stat().st_size != size:
+                    raise self._describe_damage(field, f"it holds no {_FIELDS[field]} array {shape}")
+            return np.memmap(path, _FIELDS[field], "r", len(header), shape)
+        except OSError as error:
+            raise self._describe_damage(field, str(error)) from error
+
+    def _describe_array(self, field: str) -> tuple[bytes, tuple[int, ...]]:
+        """Return how the file of an array begins, and the array's shape."""
+        shape = (self._count, *self.size, 3) if field == "image" else (self._count, *self.size)
+        header = io.BytesIO()
+        described = {"descr": np.lib.format.dtype_to_descr(_FIELDS[field]), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, described)
+        return header.getvalue(), shape
+
+    def _describe_damage(self, field: str, reason: str) -> UserError:
+        return UserError(
+            f"cannot read the drawn scenes in {self._folder}/{field}.npy: {reason}; delete the folder {self._folder} "
+            "and they are drawn anew"
+        )
 
     def _stream(self, index: int, purpose: int) -> np.random.Generator:
         """Return the random stream for a scene's layout (0) or its sensor noise (1)."""
@@ -165,9 +183,7 @@ class Scenes(SegmentationDataset):
         with atomic_folder(folder) as scratch, ExitStack() as stack:
             files = {field: stack.enter_context((scratch / f"{field}.npy").open("wb")) for field in _FIELDS}
             for field, file in files.items():
-                shape = (self._count, *self.size, 3) if field == "image" else (self._count, *self.size)
-                header = {"descr": np.lib.format.dtype_to_descr(_FIELDS[field]), "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
+                file.write(self._describe_array(field)[0])
             for index in range(self._count):
                 rendering = self._render(index)
                 for field, file in files.items():
