@@ -18,9 +18,6 @@ _SETTLED_NS = 2_000_000_000
 """A file written to within this time before it is hashed may change again without a new date: file systems and network
 disks count time in steps of up to 2 s. Its hash is used, but not remembered."""
 
-_State = tuple[int, int, int, int]
-"""Size, times of the last change of content and of inode (ns), inode number."""
-
 
 class MissingText(UserError):
     """There is no such list."""
@@ -56,14 +53,14 @@ class ContentHashes:
 
     def _hash_file(self, path: Path) -> str:
         try:
-            state = _look_at(path)
+            looked_at = path.stat()
+            state = looked_at.st_size, looked_at.st_mtime_ns, looked_at.st_ctime_ns, looked_at.st_ino
             name = os.path.abspath(path)  # noqa: PTH100 - ten times as fast as Path.resolve, and links are looked through
             remembered = self._remembered.find(name)
             if remembered is not None and tuple(remembered[0]) == state:
                 return remembered[1]
             check_regular(path, "file")
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            found = hash_file(path)
         except (FileNotFoundError, NotADirectoryError):
             return _hash_words("missing")
         except OSError as error:
@@ -73,6 +70,12 @@ class ContentHashes:
         if time.time_ns() - max(state[1:3]) > _SETTLED_NS:
             self._remembered.add(name, (state, found))
         return found
+
+
+def hash_file(path: Path) -> str:
+    """Return 32 hex digits (blake2b) over a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def check_regular(path: Path, what: str) -> None:
@@ -112,11 +115,6 @@ def read_text(path: Path, *, largest_bytes: int, remedy: str) -> str:
     if "\0" in text:
         raise UserError(f"{path} holds NUL bytes, so it is no UTF-8 text (UTF-16 has them); {remedy}")
     return text
-
-
-def _look_at(path: Path) -> _State:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def _hash_words(words: str) -> str:

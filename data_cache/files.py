@@ -101,9 +101,13 @@ def hold_folder(folder: Path, doing: str, *, on_wait: Callable[[str], None] | No
 def hold_place(path: Path, doing: str, *, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the name of a file or folder that is about to be written as a whole; arguments as in ``hold_folder``."""
     make_folder(path.parent)
-    name = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()  # the name may be as long as names can be
-    with _hold(path.parent / f".{name}{_LOCK}", path, doing, on_wait):
+    with _hold(path.parent / f".{hash_name(path.name)}{_LOCK}", path, doing, on_wait):
         yield
+
+
+def hash_name(name: str) -> str:
+    """Return 16 hex digits for a file name, which may itself be as long as names can be."""
+    return hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
 
 
 def make_folder(folder: Path) -> None:

@@ -105,9 +105,9 @@ class NoteTally:
         ]
 
 
-def format_examples(examples: Iterable[str], count: int) -> str:
+def format_examples(examples: Iterable[object], count: int) -> str:
     """Return names separated by commas, and an ellipsis when there are more than these."""
-    shown = list(examples)
+    shown = list(map(str, examples))
     return ", ".join(shown) + (", …" if count > len(shown) else "")
 
 

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from data_cache.content import hash_file
 from data_cache.errors import UserError
-from data_cache.files import atomic_file, explained, hold_place, sync_folder
+from data_cache.files import atomic_file, explained, hash_name, hold_place, sync_folder
 from data_cache.leftovers import name_temporary, remove, remove_abandoned
 
 NOTES_FILE = ".written.jsonl"
@@ -27,6 +28,7 @@ SEAL = '<meta name="generator" content="pseudo-depth-pipeline 000000000000000000
 _SEALED = re.compile(rb'(<meta name="generator" content="pseudo-depth-pipeline )([0-9a-f]{32})(">)')
 _HEAD_BYTES = 4096
 _SHOWN = 5
+_ELSEWHERE = "name another place for the results"
 _LONGEST_BYTES = 240
 
 WriteFile = Callable[[Path], AbstractContextManager[Path]]
@@ -39,38 +41,30 @@ def shorten_name(name: str) -> str:
     encoded = os.fsencode(name)
     if len(encoded) <= _LONGEST_BYTES:
         return name
-    told_apart = hashlib.blake2b(encoded, digest_size=8).hexdigest()
-    return f"{encoded[: _LONGEST_BYTES - 17].decode(errors='ignore')}-{told_apart}"
+    return f"{encoded[: _LONGEST_BYTES - 17].decode(errors='ignore')}-{hash_name(name)}"
 
 
 class Inputs:
     """The files that a command reads, known by what they are: links and other spellings lead to the same ones."""
 
     def __init__(self, files: Iterable[Path] = ()) -> None:
-        self._files: dict[tuple[int, int], Path] = {}
-        self._folders: dict[tuple[int, int], Path] = {}
         files = list(files)
-        for paths, known in ((files, self._files), (dict.fromkeys(file.parent for file in files), self._folders)):
-            for path in paths:
-                if found := _identify(path):
-                    known.setdefault(found, path)
+        self._known: dict[tuple[int, int], Path] = {}
+        for path in (*files, *dict.fromkeys(file.parent for file in files)):
+            if found := _identify(path):
+                self._known.setdefault(found, path)
 
-    def find_file(self, path: Path) -> Path | None:
-        """Return the input that a path leads to, None when it leads to none."""
+    def find(self, path: Path) -> Path | None:
+        """Return the input, or the folder of inputs, that a path leads to; None when it leads to none."""
         found = _identify(path)
-        return self._files.get(found) if found else None
-
-    def find_folder(self, path: Path) -> Path | None:
-        """Return the folder of inputs that a path leads to, None when it leads to none."""
-        found = _identify(path)
-        return self._folders.get(found) if found else None
+        return self._known.get(found) if found else None
 
     def check_outside(self, folder: Path, option: str) -> None:
         """Raise a UserError when a folder for results is, or lies in, a folder that inputs are read from."""
         whole = folder.absolute()
         for place in (whole, *whole.parents):
-            if inputs := self.find_folder(place):
-                raise UserError(f"{option} {folder} lies among the files that are read from {inputs}; {_elsewhere()}")
+            if inputs := self.find(place):
+                raise UserError(f"{option} {folder} lies among the files that are read from {inputs}; {_ELSEWHERE}")
 
 
 class OutputFolder:
@@ -102,8 +96,8 @@ class OutputFolder:
             if not path.is_relative_to(self.folder) or ".." in path.parts[len(self.folder.parts) :]:
                 raise UserError(f"{path} would be written outside {self.folder}; rename what it is called after")
             exists = _check_place(path, self._inputs)
-            if path.parent != self.folder and (inputs := self._inputs.find_folder(path.parent)):
-                raise UserError(f"{path} would lie among the files that are read from {inputs}; {_elsewhere()}")
+            if path.parent != self.folder and (inputs := self._inputs.find(path.parent)):
+                raise UserError(f"{path} would lie among the files that are read from {inputs}; {_ELSEWHERE}")
             if exists and not self._overwrite and not self._is_own(path):
                 foreign.append(path)
             self._free.add(path)
@@ -120,20 +114,19 @@ class OutputFolder:
             remove_abandoned(path.parent)
         with atomic_file(path) as temporary:
             yield temporary
-            self._note(path, _hash(temporary))
+            self._note(path, hash_file(temporary))
 
     def _is_own(self, path: Path) -> bool:
         written = self._written.get(self._name(path))
-        return written is not None and _hash(path) in written
+        return written is not None and hash_file(path) in written
 
     def _note(self, path: Path, content: str) -> None:
         written = self._written.setdefault(self._name(path), set())
         if content in written:
             return
         with self._notes.open("a", encoding="ascii") as file:
-            file.write(
-                "\n" + json.dumps({"file": self._name(path), "blake2b": content})
-            )  # a line may be cut off before
+            file.write("\n")  # a line may be cut off before
+            file.write(json.dumps({"file": self._name(path), "blake2b": content}))
         written.add(content)
 
     def _name(self, path: Path) -> str:
@@ -156,7 +149,7 @@ def open_output(
         UserError: it is no folder, or cannot be written to.
     """
     if os.path.lexists(folder) and not folder.is_dir():
-        raise UserError(f"{folder} is no folder, which the results need; {_elsewhere()}")
+        raise UserError(f"{folder} is no folder, which the results need; {_ELSEWHERE}")
     _check_place(folder / NOTES_FILE, inputs)
     with explained(folder), hold_place(folder / NOTES_FILE, f"writing to {folder}", on_wait=on_wait):
         yield OutputFolder(folder, inputs, overwrite=overwrite)
@@ -224,8 +217,7 @@ def replace_folder(place: Path, files: Iterable[str], list_own: ListOwn) -> Iter
 
 def set_aside(place: Path) -> Path:
     """Return where a folder that is being replaced lies for a moment, beside its place."""
-    name = hashlib.blake2b(os.fsencode(place.name), digest_size=8).hexdigest()
-    return place.parent / f".{name}.replaced"
+    return place.parent / f".{hash_name(place.name)}.replaced"
 
 
 def _bring_back(replaced: Path, place: Path, list_own: ListOwn) -> None:
@@ -290,11 +282,11 @@ def _check_place(path: Path, inputs: Inputs) -> bool:
             mode = path.lstat().st_mode
         except FileNotFoundError:
             return False
-    if (found := inputs.find_file(path)) is not None:
-        raise UserError(f"{path} would be replaced, but it is read by this command (as {found}); {_elsewhere()}")
+    if not path.is_dir() and (found := inputs.find(path)):
+        raise UserError(f"{path} would be replaced, but it is read by this command (as {found}); {_ELSEWHERE}")
     if not stat.S_ISREG(mode):
         kind = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder"}.get(stat.S_IFMT(mode), "a device, pipe or socket")
-        raise UserError(f"cannot write {path}: {kind} of that name exists; {_elsewhere()}, or move it away")
+        raise UserError(f"cannot write {path}: {kind} of that name exists; {_ELSEWHERE}, or move it away")
     return True
 
 
@@ -305,13 +297,9 @@ def _names(paths: Sequence[Path]) -> str:
 
 def _refuse(paths: Sequence[Path]) -> UserError:
     return UserError(
-        f"would replace what this program did not write, or what was changed since: {_names(paths)}; {_elsewhere()}, "
+        f"would replace what this program did not write, or what was changed since: {_names(paths)}; {_ELSEWHERE}, "
         "move it away, or add --overwrite to replace it"
     )
-
-
-def _elsewhere() -> str:
-    return "name another place for the results"
 
 
 def _identify(path: Path) -> tuple[int, int] | None:
@@ -336,8 +324,3 @@ def _read_notes(path: Path) -> dict[str, set[str]]:
         except (ValueError, TypeError, LookupError, RecursionError):
             continue
     return written
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

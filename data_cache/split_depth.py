@@ -20,6 +20,7 @@ from data_cache.depth_map import DepthMap, MapRecord, Provenance, label_command
 from data_cache.depth_quality import check_worth, describe_suspicious, find_suspicious
 from data_cache.depth_store import DepthStore
 from data_cache.errors import UserError
+from data_cache.images import format_examples
 
 _SHOWN = 3
 
@@ -131,8 +132,7 @@ def _check_complete(
     dataset: SegmentationDataset, store: DepthStore, missing: list[str], changed: list[str], command: str
 ) -> None:
     problems = [
-        f"{words} {len(image_ids)} of {len(dataset)} images ({', '.join(image_ids[:_SHOWN])}"
-        f"{', …' if len(image_ids) > _SHOWN else ''})"
+        f"{words} {len(image_ids)} of {len(dataset)} images ({format_examples(image_ids[:_SHOWN], len(image_ids))})"
         for words, image_ids in (("lacks depth for", missing), ("was made from another state of", changed))
         if image_ids
     ]

@@ -15,7 +15,7 @@ FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT 
 
 ROOMS = {
     "click": {"pipeline/cli.py", "pipeline/options.py", "pipeline/commands/"},
-    "transformers": {"stages/pseudo_depth/estimators.py"},
+    "transformers": {"stages/pseudo_depth/estimator_network.py"},
     "h5py": {"data_cache/depth_file.py", "data_cache/depth_file_build.py"},
     "segmentation_models_pytorch": {"stages/networks/", "stages/export/proof.py"},
     "matplotlib": {"stages/comparison/figures.py"},

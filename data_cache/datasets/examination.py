@@ -140,7 +140,7 @@ class Examination:
                 continue
             detail = finding.first
             if kind == "ids" and finding.count > 1:
-                ids = format_examples(map(str, sorted(self._unknown_ids)[:20]), len(self._unknown_ids))
+                ids = format_examples(sorted(self._unknown_ids)[:20], len(self._unknown_ids))
                 detail += f"; ids outside the table in all of them: {ids}"
             examples = format_examples(finding.examples, finding.count)
             lines.append(f"{self.dataset.split}: {words}: {finding.count} ({examples}); {detail}")
@@ -196,11 +196,9 @@ def examine_splits(
         examination = Examination(dataset)
         pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="look")
         try:
-            look = partial(
-                _look_up_all, dataset, hashes, None if depth else memory, _describe_rule(dataset), depth=depth
-            )
+            look = partial(_look_up, dataset, hashes, None if depth else memory, _describe_rule(dataset), depth)
             chunks = [range(len(dataset))[start : start + _CHUNK] for start in range(0, len(dataset), _CHUNK)]
-            looked = chain.from_iterable(pool.map(look, chunks))
+            looked = chain.from_iterable(pool.map(lambda chunk, look=look: list(map(look, chunk)), chunks))
             for index, (checksum, found, known) in enumerate(looked):
                 examination.add(found)
                 if checksum in seen:
@@ -257,26 +255,13 @@ def look_at(dataset: SegmentationDataset, index: int, *, depth: bool = False) ->
     return Look((height, width), notes, pixels, tuple(flaws))
 
 
-def _look_up_all(
-    dataset: SegmentationDataset,
-    hashes: ContentHashes,
-    memory: Remembered | None,
-    rule: str,
-    indices: Sequence[int],
-    *,
-    depth: bool,
-) -> list[tuple[str | None, Look, bool]]:
-    return [_look_up(dataset, hashes, memory, rule, index, depth=depth) for index in indices]
-
-
 def _look_up(
     dataset: SegmentationDataset,
     hashes: ContentHashes,
     memory: Remembered | None,
     rule: str,
-    index: int,
-    *,
     depth: bool,
+    index: int,
 ) -> tuple[str | None, Look, bool]:
     """Return the image's checksum, what it is, and whether that was known already."""
     sources = dataset.sources(index)

@@ -12,7 +12,7 @@ from PIL.ImageFile import ImageFile
 
 from data_cache.content import check_regular
 from data_cache.errors import UserError
-from data_cache.images import MissingFile, get_rawmode, is_animated, open_image, turn_upright
+from data_cache.images import MissingFile, format_examples, get_rawmode, is_animated, open_image, turn_upright
 from data_cache.sample import IGNORE_INDEX
 
 _NO_DEPTH = "add it or use another estimator than 'dataset'"
@@ -114,8 +114,8 @@ def describe_colours(colours: NDArray[np.uint8], limit: int = 6) -> str:
     """Return how many colours an RGB mask has and the first few of them."""
     packed = colours.reshape(-1, 3).astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
     found = np.unique(packed)
-    shown = ", ".join(f"({value >> 16}, {value >> 8 & 255}, {value & 255})" for value in found[:limit].tolist())
-    return f"{len(found)} colour{'s' if len(found) != 1 else ''}: {shown}{', …' if len(found) > limit else ''}"
+    shown = [f"({value >> 16}, {value >> 8 & 255}, {value & 255})" for value in found[:limit].tolist()]
+    return f"{len(found)} colour{'s' if len(found) != 1 else ''}: {format_examples(shown, len(found))}"
 
 
 def read_png16(path: Path) -> NDArray[np.float32]:

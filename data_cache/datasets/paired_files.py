@@ -20,7 +20,7 @@ from data_cache.datasets.mask_files import (
     read_mask_ids,
 )
 from data_cache.errors import UserError
-from data_cache.images import ImageNote, NotedImage, list_files, read_image, read_image_size
+from data_cache.images import ImageNote, NotedImage, format_examples, list_files, read_image, read_image_size
 from data_cache.sample import DepthKind
 
 
@@ -103,8 +103,8 @@ class PairedFiles(SegmentationDataset):
         labels, unknown_ids = map_ids(ids, self.raw_ids)
         if unknown_ids:
             raise LabelProblem(
-                f"mask {entry.mask} has ids outside the table: {', '.join(map(str, unknown_ids[:10]))}"
-                f"{', …' if len(unknown_ids) > 10 else ''}; known: {table}",
+                f"mask {entry.mask} has ids outside the table: {format_examples(unknown_ids[:10], len(unknown_ids))}; "
+                f"known: {table}",
                 "ids",
                 unknown_ids,
             )

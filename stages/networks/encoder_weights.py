@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from data_cache.errors import UserError, nearest
 from data_cache.escaping import quoted
 from data_cache.files import atomic_file
+from data_cache.images import format_examples
 from stages.networks.encoders import check_encoder_name
 from stages.networks.hub import find_hub_problem
 from stages.networks.tensor_files import check_trained, read_metadata, read_tensors, save_tensors
@@ -238,14 +239,9 @@ def _describe_mismatch(
     shapes = [f"{key} {tuple(weights[key].shape)} instead of {tuple(wanted[key].shape)}" for key in other_shape]
     lines = [
         f"{file} ({len(weights)} tensors) are not the weights of encoder {name!r} ({len(wanted)} tensors):",
-        f"  the encoder has, the file lacks ({len(missing)}): {_shorten(missing)}",
-        f"  the file has, the encoder lacks ({len(extra)}): {_shorten(extra)}",
-        f"  of another shape ({len(shapes)}): {_shorten(shapes)}",
+        f"  the encoder has, the file lacks ({len(missing)}): {format_examples(missing[:6], len(missing)) or 'none'}",
+        f"  the file has, the encoder lacks ({len(extra)}): {format_examples(extra[:6], len(extra)) or 'none'}",
+        f"  of another shape ({len(shapes)}): {format_examples(shapes[:6], len(shapes)) or 'none'}",
         f"give the file of {name!r}, or choose the network or encoder that the file belongs to",
     ]
     return "\n".join(lines)
-
-
-def _shorten(names: Iterable[str], limit: int = 6) -> str:
-    names = list(names)
-    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "") if names else "none"

@@ -11,7 +11,8 @@ from data_cache.errors import UserError, unknown_name
 from data_cache.files import atomic_file, atomic_folder
 from data_cache.sample import DepthKind
 from stages.pseudo_depth.aliases import ESTIMATORS, EstimatorSpec, is_hub_id, undescribed
-from stages.pseudo_depth.estimators import check_family, check_licence
+from stages.pseudo_depth.estimator_network import check_family
+from stages.pseudo_depth.estimators import check_licence
 from stages.pseudo_depth.model_folder import (
     CONFIG_FILE,
     PREPROCESSOR_FILE,

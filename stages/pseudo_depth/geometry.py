@@ -1,4 +1,4 @@
-"""Where a pixel of the image lies in the depth map: sizes that fit the estimator, and the one flat map between them.
+"""Where a pixel of the image lies in the depth map: sizes that fit the estimator.
 
 Nothing is padded or cut: the image is resized to the exact size the estimator takes, the map it returns covers the same
 field of view, and pixel centres lie at half-integers. So image and map are related by one scale per axis, and bilinear
@@ -6,8 +6,6 @@ resizing of the map (``align_corners=False``) puts every value where it belongs.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,23 +33,6 @@ def compute_input_size(source_size: tuple[int, int], *, recommended: int, multip
     return height, width
 
 
-class FlatMap(NamedTuple):
-    """The relation of image and depth-map coordinates: one scale per axis, half-pixel centres."""
-
-    source_size: tuple[int, int]
-    """(H, W) of the image in pixels."""
-    map_size: tuple[int, int]
-    """(h, w) of the stored map in pixels."""
-
-    def to_map(self, source_yx: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return map coordinates of image coordinates; both (…, 2) as (y, x), pixel centres at integers."""
-        return (np.asarray(source_yx, np.float64) + 0.5) * np.divide(self.map_size, self.source_size) - 0.5
-
-    def to_source(self, map_yx: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return image coordinates of map coordinates; the inverse of ``to_map``."""
-        return (np.asarray(map_yx, np.float64) + 0.5) * np.divide(self.source_size, self.map_size) - 0.5
-
-
 def resize_image(image: NDArray[np.uint8], size: tuple[int, int], *, mode: str = "bicubic") -> Tensor:
     """Return an image at the estimator's input size, antialiased.
 
@@ -67,17 +48,3 @@ def resize_image(image: NDArray[np.uint8], size: tuple[int, int], *, mode: str =
     if pixels.shape[-2:] != size:
         pixels = interpolate(pixels, size=size, mode=mode, antialias=True)
     return pixels[0]
-
-
-def resize_map(raw: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Return a stored map at another size, e.g. the image's; bilinear, so it never leaves the range of its values.
-
-    Args:
-        raw: (h, w), finite.
-        size: (H, W) in pixels.
-
-    Returns:
-        (H, W) float32.
-    """
-    values = torch.from_numpy(np.ascontiguousarray(raw, np.float32))[None, None]
-    return interpolate(values, size=size, mode="bilinear", align_corners=False)[0, 0].numpy()

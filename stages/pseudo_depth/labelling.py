@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from data_cache.content import ContentHashes
@@ -34,7 +33,7 @@ from data_cache.split_depth import compute_checksums
 from stages.pseudo_depth.aliases import GROUND_TRUTH
 from stages.pseudo_depth.estimators import DepthEstimator
 
-_UNREADABLE = (UserError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_UNREADABLE = (UserError, OSError, ValueError, SyntaxError)
 """What reading one bad image raises; Pillow reports a broken PNG as SyntaxError."""
 
 _BATCH_PIXELS = {"cpu": 400_000, "cuda": 8_000_000}

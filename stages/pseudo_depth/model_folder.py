@@ -81,7 +81,7 @@ class _Backbone(_Foreign):
     patch_size: _Patch | list[_Patch] | None = None
 
 
-class _Config(_Foreign):
+class ModelConfig(_Foreign):
     """What is used of ``config.json`` besides building the network."""
 
     model_type: str
@@ -160,7 +160,7 @@ def describe_folder(folder: Path, *, alias: str, kind: DepthKind | None) -> Esti
         UserError: a file is damaged or holds nonsense, nothing says what the numbers mean, or ``kind`` contradicts the
             folder.
     """
-    config = _read_known(folder)
+    config = read_known_config(folder)
     multiple = _size_multiple_of(config)
     spec_file = folder / SPEC_FILE
     if spec_file.is_file():
@@ -207,12 +207,12 @@ def write_spec(spec: EstimatorSpec, folder: Path) -> None:
     write_json(folder / SPEC_FILE, {_Spec.VERSION_KEY: _Spec.VERSION, **asdict(spec)})
 
 
-def _patch_size_of(config: _Config | _Backbone, default: int = 14) -> int:
+def _patch_size_of(config: ModelConfig | _Backbone, default: int = 14) -> int:
     patch = config.patch_size or default
     return max(patch) if isinstance(patch, list) else patch
 
 
-def _size_multiple_of(config: _Config) -> int:
+def _size_multiple_of(config: ModelConfig) -> int:
     """Return the multiple at which the network neither pads nor cuts."""
     backbone = config.backbone_config or _Backbone()
     match config.model_type:
@@ -270,27 +270,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, wants code or weights from elsewhere, or counts more layers than there can be.
     """
-    path = folder / CONFIG_FILE
-    config = read_json(path, FETCH_AGAIN)
-    _refuse_foreign(config, path)
-    return config
+    return _read_foreign(folder / CONFIG_FILE)
 
 
-def read_stored_dtype(folder: Path) -> str:
-    """Return the name of the type in which a model folder's weights are stored."""
-    config = _read_known(folder)
-    return config.dtype or config.torch_dtype or "float32"
-
-
-def _read_known(folder: Path) -> _Config:
-    return parse_record(read_config(folder), _Config, str(folder / CONFIG_FILE), FETCH_AGAIN)
+def read_known_config(folder: Path) -> ModelConfig:
+    """Return what is used of ``config.json``; UserError as ``read_config``, or for nonsense."""
+    return parse_record(read_config(folder), ModelConfig, str(folder / CONFIG_FILE), FETCH_AGAIN)
 
 
 def _read_preprocessor(folder: Path) -> _Preprocessor:
     path = folder / PREPROCESSOR_FILE
+    return parse_record(_read_foreign(path), _Preprocessor, str(path), FETCH_AGAIN)
+
+
+def _read_foreign(path: Path) -> dict[str, Any]:
     config = read_json(path, FETCH_AGAIN)
     _refuse_foreign(config, path)
-    return parse_record(config, _Preprocessor, str(path), FETCH_AGAIN)
+    return config
 
 
 def _refuse_foreign(config: dict[str, Any], path: Path) -> None:

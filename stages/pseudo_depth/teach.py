@@ -25,15 +25,14 @@ from stages.networks.interface import Network, Outputs
 from stages.networks.parts import Part
 from stages.pseudo_depth.aliases import ESTIMATORS, EstimatorSpec
 from stages.pseudo_depth.depth_losses import metric_depth_loss, relative_depth_loss
-from stages.pseudo_depth.estimators import (
+from stages.pseudo_depth.estimator_network import (
     build_small_network,
-    check_input_size,
     open_network,
     read_stored_type,
-    resolve_estimator,
     run_network,
     write_network,
 )
+from stages.pseudo_depth.estimators import check_input_size, resolve_estimator
 from stages.pseudo_depth.model_folder import Preprocessing, read_preprocessing, write_preprocessing, write_spec
 from stages.pseudo_depth.teach_data import TeachOptions
 from stages.pseudo_depth.weight_files import WEIGHTS_FILE

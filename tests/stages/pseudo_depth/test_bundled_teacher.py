@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from data_cache.datasets import open_dataset
 from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS
 from stages.pseudo_depth.estimators import load_estimator
-from stages.pseudo_depth.geometry import resize_map
 from stages.pseudo_depth.model_folder import describe_folder
 
 
@@ -31,9 +31,10 @@ def correlations() -> np.ndarray:
     for first in range(0, len(scenes), 25):
         indices = range(first, min(first + 25, len(scenes)))
         images = torch.stack([estimator.prepare(scenes.read_image(index)) for index in indices])
-        for index, raw in zip(indices, estimator.predict(images).numpy(), strict=True):
+        raw = interpolate(estimator.predict(images)[:, None], size=scenes.size, mode="bilinear", align_corners=False)
+        for index, large in zip(indices, raw[:, 0].numpy(), strict=True):
             truth = 1 / scenes.read_depth(index).astype(np.float64)  # the sky is 0
-            found.append(np.corrcoef(resize_map(raw, truth.shape).ravel(), truth.ravel())[0, 1])
+            found.append(np.corrcoef(large.ravel(), truth.ravel())[0, 1])
     assert len(found) == 200
     return np.array(found)
 
