@@ -81,25 +81,29 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def hold_folder(folder: Path, doing: str, *, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
+def hold_folder(folder: Path, doing: str) -> Iterator[None]:
     """Hold a folder, made when missing, for one process; first remove what a killed holder left unfinished in it.
 
     Args:
         doing: what the folder is held for, shown to those who want it too.
-        on_wait: takes a line on who is waited for; None does not wait.
 
     Raises:
-        UserError: it is held already, and there is no waiting.
+        UserError: it is held already.
     """
     make_folder(folder)
-    with _hold(folder / _LOCK, folder, doing, on_wait):
+    with _hold(folder / _LOCK, folder, doing, None):
         remove_unfinished(folder)
         yield
 
 
 @contextmanager
 def hold_place(path: Path, doing: str, *, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the name of a file or folder that is about to be written as a whole; arguments as in ``hold_folder``."""
+    """Hold the name of a file or folder that is about to be written as a whole.
+
+    Args:
+        doing: as in ``hold_folder``.
+        on_wait: takes a line on who is waited for; None does not wait.
+    """
     make_folder(path.parent)
     with _hold(path.parent / f".{hash_name(path.name)}{_LOCK}", path, doing, on_wait):
         yield

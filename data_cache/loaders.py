@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.queues import Queue
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +33,6 @@ __all__ = [
     "steps_per_epoch",
 ]
 
-StartMethod = Literal["fork", "spawn", "forkserver"]
-
 _ORDER_STREAM = 0
 """First word of the random streams of orders, see ``samples.SAMPLE_STREAM``."""
 
@@ -50,8 +48,6 @@ def build_training_loader(
     last_step: int,
     workers: int = 0,
     with_depth: bool,
-    start_method: StartMethod | None = None,
-    pin_memory: bool = False,
 ) -> Loader:
     """Return the batches of steps ``first_step`` to ``last_step - 1`` of a phase.
 
@@ -60,8 +56,6 @@ def build_training_loader(
         seed: of order and augmentation, at least 0.
         workers: processes that read and augment; 0 does so in this one. The batches are the same.
         with_depth: whether batches carry depth; images and labels are the same either way.
-        start_method: of the workers; None for the platform's.
-        pin_memory: copy batches to page-locked memory, for a GPU.
 
     Raises:
         UserError: depth is asked for but missing, or the store belongs to another dataset; while iterating, what a
@@ -70,7 +64,7 @@ def build_training_loader(
     check_source(source, with_depth)
     steps = _Steps(len(source.dataset), batch_size, seed, first_step, last_step)
     samples = TrainingSamples(source, normalisation, augmentation, seed, with_depth)
-    return Loader(samples, steps, _collate_one, workers, start_method, pin_memory)
+    return Loader(samples, steps, _collate_one, workers)
 
 
 def build_evaluation_loader(
@@ -81,8 +75,6 @@ def build_evaluation_loader(
     batch_size: int,
     workers: int = 0,
     with_depth: bool,
-    start_method: StartMethod | None = None,
-    pin_memory: bool = False,
 ) -> Loader:
     """Return every image of a split once, in order, unaugmented.
 
@@ -99,7 +91,7 @@ def build_evaluation_loader(
     count = len(source.dataset)
     chunks = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
     samples = EvaluationSamples(source, normalisation, size, with_depth)
-    return Loader(samples, chunks, _collate_by_size, workers, start_method, pin_memory)
+    return Loader(samples, chunks, _collate_by_size, workers)
 
 
 def batch_of_step(step: int, num_images: int, batch_size: int, seed: int) -> tuple[int, list[int]]:
@@ -140,24 +132,14 @@ class _Steps:
 class Loader:
     """Batches, as often as it is iterated over; ``len`` counts what the workers are sent, not always batches."""
 
-    def __init__(
-        self,
-        samples: Samples,
-        keys: Any,
-        collate: Any,
-        workers: int,
-        start_method: StartMethod | None,
-        pin_memory: bool,
-    ) -> None:
+    def __init__(self, samples: Samples, keys: Any, collate: Any, workers: int) -> None:
         self._loader = DataLoader(
             samples,
             batch_sampler=keys,
             collate_fn=collate,
             num_workers=workers,
-            multiprocessing_context=start_method if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=_prepare_worker,
-            pin_memory=pin_memory,
             generator=torch.Generator(),  # its own, or every iteration would draw from the global state
         )
 

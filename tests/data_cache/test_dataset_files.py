@@ -631,15 +631,6 @@ def test_folder_classes_that_make_no_sense(tmp_path: Path, text: str | bytes | N
         open_dataset("folder", tmp_path, "train")
 
 
-@pytest.mark.timeout(20)
-def test_folder_classes_that_are_no_file(tmp_path: Path) -> None:
-    make_folder(tmp_path)
-    (tmp_path / "classes.txt").unlink()
-    os.mkfifo(tmp_path / "classes.txt")
-    with pytest.raises(UserError, match="it is a pipe"):
-        open_dataset("folder", tmp_path, "train")
-
-
 @pytest.mark.parametrize("text", ["\ufeffroad\r\ngrass\r\n", "road\rgrass", "road \n\tgrass\n\n \n"])
 def test_folder_classes_of_any_editor(tmp_path: Path, text: str) -> None:
     make_folder(tmp_path)

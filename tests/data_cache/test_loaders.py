@@ -1,6 +1,7 @@
 """Laws of the loaders: a batch is a function of (seed, step), whoever computes it; errors arrive as they were said."""
 
 import gc
+import multiprocessing
 import os
 import signal
 from dataclasses import dataclass, replace
@@ -129,7 +130,13 @@ def test_depth_and_labels_tell_the_same_story(source):
 
 @pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])
 def test_workers_change_nothing(source, method, workers):
-    assert_same(load(source, last=5, workers=workers, start_method=method), load(source, last=5))
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        found = load(source, last=5, workers=workers)
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+    assert_same(found, load(source, last=5))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
