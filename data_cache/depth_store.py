@@ -129,12 +129,6 @@ class DepthStore:
         with explaining_damage(self.folder / INDEX):
             return read_num_images(files.index) + sum(find_link(files.index, name) is None for name in files.loose)
 
-    def __contains__(self, image_id: object) -> bool:
-        if not isinstance(image_id, str):
-            return False
-        with explaining_damage(self.folder / INDEX):
-            return self._open().find(image_id) is not None
-
     def read(self, image_id: str, name: str | None = None) -> DepthMap:
         """Read one map.
 

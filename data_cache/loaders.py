@@ -24,15 +24,6 @@ from data_cache.samples import EvaluationSamples, Failure, Samples, Source, Trai
 from data_cache.settings import AugmentationSettings
 from data_cache.transforms import Normalisation, Size
 
-__all__ = [
-    "Loader",
-    "Source",
-    "batch_of_step",
-    "build_evaluation_loader",
-    "build_training_loader",
-    "steps_per_epoch",
-]
-
 _ORDER_STREAM = 0
 """First word of the random streams of orders, see ``samples.SAMPLE_STREAM``."""
 
@@ -64,7 +55,7 @@ def build_training_loader(
     check_source(source, with_depth)
     steps = _Steps(len(source.dataset), batch_size, seed, first_step, last_step)
     samples = TrainingSamples(source, normalisation, augmentation, seed, with_depth)
-    return Loader(samples, steps, _collate_one, workers)
+    return Loader(samples, steps, workers)
 
 
 def build_evaluation_loader(
@@ -91,7 +82,7 @@ def build_evaluation_loader(
     count = len(source.dataset)
     chunks = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
     samples = EvaluationSamples(source, normalisation, size, with_depth)
-    return Loader(samples, chunks, _collate_by_size, workers)
+    return Loader(samples, chunks, workers)
 
 
 def batch_of_step(step: int, num_images: int, batch_size: int, seed: int) -> tuple[int, list[int]]:
@@ -132,11 +123,11 @@ class _Steps:
 class Loader:
     """Batches, as often as it is iterated over; ``len`` counts what the workers are sent, not always batches."""
 
-    def __init__(self, samples: Samples, keys: Any, collate: Any, workers: int) -> None:
+    def __init__(self, samples: Samples, keys: Any, workers: int) -> None:
         self._loader = DataLoader(
             samples,
             batch_sampler=keys,
-            collate_fn=collate,
+            collate_fn=_collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=_prepare_worker,
@@ -175,16 +166,7 @@ def _prepare_worker(_worker: int) -> None:
     Queue._on_queue_feeder_error = staticmethod(lambda _problem, _batch: os._exit(1))  # type: ignore[attr-defined]
 
 
-def _collate_one(samples: Sequence[Sample | Failure]) -> list[Batch] | Failure:
-    good: list[Sample] = []
-    for sample in samples:
-        if isinstance(sample, Failure):
-            return sample
-        good.append(sample)
-    return [_stack(good)]
-
-
-def _collate_by_size(samples: Sequence[Sample | Failure]) -> list[Batch] | Failure:
+def _collate(samples: Sequence[Sample | Failure]) -> list[Batch] | Failure:
     groups: list[list[Sample]] = []
     for sample in samples:
         if isinstance(sample, Failure):

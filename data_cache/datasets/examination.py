@@ -196,7 +196,8 @@ def examine_splits(
         examination = Examination(dataset)
         pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="look")
         try:
-            look = partial(_look_up, dataset, hashes, None if depth else memory, _describe_rule(dataset), depth)
+            rule = json.dumps([sorted(dataset.raw_ids.items()), dataset.palette])
+            look = partial(_look_up, dataset, hashes, None if depth else memory, rule, depth)
             chunks = [range(len(dataset))[start : start + _CHUNK] for start in range(0, len(dataset), _CHUNK)]
             looked = chain.from_iterable(pool.map(lambda chunk, look=look: list(map(look, chunk)), chunks))
             for index, (checksum, found, known) in enumerate(looked):
@@ -263,7 +264,11 @@ def _look_up(
     depth: bool,
     index: int,
 ) -> tuple[str | None, Look, bool]:
-    """Return the image's checksum, what it is, and whether that was known already."""
+    """Return the image's checksum, what it is, and whether that was known already.
+
+    Args:
+        rule: what decides what a mask's numbers mean, besides its file.
+    """
     sources = dataset.sources(index)
     try:
         checksum = hashes.hash(sources.image)
@@ -278,8 +283,3 @@ def _look_up(
     if memory is not None and not look.flaws:
         memory.add(key, (look.size, look.notes, look.pixels))
     return checksum if look.size is not None else None, look, False
-
-
-def _describe_rule(dataset: SegmentationDataset) -> str:
-    """Return what decides what a mask's numbers mean, besides its file."""
-    return json.dumps([sorted(dataset.raw_ids.items()), dataset.palette])

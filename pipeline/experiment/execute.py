@@ -14,8 +14,9 @@ import torch
 from data_cache.content import ContentHashes
 from data_cache.errors import UserError
 from data_cache.files import atomic_file, hold_folder, read_json, write_json
-from data_cache.loaders import Source, build_training_loader
+from data_cache.loaders import build_training_loader
 from data_cache.sample import Batch
+from data_cache.samples import Source
 from data_cache.split_depth import SplitDepth
 from data_cache.training_log import read_log
 from pipeline.console import Advance

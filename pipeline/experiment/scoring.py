@@ -12,7 +12,8 @@ from data_cache.datasets.interface import SegmentationDataset
 from data_cache.depth_store import NoDepthStore
 from data_cache.errors import UserError
 from data_cache.files import hold_folder, read_json, write_json
-from data_cache.loaders import Source, build_evaluation_loader
+from data_cache.loaders import build_evaluation_loader
+from data_cache.samples import Source
 from data_cache.split_depth import SplitDepth
 from pipeline.experiment.artifacts import find_labels, open_split
 from pipeline.experiment.config import RunConfig

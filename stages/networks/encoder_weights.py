@@ -25,8 +25,6 @@ from stages.networks.tensor_files import check_trained, read_metadata, read_tens
 
 CLASSIFIER_PREFIXES = ("fc.", "_fc.", "classifier.", "head.", "last_linear.")
 """Weights of a classifier, which a file may carry and an encoder does not want."""
-
-
 _PUBLISHED_FILE = "model.safetensors"
 
 

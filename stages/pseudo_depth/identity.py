@@ -28,16 +28,8 @@ class EstimatorIdentity(NamedTuple):
 
     def made(self, store: Provenance) -> bool:
         """Whether a store of this name is of these very weights and settings."""
-        return all(
-            wanted is None or wanted == found
-            for wanted, found in (
-                (self.weights_sha256, store.weights_sha256),
-                (self.revision, store.revision),
-                (self.input_size, store.input_size),
-                (self.dtype, store.dtype),
-                (self.depth_rule, store.depth_rule),
-            )
-        )
+        wanted = {field: value for field, value in self._asdict().items() if field != "name" and value is not None}
+        return all(value == getattr(store, field) for field, value in wanted.items())
 
 
 def identify_estimator(

@@ -212,7 +212,8 @@ def label_split(
                 for image in batch:
                     tally.add(image.image_id, image.notes)
                 if progress is not None:
-                    progress(_measure_progress(done + len(failed), len(todo), time.perf_counter() - started))
+                    seen, rate = done + len(failed), (done + len(failed)) / (time.perf_counter() - started)
+                    progress(LabelProgress(seen, len(todo), rate, (len(todo) - seen) / rate))
             for written in waiting:
                 written.result()
     hashes.save()
@@ -368,11 +369,6 @@ def _prepare(
         return FailedImage(dataset.image_ids[index], f"{error}")
     height, width = image.shape[:2]
     return _Prepared(dataset.image_ids[index], content, (height, width), checksums, notes)
-
-
-def _measure_progress(done: int, total: int, elapsed_s: float) -> LabelProgress:
-    rate = done / elapsed_s
-    return LabelProgress(done, total, rate, (total - done) / rate)
 
 
 def _store(

@@ -40,42 +40,28 @@ from stages.pseudo_depth.weight_files import WEIGHTS_FILE
 RECORD = "teaching.json"
 """What is taught by what, written before the first step; the final loss is added when it is finished."""
 
-SIZES = {
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "mini": {
         "backbone": {
-            "hidden_size": 192,
-            "num_hidden_layers": 5,
-            "num_attention_heads": 6,
-            "mlp_ratio": 3,
-            "patch_size": 14,
-            "image_size": 126,
-            "out_indices": [1, 2, 4, 5],
+            "hidden_size": 192, "num_hidden_layers": 5, "num_attention_heads": 6, "mlp_ratio": 3, "patch_size": 14,
+            "image_size": 126, "out_indices": [1, 2, 4, 5],
         },
         "head": {
-            "reassemble_hidden_size": 192,
-            "neck_hidden_sizes": [32, 48, 64, 96],
-            "fusion_hidden_size": 32,
+            "reassemble_hidden_size": 192, "neck_hidden_sizes": [32, 48, 64, 96], "fusion_hidden_size": 32,
             "head_hidden_size": 16,
         },
     },
     "nano": {
         "backbone": {
-            "hidden_size": 32,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 2,
-            "mlp_ratio": 2,
-            "patch_size": 14,
-            "image_size": 56,
-            "out_indices": [1, 2, 3, 4],
+            "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "mlp_ratio": 2, "patch_size": 14,
+            "image_size": 56, "out_indices": [1, 2, 3, 4],
         },
         "head": {
-            "reassemble_hidden_size": 32,
-            "neck_hidden_sizes": [8, 16, 16, 16],
-            "fusion_hidden_size": 16,
+            "reassemble_hidden_size": 32, "neck_hidden_sizes": [8, 16, 16, 16], "fusion_hidden_size": 16,
             "head_hidden_size": 8,
         },
     },
-}
+}  # fmt: skip
 """Networks to start from nothing: ``mini`` is the bundled teacher's (2.4 M parameters), ``nano`` is for trials."""
 
 _FRESH_PREPROCESSING = Preprocessing(

@@ -70,21 +70,19 @@ def _find_cached(spec: EstimatorSpec, patterns: list[str], *, pickled: bool) -> 
 
     assert spec.hub_id is not None
     try:
-        folder = snapshot_download(spec.hub_id, revision=spec.revision, allow_patterns=patterns, local_files_only=True)
+        folder = Path(
+            snapshot_download(spec.hub_id, revision=spec.revision, allow_patterns=patterns, local_files_only=True)
+        )
     except LocalEntryNotFoundError:
         return None
-    return Path(folder) if _is_complete(Path(folder), pickled=pickled) else None
-
-
-def _is_complete(folder: Path, *, pickled: bool) -> bool:
     if not (folder / "config.json").is_file():
-        return False
-    if pickled and find_pickled_weights(folder):
-        return True
-    try:
-        return bool(find_weights(folder))
-    except UserError:
-        return False
+        return None
+    if not (pickled and find_pickled_weights(folder)):
+        try:
+            find_weights(folder)
+        except UserError:
+            return None
+    return folder
 
 
 def _unreachable(spec: EstimatorSpec) -> UserError:

@@ -123,7 +123,7 @@ from data_cache.depth_store import DepthStore
 images = int(sys.argv[2])
 start = time.perf_counter()
 store = DepthStore(Path(sys.argv[1]))
-assert "group0/image_00000_000" in store and len(store) == images
+assert len(store) == images
 opened = time.perf_counter() - start
 rng = random.Random(0)
 start = time.perf_counter()

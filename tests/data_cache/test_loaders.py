@@ -18,15 +18,11 @@ from data_cache.depth_map import Provenance
 from data_cache.depth_store import DepthStore
 from data_cache.depth_writer import DepthStoreWriter
 from data_cache.errors import UserError
-from data_cache.loaders import (
-    AugmentationSettings,
-    Source,
-    batch_of_step,
-    build_evaluation_loader,
-    build_training_loader,
-    steps_per_epoch,
-)
+from data_cache.loaders import batch_of_step, build_evaluation_loader, build_training_loader
+from data_cache.order import steps_per_epoch
 from data_cache.sample import IGNORE_INDEX, DepthKind
+from data_cache.samples import Source
+from data_cache.settings import AugmentationSettings
 from data_cache.split_depth import match_depth
 
 NORMALISATION = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
