@@ -51,9 +51,6 @@ class Failure(NamedTuple):
     message: str
 
 
-_DepthPair = tuple[Tensor, Tensor] | tuple[None, None]
-
-
 class Samples(Dataset, ABC):
     """Reads single samples; what is wrong with an image is returned, not raised, since it may be a worker's."""
 

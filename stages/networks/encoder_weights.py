@@ -140,9 +140,23 @@ def match_weights(
     # Counters of batch norm came with torch 0.4.1; older files lack them and lose nothing by it.
     missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
     extra = sorted(weights.keys() - set(wanted) - set(optional))
-    other_shape = [key for key in wanted if key in weights and weights[key].shape != wanted[key].shape]
-    if missing or extra or other_shape:
-        raise UserError(_describe_mismatch(name, file, wanted, weights, missing, extra, other_shape))
+    shapes = [
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    if missing or extra or shapes:
+        differences = {
+            "the encoder has, the file lacks": missing,
+            "the file has, the encoder lacks": extra,
+            "of another shape": shapes,
+        }
+        lines = [
+            f"{file} ({len(weights)} tensors) are not the weights of encoder {name!r} ({len(wanted)} tensors):",
+            *(f"  {what} ({len(n)}): {format_examples(n[:6], len(n)) or 'none'}" for what, n in differences.items()),
+            f"give the file of {name!r}, or choose the network or encoder that the file belongs to",
+        ]
+        raise UserError("\n".join(lines))
     check_trained({key: weights[key] for key in wanted if key in weights}, wanted, file, "fetch it again")
     return {key: weights.get(key, value) for key, value in wanted.items()}
 
@@ -223,23 +237,3 @@ def _find_smp_name(key: str, known: Collection[str]) -> str:
     """
     flattened = re.sub(r"^(\w+)\.(\d+)\.", r"\1_\2.", key)
     return next((name for name in (f"model.{key}", f"model.{flattened}") if name in known), key)
-
-
-def _describe_mismatch(
-    name: str,
-    file: Path | str,
-    wanted: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-    missing: list[str],
-    extra: list[str],
-    other_shape: list[str],
-) -> str:
-    shapes = [f"{key} {tuple(weights[key].shape)} instead of {tuple(wanted[key].shape)}" for key in other_shape]
-    lines = [
-        f"{file} ({len(weights)} tensors) are not the weights of encoder {name!r} ({len(wanted)} tensors):",
-        f"  the encoder has, the file lacks ({len(missing)}): {format_examples(missing[:6], len(missing)) or 'none'}",
-        f"  the file has, the encoder lacks ({len(extra)}): {format_examples(extra[:6], len(extra)) or 'none'}",
-        f"  of another shape ({len(shapes)}): {format_examples(shapes[:6], len(shapes)) or 'none'}",
-        f"give the file of {name!r}, or choose the network or encoder that the file belongs to",
-    ]
-    return "\n".join(lines)
