@@ -251,7 +251,19 @@ def _nan_encoder(tensors: Tensors) -> None:
 
 
 def _teach(*words: str) -> Callable[[World], Words]:
-    return lambda world: ["teach", "--init", "nano", "--steps", "1", "--out", world.root / "taught", *words]
+    few = "data.options={counts = {train = 1, val = 1, test = 1}}"
+    return lambda world: [
+        "teach",
+        "--init",
+        "nano",
+        "--steps",
+        "1",
+        "--out",
+        world.root / "taught",
+        "--set",
+        few,
+        *words,
+    ]
 
 
 def _device(name: str, *words: str) -> Case:
@@ -266,7 +278,7 @@ def _device(name: str, *words: str) -> Case:
 def _named(name: str) -> Case:
     return Case(
         f"an estimator called {name!r}",
-        lambda _: ["pseudo-depth", "--estimator", name, "--kind", "relative"],
+        lambda world: world.with_recipe("pseudo-depth", "--estimator", name),
         ("unknown estimator", "bundled"),
     )
 
