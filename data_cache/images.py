@@ -87,22 +87,23 @@ class NoteTally:
     """Counts the notes of many images, and keeps a few names for each."""
 
     def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
-        self._counts: Counter[str] = Counter()
 
     def add(self, name: str, notes: Iterable[str]) -> None:
-        """Count what is noted of one image; each note completes the sentence "images …"."""
+        """Count what is noted of one image; for ``lines`` each note completes the sentence "images …"."""
         for note in notes:
-            self._counts[note] += 1
-            if self._counts[note] <= EXAMPLES:
+            self.counts[note] += 1
+            if self.counts[note] <= EXAMPLES:
                 self._examples.setdefault(note, []).append(name)
+
+    def describe(self, note: str) -> str:
+        """Return how many images have a note, and which: "7 (a, b, c, d, e, …)"."""
+        return f"{self.counts[note]} ({format_examples(self._examples[note], self.counts[note])})"
 
     def lines(self) -> list[str]:
         """Return a line per note: "images in CMYK, …: 7 (a, b, c, d, e, …)"."""
-        return [
-            f"images {note}: {count} ({format_examples(self._examples[note], count)})"
-            for note, count in self._counts.items()
-        ]
+        return [f"images {note}: {self.describe(note)}" for note in self.counts]
 
 
 def format_examples(examples: Iterable[object], count: int) -> str:

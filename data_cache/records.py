@@ -16,8 +16,8 @@ from data_cache.errors import UserError
 from data_cache.escaping import printable_text
 from data_cache.files import read_json
 
-SHOWN_PROBLEMS = 3
-SHOWN_CHARACTERS = 80
+_SHOWN_PROBLEMS = 3
+_SHOWN_CHARACTERS = 80
 
 
 class Record(BaseModel):
@@ -77,9 +77,9 @@ def parse_record(value: dict[str, Any], model: type[AnyRecord], where: str, reme
 def explain_invalid(problem: ValidationError) -> str:
     """Return the first problems of a record: key, what it should be, what it is."""
     errors = problem.errors(include_url=False)
-    lines = [_explain_one(error) for error in errors[:SHOWN_PROBLEMS]]
-    if len(errors) > SHOWN_PROBLEMS:
-        lines.append(f"and {len(errors) - SHOWN_PROBLEMS} more")
+    lines = [_explain_one(error) for error in errors[:_SHOWN_PROBLEMS]]
+    if len(errors) > _SHOWN_PROBLEMS:
+        lines.append(f"and {len(errors) - _SHOWN_PROBLEMS} more")
     return "; ".join(lines)
 
 
@@ -90,8 +90,8 @@ def _explain_one(error: Any) -> str:
     if error["type"] == "value_error":  # our own validators say what they found
         return f"{where}: {error['msg'].removeprefix('Value error, ')}"
     found = printable_text(repr(error["input"]))
-    if len(found) > SHOWN_CHARACTERS:
-        found = f"{found[:SHOWN_CHARACTERS]}…"
+    if len(found) > _SHOWN_CHARACTERS:
+        found = f"{found[:_SHOWN_CHARACTERS]}…"
     return f"{where}: {error['msg']}, found {found}"
 
 

@@ -89,10 +89,9 @@ def _add_split(report: DoctorReport, examination: Examination) -> None:
     report.labelled[split] = examination.labelled
     report.classes[split], report.void[split] = examination.compute_shares()
     report.sizes[split] = dict(examination.sizes.most_common(10))
-    unpaired = examination.findings.get("unpaired image")
-    if split == "test" and unpaired is not None and unpaired.count == len(dataset):
+    if split == "test" and examination.flaws.counts["unpaired image"] == len(dataset):
         # Test labels are often kept back by the makers of a dataset.
-        del examination.findings["unpaired image"]
+        del examination.flaws.counts["unpaired image"]
         report.notes.append(f"{split}: no image has a mask; it can be labelled with depth and predicted, not scored")
     report.problems += [*examination.list_problems(), *examination.list_doubts()]
     report.notes += examination.list_notes()

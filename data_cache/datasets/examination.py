@@ -11,7 +11,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -74,13 +73,6 @@ class Look(NamedTuple):
     flaws: tuple[Flaw, ...] = ()
 
 
-@dataclass
-class _Finding:
-    first: str
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-
 class Examination:
     """What is known of a split when every image was looked at."""
 
@@ -94,7 +86,9 @@ class Examination:
         """Images with a usable mask."""
         self.twins: Counter[str] = Counter()
         """Images with a byte-identical copy, by the split that has it."""
-        self.findings: dict[str, _Finding] = {}
+        self.flaws = NoteTally()
+        """By key of ``_KINDS``."""
+        self._first_flaws: dict[str, str] = {}
         self._unknown_ids: set[int] = set()
         self._tally = NoteTally()
 
@@ -103,10 +97,8 @@ class Examination:
         image_id = self.dataset.image_ids[len(self.looks)]
         self.looks.append(look)
         for flaw in look.flaws:
-            finding = self.findings.setdefault(flaw.kind, _Finding(flaw.message))
-            finding.count += 1
-            if len(finding.examples) < EXAMPLES:
-                finding.examples.append(image_id)
+            self.flaws.add(image_id, [flaw.kind])
+            self._first_flaws.setdefault(flaw.kind, flaw.message)
             # A resized mask may have thousands of stray values; a few are enough.
             self._unknown_ids.update(flaw.unknown_ids[:32])
         self._tally.add(image_id, look.notes)
@@ -136,14 +128,13 @@ class Examination:
         """Return what stops a training or an evaluation, one sentence each."""
         lines = []
         for kind, words in _KINDS.items():
-            if (finding := self.findings.get(kind)) is None:
+            if kind not in self.flaws.counts:
                 continue
-            detail = finding.first
-            if kind == "ids" and finding.count > 1:
+            detail = self._first_flaws[kind]
+            if kind == "ids" and self.flaws.counts[kind] > 1:
                 ids = format_examples(sorted(self._unknown_ids)[:20], len(self._unknown_ids))
                 detail += f"; ids outside the table in all of them: {ids}"
-            examples = format_examples(finding.examples, finding.count)
-            lines.append(f"{self.dataset.split}: {words}: {finding.count} ({examples}); {detail}")
+            lines.append(f"{self.dataset.split}: {words}: {self.flaws.describe(kind)}; {detail}")
         if self.labelled and not self.pixels[:IGNORE_INDEX].any():
             lines.append(f"{self.dataset.split}: every pixel is void; there is nothing to learn or score")
         return lines

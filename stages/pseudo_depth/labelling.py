@@ -203,7 +203,7 @@ def label_split(
             waiting: deque[Future[None]] = deque()
             for batch in _iterate_batches(prepare, estimator, todo, batch_size, workers, failed):
                 maps = _estimate(estimator, batch)
-                if not waiting and done == 0:
+                if done == 0:
                     _check_alive(estimator, batch, maps)
                 waiting.append(disk.submit(store, batch, maps))
                 if len(waiting) > _QUEUED_BATCHES:
@@ -212,7 +212,8 @@ def label_split(
                 for image in batch:
                     tally.add(image.image_id, image.notes)
                 if progress is not None:
-                    seen, rate = done + len(failed), (done + len(failed)) / (time.perf_counter() - started)
+                    seen = done + len(failed)
+                    rate = seen / (time.perf_counter() - started)
                     progress(LabelProgress(seen, len(todo), rate, (len(todo) - seen) / rate))
             for written in waiting:
                 written.result()

@@ -39,7 +39,16 @@ def find_weights(folder: Path) -> list[Path]:
     elif index.is_file():
         paths = sorted({folder / name for name in read_shard_map(index).values()})
     else:
-        raise UserError(_explain_no_weights(folder))
+        if pickled := find_pickled_weights(folder):
+            names = ", ".join(path.name for path in pickled)
+            raise UserError(
+                f"{folder} holds pickled weights only ({names}), which can run code when opened; turn them into "
+                f"{WEIGHTS_FILE} once with: pipeline fetch {folder}"
+            )
+        raise UserError(
+            f"{folder} holds no weights ({WEIGHTS_FILE} is missing); "
+            f"point to a folder that has config.json and {WEIGHTS_FILE}"
+        )
     for path in paths:
         _check_lies_in(path, folder)
     return paths
@@ -88,17 +97,4 @@ def _check_lies_in(path: Path, folder: Path) -> None:
         return
     raise UserError(
         f"{path} is a link to {target}, outside the estimator's folder; put a copy of that file in its place"
-    )
-
-
-def _explain_no_weights(folder: Path) -> str:
-    if pickled := find_pickled_weights(folder):
-        names = ", ".join(path.name for path in pickled)
-        return (
-            f"{folder} holds pickled weights only ({names}), which can run code when opened; turn them into "
-            f"{WEIGHTS_FILE} once with: pipeline fetch {folder}"
-        )
-    return (
-        f"{folder} holds no weights ({WEIGHTS_FILE} is missing); "
-        f"point to a folder that has config.json and {WEIGHTS_FILE}"
     )
