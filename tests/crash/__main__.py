@@ -243,11 +243,7 @@ def strike(
 
 def judge(kind: str, ended: Ended) -> str:
     """Return what is wrong with how a stopped command ended, "" for nothing."""
-    wanted, key = {
-        "SIGTERM": (130, "interrupted"),
-        "Ctrl-C twice": (130, "interrupted"),
-        "full disk": (2, "error"),
-    }.get(kind, (-signal.SIGKILL, ""))
+    wanted, key = ENDS[kind]
     said = f"{ended.stdout[-500:]} {ended.stderr[-3000:]}"
     if ended.status != wanted:
         return f"status {ended.status} instead of {wanted}: {said}"

@@ -18,23 +18,15 @@ def test_every_bundled_recipe_loads_with_a_full_card(name: str) -> None:
     assert config.build_schedule().name == ("seg-only" if single_task else "depth-first+copy")
 
 
-def test_recipes_of_the_house_are_there() -> None:
-    assert {"demo", "camvid", "camvid-full", "voc2012", "cityscapes"} <= set(recipe_names())
-
-
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
         ("data.corp=[64,64]", "unknown key 'data.corp' .did you mean 'crop'"),
         ("trainig.lr=1", "unknown key 'trainig' .did you mean 'training'"),
-        ("training.lr=-1", "training.lr: .*greater than 0, found -1"),
-        ("training.epochs=many", "training.epochs: .*integer, found 'many'"),
         ("training.optimizer=adan", "training.optimizer: .*'adam', 'adamw' or 'sgd'"),
-        ("training.lr=inf", "training.lr: .*finite number, found inf"),
         ('training.lr_factors={"seg-brunch"=10.0}', "lr_factors has no part 'seg-brunch' .did you mean 'seg-branch'"),
         ('training.lr_factors={"seg-head"=0.0}', "lr factor 0.0 of seg-head must be positive; to freeze"),
         ("loss.class_weights=median", "loss.class_weights: .*a list or 'median-frequency', found 'median'$"),
-        ("data.crop=[8,64]", "at least 32 px"),
         ("data.scale=[2.0,0.5]", "the smaller first"),
         ("data.root.x=1", "cannot set 'data.root.x'"),
         ("data.crop", "has no '='"),
@@ -58,25 +50,9 @@ def test_assignments_win_over_flags_and_flags_over_the_recipe() -> None:
     assert load_config("demo", {"training.lr": None}) == load_config("demo")
 
 
-def test_an_unknown_recipe_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"unknown recipe 'demmo' .did you mean 'demo'"):
-        load_config("demmo")
-    with pytest.raises(UserError, match=r"cannot read recipe .*nowhere.toml"):
-        load_config("nowhere.toml")
-
-
-def test_a_broken_file_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "own.toml"
-    file.write_text("[data\n")
-    with pytest.raises(UserError, match=r"own.toml is not valid TOML"):
-        load_config(str(file))
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x85\xff", "own.toml is not valid TOML"),
-        (b"data = 3", "data: Input should be a table, found 3"),
         (b"network = 'unet'", "network: Input should be a table"),
         (b"[network_options]\nunet = 3", "network_options.unet: Input should be a table"),
         (b"[data]\ndataset = 3\ncrop = 'big'\n[trainig]\nlr = 1", r"(?s)crop: .*a list.*dataset: .*'trainig' .did you"),
@@ -88,18 +64,6 @@ def test_a_recipe_with_mistakes_is_explained(tmp_path: Path, content: bytes, mes
     file.write_bytes(content)
     with pytest.raises(UserError, match=message):
         load_config(str(file), {"network.name": "segnet", "data.dataset": "camvid"})
-
-
-@pytest.mark.parametrize("assignment", ["network.name=[1]", "network=5", "data.dataset=[1]", "network_options.unet=5"])
-def test_values_of_another_kind_are_refused(assignment: str) -> None:
-    with pytest.raises(UserError, match="Input should be a"):
-        load_config("demo", {}, [assignment])
-
-
-@pytest.mark.parametrize("assignment", ["seed=-1", f"seed={2**63}"])
-def test_a_seed_fits_torch(assignment: str) -> None:
-    with pytest.raises(UserError, match="seed: "):
-        load_config("demo", {}, [assignment])
 
 
 @pytest.mark.parametrize("words", [({"data.dataset": "voc"}, []), ({}, ["data.dataset=voc"])], ids=["flag", "set"])
@@ -157,21 +121,6 @@ def test_joint_weights_of_the_recipe_reach_named_schedules() -> None:
 def test_a_key_of_older_recipes_is_answered_with_the_new_line(assignment: str, line: str) -> None:
     with pytest.raises(UserError, match=line):
         load_config("demo", {}, [assignment])
-
-
-def test_epochs_asked_for_override_a_recipes_iterations() -> None:
-    for flags, assignments in (({"training.epochs": 50}, []), ({}, ["training.epochs=50"])):
-        with pytest.warns(UserWarning, match="the recipe's iterations = 20000 do not count"):
-            assert load_config("fcn8s-voc", flags, assignments).training.iterations is None
-    with pytest.raises(UserError, match="give one of them"):
-        load_config("demo", {"training.epochs": 5, "training.iterations": 5})
-
-
-@pytest.mark.parametrize("name", ["depth-first", "depth-first+copy", "../up", "a/b", ""])
-def test_own_steps_need_a_plain_name_of_their_own(name: str) -> None:
-    steps = ({"phase": "x", "trains": ("encoder", "seg-branch"), "seg": 1.0},)
-    with pytest.raises(UserError, match=r"name of a schedule of the table|must begin with a letter or digit"):
-        load_config("demo").changed({"schedule": {"name": name, "steps": steps}}).build_schedule()
 
 
 def test_a_copy_is_said_in_one_way() -> None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
-from data_cache.errors import UserError
 from stages.comparison.record import RunRecord
 
 FACTS = {
@@ -43,8 +40,3 @@ def test_a_folder_or_its_file_can_be_named(tmp_path):
     ]
     assert record.per_class[0].iou is None
     assert record.identity is None and record.own_schedule, "what an older version did not say is not taken for granted"
-
-
-def test_missing_file_says_what_to_name(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*name a run's folder"):
-        RunRecord.from_json(tmp_path)

@@ -81,19 +81,6 @@ def test_a_spreadsheet_opens_class_names_as_text(tmp_path):
     assert [row["name"] for row in rows] == ["'=HYPERLINK(1)", "도로, 道路"]
 
 
-def test_unreadable_images_are_named_and_the_others_done(tmp_path):
-    broken, loop, deep = tmp_path / "broken.png", tmp_path / "loop.png", tmp_path / "deep.tif"
-    broken.write_text("no image")
-    loop.symlink_to(loop)
-    Image.fromarray(np.zeros((8, 8), dtype=np.float32)).save(deep)
-    save(tmp_path / "fine.png")
-    done = predict([tmp_path, tmp_path / "gone.png"], tmp_path / "out")
-    reasons = {Path(failure.image).name: failure.reason for failure in done.failed}
-    assert list(reasons) == ["broken.png", "deep.tif", "loop.png", "gone.png"]
-    assert "holds floats" in reasons["deep.tif"] and "is missing" in reasons["gone.png"]
-    assert [path.name for path in (tmp_path / "out/labels").iterdir()] == ["fine.png"]
-
-
 @pytest.mark.parametrize(
     ("options", "remedy"),
     [({}, "--tile 512"), ({"tile": 64, "margin": 0}, r"a smaller --tile or --margin \(now 64 and 0\)")],
@@ -171,8 +158,3 @@ def test_saved_predictions_keep_class_ids_under_a_palette(tmp_path):
     PredictionWriter(OutputFolder(tmp_path, Inputs()), batch.image_ids, palette=PALETTE)(batch, predictions, None)
     with Image.open(tmp_path / "plain.png") as saved:
         assert saved.mode == "P" and np.array_equal(np.array(saved), predictions[0].numpy())
-
-
-def test_image_ids_cannot_leave_the_folder(tmp_path):
-    with pytest.raises(UserError, match="outside"):
-        PredictionWriter(OutputFolder(tmp_path / "in", Inputs()), ["../escape"])

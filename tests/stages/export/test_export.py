@@ -232,25 +232,6 @@ def test_the_same_export_again_writes_nothing_and_neither_prints(tmp_path, capfd
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == written_at
 
 
-def test_another_export_is_replaced_only_when_asked(tmp_path):
-    export(build(), tmp_path / "out")
-    other = build(decoder_channels=[8, 8, 8, 8, 8])
-    with pytest.raises(UserError, match=r"out holds another export; give another --out, or --overwrite"):
-        export(other, tmp_path / "out")
-    report = export(other, tmp_path / "out", overwrite=True)
-    assert count_parameters(load_exported(tmp_path / "out")) == report.proof["parameters"]["after"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_files_that_are_no_export_are_never_replaced(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"no export and would be lost"):
-        export(build(), tmp_path, overwrite=True)
-    with pytest.raises(UserError, match=r"a file of that name exists"):
-        export(build(), tmp_path / "notes.txt")
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-
-
 def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
     def fail(job):
         (job.folder / "half.bin").write_bytes(b"half")
@@ -329,23 +310,3 @@ def test_impossible_arguments_are_refused(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         export(build(), tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
-
-
-def test_folders_that_are_no_export_are_named(tmp_path, report):
-    with pytest.raises(UserError, match=r"cannot read .*config.json.*pipeline export"):
-        load_exported(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json is damaged"):
-        load_exported(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"_pipeline_network is missing"):
-        load_exported(tmp_path)
-    (tmp_path / "config.json").write_bytes((report.out / "config.json").read_bytes())
-    with pytest.raises(UserError, match=r"cannot read .*model.safetensors"):
-        load_exported(tmp_path)
-    config = json.loads((report.out / "config.json").read_text())
-    config["_pipeline_network"]["num_classes"] = 7
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "model.safetensors").write_bytes((report.out / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"does not fit the network: seg_head.*; seg_head"):
-        load_exported(tmp_path)
