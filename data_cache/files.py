@@ -244,7 +244,7 @@ def check_space(folder: Path, needed_bytes: int, what: str) -> None:
     if needed_bytes > free:
         raise UserError(
             f"{what} need about {format_bytes(needed_bytes)}, but only {format_bytes(free)} are free at {folder}; free "
-            "some space, or choose a place on another disk with --workdir"
+            "some space, or choose a place on another disk (--workdir, --out)"
         )
 
 

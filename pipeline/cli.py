@@ -10,6 +10,7 @@ import functools
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -17,7 +18,7 @@ import click
 from data_cache.errors import UserError, is_out_of_memory, nearest
 from pipeline.commands import COMMANDS
 from pipeline.interruption import KEPT, interruptible, was_interrupted
-from pipeline.options import EncodableHelp
+from pipeline.options import EncodableHelp, GivenPath
 from pipeline.silence import showing_notices, silence_libraries
 from pipeline.threads import choose_thread_defaults
 
@@ -43,12 +44,14 @@ class Commands(click.Group):
     commands=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.option("--workdir", metavar="DIR", help="Where artifacts live; else $PIPELINE_WORKDIR, else ./artifacts.")
+@click.option(
+    "--workdir", type=GivenPath(), metavar="DIR", help="Where artifacts live; else $PIPELINE_WORKDIR, else ./artifacts."
+)
 @click.option("--json", "json_mode", is_flag=True, help="Print exactly one JSON object on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @click.version_option(package_name="pseudo-depth-pipeline")
 @click.pass_context
-def cli(ctx: click.Context, workdir: str | None, json_mode: bool, quiet: bool) -> None:
+def cli(ctx: click.Context, workdir: Path | None, json_mode: bool, quiet: bool) -> None:
     """Train segmentation networks with pseudo depth by phase schedules, compare, and ship without the depth decoder."""
     from pipeline.session import Session
 

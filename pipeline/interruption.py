@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from stages.training.interruption import ECHO_S, SIGNALS, leave_terminal
+from stages.training.interruption import hear_signals
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -33,23 +33,12 @@ class _Interruption:
         self.asked_at: float | None = None
         self.answering = False
         self._json_mode = json_mode
-        self._process = os.getpid()
         self._on_terminal = os.isatty(2)
 
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """Raise KeyboardInterrupt at the first signal, end the process at the second."""
-        if os.getpid() != self._process:  # a worker that was forked just now; its parent ends it
-            if number == signal.SIGTERM:
-                signal.signal(number, signal.SIG_DFL)
-                signal.raise_signal(number)
-            return
-        if number == signal.SIGHUP:
-            leave_terminal()
-        if self.asked_at is None:
-            self.asked_at = time.monotonic()
-            self._raise_when_safe(frame)
-        elif time.monotonic() - self.asked_at >= ECHO_S:
-            self._end_at_once()
+    def begin(self, frame: FrameType | None) -> None:
+        """Raise KeyboardInterrupt, at once or as soon as that is safe."""
+        self.asked_at = time.monotonic()
+        self._raise_when_safe(frame)
 
     def catch_lost(self, lost: UnraisableHookArgs) -> None:
         """Raise again what was raised inside a destructor or a callback, where Python can only print it."""
@@ -67,13 +56,13 @@ class _Interruption:
         if time.monotonic() - self.asked_at < _LONGEST_IMPORT_S:
             self._raise_later()
         else:
-            self._end_at_once()
+            self.end_at_once()
 
     def _raise_later(self) -> None:
         signal.signal(signal.SIGALRM, lambda _, frame: self._raise_when_safe(frame))
         signal.setitimer(signal.ITIMER_REAL, _RETRY_S)
 
-    def _end_at_once(self) -> None:
+    def end_at_once(self) -> None:
         """End without waiting for anything; written past the streams, in whose middle the signal may have come."""
         processes = sys.modules.get("multiprocessing")
         for child in processes.active_children() if processes else ():
@@ -102,16 +91,15 @@ def interruptible(*, json_mode: bool, last: bool) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     _current = current = _Interruption(json_mode=json_mode)
-    former = {number: signal.signal(number, current.handle) for number in heard}
+    former = hear_signals(current.begin, current.end_at_once)
     former_hook, sys.unraisablehook = sys.unraisablehook, current.catch_lost
     try:
         yield
     finally:
         current.answering = True
         if last:
-            atexit.register(_ignore, heard)
+            atexit.register(_ignore, list(former))
         else:
             _current, sys.unraisablehook = None, former_hook
             for number, handler in former.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.console import Console
@@ -18,6 +19,8 @@ class Result:
 
     json: dict[str, Any]
     text: RenderableType
+    failed: bool = False
+    """Whether something in it is bad: the exit status then is 2."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,12 @@ class Session:
     console: Console
 
     @classmethod
-    def start(cls, workdir: str | None, *, json_mode: bool = False, quiet: bool = False) -> Session:
+    def start(cls, workdir: str | Path | None, *, json_mode: bool = False, quiet: bool = False) -> Session:
         """Choose the work directory and the way to speak."""
         return cls(Workspace.choose(workdir), Console(json_mode=json_mode, quiet=quiet))
 
     def show(self, result: Result) -> None:
-        """Print a result to stdout."""
+        """Print a result to stdout; end the command where it has failed."""
         self.console.result(result.json, result.text)
+        if result.failed:
+            raise SystemExit(2)

@@ -31,11 +31,8 @@ class Workspace:
     root: Path
 
     @classmethod
-    def choose(cls, option: str | None) -> Workspace:
+    def choose(cls, option: str | Path | None) -> Workspace:
         """Return the work directory of ``--workdir``, else of the environment, else ``./artifacts``."""
-        if option is not None and (not option or "\0" in option):
-            what = "holds a NUL character" if option else "is empty"
-            raise UserError(f"--workdir {option!r} {what}; name a folder, or drop it for ./artifacts")
         return cls(Path(option or os.environ.get(ENVIRONMENT_VARIABLE) or "artifacts").expanduser())
 
     @property
@@ -84,20 +81,16 @@ class Workspace:
             now = time.time_ns()  # the file system's own clock may tick too coarsely to tell two runs apart
             os.utime(run / "run.json", ns=(now, now))
 
-    def find_run(self, reference: str | None) -> Path:
+    def find_run(self, reference: str) -> Path:
         """Return the folder of a run.
 
         Args:
-            reference: a run's folder, its name, or the beginning of its name; None is the newest run.
+            reference: a run's folder, its name, or the beginning of its name.
 
         Raises:
             UserError: no such run, or several whose names begin so.
         """
         runs = self.finished_runs()
-        if reference is None:
-            if not runs:
-                raise UserError(f"no finished run in {self.runs}; train one with: pipeline run")
-            return runs[-1]
         if (Path(reference) / "run.json").is_file():
             return Path(reference)
         matches = [run for run in runs if run.name.startswith(reference)]

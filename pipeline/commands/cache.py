@@ -39,7 +39,7 @@ def cache() -> None:
 @click.pass_obj
 def cache_info(session: Session, store: Path | None) -> None:
     """Show images, size and provenance of STORE, or of all stores."""
-    _show_with_damage(session, show_stores(session, find_stores(session, store)))
+    session.show(show_stores(session, find_stores(session, store)))
 
 
 @cache.command("verify")
@@ -47,7 +47,7 @@ def cache_info(session: Session, store: Path | None) -> None:
 @click.pass_obj
 def cache_verify(session: Session, store: Path | None) -> None:
     """Read every map of STORE, or of all stores, and compare checksums."""
-    _show_with_damage(session, check_stores(find_stores(session, store)))
+    session.show(check_stores(find_stores(session, store)))
 
 
 @cache.command("repair")
@@ -75,13 +75,7 @@ def cache_preview(session: Session, config: RunConfig, out: Path | None, overwri
 @click.pass_obj
 def cache_export(session: Session, store: Path | None, out: Path | None, form: str, overwrite: bool) -> None:
     """Write the maps of STORE, or of all stores, as 16-bit PNG or NPY files."""
-    _show_with_damage(session, export_maps(session, find_stores(session, store), out, form, overwrite=overwrite))
-
-
-def _show_with_damage(session: Session, result: Result) -> None:
-    session.show(result)
-    if result.json["bad"]:
-        raise SystemExit(2)
+    session.show(export_maps(session, find_stores(session, store), out, form, overwrite=overwrite))
 
 
 def find_stores(session: Session, store: Path | None) -> list[Path]:
@@ -117,6 +111,7 @@ def show_stores(session: Session, folders: list[Path]) -> Result:
     from pipeline.console import plain_table
     from pipeline.session import Result
 
+    named = ("dataset", "split", "estimator", "kind")
     facts: list[dict[str, Any]] = []
     bad: list[dict[str, Any]] = []
     for folder in folders:
@@ -131,22 +126,14 @@ def show_stores(session: Session, folders: list[Path]) -> Result:
             continue
         described = {"images": images, "bytes": measure(folder), "provenance": asdict(store.provenance)}
         facts.append({"store": str(folder)} | described)
+    provenance = [fact["provenance"] for fact in facts]
     rows = [
-        [
-            fact["provenance"]["dataset"],
-            fact["provenance"]["split"],
-            fact["provenance"]["estimator"],
-            str(fact["provenance"]["kind"]),
-            fact["images"],
-            f"{fact['bytes'] / 1e6:.1f} MB",
-            fact["store"],
-        ]
-        for fact in facts
+        [*(str(made[key]) for key in named), fact["images"], f"{fact['bytes'] / 1e6:.1f} MB", fact["store"]]
+        for fact, made in zip(facts, provenance, strict=True)
     ]
     total = {"stores": facts, "images": sum(fact["images"] for fact in facts), "bad": bad}
-    provenance = [fact["provenance"] for fact in facts]
-    columns = ["dataset", "split", "estimator", "kind", "images", "size", "folder"]
-    return Result(total | {"provenance": provenance}, plain_table("Depth stores", columns, rows))
+    columns = [*named, "images", "size", "folder"]
+    return Result(total | {"provenance": provenance}, plain_table("Depth stores", columns, rows), failed=bool(bad))
 
 
 def check_stores(folders: list[Path]) -> Result:
@@ -172,7 +159,8 @@ def check_stores(folders: list[Path]) -> Result:
         else f"{count(len(folders), 'store')} verified; every map is as it was written"
     )
     remedy = {"remedy": "pipeline cache repair, then pipeline pseudo-depth"} if bad else {}
-    return Result({**_describe_readable(folders), "bad": bad, "suspicious": suspicious} | remedy, "\n".join(lines))
+    facts = {**_describe_readable(folders), "bad": bad, "suspicious": suspicious} | remedy
+    return Result(facts, "\n".join(lines), failed=bool(bad))
 
 
 def _describe_readable(folders: list[Path]) -> dict[str, Any]:
@@ -262,7 +250,7 @@ def export_maps(
                 bad.append({"store": str(folder), "image": "", "reason": str(problem)})
     facts = {**_describe_readable(folders), "images": written, "bad": bad, "out": str(target)}
     lines = [f"not written: {found['image'] or found['store']}: {found['reason']}" for found in bad]
-    return Result(facts, "\n".join([*lines, f"{count(written, 'map')} written to {target}"]))
+    return Result(facts, "\n".join([*lines, f"{count(written, 'map')} written to {target}"]), failed=bool(bad))
 
 
 def _export_store(store: DepthStore, output: OutputFolder, form: str, bad: list[dict[str, Any]]) -> int:

@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 @click.pass_obj
 def datasets(session: Session, name: str | None, data_root: str | None, recipe: str | None) -> None:
     """List datasets; with NAME examine one: pairing, ids, palette, void, sizes, classes."""
-    result = examine_dataset(session, name, data_root, recipe) if name or recipe else list_datasets()
-    session.show(result)
-    if result.json.get("problems"):
-        raise SystemExit(2)
+    session.show(examine_dataset(session, name, data_root, recipe) if name or recipe else list_datasets())
 
 
 def list_datasets() -> Result:
@@ -69,8 +66,7 @@ def examine_dataset(
     root = choose_root(name, data_root, session.workspace.root)
     session.console.info(f"examining {name}: every file is read once")
     report = examine(name, root, **options)
-    facts = asdict(report)
-    return Result(facts, Group(*_render_report(report)))
+    return Result(asdict(report), Group(*_render_report(report)), failed=bool(report.problems))
 
 
 def _render_report(report: DoctorReport) -> Iterator[Any]:

@@ -31,10 +31,7 @@ FREE_DISK_BYTES = 3_000_000_000
 @click.pass_obj
 def doctor(session: Session, clean: bool) -> None:
     """Check machine, versions, GPU, locking, disk; say what is missing and how to repair it."""
-    result = examine_machine(session, clean=clean)
-    session.show(result)
-    if not all(check["ok"] for check in result.json["checks"]):
-        raise SystemExit(2)
+    session.show(examine_machine(session, clean=clean))
 
 
 def examine_machine(session: Session, *, clean: bool = False) -> Result:
@@ -71,7 +68,8 @@ def examine_machine(session: Session, *, clean: bool = False) -> Result:
         "freed_bytes": sum(one.bytes for one in removed),
     }
     lines = [Text(f"removed {printable_text(str(one.path))} ({format_bytes(one.bytes)})") for one in removed]
-    return Result(facts, Group(plain_table("Machine", ["state", "what", "found", "remedy"], rows), *lines))
+    table = plain_table("Machine", ["state", "what", "found", "remedy"], rows)
+    return Result(facts, Group(table, *lines), failed=not all(check["ok"] for check in checks))
 
 
 def _check(name: str, ok: bool, found: str, remedy: str = "") -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.options import GivenPath
-from stages.export.formats import DEFAULT_FORMATS, describe_formats, parse_formats
+from stages.export.formats import DEFAULT_FORMATS, ORIGIN_FILE, describe_formats, parse_formats
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -69,7 +69,7 @@ def export_run(
     import torch
 
     from data_cache.files import read_json
-    from pipeline.experiment.models import ORIGIN_FILE, open_run
+    from pipeline.experiment.models import open_run
     from pipeline.experiment.tabulate import find_newest
     from pipeline.session import Result
     from stages.comparison.record import RUN_FILE

@@ -37,12 +37,11 @@ def predict(
     """Write label maps and overlays of image files."""
     from pipeline.experiment.devices import choose_device
 
-    result = predict_images(
-        session, model, images, out, choose_device(device), tile=tile, margin=margin, overwrite=overwrite
+    session.show(
+        predict_images(
+            session, model, images, out, choose_device(device), tile=tile, margin=margin, overwrite=overwrite
+        )
     )
-    session.show(result)
-    if result.json["failed"]:
-        raise SystemExit(2)
 
 
 def predict_images(
@@ -88,4 +87,4 @@ def predict_images(
     lines += [f"not predicted: {failure.reason}" for failure in written.failed]
     if written.failed:
         lines.append(f"{len(written.failed)} of {len(found)} images could not be predicted; the others are in {out}")
-    return Result(facts, "\n".join(lines))
+    return Result(facts, "\n".join(lines), failed=bool(written.failed))

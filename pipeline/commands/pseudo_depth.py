@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 @click.pass_obj
 def pseudo_depth(session: Session, config: RunConfig, splits: Sequence[str], compile_model: bool, device: str) -> None:
     """Label the images of a dataset with pseudo depth into an HDF5 store."""
-    result = label_splits(config, session, tuple(splits), device, compile_model=compile_model)
-    session.show(result)
-    if result.json["failed"]:
-        raise SystemExit(2)
+    session.show(label_splits(config, session, tuple(splits), device, compile_model=compile_model))
 
 
 def label_splits(
@@ -62,7 +59,7 @@ def label_splits(
         "seconds": round(seconds, 3),
         "images_per_second": round(labelled / seconds, 2) if labelled else 0.0,
     }
-    return Result(facts, _describe_labels(facts))
+    return Result(facts, _describe_labels(facts), failed=bool(failed))
 
 
 def _open_estimator(config: RunConfig, device: str, *, compile_model: bool) -> DepthEstimator | GroundTruthDepth:

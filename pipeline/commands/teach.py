@@ -116,11 +116,11 @@ def teach_dataset(
         Interrupted: ``stop`` was set; the state was saved.
     """
     from data_cache.fingerprint import dataset_fingerprint
+    from data_cache.leftovers import remove
     from pipeline.experiment.config import content_hash
     from stages.networks.precision import resolve_dtype
     from stages.pseudo_depth.teach import check_dataset, find_finished, open_start, publish, write_record
     from stages.pseudo_depth.teach_data import batches_from
-    from stages.training.checkpoint import remove_checkpoints
     from stages.training.loop import train_phase
     from stages.training.metrics_log import MetricsLog
     from stages.training.schedule import DEPTH_BRANCH, ENCODER, Phase
@@ -163,7 +163,7 @@ def teach_dataset(
             stop=stop,
         )
     publish(out, start, task, summary.losses["depth"])
-    remove_checkpoints(out / "unfinished")
+    remove(out / "unfinished")
     return facts | {
         "resumed_at": summary.resumed_from,
         "final_loss": summary.losses["depth"],

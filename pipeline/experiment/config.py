@@ -11,6 +11,7 @@ import tomllib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -239,12 +240,11 @@ def _put_aside(tree: dict[str, Any], given: Mapping[str, Any], wanted: Mapping[s
 
 def _check_counts(config: RunConfig, wanted: Mapping[str, Any]) -> None:
     """Refuse what is asked for now and would change nothing beside the rest."""
-    values = {key: _find_value(config, key) for pair in _COUNTS_WITH.values() for key in pair[:1]}
     for key, (other, needed) in _COUNTS_WITH.items():
-        if key in wanted and values[other] != needed:
+        if key in wanted and (value := attrgetter(other)(config)) != needed:
             raise UserError(
                 f"{key} = {quoted(wanted[key])} would change nothing: it is read with {other} = {needed!r}, and that "
-                f"is {values[other]!r}; set both, or drop it"
+                f"is {value!r}; set both, or drop it"
             )
 
 
@@ -256,11 +256,6 @@ def check_estimator_asked(config: RunConfig, asked: Iterable[str]) -> None:
                 f"{key} is asked for, but it is of an estimator, and depth.estimator is {GROUND_TRUTH!r}: the depth "
                 "that the data set brings, which says itself what it is; drop it, or choose another --estimator"
             )
-
-
-def _find_value(config: RunConfig, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)
 
 
 def _add_network_options(tree: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import torch
 from data_cache.content import ContentHashes
 from data_cache.errors import UserError
 from data_cache.files import atomic_file, hold_folder, read_json, write_json
+from data_cache.leftovers import remove
 from data_cache.loaders import build_training_loader
 from data_cache.sample import Batch
 from data_cache.samples import Source
@@ -36,7 +37,7 @@ from stages.evaluation.settings import EVALUATION_VERSION
 from stages.networks import build_network, build_without_weights
 from stages.networks.interface import Network, Normalisation
 from stages.networks.precision import resolve_dtype
-from stages.training.checkpoint import remove_checkpoints, save_weights
+from stages.training.checkpoint import save_weights
 from stages.training.interruption import stop_on_signals
 from stages.training.loop import PhaseSummary, train_phase
 from stages.training.metrics_log import MetricsLog, StepReport
@@ -205,7 +206,7 @@ def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.
         folder.record.unlink(missing_ok=True)  # it may tell of weights that were removed
         save_weights(network, folder.weights)
         write_json(folder.record, _describe_node(node, folder, copies, summary, store, device))
-        remove_checkpoints(folder.checkpoint)
+        remove(folder.checkpoint)
     if stop.is_set():
         raise KeyboardInterrupt(f"phase {node.phase.name!r} was finished")
 

@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from data_cache.content import ContentHashes
 from data_cache.errors import UserError
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.nodes import check_inside, load_node
 from pipeline.session import Session
 from pipeline.workspace import Workspace
 from stages.comparison.record import RUN_FILE, RunFile, TrainedRun, read_run
+from stages.export.formats import CONFIG_FILE, ORIGIN_FILE, WEIGHTS_FILE
 from stages.networks import build_without_weights
 from stages.networks.interface import Network, Normalisation
 
 if TYPE_CHECKING:
     from data_cache.datasets.interface import SegmentationDataset
-
-ORIGIN_FILE = "origin.json"
-"""In an export folder: the record of the run it came from."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,8 @@ class Model:
     folder: Path
     weights: Path
     """File the weights were read from."""
-    content: str
-    """Hash of that file."""
+    content: str = ""
+    """Hash of that file; not told of an export."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -106,7 +103,6 @@ def read_trained(folder: Path, name: str = RUN_FILE) -> TrainedRun:
 
 
 def _open_export(folder: Path, device: torch.device) -> Model:
-    from stages.export.formats import CONFIG_FILE, WEIGHTS_FILE
     from stages.export.preprocess import PREPROCESS_FILE, read_preprocess
     from stages.export.proof_file import check_files
     from stages.export.safetensors_file import load_exported
@@ -125,9 +121,7 @@ def _open_export(folder: Path, device: torch.device) -> Model:
         )
     weights = folder / WEIGHTS_FILE
     normalisation = Normalisation(preprocess.mean, preprocess.std)
-    content = ContentHashes().hash((weights,))
-    config = restore_config(record)
-    return Model(_place(network, device), normalisation, record, config, False, folder, weights, content)
+    return Model(_place(network, device), normalisation, record, restore_config(record), False, folder, weights)
 
 
 def check_classes(model: Model, dataset: SegmentationDataset) -> None:

@@ -36,9 +36,6 @@ def find_runs(session: Session, references: Sequence[str], table: TableSpec | No
         named = [RunRecord.from_json(session.workspace.find_run(reference)) for reference in references]
         return FoundRuns(freshen(named, session), [])
     found, notes = _read_all(session)
-    if not found:
-        reasons = "".join(f"\n{note}" for note in notes)
-        raise UserError(f"no finished run in {session.workspace.runs}; train one with: pipeline run{reasons}")
     of_table = [record for record in found if table is None or record.name in table.order]
     if not of_table:
         assert table is not None
@@ -55,22 +52,24 @@ def find_newest(session: Session) -> Path:
         UserError: there is none.
     """
     found, notes = _read_all(session)
-    if not found or not (folder := found[-1].folder):
-        reasons = "".join(f"\n{note}" for note in notes)
-        raise UserError(f"no finished run in {session.workspace.runs}; train one with: pipeline run{reasons}")
     for note in notes:
         session.console.info(note)
+    folder = found[-1].folder
+    assert folder is not None, "it was read from there"
     return folder
 
 
 def _read_all(session: Session) -> FoundRuns:
-    """Return all finished runs, last the one that was asked for last."""
+    """Return all finished runs, last the one that was asked for last; UserError when there is none."""
     found, notes = [], []
     for folder in session.workspace.finished_runs():
         try:
             found.append(RunRecord.from_json(folder))
         except UserError as problem:
             notes.append(f"run {folder.name} is left out: {problem}")
+    if not found:
+        reasons = "".join(f"\n{note}" for note in notes)
+        raise UserError(f"no finished run in {session.workspace.runs}; train one with: pipeline run{reasons}")
     return FoundRuns(found, notes)
 
 

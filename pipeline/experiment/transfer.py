@@ -18,12 +18,6 @@ POLICIES: dict[TransferMode, EncoderPolicy] = {
     "fine-tune": "always-low-lr",
     "scratch": "train",
 }
-MEANINGS: dict[TransferMode, str] = {
-    "feature-extractor": "the encoder is frozen in every phase, batch-norm statistics included",
-    "low-level-extractor": f"the encoder is cut after {LOW_LEVEL_DEPTH} stages, the rest is gone, it is frozen",
-    "fine-tune": "everything learns, the encoder at a tenth of the rate",
-    "scratch": "the encoder starts from random weights",
-}
 
 
 def apply_transfer(config: RunConfig) -> RunConfig:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any
 import torch
 
 from data_cache.errors import UserError
-from data_cache.files import read_json, write_json
+from data_cache.files import check_space, read_json, write_json
 from data_cache.outputs import hold_result, replace_folder
 from data_cache.sample import SMALLEST_INPUT_PX
 from stages.export.card import CardFacts, render_card
-from stages.export.formats import DEFAULT_FORMATS, EXPORT_FORMATS, ONNX_FILE, check_formats
+from stages.export.formats import DEFAULT_FORMATS, EXPORT_FORMATS, ONNX_FILE, ORIGIN_FILE, check_formats
 from stages.export.job import ExportJob
 from stages.export.preprocess import PREPROCESS_FILE, Palette, write_preprocess
 from stages.export.proof import build_reference, compute_proof
@@ -31,9 +30,8 @@ EXPORT_VERSION = 1
 """Raise it when the written files change their meaning; finished exports are then written anew."""
 
 CARD_FILE = "README.md"
-_ORIGIN_FILE = "origin.json"
 _LARGE_ONNX_FILE = f"{ONNX_FILE}.data"
-"""Files that are in no table: the record of the run, and weights too large for a graph."""
+"""Weights too large for a graph; this file is in no table."""
 OPSETS = range(18, 24)
 """ONNX operator sets that torch's exporter writes and current runtimes read."""
 
@@ -149,7 +147,7 @@ def _list_own(folder: Path) -> list[str]:
         written = read_json(folder / PROOF_FILE).get("formats")
     except UserError:
         written = None
-    known = {PROOF_FILE, CARD_FILE, PREPROCESS_FILE, _ORIGIN_FILE, _LARGE_ONNX_FILE}
+    known = {PROOF_FILE, CARD_FILE, PREPROCESS_FILE, ORIGIN_FILE, _LARGE_ONNX_FILE}
     for name, entry in EXPORT_FORMATS.items():
         if not isinstance(written, dict) or name in written:
             known.update(entry.files)
@@ -222,13 +220,7 @@ def _check_arguments(
 def _check_disk(stripped: Network, out: Path, num_formats: int) -> None:
     weights_bytes = sum(value.numel() * value.element_size() for value in stripped.state_dict().values())
     needed = weights_bytes * (num_formats + 1)  # one more for what exporters write beside
-    existing = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise UserError(
-            f"not enough disk space for the export: {existing} has {free / 1e6:.0f} MB left, {needed / 1e6:.0f} MB are "
-            "needed; free some or give another --out"
-        )
+    check_space(out, needed, "the files of the export")
 
 
 def _compute_key(stripped: Network, settings: dict[str, Any]) -> str:

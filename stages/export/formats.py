@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from stages.export.job import ExportJob, SegmentationFunction
 
 CONFIG_FILE = "config.json"
+ORIGIN_FILE = "origin.json"
+"""The record of the run that was exported."""
 WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
 PT2_FILE = "model.pt2"

@@ -8,7 +8,6 @@ renamed into place before the old is removed. Random state needs no bytes of its
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from data_cache.content import ContentHashes
 from data_cache.errors import UserError
 from data_cache.files import atomic_file, atomic_folder
+from data_cache.leftovers import remove
 from data_cache.records import Record, read_record
 from stages.networks.tensor_files import fill_tensors, read_tensors, save_tensors
 
@@ -106,7 +106,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], key
         (temporary / _FACTS).write_text(facts.model_dump_json(indent=1), encoding="utf8")
     for former in _steps(folder).values():
         if former != final:
-            shutil.rmtree(former, ignore_errors=True)
+            remove(former)
 
 
 def read_checkpoint(folder: Path, key: str, total_steps: int) -> Checkpoint | None:
@@ -139,11 +139,6 @@ def read_checkpoint(folder: Path, key: str, total_steps: int) -> Checkpoint | No
             f"than the phase's {total_steps}; {remedy}"
         )
     return Checkpoint(step, read_tensors(newest / _TENSORS, remedy, facts.content), newest, remedy)
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Delete a checkpoint folder once the phase's weights are safe elsewhere."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _steps(folder: Path) -> dict[int, Path]:

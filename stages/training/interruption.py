@@ -7,12 +7,13 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ECHO_S = 0.2
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ECHO_S = 0.2
 """A signal that comes again within this time is the same wish: ``timeout`` and other wrappers send it twice."""
 
 
@@ -61,26 +62,14 @@ def ignoring_sigchld() -> Iterator[None]:
 def stop_on_signals() -> Iterator[StopFlag]:
     """Turn the first SIGINT, SIGTERM or SIGHUP inside the block into a set flag; the second ends the work at once.
 
-    A signal that is ignored already (``nohup``) stays so. Must be entered in the main thread. The former handlers come
-    back on leaving.
+    Must be entered in the main thread. The former handlers come back on leaving.
     """
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
     flag = StopFlag()
-    process, asked_at = os.getpid(), 0.0
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal asked_at
-        if os.getpid() != process:  # a worker that was forked just now; its parent ends it
-            return
-        if number == signal.SIGHUP:
-            leave_terminal()
-        if not flag.is_set():
-            asked_at = time.monotonic()
-            flag.set()
-        elif time.monotonic() - asked_at >= ECHO_S:
-            raise KeyboardInterrupt
-
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    former = {number: signal.signal(number, handle) for number in heard}
+    former = hear_signals(lambda _: flag.set(), interrupt)
     try:
         yield flag
     finally:
@@ -88,7 +77,39 @@ def stop_on_signals() -> Iterator[StopFlag]:
             signal.signal(number, handler)
 
 
-def leave_terminal() -> None:
+def hear_signals(first: Callable[[FrameType | None], None], second: Callable[[], None]) -> dict[signal.Signals, Any]:
+    """Call a function at the first SIGINT, SIGTERM or SIGHUP, and another one at each later one that is no echo.
+
+    A signal that is ignored already (``nohup``) stays so.
+
+    Args:
+        first: takes the frame in which the signal came.
+
+    Returns:
+        The former handlers of the signals that are heard.
+    """
+    process, asked_at = os.getpid(), 0.0
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked_at
+        if os.getpid() != process:  # a worker that was forked just now; its parent ends it
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        if not asked_at:
+            asked_at = time.monotonic()
+            first(frame)
+        elif time.monotonic() - asked_at >= _ECHO_S:
+            second()
+
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handle) for number in heard}
+
+
+def _leave_terminal() -> None:
     """Let what is still said go nowhere: the terminal is gone, and writing to it would fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):

@@ -17,7 +17,6 @@ from stages.training.encoder_policy import EncoderPolicy
 from stages.training.schedule import CopyWeights, Part, Phase, Schedule, Step
 from stages.training.schedules import SCHEDULES, split_name
 
-MEDIAN_FREQUENCY = "median-frequency"
 LONGEST = 1_000_000_000
 """Epochs or steps of a phase."""
 LARGEST_WEIGHT = 1000.0
