@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
@@ -64,37 +62,6 @@ def test_a_shared_run_is_the_same_bits_as_one_trained_alone(
     for mine, theirs in zip(alone["phases"], shared["phases"], strict=True):
         assert mine["key"] != theirs["key"], "declining to share trains in a place of its own"
         assert tensors(tmp_path, mine["key"]) == tensors(work, theirs["key"])
-
-
-def test_an_export_opens_with_smp_alone_and_gives_the_same_logits(
-    table: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    work, _ = table
-    run = call(work, "run", "--recipe", TINY, "--schedule", "depth-first", "--copy-weights")["run"]
-    exported = call(work, "export", run, "--out", tmp_path / "model")
-    assert exported["proof"]["max_abs_difference"]["stripped_vs_full"] == 0
-
-    images = np.random.default_rng(0).normal(size=(2, 3, 64, 96)).astype(np.float32)
-    np.save(tmp_path / "images.npy", images)
-    script = (
-        "import sys, numpy, torch, segmentation_models_pytorch as smp\n"
-        "assert not any(name in sys.modules for name in ('pipeline', 'stages', 'data_cache'))\n"
-        "model = smp.from_pretrained('model').eval()\n"
-        "with torch.inference_mode():\n"
-        "    numpy.save('logits.npy', model(torch.from_numpy(numpy.load('images.npy'))).numpy())\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, check=True, env=environment)
-
-    import torch
-
-    from pipeline.experiment.models import open_run
-
-    full = open_run(work / "runs" / run, torch.device("cpu")).network
-    full.to(memory_format=torch.contiguous_format)  # as smp has it; another layout sums in another order
-    with torch.inference_mode():
-        expected = full(torch.from_numpy(images), depth=False).seg_logits.numpy()
-    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-6)
 
 
 def test_the_demo_prints_where_everything_is(tmp_path: Path) -> None:

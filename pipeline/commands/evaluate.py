@@ -83,9 +83,10 @@ def score_model(
         ``model``, ``weights``, ``split``, ``metrics``, ``metrics_paper``, ``per_class``, ``confusion``, ``images``,
         ``notes``.
     """
+    from pipeline.experiment.artifacts import find_labels_if_any
     from pipeline.experiment.facts import look_at_splits
     from pipeline.experiment.models import check_classes, open_model
-    from pipeline.experiment.scoring import evaluate_split, find_labels_if_any
+    from pipeline.experiment.scoring import evaluate_split
     from pipeline.experiment.tabulate import freshen
     from pipeline.session import Result
     from stages.comparison.record import RunRecord
@@ -104,7 +105,7 @@ def score_model(
     dataset = looked.dataset
     check_classes(model, dataset)
     learnt_depth = model.has_depth and config.build_schedule().needs_depth
-    store = find_labels_if_any(config, session, dataset) if learnt_depth else None
+    store = find_labels_if_any(config, session.workspace, dataset, session.console.info) if learnt_depth else None
     network = TiledNetwork(model.network, tile=tile, margin=margin) if tile is not None else model.network
     with _open_writer(session, save_predictions, dataset, config, overwrite=overwrite) as writer:
         session.console.info(f"evaluating {model.weights} on {dataset.name} {dataset.split}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,24 @@ def find_labels(config: RunConfig, workspace: Workspace, dataset: SegmentationDa
         command=command,
     )
     return match_depth(dataset, DepthStore(folder), workspace.content_hashes(), command=command)
+
+
+def find_labels_if_any(
+    config: RunConfig, workspace: Workspace, dataset: SegmentationDataset, say: Callable[[str], object] | None = None
+) -> SplitDepth | None:
+    """Return the depth of a split; None where none was made, and ``say`` is then told that depth metrics are left out.
+
+    Raises:
+        UserError: as ``find_labels``, where there is a store.
+    """
+    from data_cache.depth_store import NoDepthStore
+
+    try:
+        return find_labels(config, workspace, dataset)
+    except NoDepthStore as problem:
+        if say is not None:
+            say(f"no depth metrics on split {dataset.split!r}: {problem}")
+        return None
 
 
 def _label_command(config: RunConfig, split: str) -> str:

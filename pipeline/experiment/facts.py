@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +14,7 @@ from data_cache.errors import UserError
 from data_cache.files import write_json
 from data_cache.fingerprint import dataset_fingerprint
 from data_cache.records import Record, read_record
-from pipeline.experiment.artifacts import find_labels, open_split
+from pipeline.experiment.artifacts import find_labels, find_labels_if_any, open_split
 from pipeline.experiment.config import RunConfig, content_hash
 from pipeline.experiment.plan import DataFacts, Reported, describe_network
 from pipeline.session import Session
@@ -86,12 +85,7 @@ def inspect_reported(
     Raises:
         UserError: its depth store is unfit; having none at all is no fault.
     """
-    store = None
-    if needs_depth:
-        from data_cache.depth_store import NoDepthStore
-
-        with contextlib.suppress(NoDepthStore):
-            store = find_labels(config, session.workspace, dataset)
+    store = find_labels_if_any(config, session.workspace, dataset) if needs_depth else None
     split = dataset_fingerprint(dataset, session.workspace.content_hashes())
     return Reported(split, store.fingerprint() if store else None)
 

@@ -101,7 +101,8 @@ class PlannedRun:
         config = self.config
         label = "" if self.row.startswith(config.network.name) else f"{config.network.label}-"
         readable = re.sub(r"[^\w.+-]+", "-", f"{label}{self.row}")  # encoders may have any name
-        return f"{readable}-s{config.seed}-{content_hash([self.nodes[-1].folder, self._scores()], 8)}"
+        scores = describe_scores(config, needs_depth=self.schedule.needs_depth)
+        return f"{readable}-s{config.seed}-{content_hash([self.nodes[-1].folder, scores], 8)}"
 
     @property
     def steps(self) -> int:
@@ -125,9 +126,6 @@ class PlannedRun:
             "training.encoder_policy": self.config.training.encoder_policy,
             "loss": [losses.describe(phase) for phase in self.schedule.phases],
         }
-
-    def _scores(self) -> dict[str, Any]:
-        return describe_scores(self.config, needs_depth=self.schedule.needs_depth)
 
 
 def describe_scores(config: RunConfig, *, needs_depth: bool) -> dict[str, Any]:

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from data_cache.datasets.interface import SegmentationDataset
-from data_cache.depth_store import NoDepthStore
 from data_cache.errors import UserError
 from data_cache.files import hold_folder, read_json, write_json
 from data_cache.loaders import build_evaluation_loader
 from data_cache.samples import Source
 from data_cache.split_depth import SplitDepth
-from pipeline.experiment.artifacts import find_labels, open_split
+from pipeline.experiment.artifacts import find_labels_if_any, open_split
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.devices import choose_device
 from pipeline.experiment.facts import inspect_reported
@@ -42,7 +41,8 @@ def score_run(
     dataset = open_split(config, session.workspace, config.evaluation.split)
     network.to(device=device, memory_format=torch.channels_last)
     session.console.info(f"evaluating {folder.name} on {config.evaluation.split} ({weights})")
-    store = find_labels_if_any(config, session, dataset) if config.build_schedule().needs_depth else None
+    needs_depth, say = config.build_schedule().needs_depth, session.console.info
+    store = find_labels_if_any(config, session.workspace, dataset, say) if needs_depth else None
     panels = PanelCollector(network.normalisation, _spread(dataset.image_ids, config.evaluation.panels))
     evaluation = evaluate_split(network, network.normalisation, dataset, store, config, device, panels)
     write_panels(panels.items, folder / "panels", class_names=dataset.classes, palette=dataset.palette)
@@ -99,15 +99,6 @@ def refresh_outdated(folders: Sequence[Path], session: Session) -> None:
 def _spread(image_ids: Sequence[str], count: int) -> Sequence[str]:
     """Return so many ids from all over a split; neighbours are often frames of one film."""
     return [image_ids[place * len(image_ids) // count] for place in range(min(count, len(image_ids)))]
-
-
-def find_labels_if_any(config: RunConfig, session: Session, dataset: SegmentationDataset) -> SplitDepth | None:
-    """Return the split's depth store; without one the depth metrics are left out, and that is said."""
-    try:
-        return find_labels(config, session.workspace, dataset)
-    except NoDepthStore as problem:
-        session.console.info(f"no depth metrics on split {dataset.split!r}: {problem}")
-        return None
 
 
 def evaluate_split(

@@ -154,6 +154,12 @@ class TrainedRun(RunFile):
         return self
 
 
+_SHARED = (
+    "name", "seed", "network", "dataset", "recipe", "phases", "per_class", "parameters", "split", "command", "identity",
+)  # fmt: skip
+"""What a comparison takes from run.json as it is."""
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """One run: one schedule, one seed, and what it scored."""
@@ -226,22 +232,13 @@ class RunRecord:
         facts = read_run(path)
         data = facts.config.get("data")
         root = data.get("root") if isinstance(data, dict) else None
+        as_they_are: dict[str, Any] = {name: getattr(facts, name) for name in _SHARED}
         return cls(
-            name=facts.name,
-            seed=facts.seed,
-            network=facts.network,
-            dataset=facts.dataset,
-            recipe=facts.recipe,
+            **as_they_are,
             metrics=_numbers(facts.metrics),
-            phases=facts.phases,
             total_steps=sum(phase.steps for phase in facts.phases) if facts.total_steps is None else facts.total_steps,
-            per_class=facts.per_class,
-            parameters=facts.parameters,
             folder=path.parent,
             started_at=facts.finished_at if facts.started_at is None else facts.started_at,
-            split=facts.split,
-            command=facts.command,
-            identity=facts.identity,
             environment={"threads": facts.environment.threads, **facts.environment.versions},
             own_schedule=facts.schedule.own,
             steps=facts.schedule.steps,

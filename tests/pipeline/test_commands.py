@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.cli import main
+
 Call = Callable[..., Any]
 TINY = Path(__file__).parent / "tiny.toml"
 
@@ -20,27 +22,15 @@ TINY = Path(__file__).parent / "tiny.toml"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work directory with labels and one run of depth-first+copy and of seg-only."""
-    import sys
-    from subprocess import run
-
     work = tmp_path_factory.mktemp("trained")
     for words in (
         ["pseudo-depth"],
         ["run", "--schedule", "seg-only"],
         ["run", "--schedule", "depth-first", "--copy-weights"],
     ):
-        command = [
-            sys.executable,
-            "-m",
-            "pipeline.cli",
-            "--workdir",
-            str(work),
-            "--quiet",
-            *words,
-            "--recipe",
-            str(TINY),
-        ]
-        run(command, check=True, capture_output=True)
+        with pytest.raises(SystemExit) as ended:
+            main(["--workdir", str(work), "--quiet", *words, "--recipe", str(TINY)])
+        assert not ended.value.code
     return work
 
 
