@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
 from pipeline.cli import main
+from tests.bad_input.world import Answer
 
 TINY = Path(__file__).parent / "tiny.toml"
-
-
-class Answer(NamedTuple):
-    """What a command answered."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """The one object on stdout."""
-        return json.loads(self.stdout)
 
 
 @pytest.fixture
