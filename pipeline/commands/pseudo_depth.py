@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from data_cache.errors import UserError
 from pipeline.options import RecipeCommand, device_option
 
 if TYPE_CHECKING:
@@ -69,13 +70,18 @@ def _open_estimator(config: RunConfig, device: str, *, compile_model: bool) -> D
     from stages.pseudo_depth.estimators import load_estimator
     from stages.pseudo_depth.labelling import GroundTruthDepth
 
-    depth = config.depth
+    depth, chosen = config.depth, choose_device(device)
     if depth.estimator == GROUND_TRUTH:
+        if compile_model:
+            raise UserError(
+                f"--compile is asked for, but it is of an estimator, and depth.estimator is {GROUND_TRUTH!r}; drop it, "
+                "or choose another --estimator"
+            )
         return GroundTruthDepth()
     return load_estimator(
         depth.estimator,
         kind=DepthKind(depth.kind) if depth.kind else None,
-        device=choose_device(device),
+        device=chosen,
         precision=depth.precision,
         input_size=depth.input_size,
         compile_backend="inductor" if compile_model else None,

@@ -129,6 +129,11 @@ CASES = [
         _plan("--estimator", "dataset", "--kind", "metric"),
         ("depth.kind", "'dataset'", "--estimator"),
     ),
+    Case(
+        "--compile beside --estimator dataset",
+        lambda world: world.with_recipe("pseudo-depth", "--estimator", "dataset", "--compile"),
+        ("--compile", "'dataset'", "--estimator"),
+    ),
     Case("--margin without --tile", lambda _: ["evaluate", "any", "--margin", "32"], ("--margin 32", "no --tile")),
     Case("a momentum for Adam", _set("training.momentum=0.5"), ("training.momentum", "optimizer", "'sgd'")),
     Case("a folder of data for drawn scenes", _file(OWN, "--data-root", "/mine"), ("scenes", "--data-root", "folder")),
