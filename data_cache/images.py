@@ -203,7 +203,8 @@ def open_image(path: Path, what: str, *, missing: str, broken: str) -> Iterator[
             f"{what} {path} cannot be read (no image in a known format: {', '.join(_FORMATS)}); {broken}"
         ) from error
     except _UNREADABLE as error:
-        raise UserError(f"{what} {path} cannot be read ({error}); {broken}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"{what} {path} cannot be read ({reason}); {broken}") from error
 
 
 @functools.cache

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from data_cache.datasets.camvid import CamVid
 from data_cache.datasets.cityscapes import Cityscapes
@@ -21,6 +22,12 @@ DATASETS: dict[str, type[SegmentationDataset]] = {
     "voc": Voc,
     "cityscapes": Cityscapes,
     "folder": Folder,
+}
+
+_KINDS: dict[type, str] = {
+    bool: "true or false, without quotes",
+    str: "text",
+    Mapping: "a table, as in { train = 100 }",
 }
 
 
@@ -50,20 +57,25 @@ def choose_root(name: str, data_root: str | None, workdir: Path) -> Path | None:
         workdir: the work directory.
 
     Raises:
-        UserError: for an unknown name.
+        UserError: for an unknown name, or a folder for a dataset that reads none.
     """
     if name not in DATASETS:
         raise unknown_name("dataset", name, DATASETS)
+    if data_root and not DATASETS[name].needs_root:
+        raise UserError(
+            f"dataset {name!r} is made in the work directory and reads no folder, but --data-root "
+            f"{data_root!r} (data.root) is given; drop it, or name the dataset it holds, such as --dataset folder"
+        )
     if data_root:
         return Path(data_root).expanduser()
     return workdir / DATASETS[name].work_folder if DATASETS[name].work_folder else None
 
 
-def check_dataset_arguments(name: str, root: Path | None, options: Iterable[str]) -> None:
+def check_dataset_arguments(name: str, root: Path | None, options: Mapping[str, Any]) -> None:
     """Refuse what no split of a dataset could be opened with.
 
     Raises:
-        UserError: for an unknown name or option, or a missing folder.
+        UserError: for an unknown name or option, an option of another kind, or a missing folder.
     """
     if name not in DATASETS:
         raise unknown_name("dataset", name, DATASETS)
@@ -73,16 +85,27 @@ def check_dataset_arguments(name: str, root: Path | None, options: Iterable[str]
         for parameter in inspect.signature(dataset_class).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     ]
-    for option in options:
+    kinds = get_type_hints(dataset_class.__init__)
+    for option, value in options.items():
         if option not in known:
             raise UserError(
                 f"dataset {name!r} has no option {option!r}{nearest(option, known)}; "
                 f"it has: {', '.join(known) or 'none'}"
             )
+        _check_kind(name, option, value, kinds[option])
     if root is None and dataset_class.needs_root:
         raise UserError(f"dataset {name!r} is read from a folder; name it with: --data-root DIR")
     if root is not None and dataset_class.needs_root and not Path(root).is_dir():
         raise UserError(f"dataset {name!r}: there is no folder {root}; name the right one with: --data-root DIR")
+
+
+def _check_kind(name: str, option: str, value: Any, hint: Any) -> None:
+    """Refuse text, a switch or a table where another kind of value belongs; numbers the dataset itself looks at."""
+    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    possible = tuple(get_origin(part) or part for part in parts)
+    for kind, words in _KINDS.items():
+        if kind in possible and not isinstance(value, possible):
+            raise UserError(f"dataset {name!r}: {option} must be {words}, got {str(value)[:60]!r}")
 
 
 __all__ = ["DATASETS", "SegmentationDataset", "check_dataset_arguments", "choose_root", "open_dataset"]

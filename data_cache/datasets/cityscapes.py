@@ -145,6 +145,10 @@ def _read_baseline_times_focal(path: Path) -> float:
     """Return baseline (m) times focal length (px), the numerator of depth = b · f / disparity."""
     camera = read_json(path, "restore it")
     try:
-        return float(camera["extrinsic"]["baseline"]) * float(camera["intrinsic"]["fx"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read baseline and fx from {path} ({error!r}); restore the file") from error
+        baseline_m, focal_px = camera["extrinsic"]["baseline"], camera["intrinsic"]["fx"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} lacks extrinsic.baseline or intrinsic.fx; restore the file") from error
+    for name, value in (("baseline", baseline_m), ("fx", focal_px)):
+        if type(value) not in (int, float) or not 1e-6 < value < 1e6:
+            raise UserError(f"{path} holds {name} = {str(value)[:40]}, no positive length; restore the file")
+    return float(baseline_m) * float(focal_px)

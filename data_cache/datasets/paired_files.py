@@ -62,6 +62,9 @@ class PairedFiles(SegmentationDataset):
             ground_truth_depth_kind: what ``read_depth`` returns, if the dataset has depth.
             depth_rule: how ``read_depth`` turns files into numbers, see the interface.
             orphans: masks without an image, for the doctor to report.
+
+        Raises:
+            UserError: two images have the same id.
         """
         self.split = split
         self.entries = tuple(entries)
@@ -72,6 +75,13 @@ class PairedFiles(SegmentationDataset):
         self.depth_rule = depth_rule
         self.orphans = tuple(orphans)
         self.image_ids = tuple(entry.image_id for entry in self.entries)
+        images: dict[str, Path] = {}
+        for entry in self.entries:
+            if (other := images.setdefault(entry.image_id, entry.image)) is not entry.image:
+                raise UserError(
+                    f"{other} and {entry.image} share the name {entry.image_id!r}, by which depth and scores are "
+                    "kept; rename one of them, or remove it"
+                )
 
     def read_noted_image(self, index: int) -> NotedImage:
         """Return (H, W, 3) RGB, and what had to be decided to read it."""

@@ -23,7 +23,7 @@ from data_cache.datasets.interface import DataLicence, SegmentationDataset, Sour
 from data_cache.datasets.scene_layout import Scene, draw_scene
 from data_cache.datasets.scene_rendering import Rendering, render_scene
 from data_cache.errors import UserError, unknown_name
-from data_cache.files import atomic_folder
+from data_cache.files import atomic_folder, check_space
 from data_cache.images import NotedImage
 from data_cache.sample import IGNORE_INDEX, DepthKind
 
@@ -180,6 +180,8 @@ class Scenes(SegmentationDataset):
 
     def _render_into(self, folder: Path) -> None:
         """Write the four arrays image by image: bounded memory, and a full disk is an error instead of a bus fault."""
+        pixels = self._count * self.size[0] * self.size[1]
+        check_space(folder.parent, 9 * pixels, f"{self._count} drawn scenes")  # 9 bytes a pixel, see _FIELDS
         with atomic_folder(folder) as scratch, ExitStack() as stack:
             files = {field: stack.enter_context((scratch / f"{field}.npy").open("wb")) for field in _FIELDS}
             for field, file in files.items():

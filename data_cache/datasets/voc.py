@@ -6,7 +6,8 @@ Source: Everingham et al. 2015; Hariharan et al. 2011 (SBD, the "trainaug" list 
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from data_cache.content import MissingText, read_text
@@ -23,6 +24,8 @@ _CLASSES = (
 
 _LARGEST_LIST = 1 << 26
 """Bytes: a million images."""
+_LONGEST_ID = 250
+_SUFFIX = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
 
 
 class Voc(PairedFiles):
@@ -84,18 +87,27 @@ class Voc(PairedFiles):
 
 
 def read_id_list(path: Path) -> list[str]:
-    """Return the image ids of a list: the stem of each line's first word.
+    """Return the image ids of a list: of each line's first word the name, without folder and suffix.
 
     Raises:
-        UserError: when the file is missing or not text.
+        UserError: when the file is missing or not text, or a line names nothing that could be an image.
     """
     try:
         lines = read_text(path, largest_bytes=_LARGEST_LIST, remedy="it names one image per line").splitlines()
     except MissingText as error:
         beside = sorted(other.stem for other in path.parent.glob("*.txt"))[:12]
         raise UserError(f"there is no list {path}; lists there: {', '.join(beside) or 'none'}") from error
-    ids = [Path(line.split()[0]).stem for line in lines if line.strip()]
+    ids = [_read_id(path, number, line.split()[0]) for number, line in enumerate(lines, start=1) if line.strip()]
     return list(dict.fromkeys(ids))
+
+
+def _read_id(path: Path, number: int, word: str) -> str:
+    """Return the name of an image without its suffix; other dots are part of the name."""
+    name = PurePosixPath(word).name
+    image_id = name[: -len(found[0])] if (found := _SUFFIX.search(name)) else name
+    if image_id in ("", "..") or len(image_id) > _LONGEST_ID:
+        raise UserError(f"{path} line {number}: {word[:40]!r} is no name of an image; each line names one")
+    return image_id
 
 
 def _find_base(root: Path, year: str) -> Path:

@@ -15,6 +15,7 @@ import click
 from data_cache.errors import UserError, unknown_name
 from data_cache.files import write_json
 from data_cache.sample import SMALLEST_INPUT_PX
+from data_cache.settings import LARGEST_CROP_PX
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -132,6 +133,8 @@ def recommend_transfer(images: int, similarity: Similarity, *, small_below: int 
     """
     if images < 1:
         raise UserError(f"--images {images} leaves nothing to train on; give the number of training images")
+    if small_below < 1:
+        raise UserError(f"--small-below {small_below} calls no number of images small; it must be at least 1")
     return TRANSFERS["small" if images < small_below else "large", similarity]
 
 
@@ -139,15 +142,18 @@ def parse_input_size(text: str) -> int:
     """Return a side in pixels, given as a number or as the name of a preset.
 
     Raises:
-        UserError: it is neither, or smaller than any network takes.
+        UserError: it is neither, or a size that no network takes.
     """
     if not text.removeprefix("-").isdecimal():
         if text not in SIZES:
             raise unknown_name("input size (or a number of pixels)", text, SIZES)
         return SIZES[text]
-    if int(text) < SMALLEST_INPUT_PX:
+    side_px = int(text) if len(text) < 10 else LARGEST_CROP_PX + 1
+    if side_px < SMALLEST_INPUT_PX:
         raise UserError(f"--input-size {text} is too small; every network takes {SMALLEST_INPUT_PX} px or more")
-    return int(text)
+    if side_px > LARGEST_CROP_PX:
+        raise UserError(f"--input-size {text[:12]} is too large; at most {LARGEST_CROP_PX} px are trained on")
+    return side_px
 
 
 def warn_of_size(side_px: int) -> list[str]:

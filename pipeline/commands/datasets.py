@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 @click.pass_obj
 def datasets(session: Session, name: str | None, data_root: str | None, recipe: str | None) -> None:
     """List datasets; with NAME examine one: pairing, ids, palette, void, sizes, classes."""
-    session.show(examine_dataset(session, name, data_root, recipe) if name or recipe else list_datasets())
+    if data_root and name is None and recipe is None:
+        raise UserError(f"--data-root {data_root} is the folder of which dataset? Name it: pipeline datasets NAME …")
+    listed = name is None and recipe is None
+    session.show(list_datasets() if listed else examine_dataset(session, name, data_root, recipe))
 
 
 def list_datasets() -> Result:

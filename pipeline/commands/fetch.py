@@ -54,6 +54,7 @@ def fetch_weights(
     if out is not None:
         session.workspace.check_output(out, "--out")
     folder = out or session.workspace.estimators
+    _check_apart(names)
     files: list[Path] = []
     uses: list[str] = []
     for name in names:
@@ -66,7 +67,7 @@ def fetch_weights(
             files.append(fetch_vgg16_weights(folder / f"{name}.safetensors", batch_norm=WHOLE_VGG[name]))
             uses.append(f"--set network.encoder_weights={files[-1]}")
             continue
-        target = folder / (Path(name).name if Path(name).is_dir() else name.replace("/", "--"))
+        target = folder / _name_folder(name)
         files += fetch_estimator(
             name,
             target,
@@ -77,3 +78,23 @@ def fetch_weights(
         uses.append(f"--estimator {target}")
     facts = {"files": [str(file) for file in files], "use": uses}
     return Result(facts, "\n".join([*map(str, files), *(f"use it with: {use}" for use in uses)]))
+
+
+def _name_folder(name: str) -> str:
+    """Return what the copy of an estimator's folder, or of a Hub id, is called."""
+    if not Path(name).is_dir():
+        return name.replace("/", "--")
+    last = Path(name).name
+    return Path(name).resolve().name if last in ("", "..") else last
+
+
+def _check_apart(names: Sequence[str]) -> None:
+    """Refuse two folders whose copies would be one."""
+    folders: dict[str, str] = {}
+    for name in names:
+        copy = _name_folder(name)
+        if Path(name).is_dir() and not Path(folders.setdefault(copy, name)).samefile(name):
+            raise UserError(
+                f"{folders[copy]} and {name} would both be copied to {copy!r}; fetch them one by one, each with an "
+                "--out of its own"
+            )

@@ -21,13 +21,8 @@ if TYPE_CHECKING:
 
 
 def open_split(config: RunConfig, workspace: Workspace, split: str) -> SegmentationDataset:
-    """Open one split of the recipe's dataset; UserError also where it names a folder that would not be read."""
+    """Open one split of the recipe's dataset."""
     data = config.data
-    if data.root and data.dataset in DATASETS and not DATASETS[data.dataset].needs_root:
-        raise UserError(
-            f"dataset {data.dataset!r} is made in the work directory and reads no folder, but --data-root "
-            f"{data.root!r} (data.root) is given; drop it, or name the dataset it holds, such as --dataset folder"
-        )
     return open_dataset(data.dataset, choose_root(data.dataset, data.root, workspace.root), split, **data.options)
 
 

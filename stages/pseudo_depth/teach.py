@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -148,6 +150,16 @@ def check_dataset(dataset: SegmentationDataset, spec: EstimatorSpec) -> None:
             f"estimator {spec.alias!r} predicts metres, but the depth of {dataset.name!r} has no unit; "
             "start from a relative estimator such as depth-anything-v2-small"
         )
+    if not any(_can_teach(dataset.read_depth(index)) for index in range(len(dataset))):
+        raise UserError(
+            f"the ground-truth depth of {dataset.name} {dataset.split} teaches nothing: no map has two pixels of known "
+            "and different depth; look at it with: pipeline datasets"
+        )
+
+
+def _can_teach(depth: NDArray[np.float32]) -> bool:
+    known = depth[np.isfinite(depth)]
+    return known.size > 1 and bool(known.min() < known.max())
 
 
 class _FinishedTeaching(Record):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -250,6 +252,20 @@ def _nan_encoder(tensors: Tensors) -> None:
     next(each for each in tensors.values() if each.ndim == 4).fill_(torch.nan)
 
 
+def _fetch_from_below(world: World) -> Words:
+    (world.estimator / "below").mkdir()
+    return ["fetch", world.estimator / "below" / ".."]
+
+
+def _teach_nothing(world: World) -> Words:
+    folder = world.data / "depth" / "train"
+    folder.mkdir(parents=True)
+    for image in world.image("train").parent.iterdir():
+        np.save(folder / f"{image.stem}.npy", np.full((64, 64), np.nan, np.float32))
+    kind = "data.options.depth_kind=relative"
+    return world.with_recipe("teach", "--init", "nano", "--steps", "1", "--out", world.root / "taught", "--set", kind)
+
+
 def _teach(*words: str) -> Callable[[World], Words]:
     few = "data.options={counts = {train = 1, val = 1, test = 1}}"
     return lambda world: [
@@ -461,6 +477,18 @@ CASES = [
         changes=("estimator/model.safetensors", "estimator/estimator.json"),
     ),
     Case(
+        "`fetch` of two folders of one name",
+        lambda world: ["fetch", world.estimator, shutil.copytree(world.estimator, world.root / "other" / "estimator")],
+        ("both be copied to 'estimator'", "--out"),
+        check=_nothing_fetched,
+    ),
+    Case(
+        "`fetch` of a folder spelled with ..",
+        _fetch_from_below,
+        ("/estimators/estimator/model.safetensors",),
+        exit=0,
+    ),
+    Case(
         "`fetch` of a pickle with code in it",
         _fetch_code_in_pickle,
         ("pytorch_model.bin", "not opened"),
@@ -478,6 +506,7 @@ CASES = [
     Case("encoder weights with NaN", _encoder_of(_nan_encoder), ("encoder.safetensors", "not finite")),
     Case("encoder weights of int8", _encoder_of(_to_int8), ("encoder.safetensors", "int8")),
     # teaching
+    Case("`teach` by depth that is nowhere known", _teach_nothing, ("teaches nothing", "folder train", "datasets")),
     *(
         Case(f"`teach {' '.join(words)}`", _teach(*words), (said,))
         for *words, said in (

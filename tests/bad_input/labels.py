@@ -96,7 +96,48 @@ def _equal(found: object, expected: object) -> None:
 FLOATS = np.zeros(SIZE, np.float32)
 COLOURS = np.full((*SIZE, 3), 9, np.uint8)
 BEFORE = _nothing_was_trained
+
+
+def _write_city(world: World) -> Path:
+    """Return the root of Cityscapes files in which two cities have an image of one name."""
+    root = world.root / "cityscapes"
+    for place, number in (("train/a", 0), ("train/b", 1), ("val/a", 2)):
+        image = root / "leftImg8bit" / place / "x_leftImg8bit.png"
+        mask = root / "gtFine" / place / "x_gtFine_labelIds.png"
+        image.parent.mkdir(parents=True)
+        mask.parent.mkdir(parents=True)
+        shutil.copy(world.image("train", number), image)
+        Image.fromarray(np.full(SIZE, 7, np.uint8)).save(mask)
+    return root
+
+
+def _write_voc(world: World, line: str) -> Path:
+    """Return the root of a VOC layout in which a line of a list is bad."""
+    root = world.root / "VOC2012"
+    (root / "JPEGImages").mkdir(parents=True)
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text(f"2007_000032\n{line}\n")
+    return root
+
+
 CASES = [
+    Case(
+        "images of one name in two cities",
+        lambda world: ["datasets", "cityscapes", "--data-root", _write_city(world)],
+        ("train/a/x_leftImg8bit.png", "train/b/x_leftImg8bit.png", "share the name 'x'", "rename"),
+    ),
+    Case(
+        "a list of images with a line of 5,000 letters",
+        lambda world: world.with_recipe("plan", "--dataset", "voc", "--data-root", _write_voc(world, "x" * 5000)),
+        ("train.txt line 2", "no name of an image"),
+    ),
+    Case(
+        "a year of VOC that is a number",
+        lambda world: world.with_recipe(
+            "plan", "--dataset", "voc", "--data-root", _write_voc(world, "a"), "--set", "data.options.year=2012"
+        ),
+        ("'voc'", "year must be text", "'2012'"),
+    ),
     Case(
         "a mask of the reported split that is no image",
         _run(lambda world: world.mask("val").write_bytes(b"no mask")),

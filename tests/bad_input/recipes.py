@@ -136,6 +136,27 @@ CASES = [
     ),
     Case("--margin without --tile", lambda _: ["evaluate", "any", "--margin", "32"], ("--margin 32", "no --tile")),
     Case("a momentum for Adam", _set("training.momentum=0.5"), ("training.momentum", "optimizer", "'sgd'")),
+    Case(
+        "a switch of the dataset in quotes",
+        lambda world: world.with_recipe(
+            "plan", "--dataset", "cityscapes", "--data-root", world.data, "--set", 'data.options.metric_depth="false"'
+        ),
+        ("cityscapes", "metric_depth", "true or false", "'false'"),
+    ),
+    Case("counts of scenes as a list", _file(OWN, "--set", "data.options.counts=[4, 2]"), ("counts", "a table")),
+    Case(
+        "10^7 scenes, for which the disk has no room",
+        _file(OWN, "--set", "data.options={size=[4096, 4096], counts={train=10000000, val=1, test=1}}"),
+        ("10000000 drawn scenes", "GB are free", "--workdir"),
+    ),
+    Case(
+        "a folder without its dataset", lambda world: ["datasets", "--data-root", world.data], ("which dataset", "NAME")
+    ),
+    Case(
+        "advice for an image of 5,000 digits",
+        lambda _: ["advise", "--images", "5", "--similarity", "similar", "--input-size", "9" * 5000],
+        ("--input-size", "too large", "16384"),
+    ),
     Case("a folder of data for drawn scenes", _file(OWN, "--data-root", "/mine"), ("scenes", "--data-root", "folder")),
     # names
     Case("an own schedule called like a row", _file(f"{OWN}{STEP}"), ("'depth-first'", "name of their own")),

@@ -132,7 +132,6 @@ def test_no_dataset_is_treated_apart_outside_its_own_file() -> None:
 
 def test_a_dataset_without_a_root_lives_in_the_work_directory(tmp_path: Path) -> None:
     assert choose_root("scenes", None, tmp_path) == tmp_path / "scenes"
-    assert choose_root("scenes", "here", tmp_path) == Path("here")
     assert choose_root("camvid", None, tmp_path) is None
     assert choose_root("camvid", "~/data", tmp_path) == Path.home() / "data"
     with pytest.raises(UserError, match="unknown dataset 'scene'"):
