@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_cache.errors import UserError
 from data_cache.escaping import html_text
+from data_cache.images import read_image
 from data_cache.metrics import HEADLINE, METRICS, explain_metrics
 from data_cache.outputs import write_page
 from stages.comparison.figures import SERIES, draw_classes, draw_losses, draw_scores
@@ -238,6 +239,11 @@ def _missing(what: str, labels: Sequence[str]) -> str:
 
 
 def _embed_png(file: Path) -> str:
+    """Return the image inside the page, or what is wrong with it: a damaged one costs the page nothing else."""
+    try:
+        read_image(file)
+    except UserError as problem:
+        return f'<p class="hint">Not shown: {html_text(str(problem))}.</p>'
     data = base64.b64encode(file.read_bytes()).decode("ascii")
     return f'<figure><img alt="{html_text(file.stem)}" src="data:image/png;base64,{data}"></figure>'
 

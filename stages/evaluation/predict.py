@@ -22,6 +22,7 @@ from data_cache.files import atomic_file
 from data_cache.images import IMAGE_SUFFIXES, NoteTally, list_files, read_image
 from data_cache.outputs import OutputFolder, WriteFile, shorten_name
 from data_cache.sample import SMALLEST_INPUT_PX, Batch
+from data_cache.settings import LARGEST_CROP_PX
 from stages.evaluation.colour import PAPER, RGB, colour_labels
 from stages.evaluation.forward import Precision, evaluation_mode
 from stages.evaluation.panels import write_png
@@ -59,6 +60,11 @@ class Segmenter:
         elif self.size is None:  # what is too small for networks is enlarged for them
             enlarge = max(1.0, SMALLEST_INPUT_PX / min(height, width))
             size = (round(height * enlarge), round(width * enlarge))
+            if enlarge > 1.0 and max(size) > LARGEST_CROP_PX:
+                raise UserError(
+                    f"an image of {width} x {height} px is too thin: enlarged to {SMALLEST_INPUT_PX} px, which "
+                    f"networks need at least, it would be {max(size):,} px long; cut it, or leave it out"
+                )
         if size != (height, width):
             resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
             image = np.array(resized)

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from data_cache.outputs import SEAL, Inputs, OutputFolder, write_page
 from tests.bad_input.world import Answer, Case, World
 
@@ -153,7 +155,40 @@ def _fetch_into_itself(world: World) -> Sequence[str | Path]:
     return ["fetch", folder, "--out", world.user, "--kind", "relative"]
 
 
+def _endless_panels(world: World) -> Sequence[str | Path]:
+    for panel in (world.run_folder() / "panels").glob("*.png"):
+        panel.unlink()
+        panel.symlink_to("/dev/zero")
+    return ["report", "--out", world.root / "report.html"]
+
+
+def _says_not_shown(world: World, _: Answer) -> None:
+    assert "it is a pipe, socket or device, no file" in (world.root / "report.html").read_text()
+
+
+def _thin_image(world: World) -> Sequence[str | Path]:
+    Image.new("RGB", (20_000, 1)).save(world.root / "thin.png")
+    return ["predict", world.export, world.root / "thin.png", world.user / "photo.png", "--out", world.root / "out"]
+
+
+def _photo_is_labelled(world: World, _: Answer) -> None:
+    assert (world.root / "out" / "labels" / "photo.png").is_file()
+
+
 CASES = [
+    Case(
+        "report of a run whose panels are links to an endless device",
+        _endless_panels,
+        ("report.html",),
+        exit=0,
+        check=_says_not_shown,
+    ),
+    Case(
+        "an image of 20,000 x 1 px among others to predict",
+        _thin_image,
+        ("20000 x 1 px is too thin", "cut it"),
+        check=_photo_is_labelled,
+    ),
     Case("report --out a LaTeX file", _report("user/thesis.tex"), ("thesis.tex", "--overwrite")),
     Case("report --out an image", _report("user/photo.png"), ("photo.png", "--overwrite")),
     Case("report --out a folder", _report("user"), ("is a folder", "report.html")),
