@@ -131,7 +131,8 @@ def _run(arguments: list[str]) -> int:
         reason = str(problem).partition("\n")[0] or type(problem).__name__  # Python's own MemoryError says nothing
         find_console().error(
             f"the device is out of memory ({reason}); for training lower --batch-size or --set "
-            "data.crop=[height,width], for evaluation and prediction use --tile 512 or a smaller one"
+            "data.crop=[height,width], for evaluation and prediction use --tile 512 or a smaller one, for an export a "
+            "smaller --input-size"
         )
         return 2
 

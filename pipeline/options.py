@@ -197,9 +197,15 @@ seeds_option = click.option(
     callback=lambda _ctx, _option, text: parse_seeds(text),
     help="Comma-separated, for example 0,1,2; default the recipe's one, or the table's own (fcn8s: 0,1,2).",
 )
+LARGEST_TILE_PX = 1 << 16
 tile_options = stack(
-    click.option("--tile", type=int, help="Run the network in tiles of this side, px."),
-    click.option("--margin", type=int, show_default="64", help="What the network sees around a tile, px; with --tile."),
+    click.option("--tile", type=click.IntRange(max=LARGEST_TILE_PX), help="Run the network in tiles of this side, px."),
+    click.option(
+        "--margin",
+        type=click.IntRange(max=LARGEST_TILE_PX),
+        show_default="64",
+        help="What the network sees around a tile, px; with --tile.",
+    ),
 )
 comparison_options = stack(
     click.option("--baseline", help="Row that differences are taken to; default the table's, else seg-only."),

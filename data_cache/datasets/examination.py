@@ -26,7 +26,7 @@ from data_cache.images import EXAMPLES, MissingFile, NoteTally, format_examples
 from data_cache.remembered import Remembered
 from data_cache.sample import IGNORE_INDEX, SMALLEST_INPUT_PX
 
-LOOK_VERSION = 1
+LOOK_VERSION = 2
 """Raised by hand when images or masks are read otherwise, so that what was seen before is looked at again."""
 
 _SMALL = f"with a side below {SMALLEST_INPUT_PX} px, the least that networks promise to take"
@@ -241,7 +241,7 @@ def look_at(dataset: SegmentationDataset, index: int, *, depth: bool = False) ->
         flaws.append(Flaw("mask", str(error)))
     if depth and dataset.ground_truth_depth_kind is not None:
         try:
-            dataset.read_depth(index)
+            dataset.read_matching_depth(index, (height, width))
         except UserError as error:
             flaws.append(Flaw("depth", str(error)))
     return Look((height, width), notes, pixels, tuple(flaws))

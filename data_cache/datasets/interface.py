@@ -15,6 +15,8 @@ from data_cache.images import NotedImage
 from data_cache.sample import DepthKind
 
 RGB = tuple[int, int, int]
+LARGEST_STRETCH = 1.1
+"""By so much may the sides of ground-truth depth be stretched unlike: maps rounded to a network's multiples are."""
 
 
 class Sources(NamedTuple):
@@ -102,6 +104,23 @@ class SegmentationDataset(ABC):
             f"{self.name} brings no ground-truth depth ({self.describe(index)}); label it with an estimator, "
             "see: pipeline estimators"
         )
+
+    def read_matching_depth(self, index: int, image_size: tuple[int, ...]) -> NDArray[np.float32]:
+        """Return the same, of the image's shape if not of its size: depth has any resolution, but is not cut or turned.
+
+        Raises:
+            UserError: as above, or the map cannot be of the whole image.
+        """
+        depth = self.read_depth(index)
+        (height, width), (image_height, image_width) = depth.shape, image_size
+        stretch = height * image_width / (width * image_height)
+        if max(stretch, 1 / stretch) > LARGEST_STRETCH:
+            raise UserError(
+                f"depth of {self.describe(index)} has {height} x {width} px (height x width), the image "
+                f"{image_height} x {image_width}: of another shape, it is cut, turned or another image's; make it anew "
+                "from that image"
+            )
+        return depth
 
     @abstractmethod
     def sources(self, index: int) -> Sources:

@@ -35,6 +35,8 @@ _LARGE_ONNX_FILE = f"{ONNX_FILE}.data"
 OPSETS = range(18, 24)
 """ONNX operator sets that torch's exporter writes and current runtimes read."""
 
+LARGEST_INPUT_PX = 16384
+
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -202,11 +204,11 @@ def _check_arguments(
     opset: int,
 ) -> None:
     check_formats(formats)
-    if min(input_size) < SMALLEST_INPUT_PX:
-        height, width = (max(side, SMALLEST_INPUT_PX) for side in input_size)
+    height, width = (min(max(side, SMALLEST_INPUT_PX), LARGEST_INPUT_PX) for side in input_size)
+    if input_size != (height, width):
         raise UserError(
-            f"cannot export for images of {input_size[0]}x{input_size[1]} px; a side has at least "
-            f"{SMALLEST_INPUT_PX} px: use {height}x{width}"
+            f"cannot export for images of {input_size[0]}x{input_size[1]} px; a side has {SMALLEST_INPUT_PX} to "
+            f"{LARGEST_INPUT_PX} px: use {height}x{width}"
         )
     if len(class_names) != network.num_classes or len(palette) != network.num_classes:
         raise UserError(

@@ -142,6 +142,7 @@ def describe_store(
             licence=estimator.spec.licence,
         )
     if dataset.ground_truth_depth_kind is None:
+        dataset.read_depth(0)  # says what is missing, where there are maps of which nobody said what they mean
         raise UserError(
             f"dataset {dataset.name!r} brings no ground-truth depth: estimator {GROUND_TRUTH!r} has nothing to store; "
             "choose another, e.g. --estimator bundled"
@@ -363,7 +364,7 @@ def _prepare(
         checksums = identify(index)
         image, notes = dataset.read_noted_image(index)
         if isinstance(estimator, GroundTruthDepth):
-            content = torch.from_numpy(np.array(dataset.read_depth(index), np.float32))
+            content = torch.from_numpy(np.array(dataset.read_matching_depth(index, image.shape[:2]), np.float32))
         else:
             content = estimator.prepare(image)
     except _UNREADABLE as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -91,8 +92,10 @@ def _read_batch(
     images, targets, valids = [], [], []
     _, indices = batch_of_step(step, len(dataset), options.batch_size, options.seed)
     for index in indices:
-        image = resize_image(dataset.read_image(index), size, mode=preprocessing.resampling)
-        target, valid = _read_target(dataset, index, spec, size)
+        pixels = dataset.read_image(index)
+        image = resize_image(pixels, size, mode=preprocessing.resampling)
+        depth = dataset.read_matching_depth(index, pixels.shape[:2])
+        target, valid = _make_target(depth, dataset.ground_truth_depth_kind, spec, size)
         if rng.random() < options.flip:
             image, target, valid = image.flip(-1), target.flip(-1), valid.flip(-1)
         images.append(_jitter(image, options.jitter, rng))
@@ -108,23 +111,22 @@ def _read_batch(
     )
 
 
-def _read_target(
-    dataset: SegmentationDataset, index: int, spec: EstimatorSpec, size: tuple[int, int]
+def _make_target(
+    depth: NDArray[np.float32], kind: DepthKind | None, spec: EstimatorSpec, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Read ground-truth depth as the estimator would say it, at the input size.
+    """Return ground-truth depth (h, w) as the estimator would say it, at the input size.
 
     Returns:
         Target (h, w) float32: metres for metric estimators, else inverse depth with the 2nd percentile at 0 and the
         98th at 1 (the sky, infinitely far, counts as inverse depth 0). Valid (h, w) bool.
     """
-    depth = dataset.read_depth(index)
     if spec.kind is DepthKind.METRIC:
         valid = np.isfinite(depth) & (depth > 0)
         if spec.max_depth_m is not None:
             valid &= depth <= spec.max_depth_m
         values = np.where(valid, depth, 0)
     else:
-        metric = dataset.ground_truth_depth_kind is DepthKind.METRIC
+        metric = kind is DepthKind.METRIC
         valid = ~np.isnan(depth) & (depth > 0) if metric else np.isfinite(depth)
         values = np.divide(1, depth, out=np.zeros_like(depth), where=valid) if metric else np.where(valid, depth, 0)
         low, high = np.percentile(values[valid], (2, 98)) if valid.any() else (0.0, 1.0)

@@ -200,4 +200,9 @@ CASES = [
         _export_again(lambda world: world.truncate(world.export / "proof.json")),
         ("proof.json is damaged", "--overwrite"),
     ),
+    Case(
+        "an export for images of 100,000 px a side",
+        lambda world: ["export", "--out", world.root / "large", "--input-size", "100000", "100000"],
+        ("100000x100000", "use 16384x16384"),
+    ),
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.bad_input.world import SIZE, Answer, Case, World
+from tests.bad_input.world import SIZE, SPLITS, Answer, Case, World
 
 Change = Callable[[World], object]
 
@@ -118,6 +118,21 @@ def _write_voc(world: World, line: str) -> Path:
     (root / "ImageSets" / "Segmentation").mkdir(parents=True)
     (root / "ImageSets" / "Segmentation" / "train.txt").write_text(f"2007_000032\n{line}\n")
     return root
+
+
+def _turned_depth(world: World) -> Sequence[str | Path]:
+    options = 'data.options={depth_kind = "relative"}'
+    for split, number_of_images in SPLITS.items():
+        for number in range(number_of_images):
+            path = world.data / "depth" / split / f"{split}{number}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shape = (32, 48) if (split, number) == ("train", 1) else (32, 32)
+            np.save(path, np.random.default_rng(0).random(shape, np.float32))
+    return world.with_recipe("pseudo-depth", "--estimator", "dataset", "--split", "train", "--set", options)
+
+
+def _three_were_labelled(world: World, answer: Answer) -> None:
+    assert answer.json["labelled"] == 3
 
 
 CASES = [
@@ -311,5 +326,11 @@ CASES = [
         "an export on data with one class more",
         _call(_classes(b"ground\nthing\ncar\n"), lambda world: ["evaluate", world.export, "--data-root", world.data]),
         ("was trained for the classes ground, thing, but", "has ground, thing, car"),
+    ),
+    Case(
+        "own depth of another shape than its image",
+        _turned_depth,
+        ("train1.png has 32 x 48 px", "the image 64 x 64", "cut, turned or another image's"),
+        check=_three_were_labelled,
     ),
 ]
