@@ -142,7 +142,8 @@ def describe_store(
             licence=estimator.spec.licence,
         )
     if dataset.ground_truth_depth_kind is None:
-        dataset.read_depth(0)  # says what is missing, where there are maps of which nobody said what they mean
+        if dataset.sources(0).depth:
+            dataset.read_depth(0)  # maps of which nobody said what they mean: the message says how
         raise UserError(
             f"dataset {dataset.name!r} brings no ground-truth depth: estimator {GROUND_TRUTH!r} has nothing to store; "
             "choose another, e.g. --estimator bundled"

@@ -120,15 +120,14 @@ def _write_voc(world: World, line: str) -> Path:
     return root
 
 
-def _turned_depth(world: World) -> Sequence[str | Path]:
-    options = 'data.options={depth_kind = "relative"}'
+def _own_depth(world: World, *words: str) -> Sequence[str | Path]:
     for split, number_of_images in SPLITS.items():
         for number in range(number_of_images):
             path = world.data / "depth" / split / f"{split}{number}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
             shape = (32, 48) if (split, number) == ("train", 1) else (32, 32)
             np.save(path, np.random.default_rng(0).random(shape, np.float32))
-    return world.with_recipe("pseudo-depth", "--estimator", "dataset", "--split", "train", "--set", options)
+    return world.with_recipe("pseudo-depth", "--estimator", "dataset", "--split", "train", *words)
 
 
 def _three_were_labelled(world: World, answer: Answer) -> None:
@@ -329,8 +328,9 @@ CASES = [
     ),
     Case(
         "own depth of another shape than its image",
-        _turned_depth,
+        lambda world: _own_depth(world, "--set", 'data.options={depth_kind = "relative"}'),
         ("train1.png has 32 x 48 px", "the image 64 x 64", "cut, turned or another image's"),
         check=_three_were_labelled,
     ),
+    Case("own depth of which nobody said what it means", _own_depth, ("what it means", "data.options.depth_kind")),
 ]
