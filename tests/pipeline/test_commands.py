@@ -310,7 +310,7 @@ def test_help_tells_what_the_commands_take_when_nothing_is_said(call: Call) -> N
     def read_help(command: str) -> str:
         return " ".join(call(command, "--help", as_json=False).stdout.split())
 
-    assert all(f"[default: ({DEFAULT_MARGIN_PX})]" in read_help(command) for command in ("predict", "evaluate"))
+    assert all(f"[default: ({DEFAULT_MARGIN_PX});" in read_help(command) for command in ("predict", "evaluate"))
     advice = read_help("advise")
     assert f"[default: {SMALL_DATASET}]" in advice
     assert all(name in advice for name in (*SIZES, *TARGETS))

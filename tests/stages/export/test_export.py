@@ -300,7 +300,7 @@ def test_an_export_killed_between_its_two_moves_is_put_back(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"input_size": (32, 96)}, r"32x96 px; a side has at least 64 px: use 64x96"),
+        ({"input_size": (32, 96)}, r"32x96 px; a side has 64 to 16384 px: use 64x96"),
         ({"class_names": ("a",)}, r"3 classes, but 1 names and 3 colours"),
         ({"opset": 9}, r"opset 9; possible: 18 to 23"),
     ],
