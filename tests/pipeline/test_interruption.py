@@ -12,7 +12,7 @@ from pathlib import Path
 
 TINY = Path(__file__).parent / "tiny.toml"
 Start = Callable[..., subprocess.Popen[str]]
-WORDS = ["run", "--recipe", TINY, "--schedule", "seg-only", "--iterations", "60",
+WORDS = ["run", "--recipe", TINY, "--schedule", "seg-only", "--iterations", "240",
          "--set", "training.checkpoint_minutes=1000.0"]  # fmt: skip
 
 
