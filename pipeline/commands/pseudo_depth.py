@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from data_cache.datasets.interface import SegmentationDataset
     from pipeline.experiment.config import RunConfig
     from pipeline.session import Result, Session
-    from stages.pseudo_depth.estimators import DepthEstimator
-    from stages.pseudo_depth.labelling import GroundTruthDepth, LabelReport
+    from stages.pseudo_depth.depth_source import DepthSource
+    from stages.pseudo_depth.labelling import LabelReport
 
 
 @click.command("pseudo-depth", cls=RecipeCommand, sections=("data", "depth"))
@@ -38,14 +38,14 @@ def label_splits(
 
     Returns:
         ``stores``, ``images``, ``labelled``, ``skipped``, ``failed``, ``suspicious``, ``notes``,
-        ``seconds``, ``images_per_second``.
+        ``seconds``, ``images_per_second``, ``waits``.
     """
     from pipeline.experiment.artifacts import open_split, splits_to_label
     from pipeline.session import Result
 
     datasets = [open_split(config, session.workspace, split) for split in splits or splits_to_label(config)]
-    estimator = _open_estimator(config, device, compile_model=compile_model)
-    reports = [_label_split(config, session, dataset, estimator) for dataset in datasets]
+    source = _open_source(config, device, compile_model=compile_model)
+    reports = [_label_split(config, session, dataset, source) for dataset in datasets]
     failed = [failure._asdict() for report in reports for failure in report.failed]
     suspicious = [found._asdict() for report in reports for found in report.suspicious]
     labelled, seconds = sum(report.labelled for report in reports), sum(report.seconds for report in reports)
@@ -59,16 +59,20 @@ def label_splits(
         "notes": [note for report in reports for note in report.notes],
         "seconds": round(seconds, 3),
         "images_per_second": round(labelled / seconds, 2) if labelled else 0.0,
+        "waits": {
+            what: round(sum(report.waits[what] * report.seconds for report in reports) / seconds, 4)
+            for what in reports[0].waits
+        },
     }
     return Result(facts, _describe_labels(facts), failed=bool(failed))
 
 
-def _open_estimator(config: RunConfig, device: str, *, compile_model: bool) -> DepthEstimator | GroundTruthDepth:
+def _open_source(config: RunConfig, device: str, *, compile_model: bool) -> DepthSource:
     from data_cache.sample import DepthKind
     from pipeline.experiment.devices import choose_device
     from stages.pseudo_depth.aliases import GROUND_TRUTH
+    from stages.pseudo_depth.depth_source import GroundTruthDepth
     from stages.pseudo_depth.estimators import load_estimator
-    from stages.pseudo_depth.labelling import GroundTruthDepth
 
     depth, chosen = config.depth, choose_device(device)
     if depth.estimator == GROUND_TRUTH:
@@ -89,20 +93,19 @@ def _open_estimator(config: RunConfig, device: str, *, compile_model: bool) -> D
     )
 
 
-def _label_split(
-    config: RunConfig, session: Session, dataset: SegmentationDataset, estimator: DepthEstimator | GroundTruthDepth
-) -> LabelReport:
+def _label_split(config: RunConfig, session: Session, dataset: SegmentationDataset, source: DepthSource) -> LabelReport:
     from stages.pseudo_depth.labelling import LabelProgress, label_split
 
     with session.console.progress(f"labelling {dataset.name} {dataset.split}", len(dataset)) as advance:
 
         def show(progress: LabelProgress) -> None:
             done = len(dataset) - progress.total + progress.done
-            advance(done, f"{progress.images_per_second:.1f} images/s, {progress.eta_s:.0f} s left")
+            waited = [f", {share:.0%} waiting for {what}" for what, share in progress.waits.items() if share >= 0.05]
+            advance(done, f"{progress.images_per_second:.1f} images/s, {progress.eta_s:.0f} s left{''.join(waited)}")
 
         return label_split(
             dataset,
-            estimator,
+            source,
             session.workspace.depth,
             batch_size=config.depth.batch_size,
             workers=max(2, config.data.workers),

@@ -48,7 +48,8 @@ def teach(
     """Train a depth estimator on a dataset that brings ground-truth depth."""
     from stages.pseudo_depth.teach_data import TeachOptions
 
-    options = TeachOptions(steps, config.depth.batch_size, lr, jitter=jitter, input_size=input_size, seed=seed)
+    batch_size = config.depth.batch_size or TeachOptions.batch_size
+    options = TeachOptions(steps, batch_size, lr, jitter=jitter, input_size=input_size, seed=seed)
     session.show(teach_estimator(config, session, init, out, device=device, options=options))
 
 

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from data_cache.datasets.interface import SegmentationDataset
+from data_cache.depth_map import Provenance, UnfitMap
 from data_cache.errors import UserError, nearest
 from data_cache.sample import DepthKind
 from stages.networks.precision import Dtype, Precision, resolve_dtype
 from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, GROUND_TRUTH, EstimatorSpec, is_hub_id, undescribed
+from stages.pseudo_depth.depth_source import Reading
 from stages.pseudo_depth.estimator_network import check_family, open_network, run_network
 from stages.pseudo_depth.geometry import compute_input_size, resize_image
 from stages.pseudo_depth.model_folder import (
@@ -41,7 +44,8 @@ class DepthEstimator:
         spec: what the numbers mean and which sizes fit.
         revision: commit of the weights, None for weights that come from no repository.
         weights_sha256: hash of the safetensors file the weights were read from.
-        precision: ``bfloat16`` or ``float32``; what the network computes in (the last layer always in float32).
+        precision: ``bfloat16``, ``float16`` or ``float32``; what the network computes in (the last layer always in
+            float32).
     """
 
     def __init__(
@@ -72,6 +76,22 @@ class DepthEstimator:
         """Return the (h, w) at which an image of (H, W) pixels is estimated."""
         return compute_input_size(source_size, recommended=self.spec.recommended_size, multiple=self.spec.size_multiple)
 
+    def describe(self, dataset: SegmentationDataset, provenance: Provenance) -> Provenance:  # noqa: ARG002
+        """Return how maps of this estimator are made; it sees images alone, so they are the same for every dataset."""
+        return replace(
+            provenance,
+            estimator=self.spec.alias,
+            revision=self.revision or "",
+            weights_sha256=self.weights_sha256,
+            kind=self.spec.kind,
+            unit=self.spec.unit,
+            max_depth_m=self.spec.max_depth_m,
+            resize_rule=self.resize_rule,
+            input_size=self.spec.recommended_size,
+            dtype=self.precision,
+            licence=self.spec.licence,
+        )
+
     @property
     def resize_rule(self) -> str:
         """The rule that leads from image to input size, in words; part of a store's provenance."""
@@ -84,6 +104,11 @@ class DepthEstimator:
         """Return an image (H, W, 3) as uint8 (3, h, w) at its input size."""
         height, width = image.shape[:2]
         return resize_image(image, self.compute_input_size((height, width)), mode=self._resampling)
+
+    def read(self, dataset: SegmentationDataset, index: int) -> Reading:
+        """Read an image of a dataset, at its input size."""
+        image, notes = dataset.read_noted_image(index)
+        return Reading(self.prepare(image), (image.shape[0], image.shape[1]), notes)
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:
@@ -100,9 +125,44 @@ class DepthEstimator:
             images = images.pin_memory()  # else the copy would wait for the batch before
         pixels = images.to(self.device, non_blocking=True)
         pixels = ((pixels - self._mean) / self._std).to(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32"):
             raw = run_network(self._network, pixels, self.spec.alias)
         return raw.float().clamp_min(0)  # clamp keeps nan, so the caller still sees it
+
+    def check_alive(self, images: Tensor, maps: Tensor) -> None:
+        """Refuse an estimator that sees nothing, by its first maps (B, h, w), before the data set is spent on it.
+
+        A blank image may have a flat map. So where no map tells anything, the estimator is shown noise.
+        """
+        if any(_tells_something(each) for each in maps):
+            return
+        shape = (1, *images.shape[1:])
+        noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        of_noise = self.predict(noise)[0]
+        if not _tells_something(of_noise):
+            low, high = float(of_noise.min()), float(of_noise.max())
+            gives = f"depth from {low:.4g} to {high:.4g}" if high > low else f"depth {low:.4g} everywhere"
+            raise UserError(
+                f"estimator {self.spec.alias!r} gives {gives}, for the first images and for noise; its weights are "
+                f"damaged or untrained, fetch or teach them again{self._hint_precision()}"
+            )
+
+    def check_map(self, raw: NDArray[np.float32]) -> None:
+        """Refuse a map with numbers that are not finite; an estimator has no word for unknown."""
+        num_bad = int(np.count_nonzero(~np.isfinite(raw)))
+        if num_bad:
+            raise UnfitMap(
+                f"the estimator gave {num_bad} of {raw.size} values that are not finite{self._hint_precision()}"
+            )
+
+    def _hint_precision(self) -> str:
+        return "; try --set depth.precision=float32" if self.precision != "float32" else ""
+
+
+def _tells_something(depth: Tensor) -> bool:
+    """Whether a map (h, w), as it would be stored, is finite and not constant."""
+    stored = depth.half()
+    return bool(torch.isfinite(stored).all()) and bool(stored.min() != stored.max())
 
 
 def load_estimator(
@@ -121,7 +181,7 @@ def load_estimator(
         name: an alias of ``ESTIMATORS``, a folder with ``config.json`` and safetensors, or a Hub id ``owner/name``.
         kind: what the numbers mean; needed only where neither table nor folder says it.
         device: where it runs.
-        precision: ``auto`` (bfloat16 where the hardware computes it), ``bfloat16`` or ``float32``.
+        precision: see ``resolve_dtype``.
         input_size: replaces the recommended size in pixels.
         compile_backend: of ``torch.compile``, None leaves the network as it is; ``inductor`` needs a C++ compiler (a
             Triton on GPUs).

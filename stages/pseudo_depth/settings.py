@@ -22,8 +22,8 @@ class DepthSettings(Section):
         "robust", Decides.DEPTH_LOSS, Decides.SCORES
     )
     """Scaling of inverse depth at load time."""
-    batch_size: int = setting(16, Decides.NOTHING, ge=1, le=LARGEST_BATCH, flag="--batch-size")
-    """Images per forward pass while labelling."""
+    batch_size: int | None = setting(None, Decides.NOTHING, ge=1, le=LARGEST_BATCH, flag="--batch-size")
+    """Images per forward pass while labelling; as many as the device's memory holds where it is not given."""
     precision: Literal["auto", "bfloat16", "float32"] = setting(
         "auto", Decides.DEPTH_LOSS, Decides.SCORES, resolved=True
     )

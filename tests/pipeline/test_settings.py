@@ -30,6 +30,7 @@ OTHER: dict[str, Any] = {
     "data.options": {"seed": 2},
     "depth.kind": "metric",
     "depth.input_size": 56,
+    "depth.batch_size": 3,
     "network.name": "segnet",
     "network_options": {"segnet": {"width": 8}},
     "row_changes": {"seg-only": {"training.lr": 1.0}},

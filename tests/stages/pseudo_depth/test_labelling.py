@@ -7,20 +7,27 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from data_cache.content import ContentHashes
 from data_cache.datasets import open_dataset
 from data_cache.depth_store import DepthStore, find_store
-from data_cache.errors import UserError
+from data_cache.errors import Notice, UserError
 from data_cache.sample import DepthKind
+from stages.pseudo_depth.aliases import ESTIMATORS
+from stages.pseudo_depth.batching import compute_largest_px
+from stages.pseudo_depth.depth_source import GroundTruthDepth
 from stages.pseudo_depth.estimators import DepthEstimator, load_estimator
-from stages.pseudo_depth.labelling import GroundTruthDepth, LabelProgress, describe_store, label_split
+from stages.pseudo_depth.labelling import LabelProgress, describe_store, label_split
+from stages.pseudo_depth.model_folder import Preprocessing
 
 SIZES = [(60, 84), (84, 60), (60, 84), (64, 64), (60, 84), (120, 168), (84, 60)]
 
@@ -109,7 +116,7 @@ def test_broken_images_are_listed_and_the_rest_is_kept(tmp_path, dataset, estima
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(float("nan"), "not finite; try --precision float32"), (1e6, "larger unit")]
+    ("value", "said"), [(float("nan"), "not finite; try --set depth.precision=float32"), (1e6, "larger unit")]
 )
 def test_an_unusable_map_fails_its_image_alone(tmp_path, dataset, estimator, monkeypatch, value, said):
     predict, calls = estimator.predict, []
@@ -177,6 +184,63 @@ def test_many_rare_sizes_do_not_pile_up(tmp_path, write_image_folder, estimator)
     )
     assert report.labelled == 20
     assert len(done) == 20 and done[0] == 1  # no two images share a size, so no batch ever fills
+
+
+class Hungry(nn.Module):
+    """An estimator's network on a device whose memory holds so many images."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.seen: list[int] = []
+
+    def forward(self, pixel_values):
+        if len(pixel_values) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        self.seen.append(len(pixel_values))
+        return SimpleNamespace(predicted_depth=pixel_values.mean(1) + 3)
+
+
+def open_hungry(room: int) -> tuple[DepthEstimator, Hungry]:
+    network = Hungry(room)
+    preprocessing = Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bicubic")
+    device = torch.device("cpu")
+    spec = replace(ESTIMATORS["bundled"], alias="hungry", size_multiple=14, recommended_size=56)
+    return DepthEstimator(spec, network, preprocessing, weights_sha256="0", device=device, precision="float32"), network
+
+
+@pytest.mark.parametrize("batch_size", [4, None])
+def test_a_batch_too_large_for_the_memory_is_halved_with_a_word_and_nothing_is_lost(
+    tmp_path, write_image_folder, batch_size, recwarn
+):
+    dataset = open_dataset("folder", write_image_folder(tmp_path / "data", [(56, 84)] * 9), "train")
+    estimator, network = open_hungry(room=1)
+    report = label_split(dataset, estimator, tmp_path / "depth", batch_size=batch_size)
+    assert report.labelled == 9 and network.seen == [1] * 9, "the size that fits is remembered"
+    said = [str(warning.message) for warning in recwarn if issubclass(warning.category, Notice)]
+    assert len(said) == 1 and "at once; labelling goes on with 1 at a time" in said[0]
+    roomy, _ = open_hungry(room=100)
+    expected = read_all(label_split(dataset, roomy, tmp_path / "roomy").store)
+    for image_id, raw in read_all(report.store).items():
+        np.testing.assert_array_equal(raw, expected[image_id])
+
+
+def test_an_image_too_large_for_the_memory_is_refused_with_what_to_do(tmp_path, dataset):
+    estimator, _ = open_hungry(room=0)
+    with pytest.raises(UserError, match=r"cpu has too little memory for one image of 56x84; choose a smaller --input"):
+        label_split(dataset, estimator, tmp_path / "depth", batch_size=2)
+
+
+def test_automatic_batches_fill_the_free_memory_and_no_more():
+    """Two images of 100 px took 400 bytes; of 10,000 free bytes 8,000 are used, which hold 40 such images."""
+    assert compute_largest_px(400, 200, 10_000) == 40 * 100
+    assert compute_largest_px(0, 200, 0) == 0
+
+
+def test_waits_are_shares_of_the_time(tmp_path, dataset, estimator):
+    report = label_split(dataset, estimator, tmp_path / "depth", batch_size=1)
+    assert set(report.waits) == {"images", "disk"}
+    assert all(0 <= share <= 1 for share in report.waits.values()) and report.waits["images"] > 0
 
 
 KILLED = """

@@ -14,7 +14,8 @@ from data_cache.datasets import open_dataset
 from data_cache.depth_store import DepthStore
 from data_cache.errors import UserError
 from data_cache.split_depth import SplitDepth, match_depth
-from stages.pseudo_depth.labelling import GroundTruthDepth, LabelReport, label_split
+from stages.pseudo_depth.depth_source import GroundTruthDepth
+from stages.pseudo_depth.labelling import LabelReport, label_split
 
 NAMES = ("a", "b", "c", "d")
 
