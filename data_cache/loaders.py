@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.queues import Queue
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data_cache.errors import UserError
 from data_cache.order import steps_per_epoch
-from data_cache.sample import Batch, Sample
-from data_cache.samples import EvaluationSamples, Failure, Samples, Source, TrainingSamples, check_source
-from data_cache.settings import AugmentationSettings
-from data_cache.transforms import Normalisation, Size
+from data_cache.sample import PackedBatch
+from data_cache.samples import EvaluationSamples, Failure, Sample, Samples, Source, TrainingSamples, check_source
+from data_cache.settings import AugmentationSettings, Size
 
 _ORDER_STREAM = 0
 """First word of the random streams of orders, see ``samples.SAMPLE_STREAM``."""
@@ -31,21 +29,21 @@ _ORDER_STREAM = 0
 def build_training_loader(
     source: Source,
     *,
-    normalisation: Normalisation,
     augmentation: AugmentationSettings,
     batch_size: int,
     seed: int,
     first_step: int,
     last_step: int,
     workers: int = 0,
+    pin_memory: bool = False,
     with_depth: bool,
 ) -> Loader:
     """Return the batches of steps ``first_step`` to ``last_step - 1`` of a phase.
 
     Args:
-        normalisation: mean and standard deviation that the network expects.
         seed: of order and augmentation, at least 0.
         workers: processes that read and augment; 0 does so in this one. The batches are the same.
+        pin_memory: put batches into page-locked memory, from which a GPU fetches them by itself.
         with_depth: whether batches carry depth; images and labels are the same either way.
 
     Raises:
@@ -54,17 +52,17 @@ def build_training_loader(
     """
     check_source(source, with_depth)
     steps = _Steps(len(source.dataset), batch_size, seed, first_step, last_step)
-    samples = TrainingSamples(source, normalisation, augmentation, seed, with_depth)
-    return Loader(samples, steps, workers)
+    samples = TrainingSamples(source, augmentation, seed, with_depth)
+    return Loader(samples, steps, workers, pin_memory)
 
 
 def build_evaluation_loader(
     source: Source,
     *,
-    normalisation: Normalisation,
     size: Size | None,
     batch_size: int,
     workers: int = 0,
+    pin_memory: bool = False,
     with_depth: bool,
 ) -> Loader:
     """Return every image of a split once, in order, unaugmented.
@@ -81,8 +79,8 @@ def build_evaluation_loader(
     check_source(source, with_depth)
     count = len(source.dataset)
     chunks = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
-    samples = EvaluationSamples(source, normalisation, size, with_depth)
-    return Loader(samples, chunks, workers)
+    samples = EvaluationSamples(source, size, with_depth)
+    return Loader(samples, chunks, workers, pin_memory)
 
 
 def batch_of_step(step: int, num_images: int, batch_size: int, seed: int) -> tuple[int, list[int]]:
@@ -123,12 +121,13 @@ class _Steps:
 class Loader:
     """Batches, as often as it is iterated over; ``len`` counts what the workers are sent, not always batches."""
 
-    def __init__(self, samples: Samples, keys: Any, workers: int) -> None:
+    def __init__(self, samples: Samples, keys: Any, workers: int, pin_memory: bool) -> None:
         self._loader = DataLoader(
             samples,
             batch_sampler=keys,
             collate_fn=_collate,
             num_workers=workers,
+            pin_memory=pin_memory,
             persistent_workers=workers > 0,
             worker_init_fn=_prepare_worker,
             generator=torch.Generator(),  # its own, or every iteration would draw from the global state
@@ -137,7 +136,7 @@ class Loader:
     def __len__(self) -> int:
         return len(self._loader)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[PackedBatch]:
         try:
             for collated in self._loader:
                 if isinstance(collated, Failure):
@@ -166,7 +165,7 @@ def _prepare_worker(_worker: int) -> None:
     Queue._on_queue_feeder_error = staticmethod(lambda _problem, _batch: os._exit(1))  # type: ignore[attr-defined]
 
 
-def _collate(samples: Sequence[Sample | Failure]) -> list[Batch] | Failure:
+def _collate(samples: Sequence[Sample | Failure]) -> list[PackedBatch] | Failure:
     groups: list[list[Sample]] = []
     for sample in samples:
         if isinstance(sample, Failure):
@@ -182,18 +181,17 @@ def _shapes(sample: Sample) -> tuple[torch.Size, torch.Size]:
     return sample.image.shape, sample.seg_labels.shape
 
 
-def _stack(samples: Sequence[Sample]) -> Batch:
+def _stack(samples: Sequence[Sample]) -> PackedBatch:
     # Stacked with the channels last, as they lie in memory: channels_last training then needs no copy.
     images = torch.stack([sample.image.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
-    return Batch(
+    depths = [sample.inverse_depth for sample in samples if sample.inverse_depth is not None]
+    jitters = [sample.jitter for sample in samples if sample.jitter is not None]
+    covered = all(sample.placed == (0, 0, *images.shape[2:]) for sample in samples)
+    return PackedBatch(
         tuple(sample.image_id for sample in samples),
         images,
         torch.stack([sample.seg_labels for sample in samples]),
-        _stack_present([sample.inverse_depth for sample in samples]),
-        _stack_present([sample.depth_valid for sample in samples]),
+        torch.stack(depths) if depths else None,
+        None if covered else torch.tensor([sample.placed for sample in samples], dtype=torch.int32),
+        torch.tensor(jitters) if jitters else None,
     )
-
-
-def _stack_present(tensors: Iterable[Tensor | None]) -> Tensor | None:
-    present = [tensor for tensor in tensors if tensor is not None]
-    return torch.stack(present) if present else None

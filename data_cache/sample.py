@@ -24,28 +24,35 @@ class DepthKind(StrEnum):
     """Distance along the optical axis in metres; large = far."""
 
 
-class Sample(NamedTuple):
-    """One image with its targets, after the joint geometry.
+class PackedBatch(NamedTuple):
+    """A batch as it travels from files to the device, in a quarter of the bytes of the ``Batch`` it becomes there.
 
-    Depth is absent (``None``) when no store was given or the phase does not ask for it.
+    ``unpacking.unpack`` makes that one. Depth is absent when no store was given or the phase does not ask for it.
     """
-
-    image_id: str
-    image: Tensor
-    """(3, H, W) float32, normalised by the network's mean and std."""
-    seg_labels: Tensor
-    """(H, W) int64, class index in [0, C) or IGNORE_INDEX."""
-    inverse_depth: Tensor | None
-    """(H, W) float32; in the default target mode in [0, 1] with 1 = near. 0 where invalid."""
-    depth_valid: Tensor | None
-    """(H, W) bool; False on padding, non-finite and sky-saturated pixels."""
-
-
-class Batch(NamedTuple):
-    """Samples stacked along a leading batch axis; shapes as in ``Sample`` with (B, …)."""
 
     image_ids: tuple[str, ...]
     images: Tensor
+    """(B, 3, H, W) uint8 RGB, channels last in memory; 0 where the canvas is empty."""
     seg_labels: Tensor
+    """(B, H, W) uint8, class index in [0, C) or IGNORE_INDEX; of evaluation at the labels' own size."""
+    inverse_depth: Tensor | None = None
+    """(B, H, W), of the labels' size, NaN where invalid: on padding, non-finite and sky-saturated pixels. float16 in
+    training, float32 in evaluation, whose scores are not rounded. In the default target mode in [0, 1], 1 = near."""
+    placed: Tensor | None = None
+    """(B, 4) int32: top, left, height and width of each image on its canvas; None where all are as large as that."""
+    jitter: Tensor | None = None
+    """(B, 3) float32: factors of brightness, contrast and saturation; None where colours stay."""
+
+
+class Batch(NamedTuple):
+    """What networks, losses and metrics are given."""
+
+    image_ids: tuple[str, ...]
+    images: Tensor
+    """(B, 3, H, W) float32, normalised by the network's mean and std; 0, the mean, where the canvas is empty."""
+    seg_labels: Tensor
+    """(B, H, W) int64, class index in [0, C) or IGNORE_INDEX."""
     inverse_depth: Tensor | None
+    """(B, H, W) float32; 0 where invalid."""
     depth_valid: Tensor | None
+    """(B, H, W) bool."""

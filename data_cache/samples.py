@@ -1,4 +1,4 @@
-"""Single samples of a split: read, cut, resized and normalised, in whatever process asks for them."""
+"""Single samples of a split: read, cut and resized, in whatever process asks for them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch.utils.data import Dataset
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.depth_target import compute_inverse_depth_target
 from data_cache.errors import UserError
-from data_cache.sample import Sample
 from data_cache.settings import AugmentationSettings
 from data_cache.split_depth import SplitDepth
 from data_cache.transforms import (
     Box,
+    ColourJitter,
     Geometry,
-    Normalisation,
     Size,
     cut_window,
     draw_colour_jitter,
     draw_geometry,
+    to_float16,
     to_map_box,
     transform_depth,
     transform_image,
@@ -45,6 +45,17 @@ class Source:
     """One of ``depth_target.TARGET_MODES``."""
 
 
+class Sample(NamedTuple):
+    """One image with its targets, after the joint geometry; shapes as in ``PackedBatch`` without the batch axis."""
+
+    image_id: str
+    image: Tensor
+    seg_labels: Tensor
+    inverse_depth: Tensor | None
+    placed: tuple[int, int, int, int]
+    jitter: ColourJitter | None
+
+
 class Failure(NamedTuple):
     """A UserError on its way out of a worker: raised there, it would arrive wrapped in a traceback."""
 
@@ -54,8 +65,8 @@ class Failure(NamedTuple):
 class Samples(Dataset, ABC):
     """Reads single samples; what is wrong with an image is returned, not raised, since it may be a worker's."""
 
-    def __init__(self, source: Source, normalisation: Normalisation, with_depth: bool) -> None:
-        self._source, self._normalisation, self._with_depth = source, normalisation, with_depth
+    def __init__(self, source: Source, with_depth: bool) -> None:
+        self._source, self._with_depth = source, with_depth
 
     def __getitem__(self, key: Any) -> Sample | Failure:
         try:
@@ -67,13 +78,12 @@ class Samples(Dataset, ABC):
     def _build(self, key: Any) -> Sample:
         """Read and prepare the sample of a key; UserError says what is wrong with it."""
 
-    def _read_depth(
-        self, index: int, image_size: Size, geometry: Geometry, zoom: float
-    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Return inverse depth and validity on the geometry's canvas, as seen in an input ``zoom`` times the image."""
+    def _read_depth(self, index: int, image_size: Size, geometry: Geometry, zoom: float) -> Tensor | None:
+        """Return inverse depth on the geometry's canvas, NaN where invalid, as seen in an input ``zoom`` times the
+        image."""
         store = self._source.store
         if not self._with_depth or store is None:
-            return None, None
+            return None
         dataset = self._source.dataset
         depth = store.read(index)
         if depth.source_size != image_size:
@@ -96,12 +106,11 @@ class TrainingSamples(Samples):
     def __init__(
         self,
         source: Source,
-        normalisation: Normalisation,
         augmentation: AugmentationSettings,
         seed: int,
         with_depth: bool,
     ) -> None:
-        super().__init__(source, normalisation, with_depth)
+        super().__init__(source, with_depth)
         self._augmentation, self._seed = augmentation, seed
 
     def _build(self, key: tuple[int, int]) -> Sample:
@@ -111,19 +120,22 @@ class TrainingSamples(Samples):
         rng = np.random.default_rng((SAMPLE_STREAM, self._seed, epoch, index))
         geometry = draw_geometry(self._augmentation, _size(image), rng)
         jitter = draw_colour_jitter(self._augmentation.jitter, rng)
+        depth = self._read_depth(index, _size(image), geometry, geometry.zoom)
         return Sample(
             dataset.image_ids[index],
-            transform_image(image, geometry, self._normalisation, jitter),
+            transform_image(image, geometry),
             transform_labels(labels, geometry),
-            *self._read_depth(index, _size(image), geometry, geometry.zoom),
+            None if depth is None else to_float16(depth),
+            geometry.placed,
+            jitter,
         )
 
 
 class EvaluationSamples(Samples):
     """Key: index."""
 
-    def __init__(self, source: Source, normalisation: Normalisation, size: Size | None, with_depth: bool) -> None:
-        super().__init__(source, normalisation, with_depth)
+    def __init__(self, source: Source, size: Size | None, with_depth: bool) -> None:
+        super().__init__(source, with_depth)
         self._image_size = size
 
     def _build(self, key: int) -> Sample:
@@ -133,9 +145,11 @@ class EvaluationSamples(Samples):
         shown = _whole(_size(image), self._image_size or _size(image))
         return Sample(
             dataset.image_ids[key],
-            transform_image(image, shown, self._normalisation),
-            transform_labels(labels, _whole(_size(labels), _size(labels))),
-            *self._read_depth(key, _size(image), whole, shown.zoom),
+            transform_image(image, shown),
+            torch.from_numpy(np.array(labels)),
+            self._read_depth(key, _size(image), whole, shown.zoom),
+            shown.placed,
+            jitter=None,
         )
 
 

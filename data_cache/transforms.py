@@ -1,4 +1,4 @@
-"""Joint geometry of image, labels and depth; light and colour of the image alone.
+"""Joint geometry of image, labels and depth; what is drawn for light and colour, which change on the device.
 
 Everything here is a function of its arguments: random numbers come from a generator that the caller seeds, never from
 torch's global state. Coordinates follow one convention, half-pixel centres (``align_corners=False``), for all three, so
@@ -15,17 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from data_cache.sample import IGNORE_INDEX
 from data_cache.settings import AugmentationSettings, Size
 
-Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
-"""Mean and standard deviation per channel of RGB in [0, 1]; ``stages.networks.interface.Normalisation`` is one."""
-
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what "grey" means to torchvision and Pillow too
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 class Box(NamedTuple):
@@ -46,6 +43,12 @@ class Geometry(NamedTuple):
     """(top, left), px."""
     canvas: Size
     flip: bool
+
+    @property
+    def placed(self) -> tuple[int, int, int, int]:
+        """Top, left, height and width of what is shown on the canvas, px."""
+        (top, left), (height, width) = self.offset, self.size
+        return top, self.canvas[1] - left - width if self.flip else left, height, width
 
     @property
     def zoom(self) -> float:
@@ -98,25 +101,21 @@ def draw_colour_jitter(strength: float, rng: np.random.Generator) -> ColourJitte
     return ColourJitter(*rng.uniform(1 - strength, 1 + strength, 3).tolist()) if strength > 0 else None
 
 
-def transform_image(
-    image: NDArray[np.uint8], geometry: Geometry, normalisation: Normalisation, jitter: ColourJitter | None = None
-) -> Tensor:
-    """Bring an image to the canvas: bilinear with antialiasing, jittered, normalised; 0, the mean, where empty.
+def transform_image(image: NDArray[np.uint8], geometry: Geometry) -> Tensor:
+    """Bring an image to the canvas: bilinear with antialiasing, 0 where empty.
 
     Args:
         image: (H, W, 3) RGB.
 
     Returns:
-        (3, *canvas) float32.
+        (3, *canvas) uint8, channels last in memory.
     """
-    cut = tv_tensors.Image(torch.from_numpy(_cut(image, geometry.box)).permute(2, 0, 1))
-    if cut.shape[1:] != geometry.size:
-        cut = F.resize(cut, list(geometry.size), InterpolationMode.BILINEAR, antialias=True)
-    # Plain (h·w, 3) rows from here: colour is one affine map per pixel, and padding with 0 comes after normalising.
-    pixels = cut.as_subclass(torch.Tensor).permute(1, 2, 0).contiguous().view(-1, 3)
-    pixels = _normalise(pixels, normalisation, jitter)
-    laid = tv_tensors.Image(pixels.view(*geometry.size, 3).permute(2, 0, 1))
-    return _lay(laid, geometry, fill=0.0).as_subclass(torch.Tensor)
+    cut = torch.from_numpy(_cut(image, geometry.box))[None].permute(0, 3, 1, 2)  # torch is fast on this layout
+    if cut.shape[2:] != geometry.size:
+        cut = interpolate(cut, geometry.size, mode="bilinear", antialias=True)
+    if geometry.flip:
+        cut = cut.flip(-1)
+    return _lay(cut[0].permute(1, 2, 0), geometry, fill=0).permute(2, 0, 1)
 
 
 def transform_labels(labels: NDArray[np.uint8], geometry: Geometry) -> Tensor:
@@ -126,17 +125,16 @@ def transform_labels(labels: NDArray[np.uint8], geometry: Geometry) -> Tensor:
         labels: (H, W) train ids.
 
     Returns:
-        (*canvas) int64.
+        (*canvas) uint8.
     """
-    cut = torch.from_numpy(_cut(labels, geometry.box))
-    if cut.shape != geometry.size:
-        # As an image, since v2 resizes masks with the old "nearest", which is off by half a source pixel.
-        image = tv_tensors.Image(cut[None])
-        cut = F.resize(image, list(geometry.size), InterpolationMode.NEAREST_EXACT)[0].as_subclass(torch.Tensor)
-    return _lay(tv_tensors.Mask(cut), geometry, fill=IGNORE_INDEX).as_subclass(torch.Tensor).long()
+    top, left, height, width = map(int, geometry.box)
+    rows = top + _find_centres(height, geometry.size[0])
+    columns = left + _find_centres(width, geometry.size[1])
+    shown = labels[rows][:, columns[::-1] if geometry.flip else columns]
+    return _lay(torch.from_numpy(shown), geometry, fill=IGNORE_INDEX)
 
 
-def transform_depth(depth: Tensor, valid: Tensor, box: Box, geometry: Geometry) -> tuple[Tensor, Tensor]:
+def transform_depth(depth: Tensor, valid: Tensor, box: Box, geometry: Geometry) -> Tensor:
     """Bring inverse depth to the canvas: bilinear, invalid where empty.
 
     Args:
@@ -145,11 +143,16 @@ def transform_depth(depth: Tensor, valid: Tensor, box: Box, geometry: Geometry) 
         box: the geometry's box in the pixels of ``depth``, see ``to_map_box``.
 
     Returns:
-        (*canvas) float32, 0 where invalid; and (*canvas) bool.
+        (*canvas) float32, NaN where invalid.
     """
-    laid = _lay(Depth(resample_depth(join_depth(depth, valid), box, geometry.size)), geometry, fill=0.0)
-    plain = laid.as_subclass(torch.Tensor)
-    return plain[0], plain[1] > 0
+    values, found = resample_depth(join_depth(depth, valid), box, geometry.size).as_subclass(torch.Tensor).unbind(-3)
+    shown = values.where(found > 0, math.nan)
+    return _lay(shown.flip(-1) if geometry.flip else shown, geometry, fill=math.nan)
+
+
+def to_float16(inverse_depth: Tensor) -> Tensor:
+    """Round what travels to the device; what is nearer than float16 can say becomes the nearest it can."""
+    return inverse_depth.clamp(-_FLOAT16_MAX, _FLOAT16_MAX).to(torch.float16)
 
 
 def join_depth(depth: Tensor, valid: Tensor) -> Depth:
@@ -224,27 +227,19 @@ def _cut(array: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
     return np.array(array[top : top + height, left : left + width])
 
 
-def _lay(tensor: Any, geometry: Geometry, fill: float) -> Any:
-    """Lay a resized tensor on the empty canvas and flip."""
-    (height, width), (top, left) = geometry.size, geometry.offset
-    if geometry.size != geometry.canvas:
-        below, right = geometry.canvas[0] - height - top, geometry.canvas[1] - width - left
-        tensor = F.pad(tensor, [left, top, right, below], fill=fill)
-    return F.horizontal_flip(tensor) if geometry.flip else tensor
+def _find_centres(pixels: int, points: int) -> NDArray[np.int64]:
+    """Return along one axis the pixel in which each point's centre lies."""
+    return ((2 * np.arange(points) + 1) * pixels) // (2 * points)
 
 
-def _normalise(pixels: Tensor, normalisation: Normalisation, jitter: ColourJitter | None) -> Tensor:
-    """Turn (N, 3) uint8 RGB to float32, jitter it, subtract the mean and divide by the standard deviation."""
-    mean, std = (torch.tensor(values) for values in normalisation)
-    colours = pixels.to(torch.float32).mul_(1 / 255)
-    if jitter is not None:
-        # contrast about the mean grey, saturation about each pixel's grey; both in one pass over the pixels
-        strength = jitter.brightness * jitter.contrast
-        grey = colours @ torch.tensor(_LUMA)
-        middle = jitter.brightness * (1 - jitter.contrast) * grey.mean()
-        colours.mul_(strength * jitter.saturation)
-        colours.add_(grey.mul_(strength * (1 - jitter.saturation)).add_(middle)[:, None]).clamp_(0, 1)
-    return colours.sub_(mean).div_(std)
+def _lay(shown: Tensor, geometry: Geometry, fill: float) -> Tensor:
+    """Lay (h, w, …), flipped already, on the empty canvas."""
+    if geometry.size == geometry.canvas:
+        return shown
+    top, left, height, width = geometry.placed
+    canvas = torch.full((*geometry.canvas, *shown.shape[2:]), fill, dtype=shown.dtype)
+    canvas[top : top + height, left : left + width] = shown
+    return canvas
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data_cache.metrics import METRICS, Metric, explain_metrics
-from data_cache.sample import Batch
+from data_cache.sample import PackedBatch
 from stages.comparison.formats import FORMATS
 from stages.comparison.record import RunRecord
 from stages.comparison.report import write_report
@@ -30,8 +30,9 @@ def score() -> Evaluation:
     """Return what evaluation says of random predictions, of which 0.37037 is the worst class's IoU."""
     draw = torch.Generator().manual_seed(0)
     logits, labels = torch.rand(1, 2, 8, 8, generator=draw), torch.randint(2, (1, 8, 8), generator=draw)
-    batch = Batch(("a",), torch.zeros(1, 3, 8, 8), labels, None, None)
-    return evaluate(lambda _: logits, [batch], num_classes=2, class_names=CLASSES)
+    batch = PackedBatch(("a",), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), labels.byte())
+    plain = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return evaluate(lambda _: logits, [batch], normalisation=plain, num_classes=2, class_names=CLASSES)
 
 
 @pytest.fixture

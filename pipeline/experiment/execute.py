@@ -16,7 +16,7 @@ from data_cache.errors import UserError
 from data_cache.files import atomic_file, hold_folder, read_json, write_json
 from data_cache.leftovers import remove
 from data_cache.loaders import build_training_loader
-from data_cache.sample import Batch
+from data_cache.sample import PackedBatch
 from data_cache.samples import Source
 from data_cache.split_depth import SplitDepth
 from data_cache.training_log import read_log
@@ -35,7 +35,7 @@ from pipeline.workspace import NodeFolder, Workspace
 from stages.comparison.record import RUN_FILE, RUN_FORMAT, RunFile, TrainedRun, read_run
 from stages.evaluation.settings import EVALUATION_VERSION
 from stages.networks import build_network, build_without_weights
-from stages.networks.interface import Network, Normalisation
+from stages.networks.interface import Network
 from stages.networks.precision import resolve_dtype
 from stages.training.checkpoint import save_weights
 from stages.training.interruption import stop_on_signals
@@ -190,7 +190,7 @@ def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.
         summary = train_phase(
             network,
             node.phase,
-            _batches(node, Source(dataset, store, config.depth.target), network.normalisation),
+            _batches(node, Source(dataset, store, config.depth.target), device),
             total_steps=node.steps,
             seed=node.seed,
             key=node.key,
@@ -227,19 +227,19 @@ def build_start(node: Node, workspace: Workspace, num_classes: int) -> Network:
     return network
 
 
-def _batches(node: Node, source: Source, normalisation: Normalisation) -> Callable[[int], Iterable[Batch]]:
+def _batches(node: Node, source: Source, device: torch.device) -> Callable[[int], Iterable[PackedBatch]]:
     """Return the function from a first step to the batches from there to the end of the phase."""
 
-    def from_step(first_step: int) -> Iterable[Batch]:
+    def from_step(first_step: int) -> Iterable[PackedBatch]:
         return build_training_loader(
             source,
-            normalisation=normalisation,
             augmentation=node.config.data,
             batch_size=node.config.training.batch_size,
             seed=node.seed,
             first_step=first_step,
             last_step=node.steps,
             workers=node.config.data.workers,
+            pin_memory=device.type == "cuda",
             with_depth=node.phase.needs_depth,
         )
 

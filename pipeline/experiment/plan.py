@@ -26,7 +26,7 @@ from stages.networks.settings import NetworkSettings
 from stages.training.encoder_policy import find_encoder_lr_factor, freezes_encoder, parts_to_train
 from stages.training.schedule import CopyWeights, Phase, Schedule
 
-TRAINING_VERSION = 2
+TRAINING_VERSION = 3
 """Raised by hand when the meaning of a training changes, so that nodes trained before are no longer reused."""
 
 

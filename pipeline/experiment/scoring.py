@@ -43,7 +43,7 @@ def score_run(
     session.console.info(f"evaluating {folder.name} on {config.evaluation.split} ({weights})")
     needs_depth, say = config.build_schedule().needs_depth, session.console.info
     store = find_labels_if_any(config, session.workspace, dataset, say) if needs_depth else None
-    panels = PanelCollector(network.normalisation, _spread(dataset.image_ids, config.evaluation.panels))
+    panels = PanelCollector(_spread(dataset.image_ids, config.evaluation.panels))
     evaluation = evaluate_split(network, network.normalisation, dataset, store, config, device, panels)
     write_panels(panels.items, folder / "panels", class_names=dataset.classes, palette=dataset.palette)
     return {
@@ -119,15 +119,16 @@ def evaluate_split(
     """
     batches = build_evaluation_loader(
         Source(dataset, store, config.depth.target),
-        normalisation=normalisation,
         size=config.data.crop if config.evaluation.size == "recipe" else None,
         batch_size=config.evaluation.batch_size,
         workers=config.data.workers,
+        pin_memory=device.type == "cuda",
         with_depth=store is not None,
     )
     return evaluate(
         network,
         batches,
+        normalisation=normalisation,
         num_classes=len(dataset.classes),
         class_names=dataset.classes,
         device=device,

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from data_cache.errors import UserError
 from data_cache.metrics import in_declared_order
-from data_cache.sample import Batch
+from data_cache.sample import Batch, PackedBatch
+from data_cache.unpacking import Normalisation, unpack
 from stages.evaluation.boundary import BoundaryScores
 from stages.evaluation.depth_errors import DepthErrors
 from stages.evaluation.forward import Precision, Predicted, evaluation_mode
@@ -21,7 +22,7 @@ from stages.evaluation.metrics import ClassScore, SegCounts, find_background
 from stages.evaluation.tiling import predict
 from stages.networks.interface import Outputs
 
-OnPredictions = Callable[[Batch, Tensor, Tensor | None], None]
+OnPredictions = Callable[[PackedBatch, Tensor, Tensor | None], None]
 """Called per batch with the batch, (B, H, W) uint8 predictions and (B, H, W) float32 depth or None, all on the CPU."""
 
 
@@ -47,8 +48,9 @@ class Evaluation:
 
 def evaluate(
     network: Callable[..., Any],
-    batches: Iterable[Batch],
+    batches: Iterable[PackedBatch],
     *,
+    normalisation: Normalisation,
     num_classes: int,
     class_names: Sequence[str],
     device: torch.device | str = "cpu",
@@ -66,6 +68,7 @@ def evaluate(
         network: a ``Network``, or anything that maps (B, 3, H, W) images to (B, C, h, w) logits, such as an exported
             segmentation-only module; in tiles as a ``TiledNetwork``. An ``nn.Module`` must already be on ``device``.
         batches: may differ in batch size and resolution; void pixels are not scored.
+        normalisation: mean and standard deviation that the network expects.
         class_names: one per class; the one called background, if any, is left out of the iIoU metrics.
         with_depth: also run the depth branch and score it against the batches' targets.
         depth_target: what the depth branch was trained on, see ``DepthErrors``.
@@ -83,11 +86,12 @@ def evaluate(
     )
     started = time.perf_counter()
     with evaluation_mode(network), torch.inference_mode():
-        for batch in batches:
+        for packed in batches:
+            batch = unpack(packed, normalisation, torch.device(device))
             try:
                 predicted = predict(
                     network,
-                    batch.images.to(device),
+                    batch.images,
                     batch.seg_labels.shape[-2:],
                     precision=precision,
                     depth=with_depth,
@@ -97,7 +101,7 @@ def evaluate(
                 raise UserError(f"image {', '.join(batch.image_ids)}: {error}") from error
             depth = scores.update(batch, predicted)
             if on_predictions is not None:
-                on_predictions(batch, predicted.seg_labels.cpu(), depth)
+                on_predictions(packed, predicted.seg_labels.cpu(), None if depth is None else depth.cpu())
     _check_counts(scores.counts)
     return Evaluation(
         metrics=scores.compute(),
@@ -118,10 +122,9 @@ class _Scores:
     depth_errors: DepthErrors | None
 
     def update(self, batch: Batch, predicted: Predicted) -> Tensor | None:
-        """Score one batch; return its depth on the CPU, at label size."""
-        labels = batch.seg_labels.to(predicted.seg_labels.device)
-        self.counts.update(predicted.seg_labels, labels)
-        self.boundary.update(predicted.seg_labels, labels)
+        """Score one batch; return its depth at label size."""
+        self.counts.update(predicted.seg_labels, batch.seg_labels)
+        self.boundary.update(predicted.seg_labels, batch.seg_labels)
         if self.depth_errors is None:
             return None
         assert predicted.depth is not None
@@ -130,9 +133,8 @@ class _Scores:
                 f"no depth for image {batch.image_ids[0]!r}, so the depth branch cannot be scored; "
                 "give the evaluation a depth store (pipeline pseudo-depth) or evaluate without depth"
             )
-        depth = predicted.depth.cpu()
-        self.depth_errors.update(depth, batch.inverse_depth, batch.depth_valid)
-        return depth
+        self.depth_errors.update(predicted.depth, batch.inverse_depth, batch.depth_valid)
+        return predicted.depth
 
     def compute(self) -> dict[str, float]:
         metrics = self.counts.compute() | {"boundary_f1": self.boundary.compute()}

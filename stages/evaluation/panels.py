@@ -13,9 +13,8 @@ from torch import Tensor
 
 from data_cache.files import atomic_file
 from data_cache.outputs import WriteFile
-from data_cache.sample import IGNORE_INDEX, Batch
+from data_cache.sample import IGNORE_INDEX, PackedBatch
 from stages.evaluation.colour import INK, MUTED, PAPER, RGB, VOID, Font, colour_depth, colour_labels, prepare_text
-from stages.networks.interface import Normalisation
 
 _TILE_WIDTH_PX = 256
 _GAP_PX = 10
@@ -44,39 +43,30 @@ class PanelCollector:
     """Keeps a few images of an evaluation for drawing; pass it as ``on_predictions``.
 
     Args:
-        normalisation: of the network, to turn its input back into an image.
         image_ids: those to keep; few, because they stay in memory.
     """
 
-    def __init__(self, normalisation: Normalisation, image_ids: Collection[str]) -> None:
+    def __init__(self, image_ids: Collection[str]) -> None:
         self.items: list[PanelItem] = []
-        self._normalisation = normalisation
         self._image_ids = image_ids
 
-    def __call__(self, batch: Batch, predictions: Tensor, depth: Tensor | None) -> None:
+    def __call__(self, batch: PackedBatch, predictions: Tensor, depth: Tensor | None) -> None:
         """Keep what is wanted of one batch."""
         for index, image_id in enumerate(batch.image_ids):
             if image_id in self._image_ids:
                 self.items.append(self._pick(batch, index, predictions, depth))
 
-    def _pick(self, batch: Batch, index: int, predictions: Tensor, depth: Tensor | None) -> PanelItem:
-        target, valid = batch.inverse_depth, batch.depth_valid
-        return PanelItem(
+    def _pick(self, batch: PackedBatch, index: int, predictions: Tensor, depth: Tensor | None) -> PanelItem:
+        target = None if batch.inverse_depth is None else batch.inverse_depth[index].float().numpy()
+        return PanelItem(  # of copies, or the whole batch would stay in memory
             batch.image_ids[index],
-            unnormalise(batch.images[index], self._normalisation),
-            batch.seg_labels[index].cpu().numpy().astype(np.uint8),
-            predictions[index].cpu().numpy().astype(np.uint8),
-            None if target is None else target[index].cpu().float().numpy(),
-            None if valid is None else valid[index].cpu().numpy(),
-            None if depth is None else depth[index].cpu().float().numpy(),
+            batch.images[index].permute(1, 2, 0).numpy().copy(),
+            batch.seg_labels[index].numpy().copy(),
+            predictions[index].numpy().copy(),
+            None if target is None else np.nan_to_num(target, nan=0.0),
+            None if target is None else np.isfinite(target),
+            None if depth is None else depth[index].float().numpy().copy(),
         )
-
-
-def unnormalise(image: Tensor, normalisation: Normalisation) -> NDArray[np.uint8]:
-    """Return (H, W, 3) RGB of a network input (3, H, W)."""
-    mean, std = (np.array(values).reshape(3, 1, 1) for values in normalisation)
-    pixels = image.detach().cpu().float().numpy() * std + mean
-    return np.ascontiguousarray((pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 
 def write_panels(

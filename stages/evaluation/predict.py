@@ -21,7 +21,7 @@ from data_cache.escaping import csv_text
 from data_cache.files import atomic_file
 from data_cache.images import IMAGE_SUFFIXES, NoteTally, list_files, read_image
 from data_cache.outputs import OutputFolder, WriteFile, shorten_name
-from data_cache.sample import SMALLEST_INPUT_PX, Batch
+from data_cache.sample import SMALLEST_INPUT_PX, PackedBatch
 from data_cache.settings import LARGEST_CROP_PX
 from stages.evaluation.colour import PAPER, RGB, colour_labels
 from stages.evaluation.forward import Precision, evaluation_mode
@@ -237,7 +237,7 @@ class PredictionWriter:
             self._table[index] = official
         output.check(map(self._place, image_ids))
 
-    def __call__(self, batch: Batch, predictions: Tensor, depth: Tensor | None) -> None:  # noqa: ARG002
+    def __call__(self, batch: PackedBatch, predictions: Tensor, depth: Tensor | None) -> None:  # noqa: ARG002
         """Write one batch."""
         for image_id, labels in zip(batch.image_ids, predictions, strict=True):
             out = self._place(image_id)

@@ -23,7 +23,7 @@ from data_cache.errors import UserError
 from data_cache.files import read_json, write_json
 from data_cache.records import Record, parse_record
 from data_cache.sample import DepthKind
-from stages.networks.interface import Network, Outputs
+from stages.networks.interface import Network, Normalisation, Outputs
 from stages.networks.parts import Part
 from stages.pseudo_depth.aliases import ESTIMATORS, EstimatorSpec
 from stages.pseudo_depth.depth_losses import metric_depth_loss, relative_depth_loss
@@ -78,11 +78,16 @@ class TaughtEstimator(Network):
 
     Args:
         estimator: of transformers; its first child is the encoder and its last one the head.
+        preprocessing: how it wants its pixels.
     """
 
-    def __init__(self, estimator: nn.Module) -> None:
+    def __init__(self, estimator: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.estimator = estimator
+        mean, std = preprocessing.mean, preprocessing.std  # on the scale 0 to 255
+        self.normalisation = Normalisation(
+            (mean[0] / 255, mean[1] / 255, mean[2] / 255), (std[0] / 255, std[1] / 255, std[2] / 255)
+        )
 
     def parts(self) -> dict[Part, nn.Module]:
         """Return the encoder, what lies between, and the head."""
@@ -135,7 +140,7 @@ def open_start(
     if options.input_size is not None:
         spec = replace(spec, recommended_size=check_input_size(options.input_size, spec))
     loss = metric_depth_loss if spec.kind is DepthKind.METRIC else partial(relative_depth_loss, anchor=anchor)
-    return Teaching(spec, TaughtEstimator(estimator), preprocessing, stored_as, loss)
+    return Teaching(spec, TaughtEstimator(estimator, preprocessing), preprocessing, stored_as, loss)
 
 
 def check_dataset(dataset: SegmentationDataset, spec: EstimatorSpec) -> None:

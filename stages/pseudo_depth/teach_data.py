@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.errors import UserError
 from data_cache.loaders import batch_of_step
-from data_cache.sample import IGNORE_INDEX, Batch, DepthKind
+from data_cache.sample import IGNORE_INDEX, DepthKind, PackedBatch
 from stages.networks.precision import Precision
 from stages.pseudo_depth.aliases import EstimatorSpec
 from stages.pseudo_depth.geometry import compute_input_size, resize_image
@@ -59,7 +59,7 @@ class TeachOptions:
 
 def batches_from(
     dataset: SegmentationDataset, spec: EstimatorSpec, preprocessing: Preprocessing, options: TeachOptions
-) -> Callable[[int], Iterator[Batch]]:
+) -> Callable[[int], Iterator[PackedBatch]]:
     """Return the function from a first step to the batches from there to the end, each a pure function of its step.
 
     All images are brought to one size, that of the first. The target is normalised inverse depth, or metres.
@@ -67,9 +67,9 @@ def batches_from(
     height, width = dataset.read_image(0).shape[:2]
     size = compute_input_size((height, width), recommended=spec.recommended_size, multiple=spec.size_multiple)
 
-    def iterate(first_step: int) -> Iterator[Batch]:
+    def iterate(first_step: int) -> Iterator[PackedBatch]:
         with ThreadPoolExecutor(max_workers=1) as pool:  # one batch is read while another trains
-            ahead: Future[Batch] | None = None
+            ahead: Future[PackedBatch] | None = None
             for step in range(first_step, options.steps + 1):
                 ready = ahead
                 if step < options.steps:
@@ -87,9 +87,9 @@ def _read_batch(
     size: tuple[int, int],
     options: TeachOptions,
     step: int,
-) -> Batch:
+) -> PackedBatch:
     rng = np.random.default_rng([options.seed, step])
-    images, targets, valids = [], [], []
+    images, targets = [], []
     _, indices = batch_of_step(step, len(dataset), options.batch_size, options.seed)
     for index in indices:
         pixels = dataset.read_image(index)
@@ -99,15 +99,12 @@ def _read_batch(
         if rng.random() < options.flip:
             image, target, valid = image.flip(-1), target.flip(-1), valid.flip(-1)
         images.append(_jitter(image, options.jitter, rng))
-        targets.append(target)
-        valids.append(valid)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-    return Batch(
+        targets.append(target.where(valid, torch.nan))
+    return PackedBatch(
         tuple(dataset.image_ids[index] for index in indices),
-        (torch.stack(images) - mean) / std,
-        torch.full((len(indices), *size), IGNORE_INDEX),
+        torch.stack(images).contiguous(memory_format=torch.channels_last),
+        torch.full((len(indices), *size), IGNORE_INDEX, dtype=torch.uint8),
         torch.stack(targets),
-        torch.stack(valids),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from data_cache.errors import UserError
-from data_cache.sample import Batch
+from data_cache.sample import PackedBatch
 from stages.networks.interface import Network
 from stages.networks.precision import Dtype
 from stages.training.checkpoint import read_checkpoint, write_checkpoint
@@ -50,7 +50,7 @@ class PhaseSummary:
 def train_phase(
     network: Network,
     phase: Phase,
-    batches_from: Callable[[int], Iterable[Batch]],
+    batches_from: Callable[[int], Iterable[PackedBatch]],
     *,
     total_steps: int,
     seed: int,
@@ -173,7 +173,7 @@ class _CheckpointManager:
         return f"the state is in {self._folder}; repeat the command to go on"
 
 
-def _fetch(batches: Iterator[Batch], stop: StopFlag | None) -> Batch | None:
+def _fetch(batches: Iterator[PackedBatch], stop: StopFlag | None) -> PackedBatch | None:
     """Return the next batch, or None when the training is to stop."""
     try:
         return None if stop and stop.is_set() else next(batches)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from data_cache.errors import UserError
-from data_cache.sample import IGNORE_INDEX, Batch
+from data_cache.sample import IGNORE_INDEX, Batch, PackedBatch
+from data_cache.unpacking import unpack
 from stages.networks.interface import Network
 from stages.networks.precision import Dtype
 from stages.networks.tensor_files import fill_tensors
@@ -61,7 +62,7 @@ class PhaseTrainer:
         self._average = None if settings.ema_decay is None else MovingAverage(modules, settings.ema_decay)
         self._statistics = _BufferSnapshot(network)
 
-    def train_step(self, step: int, batch: Batch) -> StepReport:
+    def train_step(self, step: int, packed: PackedBatch) -> StepReport:
         """Do the step that follows ``step`` finished ones.
 
         Raises:
@@ -72,7 +73,7 @@ class PhaseTrainer:
         self._optimiser.zero_grad()
         # A function of the step alone: neither a resumed run nor an evaluation in between can shift the stream.
         torch.manual_seed(_seed_of_step(self._seed, step))
-        batch = self._place(batch)
+        batch = self._place(packed)
         self._statistics.take()
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype == "bfloat16"):
             outputs = self._forward(batch.images, seg=phase.needs_seg, depth=phase.needs_depth)
@@ -128,7 +129,7 @@ class PhaseTrainer:
         averages = self._average.state() if self._average else {}
         fill_tensors(averages, groups["average"], f"the moving average in {what}", remedy)
 
-    def check_labels(self, batch: Batch) -> None:
+    def check_labels(self, batch: PackedBatch) -> None:
         """Raise a UserError when a batch holds a class that the network has no output for."""
         labels = batch.seg_labels[batch.seg_labels != IGNORE_INDEX]
         if not self._phase.needs_seg or not len(labels):
@@ -141,16 +142,9 @@ class PhaseTrainer:
                 "check the dataset with: pipeline datasets NAME --data-root DIR"
             )
 
-    def _place(self, batch: Batch) -> Batch:
-        device = self._device
-        depth, valid = batch.inverse_depth, batch.depth_valid
-        needs_depth = self._phase.needs_depth
-        return batch._replace(
-            images=batch.images.to(device, memory_format=torch.channels_last, non_blocking=True),
-            seg_labels=batch.seg_labels.to(device, non_blocking=True),
-            inverse_depth=None if depth is None or not needs_depth else depth.to(device, non_blocking=True),
-            depth_valid=None if valid is None or not needs_depth else valid.to(device, non_blocking=True),
-        )
+    def _place(self, packed: PackedBatch) -> Batch:
+        needed = packed if self._phase.needs_depth else packed._replace(inverse_depth=None)
+        return unpack(needed, self._network.normalisation, self._device)
 
     def _describe(self, step: int, names: tuple[str, ...], values: list[float], lr: float, batch: Batch) -> StepReport:
         weighted = dict(zip(names, values[len(names) :], strict=False))

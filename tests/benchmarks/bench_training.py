@@ -16,8 +16,10 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 
-from data_cache.sample import Batch
+from data_cache.sample import Batch, PackedBatch
+from data_cache.unpacking import unpack
 from stages.networks import build_network
+from stages.networks.encoders import IMAGENET
 from stages.networks.precision import resolve_dtype
 from stages.training.loop import train_phase
 from stages.training.metrics_log import MetricsLog
@@ -52,12 +54,12 @@ def build(name: str, **options: bool) -> torch.nn.Module:
     return build_network(name, CLASSES, encoder="resnet18", encoder_weights="none", **options)
 
 
-def measure(phase: Phase, network: torch.nn.Module, rival: Callable[[Batch], object]) -> tuple[float, float]:
+def measure(phase: Phase, network: torch.nn.Module, rival: Callable[[PackedBatch], object]) -> tuple[float, float]:
     """Return the fewest seconds of a step of ``train_phase``, log and all, and of the rival's, measured in turns."""
     ours: list[float] = []
     theirs: list[float] = []
 
-    def batches_from(_first_step: int) -> Iterator[Batch]:
+    def batches_from(_first_step: int) -> Iterator[PackedBatch]:
         batch = make_batch()
         for _ in range(WARMUP_STEPS + MEASURED_STEPS):
             started_at = time.perf_counter()
@@ -76,12 +78,13 @@ def measure(phase: Phase, network: torch.nn.Module, rival: Callable[[Batch], obj
     return min(ours[WARMUP_STEPS:]), min(theirs[WARMUP_STEPS:])
 
 
-def hand_written_step(network: torch.nn.Module) -> Callable[[Batch], None]:
+def hand_written_step(network: torch.nn.Module) -> Callable[[PackedBatch], None]:
     """Return the least that a joint step with the same arithmetic has to do."""
     network.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(network.parameters(), LR, fused=True)
 
-    def step(batch: Batch) -> None:
+    def step(packed: PackedBatch) -> None:
+        batch = make_floats(packed)
         images = batch.images.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=DTYPE == "bfloat16"):
             outputs = network(images)
@@ -97,14 +100,15 @@ def hand_written_step(network: torch.nn.Module) -> Callable[[Batch], None]:
     return step
 
 
-def plain_smp_step() -> Callable[[Batch], None]:
+def plain_smp_step() -> Callable[[PackedBatch], None]:
     """Return the step of a plain script: smp's network and loss, torch's defaults."""
     torch.manual_seed(0)
     network = smp.Unet("resnet18", encoder_weights=None, classes=CLASSES).train()
     criterion = smp.losses.FocalLoss("multiclass", ignore_index=255)
     optimizer = torch.optim.Adam(network.parameters(), LR)
 
-    def step(batch: Batch) -> None:
+    def step(packed: PackedBatch) -> None:
+        batch = make_floats(packed)
         loss = criterion(network(batch.images), batch.seg_labels)
         optimizer.zero_grad()
         loss.backward()
@@ -114,7 +118,7 @@ def plain_smp_step() -> Callable[[Batch], None]:
     return step
 
 
-def our_step(phase: Phase, network: torch.nn.Module) -> Callable[[Batch], object]:
+def our_step(phase: Phase, network: torch.nn.Module) -> Callable[[PackedBatch], object]:
     """Return one step of the trainer behind ``train_phase``."""
     network.to(memory_format=torch.channels_last).train()
     trainer = PhaseTrainer(
@@ -125,17 +129,23 @@ def our_step(phase: Phase, network: torch.nn.Module) -> Callable[[Batch], object
     return lambda batch: trainer.train_step(next(steps), batch)
 
 
-def make_batch() -> Batch:
+def make_batch() -> PackedBatch:
     """Return noise of the right shapes."""
     generator = torch.Generator().manual_seed(0)
     shape = (BATCH, HEIGHT, WIDTH)
-    return Batch(
+    images = torch.randint(256, (BATCH, HEIGHT, WIDTH, 3), generator=generator, dtype=torch.uint8)
+    depth = torch.rand(shape, generator=generator).half()
+    return PackedBatch(
         image_ids=tuple(map(str, range(BATCH))),
-        images=torch.randn(BATCH, 3, HEIGHT, WIDTH, generator=generator),
-        seg_labels=torch.randint(0, CLASSES, shape, generator=generator),
-        inverse_depth=torch.rand(shape, generator=generator),
-        depth_valid=torch.rand(shape, generator=generator) > 0.1,
+        images=images.permute(0, 3, 1, 2),
+        seg_labels=torch.randint(0, CLASSES, shape, generator=generator, dtype=torch.uint8),
+        inverse_depth=depth.where(torch.rand(shape, generator=generator) > 0.1, torch.nan),
     )
+
+
+def make_floats(packed: PackedBatch) -> Batch:
+    """Return what a rival computes with; every program has to make floats of its pixels."""
+    return unpack(packed, IMAGENET, CPU)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from data_cache.samples import Source
 from data_cache.settings import AugmentationSettings
 from data_cache.split_depth import match_depth
 
-NORMALISATION = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 AUGMENTATION = AugmentationSettings(crop=(32, 40), scale=(0.5, 2.0), flip=0.5, jitter=0.4)
 
 
@@ -90,8 +89,7 @@ def source(tmp_path):
 
 
 def load(source, first=0, last=6, **changes):
-    options = {"normalisation": NORMALISATION, "augmentation": AUGMENTATION, "batch_size": 2, "seed": 3,
-               "with_depth": True}  # fmt: skip
+    options = {"augmentation": AUGMENTATION, "batch_size": 2, "seed": 3, "with_depth": True}
     return list(build_training_loader(source, first_step=first, last_step=last, **options | changes))
 
 
@@ -100,27 +98,27 @@ def assert_same(batches, others):
         assert batch.image_ids == other.image_ids
         for tensor, expected in zip(batch[1:], other[1:], strict=True):
             assert (tensor is None) == (expected is None)
-            assert tensor is None or torch.equal(tensor, expected)
+            assert tensor is None or torch.equal(tensor.nan_to_num(7), expected.nan_to_num(7))
 
 
 def test_batches_have_the_promised_shapes(source):
-    batch = load(source, last=1)[0]
-    assert batch.images.shape == (2, 3, 32, 40)
-    assert batch.images.dtype == torch.float32
-    assert batch.images.is_contiguous(memory_format=torch.channels_last)
-    assert batch.seg_labels.shape == batch.inverse_depth.shape == batch.depth_valid.shape == (2, 32, 40)
-    assert (batch.seg_labels.dtype, batch.depth_valid.dtype) == (torch.int64, torch.bool)
-    assert batch.inverse_depth.min() >= 0
-    assert batch.inverse_depth.max() <= 1
-    assert (batch.inverse_depth[~batch.depth_valid] == 0).all()
-    assert torch.equal(batch.depth_valid, batch.seg_labels != IGNORE_INDEX)
+    packed = load(source, last=1)[0]
+    assert packed.images.shape == (2, 3, 32, 40)
+    assert packed.images.is_contiguous(memory_format=torch.channels_last)
+    assert packed.seg_labels.shape == packed.inverse_depth.shape == (2, 32, 40)
+    assert packed.images.dtype == packed.seg_labels.dtype == torch.uint8
+    assert packed.inverse_depth.dtype == torch.float16
+    assert packed.jitter.shape == (2, 3)
+    assert packed.inverse_depth.nan_to_num().min() >= 0
+    assert packed.inverse_depth.nan_to_num().max() <= 1
+    assert torch.equal(~packed.inverse_depth.isnan(), packed.seg_labels != IGNORE_INDEX)
 
 
 def test_depth_and_labels_tell_the_same_story(source):
     """The ramp crosses its middle where the label changes, in every crop, scale and flip."""
     for batch in load(source, last=12):
-        for labels, depth, valid in zip(batch.seg_labels, batch.inverse_depth, batch.depth_valid, strict=True):
-            sure = valid & ((depth - 0.5).abs() > 0.03)
+        for labels, depth in zip(batch.seg_labels, batch.inverse_depth, strict=True):
+            sure = (depth - 0.5).abs() > 0.03  # NaN is not
             assert torch.equal((depth > 0.5)[sure], (labels == 1)[sure])
 
 
@@ -142,7 +140,7 @@ def test_resuming_gives_the_tail(source, workers):
 
 def test_depth_changes_neither_image_nor_labels(source):
     without = load(source, with_depth=False)
-    assert_same(without, [batch._replace(inverse_depth=None, depth_valid=None) for batch in load(source)])
+    assert_same(without, [batch._replace(inverse_depth=None) for batch in load(source)])
 
 
 def test_seeds_and_epochs_differ(source):
@@ -156,7 +154,7 @@ def test_seeds_and_epochs_differ(source):
 
 def test_iterating_again_begins_again(source):
     loader = build_training_loader(
-        source, normalisation=NORMALISATION, augmentation=AUGMENTATION, batch_size=2, seed=0, first_step=1, last_step=4,
+        source, augmentation=AUGMENTATION, batch_size=2, seed=0, first_step=1, last_step=4,
         workers=1, with_depth=True,
     )  # fmt: skip
     assert len(loader) == 3
@@ -191,11 +189,21 @@ def test_the_loader_follows_the_order(source):
 
 def test_targets_come_in_the_asked_mode(source):
     batch = load(replace(source, target_mode="zscore"), last=1)[0]
-    assert batch.inverse_depth.min() < -0.5
+    assert batch.inverse_depth.nan_to_num().min() < -0.5
+
+
+def test_training_sees_what_evaluation_sees_but_for_rounding(source):
+    """Where nothing is cut, scaled, flipped or jittered."""
+    plain = AugmentationSettings(crop=(40, 60), scale=(1.0, 1.0), flip=0.0)
+    whole = {batch.image_ids[0]: batch for batch in evaluate_all(source, batch_size=1)}
+    for batch in load(source, augmentation=plain, batch_size=1):
+        exact = whole[batch.image_ids[0]]
+        assert batch.placed is None and batch.jitter is None
+        assert_same([batch], [exact._replace(inverse_depth=exact.inverse_depth.half())])
 
 
 def evaluate_all(source, size=None, **changes):
-    options = {"normalisation": NORMALISATION, "batch_size": 3, "with_depth": True}
+    options = {"batch_size": 3, "with_depth": True}
     return list(build_evaluation_loader(source, size=size, **options | changes))
 
 
@@ -217,9 +225,10 @@ def test_evaluation_sees_every_image_once_at_its_own_size(tmp_path, workers):
             index = int(image_id[5:])
             assert batch.images.shape[2:] == batch.inverse_depth.shape[1:] == MIXED[index]
             np.testing.assert_array_equal(batch.seg_labels[position], source.dataset.read_labels(index))
-            pixels = batch.images[position].permute(1, 2, 0).numpy() * 0.25 + 0.5
-            np.testing.assert_allclose(pixels * 255, source.dataset.read_image(index), atol=1e-3)
-        assert batch.depth_valid.all()
+            np.testing.assert_array_equal(batch.images[position].permute(1, 2, 0), source.dataset.read_image(index))
+        assert batch.inverse_depth.isfinite().all()
+        assert batch.inverse_depth.dtype == torch.float32
+        assert batch.placed is None
 
 
 def test_evaluation_resizes_images_and_leaves_labels(tmp_path):

@@ -11,12 +11,14 @@ from torch import nn
 
 from data_cache.errors import UserError
 from data_cache.metrics import METRICS
-from data_cache.sample import IGNORE_INDEX, Batch
+from data_cache.sample import IGNORE_INDEX, PackedBatch
+from data_cache.unpacking import unpack
 from stages.evaluation.evaluate import evaluate
 from stages.evaluation.metrics import SegCounts
 from stages.networks.interface import Outputs
 
 NAMES = ("background", "ball", "box")
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class TinyNetwork(nn.Module):
@@ -40,25 +42,28 @@ def network() -> TinyNetwork:
     return TinyNetwork()
 
 
-def make_batches(sizes=((2, 16, 20), (1, 16, 20)), *, with_depth=True) -> list[Batch]:
+def make_batches(sizes=((2, 16, 20), (1, 16, 20)), *, with_depth=True) -> list[PackedBatch]:
     draw = torch.Generator().manual_seed(1)
     batches = []
     for number, size in enumerate(sizes):
-        labels = torch.randint(3, size, generator=draw)
+        labels = torch.randint(3, size, generator=draw, dtype=torch.uint8)
         labels[:, :2] = IGNORE_INDEX
-        depth = torch.rand(size, generator=draw) if with_depth else None
-        valid = torch.rand(size, generator=draw) < 0.9 if with_depth else None
+        depth = torch.rand(size, generator=draw).where(torch.rand(size, generator=draw) < 0.9, torch.nan)
         ids = tuple(f"image-{number}-{index}" for index in range(size[0]))
-        images = torch.randn(size[0], 3, *size[1:], generator=draw)
-        batches.append(Batch(ids, images, labels, depth, valid))
+        images = torch.randint(256, (size[0], 3, *size[1:]), generator=draw, dtype=torch.uint8)
+        batches.append(PackedBatch(ids, images, labels, depth if with_depth else None))
     return batches
 
 
 def run(network, batches, **options):
-    return evaluate(network, batches, **{"num_classes": 3, "class_names": NAMES, **options})
+    return evaluate(network, batches, **{"normalisation": HALF, "num_classes": 3, "class_names": NAMES, **options})
 
 
-VOID = make_batches()[0]._replace(seg_labels=torch.full((2, 16, 20), IGNORE_INDEX))
+def normalise(batch):
+    return unpack(batch, HALF, torch.device("cpu")).images
+
+
+VOID = make_batches()[0]._replace(seg_labels=torch.full((2, 16, 20), IGNORE_INDEX, dtype=torch.uint8))
 
 
 def test_scores_are_those_of_the_argmax(network):
@@ -66,7 +71,7 @@ def test_scores_are_those_of_the_argmax(network):
     counts = SegCounts(3, background=0)
     with torch.no_grad():
         for batch in batches:
-            counts.update(network.eval()(batch.images).seg_logits.argmax(1), batch.seg_labels)
+            counts.update(network.eval()(normalise(batch)).seg_logits.argmax(1), batch.seg_labels)
     handed = []
     evaluation = run(network, batches, with_depth=True, on_predictions=lambda *found: handed.append(found))
     for batch, (given, predictions, depth) in zip(batches, handed, strict=True):
@@ -92,7 +97,9 @@ def one_thread():
 def test_batch_size_changes_no_score(network, one_thread):
     batches = make_batches(((4, 16, 20),))
     singles = [
-        Batch((batch.image_ids[i],), *(field[i : i + 1] for field in batch[1:])) for batch in batches for i in range(4)
+        PackedBatch((batch.image_ids[i],), *(field[i : i + 1] for field in batch[1:4]))
+        for batch in batches
+        for i in range(4)
     ]
     assert run(network, singles, with_depth=True).metrics == pytest.approx(
         run(network, batches, with_depth=True).metrics, abs=1e-9
@@ -102,9 +109,9 @@ def test_batch_size_changes_no_score(network, one_thread):
 def test_logits_are_resized_before_the_argmax():
     network = TinyNetwork(shrink=4).eval()
     batch = make_batches(((2, 16, 20),), with_depth=False)[0]
-    labels = F.interpolate(batch.seg_labels.unsqueeze(1).float(), (33, 41)).squeeze(1).long()
+    labels = F.interpolate(batch.seg_labels.unsqueeze(1).float(), (33, 41)).squeeze(1).byte()
     with torch.no_grad():
-        logits = F.interpolate(network(batch.images).seg_logits, (33, 41), mode="bilinear")
+        logits = F.interpolate(network(normalise(batch)).seg_logits, (33, 41), mode="bilinear")
     counts = SegCounts(3)
     counts.update(logits.argmax(1), labels)
     assert run(network, [batch._replace(seg_labels=labels)]).confusion == counts.confusion.tolist()
@@ -196,6 +203,12 @@ def test_an_image_that_the_network_refuses_is_named():
 
 def test_broken_weights_are_named_with_the_image(network):
     batches = make_batches()
-    batches[1].images[0, 0, 0, 0] = float("nan")
+    for batch in batches:
+        batch.images[:, 0, 0, 0] = 0
+    batches[1].images[0, 0, 0, 0] = 255
+
+    def overflow(images):
+        return exported_logits(network, images).where(images[:, :1, :1, :1] < 1, torch.inf)
+
     with pytest.raises(UserError, match="segmentation logits are not finite for image-1-0"):
-        run(network, batches)
+        run(overflow, batches)

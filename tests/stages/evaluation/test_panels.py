@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_cache.sample import IGNORE_INDEX, Batch
+from data_cache.sample import IGNORE_INDEX, PackedBatch
 from stages.evaluation.colour import VOID, build_depth_table, colour_depth, colour_labels
 from stages.evaluation.panels import (
     PanelCollector,
@@ -15,12 +15,9 @@ from stages.evaluation.panels import (
     SheetItem,
     contact_sheet,
     draw_panel,
-    unnormalise,
     write_panels,
 )
-from stages.networks.interface import Normalisation
 
-IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NAMES, PALETTE = ("sky", "road"), ((70, 130, 180), (128, 64, 128))
 
 
@@ -65,24 +62,25 @@ def test_panels_are_written_under_safe_names(tmp_path):
     assert sorted(files) == sorted((tmp_path / "panels").iterdir())
 
 
-def make_batch(count: int) -> Batch:
+def make_batch(count: int) -> PackedBatch:
     depth = torch.rand(count, 8, 8)
-    labels = torch.zeros(count, 8, 8, dtype=torch.int64)
-    return Batch(tuple(f"i{n}" for n in range(count)), torch.zeros(count, 3, 8, 8), labels, depth, depth > 0.5)
+    depth[:, 0] = torch.nan
+    images = torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8)
+    labels = torch.zeros(count, 8, 8, dtype=torch.uint8)
+    return PackedBatch(tuple(f"i{n}" for n in range(count)), images, labels, depth)
 
 
 def test_collector_keeps_the_named_images():
-    collector = PanelCollector(IMAGENET, ("i1", "i7"))
+    collector = PanelCollector(("i1", "i7"))
     for _ in range(2):
-        collector(make_batch(2), torch.ones(2, 8, 8, dtype=torch.uint8), None)
+        batch = make_batch(2)
+        collector(batch, torch.ones(2, 8, 8, dtype=torch.uint8), None)
     assert [item.image_id for item in collector.items] == ["i1", "i1"]
     assert collector.items[0].predicted_depth is None and collector.items[0].prediction.max() == 1
-
-
-def test_unnormalise_inverts_the_normalisation():
-    pixels = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
-    assert np.array_equal(unnormalise((pixels / 255 - mean) / std, IMAGENET), pixels.permute(1, 2, 0).numpy())
+    last = collector.items[1]
+    assert np.array_equal(last.image, batch.images[1].permute(1, 2, 0))
+    assert np.array_equal(last.depth_valid, np.arange(8)[:, None] > np.zeros(8))
+    assert np.array_equal(last.inverse_depth[1:], batch.inverse_depth[1, 1:]) and not last.inverse_depth[0].any()
 
 
 @pytest.mark.parametrize("count", [1, 4])

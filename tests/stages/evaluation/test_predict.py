@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_cache.errors import UserError
 from data_cache.outputs import Inputs, OutputFolder, open_output
-from data_cache.sample import Batch
+from data_cache.sample import PackedBatch
 from stages.evaluation.predict import (
     Predictions,
     PredictionWriter,
@@ -134,12 +134,11 @@ def test_network_is_left_in_its_mode(tmp_path):
     assert network.training
 
 
-def batch_of(*image_ids: str) -> tuple[Batch, torch.Tensor]:
+def batch_of(*image_ids: str) -> tuple[PackedBatch, torch.Tensor]:
     size = (len(image_ids), 4, 4)
     predictions = torch.arange(16).reshape(1, 4, 4).expand(size).remainder(2).to(torch.uint8)
-    return Batch(
-        image_ids, torch.zeros(len(image_ids), 3, 4, 4), torch.zeros(size, dtype=torch.int64), None, None
-    ), predictions
+    nothing = torch.zeros(len(image_ids), 3, 4, 4, dtype=torch.uint8)
+    return PackedBatch(image_ids, nothing, nothing[:, 0]), predictions
 
 
 def test_saved_predictions_carry_official_ids(tmp_path):

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from data_cache.errors import UserError
-from data_cache.sample import Batch
+from data_cache.sample import PackedBatch
 from stages.evaluation.evaluate import evaluate
 from stages.evaluation.tiling import TiledNetwork, predict, predict_tiles
 from stages.networks import build_network
@@ -22,6 +22,13 @@ from stages.networks.interface import Network, Outputs
 
 def random_images(height: int, width: int, batch: int = 1) -> torch.Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def pack(images: torch.Tensor) -> torch.Tensor:
+    return images.mul(40).add(128).clamp(0, 255).byte()
 
 
 def stitch(network, images: torch.Tensor, *, tile: int, margin: int, depth: bool = False) -> Outputs:
@@ -173,24 +180,29 @@ def test_memory_is_bounded_by_the_tiles_and_not_by_classes_times_image():
 
 
 def test_an_evaluation_takes_a_tiled_network(unet_valid):
-    labels = torch.randint(0, 4, (1, 100, 130), generator=torch.Generator().manual_seed(1))
-    batch = Batch(("a",), random_images(100, 130), labels, None, None)
-    names = {"num_classes": 4, "class_names": "abcd"}
+    labels = torch.randint(0, 4, (1, 100, 130), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    batch = PackedBatch(("a",), pack(random_images(100, 130)), labels)
+    names = {"normalisation": HALF, "num_classes": 4, "class_names": "abcd"}
     tiled = evaluate(TiledNetwork(unet_valid, tile=64, margin=92), [batch], **names)
     assert tiled.confusion == evaluate(unet_valid, [batch], **names).confusion
-    resized = batch._replace(images=random_images(80, 90))
+    resized = batch._replace(images=pack(random_images(80, 90)))
     with pytest.raises(UserError, match="images, which are 80x90 px, but labels of 100x130 px are wanted"):
         evaluate(TiledNetwork(unet_valid, tile=64, margin=92), [resized], **names)
 
 
 def test_an_evaluation_in_tiles_refuses_what_no_argmax_shows(unet_valid):
-    labels = torch.zeros(1, 100, 130, dtype=torch.int64)
-    images = random_images(100, 130)
-    images[..., -1, -1] = float("nan")  # one tile only
+    images = torch.zeros(1, 3, 100, 130, dtype=torch.uint8)
+    images[..., -1, -1] = 255  # one tile only
+
+    def network(windows):
+        logits = unet_valid(windows, depth=False).seg_logits
+        return logits.where(windows[:, :1] < 1, torch.nan)
+
     with pytest.raises(UserError, match="segmentation logits are not finite for a;"):
         evaluate(
-            TiledNetwork(unet_valid, tile=64, margin=92),
-            [Batch(("a",), images, labels, None, None)],
+            TiledNetwork(network, tile=64, margin=96),
+            [PackedBatch(("a",), images, images[:, 0])],
+            normalisation=HALF,
             num_classes=4,
             class_names="abcd",
         )

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
-from data_cache.sample import Batch
+from data_cache.sample import PackedBatch
 from stages.networks import NETWORKS, build_network, segmentation_only, strip_depth
 from stages.networks.parts import Part
 from stages.training.loop import train_phase
@@ -58,12 +58,11 @@ def build(name: str, options: dict):
 def draw_batches(first_step: int):
     generator = torch.Generator().manual_seed(first_step)
     while True:
-        yield Batch(
+        yield PackedBatch(
             ("a", "b"),
-            torch.randn(2, 3, 64, 64, generator=generator),
-            torch.randint(NUM_CLASSES, (2, 64, 64), generator=generator),
-            torch.rand(2, 64, 64, generator=generator),
-            torch.ones(2, 64, 64, dtype=torch.bool),
+            torch.randint(256, (2, 3, 64, 64), generator=generator, dtype=torch.uint8),
+            torch.randint(NUM_CLASSES, (2, 64, 64), generator=generator, dtype=torch.uint8),
+            torch.rand(2, 64, 64, generator=generator).half(),
         )
 
 

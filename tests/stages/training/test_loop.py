@@ -121,7 +121,7 @@ def test_evaluation_between_steps_changes_nothing():
 
     def evaluate(report):
         disturbed.eval()
-        disturbed(make_batch(99).images)
+        disturbed(make_batch(99).images.float())
         torch.rand(3)
         disturbed.train()  # as careless code does, frozen parts included
 
@@ -202,11 +202,11 @@ def test_compiling_without_a_compiler_is_explained(monkeypatch):
 
 
 def spoiled_from(step):
-    """Batches of which the second has a nan in its image."""
+    """Batches of which the second has depth without end."""
     for t in itertools.count(step):
         batch = make_batch(t)
         if t == 1:
-            batch.images[1, 0, 5, 5] = torch.nan
+            batch.inverse_depth[1, 5, 5] = torch.inf
         yield batch
 
 
@@ -217,7 +217,7 @@ def test_non_finite_loss_stops_before_the_update_and_leaves_no_trace():
     with pytest.raises(UserError) as caught:
         train(network, JOINT, spoiled_from, steps=3)
     message = str(caught.value)
-    assert "loss term 'seg' is nan" in message
+    assert "loss term 'depth' is inf" in message
     assert "phase 'joint', step 2 of 3, images image-1-0, image-1-1" in message
     assert_same_network(network, reference)
 

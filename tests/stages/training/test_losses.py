@@ -9,6 +9,7 @@ from toy_network import make_batch
 
 from data_cache.errors import UserError
 from data_cache.sample import IGNORE_INDEX
+from data_cache.unpacking import unpack
 from stages.networks.interface import Outputs
 from stages.training.losses import (
     SEG_LOSSES,
@@ -175,9 +176,13 @@ def test_flat_prediction_has_a_tame_ssi_gradient(maps):
     assert flat.grad.norm() < 1e3
 
 
+def batch_of(**options):
+    return unpack(make_batch(0, **options), ((0.5,) * 3, (0.25,) * 3), torch.device("cpu"))
+
+
 def test_phase_asks_only_for_its_losses():
     outputs = Outputs(torch.zeros(2, 4, 16, 16), None, (torch.ones(2, 4, 16, 16),))
-    terms = compute_terms(outputs, make_batch(0, with_depth=False), SEG, LossSettings(seg="cross-entropy"))
+    terms = compute_terms(outputs, batch_of(with_depth=False), SEG, LossSettings(seg="cross-entropy"))
     assert set(terms.present()) == {"seg", "aux"}
     assert float(terms.seg) == pytest.approx(math.log(4))
 
@@ -185,10 +190,10 @@ def test_phase_asks_only_for_its_losses():
 def test_depth_phase_without_depth_targets_is_explained():
     outputs = Outputs(torch.zeros(2, 4, 16, 16), torch.zeros(2, 16, 16))
     with pytest.raises(UserError, match=r"phase 'joint' trains on depth, but image 'image-0-0'.*pipeline pseudo-depth"):
-        compute_terms(outputs, make_batch(0, with_depth=False), JOINT, LossSettings())
+        compute_terms(outputs, batch_of(with_depth=False), JOINT, LossSettings())
 
 
 def test_wrong_number_of_class_weights_is_explained():
     outputs = Outputs(torch.zeros(2, 4, 16, 16), None)
     with pytest.raises(UserError, match="3 class weights for 4 classes"):
-        compute_terms(outputs, make_batch(0), SEG, LossSettings(class_weights=(1.0, 1.0, 1.0)))
+        compute_terms(outputs, batch_of(), SEG, LossSettings(class_weights=(1.0, 1.0, 1.0)))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from data_cache.sample import IGNORE_INDEX, Batch
+from data_cache.sample import IGNORE_INDEX, PackedBatch
 from stages.networks.interface import Network, Normalisation, Outputs
 
 NUM_CLASSES = 4
@@ -47,20 +47,19 @@ def build_toy(seed: int = 0, **options: bool | float) -> ToyNetwork:
     return ToyNetwork(**options)  # type: ignore[arg-type]
 
 
-def make_batch(step: int, *, size: int = 2, side: int = 16, with_depth: bool = True) -> Batch:
+def make_batch(step: int, *, size: int = 2, side: int = 16, with_depth: bool = True) -> PackedBatch:
     """Return the batch of a step: noise whose labels and depth can be read off its channels."""
     generator = torch.Generator().manual_seed(1000 + step)
-    images = torch.randn(size, 3, side, side, generator=generator)
-    labels = (images[:, 0] > 0).long() + 2 * (images[:, 1] > 0).long()
+    images = torch.randint(0, 256, (size, 3, side, side), generator=generator, dtype=torch.uint8)
+    labels = (images[:, 0] > 127).byte() + 2 * (images[:, 1] > 127).byte()
     labels[:, :2] = IGNORE_INDEX
-    inverse_depth = images[:, 2].sigmoid()
-    valid = torch.ones_like(inverse_depth, dtype=torch.bool)
-    valid[:, :, :3] = False
+    inverse_depth = (images[:, 2] / 255).half()
+    inverse_depth[:, :, :3] = torch.nan
     ids = tuple(f"image-{step}-{index}" for index in range(size))
-    return Batch(ids, images, labels, inverse_depth if with_depth else None, valid if with_depth else None)
+    return PackedBatch(ids, images, labels, inverse_depth if with_depth else None)
 
 
-def batches_from(first_step: int) -> Iterator[Batch]:
+def batches_from(first_step: int) -> Iterator[PackedBatch]:
     """Yield batches for ever, as a pure function of the step."""
     step = first_step
     while True:
