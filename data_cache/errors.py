@@ -15,6 +15,10 @@ class UserError(Exception):
     """
 
 
+class InUse(UserError):
+    """What is wanted is held by another process, which will let go of it: whoever has time may wait."""
+
+
 class Notice(UserWarning):
     """What a person should know although nothing failed; warned of, and shown by the command line as one line."""
 

@@ -19,7 +19,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from data_cache.errors import UserError
+from data_cache.errors import InUse, UserError
 from data_cache.escaping import json_text
 from data_cache.leftovers import is_temporary, name_temporary, remove, remove_abandoned, walk
 
@@ -81,17 +81,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def hold_folder(folder: Path, doing: str) -> Iterator[None]:
+def hold_folder(folder: Path, doing: str, *, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold a folder, made when missing, for one process; first remove what a killed holder left unfinished in it.
 
     Args:
         doing: what the folder is held for, shown to those who want it too.
+        on_wait: takes a line on who is waited for; None does not wait.
 
     Raises:
-        UserError: it is held already.
+        InUse: it is held already, and not waited for.
     """
     make_folder(folder)
-    with _hold(folder / _LOCK, folder, doing, None):
+    with _hold(folder / _LOCK, folder, doing, on_wait):
         remove_unfinished(folder)
         yield
 
@@ -101,12 +102,21 @@ def hold_place(path: Path, doing: str, *, on_wait: Callable[[str], None] | None 
     """Hold the name of a file or folder that is about to be written as a whole.
 
     Args:
-        doing: as in ``hold_folder``.
-        on_wait: takes a line on who is waited for; None does not wait.
+        doing, on_wait: as in ``hold_folder``.
+
+    Raises:
+        InUse: it is held already, and not waited for.
     """
     make_folder(path.parent)
     with _hold(path.parent / f".{hash_name(path.name)}{_LOCK}", path, doing, on_wait):
         yield
+
+
+def wait_for_folder(folder: Path, on_wait: Callable[[str], None]) -> None:
+    """Wait until no process holds a folder."""
+    if (folder / _LOCK).exists():
+        with hold_folder(folder, "seeing whether it is free", on_wait=on_wait):
+            pass
 
 
 def hash_name(name: str) -> str:
@@ -148,10 +158,10 @@ def _hold(lock: Path, place: Path, doing: str, on_wait: Callable[[str], None] | 
     """
     lock = Path(os.path.realpath(lock))  # resolve() raises for a link to itself
     if lock in _held:
-        raise UserError(f"{place} is already in use by this process; let that finish first")
+        raise InUse(f"{place} is already in use by this process; let that finish first")
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_open_lock(lock))
-        while not _acquire(file, place, on_wait) or not _lies_at(file, lock):
+        while not (_acquire(file, place, on_wait) and _lies_at(file, lock)):
             file = stack.enter_context(_open_lock(lock))
         _held.add(lock)
         try:
@@ -171,17 +181,23 @@ def _open_lock(lock: Path) -> FileIO:
 
 
 def _acquire(file: FileIO, place: Path, on_wait: Callable[[str], None] | None) -> bool:
+    """Lock a file; False where another machine removed it meanwhile, which network disks say so."""
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # which of the two is up to the system
-        file.seek(0)
-        holder = f"another process ({file.read().decode(errors='replace') or 'unknown'})"
-        if on_wait is None:
-            raise UserError(
-                f"{place} is in use by {holder}; wait for it to finish or stop it, then repeat the command"
-            ) from None
-        on_wait(f"waiting for {holder}, which uses {place}")
-        fcntl.lockf(file, fcntl.LOCK_EX)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # which of the two is up to the system
+            file.seek(0)
+            holder = f"another process ({file.read().decode(errors='replace') or 'unknown'})"
+            if on_wait is None:
+                raise InUse(
+                    f"{place} is in use by {holder}; wait for it to finish or stop it, then repeat the command"
+                ) from None
+            on_wait(f"waiting for {holder}, which uses {place}")
+            fcntl.lockf(file, fcntl.LOCK_EX)
+    except OSError as problem:
+        if problem.errno != errno.ESTALE:
+            raise
+        return False
     return True
 
 

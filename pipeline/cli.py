@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from data_cache.errors import UserError, is_out_of_memory, nearest
+from data_cache.errors import UserError, nearest
 from pipeline.commands import COMMANDS
 from pipeline.interruption import KEPT, interruptible, was_interrupted
 from pipeline.options import EncodableHelp, GivenPath
+from pipeline.problems import explain_problem
 from pipeline.silence import showing_notices, silence_libraries
 from pipeline.threads import choose_thread_defaults
 
@@ -117,23 +118,11 @@ def _run(arguments: list[str]) -> int:
         return 130
     except BrokenPipeError:  # the reader of stdout went away, for example `| head`
         return 0
-    except OSError as problem:
-        from data_cache.files import explain_os_error
-
-        message = explain_os_error(problem)
+    except (OSError, RuntimeError, MemoryError) as problem:
+        message = explain_problem(problem)
         if message is None:
             raise
         find_console().error(message)
-        return 2
-    except (RuntimeError, MemoryError) as problem:
-        if not is_out_of_memory(problem):
-            raise
-        reason = str(problem).partition("\n")[0] or type(problem).__name__  # Python's own MemoryError says nothing
-        find_console().error(
-            f"the device is out of memory ({reason}); for training lower --batch-size or --set "
-            "data.crop=[height,width], for evaluation and prediction use --tile 512 or a smaller one, for an export a "
-            "smaller --input-size"
-        )
         return 2
 
 

@@ -75,6 +75,8 @@ class Console:
 
     json_mode: bool = False
     quiet: bool = False
+    name: str = ""
+    """In front of every line, of a process that is one of several; a progress bar would be in the others' way."""
 
     @property
     def _stderr(self) -> RichConsole:
@@ -82,7 +84,7 @@ class Console:
 
     def info(self, text: str) -> None:
         """Tell a person what is going on."""
-        self._stderr.print(text, soft_wrap=True)
+        self._stderr.print(f"[{self.name}] {text}" if self.name else text, soft_wrap=True)
 
     def error(self, text: str, label: str = "error") -> None:
         """Say why the command ended; not even ``--quiet`` hides it. With ``--json`` stdout gets it as an object."""
@@ -110,7 +112,7 @@ class Console:
     def progress(self, what: str, total: int) -> Iterator[Advance]:
         """Show a progress bar on a terminal, a line now and then in a log file."""
         stderr = self._stderr
-        if not stderr.is_terminal:
+        if self.name or not stderr.is_terminal:
             yield self._log_lines(what, total)
             return
         columns = (

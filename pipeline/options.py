@@ -197,6 +197,20 @@ seeds_option = click.option(
     callback=lambda _ctx, _option, text: parse_seeds(text),
     help="Comma-separated, for example 0,1,2; default the recipe's one, or the table's own (fcn8s: 0,1,2).",
 )
+wait_option = click.option(
+    "--wait", is_flag=True, help="Wait for phases, runs and depth stores that other processes are working on."
+)
+LARGEST_JOBS = 256
+spread_options = stack(
+    click.option(
+        "--jobs",
+        type=click.IntRange(1, LARGEST_JOBS),
+        default=1,
+        show_default=True,
+        help="Train in so many processes at once; threads (and GPUs) are divided among them.",
+    ),
+    wait_option,
+)
 LARGEST_TILE_PX = 1 << 16
 tile_options = stack(
     click.option("--tile", type=click.IntRange(max=LARGEST_TILE_PX), help="Run the network in tiles of this side, px."),

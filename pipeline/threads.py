@@ -24,6 +24,12 @@ def choose_thread_defaults() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(count_usable_cpus()))
 
 
+def share_threads(processes: int) -> str:
+    """Return OMP_NUM_THREADS for each of several processes that compute at the same time."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return str(max(1, (int(wanted) if wanted.isdecimal() else count_usable_cpus()) // processes))
+
+
 def count_usable_cpus() -> int:
     """Return how many CPUs this process may really use: its affinity, within its control group's quota."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.options import RecipeCommand, device_option, no_reuse_option
+from pipeline.options import RecipeCommand, device_option, no_reuse_option, wait_option
 
 if TYPE_CHECKING:
     from pipeline.experiment.config import RunConfig
@@ -16,20 +16,22 @@ if TYPE_CHECKING:
 @click.command(cls=RecipeCommand)
 @no_reuse_option
 @device_option
+@wait_option
 @click.pass_obj
-def run(session: Session, config: RunConfig, no_reuse: bool, device: str) -> None:
+def run(session: Session, config: RunConfig, no_reuse: bool, device: str, wait: bool) -> None:
     """Train one schedule and evaluate it."""
-    session.show(train_one(config, session, device, reuse=not no_reuse))
+    session.show(train_one(config, session, device, reuse=not no_reuse, wait=wait))
 
 
-def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool) -> Result:
+def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool, wait: bool = False) -> Result:
     """Train and evaluate the recipe's schedule.
 
     Returns:
         ``run``, ``schedule``, ``phases``, ``metrics``, ``folder``, ``notes``.
     """
+    from pipeline.experiment.artifacts import wait_for_stores
     from pipeline.experiment.devices import choose_device
-    from pipeline.experiment.execute import execute_plan
+    from pipeline.experiment.execute import Here, execute_plan
     from pipeline.experiment.expand import expand_rows, make_plan
     from pipeline.experiment.tabulate import tabulate
     from pipeline.session import Result
@@ -37,8 +39,10 @@ def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool) 
     from stages.comparison.record import RunRecord
 
     chosen = choose_device(device)
+    if wait:
+        wait_for_stores(config, session)
     plan = make_plan(expand_rows(config, None, (config.seed,), session, chosen.type), session, reuse=reuse)
-    (record,) = execute_plan(plan, session, chosen)
+    (record,) = execute_plan(plan, session, Here(session, chosen), wait=wait).records
     folder = session.workspace.runs / record["run"]
     facts = {
         "run": record["run"],

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.options import RecipeCommand, device_option, no_reuse_option, seeds_option
+from pipeline.options import RecipeCommand, device_option, no_reuse_option, seeds_option, spread_options
 
 if TYPE_CHECKING:
     from pipeline.experiment.config import RunConfig
+    from pipeline.experiment.engines import Spread
     from pipeline.session import Result, Session
 
 
@@ -18,16 +19,35 @@ if TYPE_CHECKING:
 @seeds_option
 @no_reuse_option
 @device_option
+@spread_options
 @click.pass_obj
 def table(
-    session: Session, config: RunConfig, name: str, seeds: tuple[int, ...] | None, no_reuse: bool, device: str
+    session: Session,
+    config: RunConfig,
+    name: str,
+    seeds: tuple[int, ...] | None,
+    no_reuse: bool,
+    device: str,
+    **wishes: Any,
 ) -> None:
-    """Train all rows of the table NAME and compare them."""
-    session.show(train_table(name, config, session, device, seeds, reuse=not no_reuse))
+    """Train all rows of the table NAME and compare them.
+
+    Several calls on one work directory share the work, if --wait is given.
+    """
+    from pipeline.experiment.engines import Spread
+
+    session.show(train_table(name, config, session, device, seeds, reuse=not no_reuse, spread=Spread(**wishes)))
 
 
 def train_table(
-    name: str, config: RunConfig, session: Session, device: str, seeds: tuple[int, ...] | None, *, reuse: bool
+    name: str,
+    config: RunConfig,
+    session: Session,
+    device: str,
+    seeds: tuple[int, ...] | None,
+    *,
+    reuse: bool,
+    spread: Spread,
 ) -> Result:
     """Train all rows of a table with all seeds; without seeds with its own.
 
@@ -35,7 +55,8 @@ def train_table(
         ``rows`` with the paper's scores, ``trained`` and ``reused`` (distinct trainings), ``unshared`` (trainings the
         same runs would need one by one).
     """
-    from pipeline.experiment.devices import choose_device
+    from pipeline.experiment.artifacts import wait_for_stores
+    from pipeline.experiment.engines import open_engine
     from pipeline.experiment.execute import execute_plan
     from pipeline.experiment.expand import expand_rows, make_plan
     from pipeline.experiment.tables import find_table
@@ -44,16 +65,19 @@ def train_table(
     from stages.comparison.formats import FORMATS
     from stages.comparison.record import RunRecord
 
-    wanted, chosen = find_table(name), choose_device(device)
-    plan = make_plan(expand_rows(config, name, seeds, session, chosen.type), session, reuse=reuse)
-    finished = [key for key in plan.nodes if session.workspace.node(key).finished]
-    records = execute_plan(plan, session, chosen)
-    compared = tabulate([RunRecord.from_json(session.workspace.runs / record["run"]) for record in records], wanted)
+    wanted = find_table(name)
+    with open_engine(spread, session, device) as engine:
+        if spread.wait:
+            wait_for_stores(config, session)
+        plan = make_plan(expand_rows(config, name, seeds, session, engine.device.type), session, reuse=reuse)
+        done = execute_plan(plan, session, engine, wait=spread.wait)
+    folders = [session.workspace.runs / record["run"] for record in done.records]
+    compared = tabulate([RunRecord.from_json(folder) for folder in folders], wanted)
     facts = {
         **compared.to_json(),
         "notes": [*compared.notes, *plan.notes],
-        "trained": len(plan.nodes) - len(finished),
-        "reused": len(finished),
+        "trained": done.trained,
+        "reused": len(plan.nodes) - done.trained,
         "unshared": plan.without_reuse,
     }
     summary = (

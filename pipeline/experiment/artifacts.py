@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from data_cache.datasets import DATASETS, choose_root, open_dataset
 from data_cache.errors import UserError
+from data_cache.files import wait_for_folder
 from data_cache.outputs import Inputs
 from data_cache.sample import DepthKind
 from pipeline.experiment.config import RunConfig
+from pipeline.session import Session
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -42,6 +44,12 @@ def find_data_files(config: RunConfig, workspace: Workspace) -> Inputs:
 def splits_to_label(config: RunConfig) -> tuple[str, ...]:
     """Return the splits a recipe needs depth of: the trained one, and the reported one for depth metrics."""
     return tuple(dict.fromkeys(("train", config.evaluation.split)))
+
+
+def wait_for_stores(config: RunConfig, session: Session) -> None:
+    """Wait until no process writes to a depth store of the recipe's dataset."""
+    for folder in sorted((session.workspace.depth / config.data.dataset).glob("*/")):
+        wait_for_folder(folder, session.console.info)
 
 
 def find_labels(config: RunConfig, workspace: Workspace, dataset: SegmentationDataset) -> SplitDepth:

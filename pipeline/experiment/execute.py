@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from data_cache.content import ContentHashes
-from data_cache.errors import UserError
+from data_cache.errors import InUse, UserError
 from data_cache.files import atomic_file, hold_folder, read_json, write_json
 from data_cache.leftovers import remove
 from data_cache.loaders import build_training_loader
@@ -29,7 +29,9 @@ from pipeline.experiment.plan import Node, Plan, PlannedRun, Reported, describe_
 from pipeline.experiment.provenance import describe_environment, describe_numerics, describe_software
 from pipeline.experiment.scoring import describe_evaluation, score_run
 from pipeline.experiment.space import check_disk_need
+from pipeline.experiment.walk import Engine, Outcome, Task, list_tasks, walk
 from pipeline.leftovers import tidy_finished
+from pipeline.problems import explain_problem
 from pipeline.session import Session
 from pipeline.workspace import NodeFolder, Workspace
 from stages.comparison.record import RUN_FILE, RUN_FORMAT, RunFile, TrainedRun, read_run
@@ -44,45 +46,65 @@ from stages.training.metrics_log import MetricsLog, StepReport
 from stages.training.transfer import CopyReport, copy_part
 
 
-@dataclass(frozen=True)
-class FinishedNode:
-    """A trained phase of a run."""
+class Execution(NamedTuple):
+    """What came of a plan."""
 
-    node: Node
-    reused: bool
-    """Whether it was trained before this call, or for an earlier run of the same call."""
-    record: NodeRecord
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what run.json says about the phase."""
-        return {
-            "name": self.node.phase.name,
-            "key": self.node.folder,
-            "reused": self.reused,
-            "steps": self.node.steps,
-            **self.record.describe(),
-        }
+    records: list[dict[str, Any]]
+    """Of every run, in the plan's order."""
+    trained: int
+    """Phases that were trained by this call, not before it and not by another process."""
 
 
-def execute_plan(plan: Plan, session: Session, device: torch.device) -> list[dict[str, Any]]:
-    """Train what is missing, evaluate what is new; return the record of every run, in the plan's order.
+class Here:
+    """Does one task after another in this process."""
+
+    places = 1
+
+    def __init__(self, session: Session, device: torch.device) -> None:
+        self._session, self.device = session, device
+
+    def start(self, task: Task) -> None:
+        """Do a task."""
+        self._outcome = perform(task, self._session, self.device)
+
+    def wait(self, timeout_s: float | None) -> Sequence[Outcome]:  # noqa: ARG002
+        """Return what became of it."""
+        return [self._outcome]
+
+    def stop(self) -> Sequence[Outcome]:
+        """Nothing is under way any more."""
+        return []
+
+
+def execute_plan(plan: Plan, session: Session, engine: Engine, *, wait: bool = False) -> Execution:
+    """Train what is missing, score what is new.
+
+    Args:
+        engine: who does it.
+        wait: whether to wait for what other processes are working on.
 
     Raises:
         UserError: before anything is trained where there is too little space, or what is finished is damaged; else what
-            the stages say.
-        KeyboardInterrupt: at SIGINT or SIGTERM, with the state of the phase in training saved.
+            the stages say, after all that does not depend on it.
+        KeyboardInterrupt: at SIGINT or SIGTERM, with the state of the phases in training saved.
     """
-    _check_finished(plan, session)
-    check_disk_need(plan, session)
-    return [_execute_run(run, session, device) for run in plan.runs]
+    finished = _check_finished(plan, session)
+    check_disk_need(plan, session, engine.places)
+    tasks = list_tasks(plan, finished, datetime.now(UTC).isoformat(timespec="seconds"))
+    done = walk(tasks, finished, engine, wait=wait, say=session.console.info)
+    reused = {task.name: task.reused for task in tasks}
+    records = [_recall_run(run, reused[run.name], session) for run in plan.runs]
+    return Execution(records, len(done & plan.nodes.keys()))
 
 
-def _check_finished(plan: Plan, session: Session) -> None:
-    """Refuse damaged phases and runs before hours are spent beside them; all are listed."""
-    hashes, problems = session.workspace.content_hashes(), []
+def _check_finished(plan: Plan, session: Session) -> list[str]:
+    """Return the folders of finished phases; damaged ones are refused, and runs, before hours are spent beside them."""
+    hashes, problems, finished = session.workspace.content_hashes(), [], []
     for node in plan.nodes.values():
         folder = session.workspace.node(node.folder)
         if folder.finished:
+            tidy_finished(folder)
+            finished.append(node.folder)
             try:
                 read_node(folder, key=node.key, remembered=hashes)
             except UserError as problem:
@@ -95,39 +117,88 @@ def _check_finished(plan: Plan, session: Session) -> None:
     hashes.save()
     if problems:
         raise UserError("\n".join(problems))
+    return finished
 
 
-def _execute_run(run: PlannedRun, session: Session, device: torch.device) -> dict[str, Any]:
+def perform(task: Task, session: Session, device: torch.device) -> Outcome:
+    """Do a task, unless it is done or another process is at it.
+
+    Raises:
+        KeyboardInterrupt: at a signal, with the state of a phase in training saved.
+    """
+    try:
+        if isinstance(task.work, Node):
+            done = _finish_node(task.work, session, device)
+        else:
+            done = _finish_run(task.work, task, session, device)
+    except InUse as problem:
+        return Outcome(task.name, "busy", str(problem))
+    except (UserError, OSError, RuntimeError, MemoryError) as problem:
+        message = explain_problem(problem)
+        if message is None:
+            raise
+        return Outcome(task.name, "failed", message)
+    return Outcome(task.name, "done" if done else "found")
+
+
+def _finish_run(run: PlannedRun, task: Task, session: Session, device: torch.device) -> bool:
+    """Score a run whose phases are finished and write its record, unless it has one; return whether that was done."""
     folder, reported = session.workspace.runs / run.name, run.facts.reported
-    started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    finished = [finish_node(node, session, device) for node in run.nodes]
-    phases = [node.to_json() for node in finished]
-    last = session.workspace.node(run.nodes[-1].folder)
-    content = finished[-1].record.weights or ContentHashes().hash((last.weights,))
-    evaluation = describe_evaluation(content, run.config, reported)
-    if (record := _find_record(folder, evaluation)) is not None:
-        _follow_data(record, run.config, folder)
-        session.workspace.mark_newest(folder)
-        return record | {"phases": phases}
+    if _find_record(run, session) is not None:
+        return False
     with hold_folder(folder, "evaluating a run"):
+        if _find_record(run, session) is not None:  # another process may have finished it
+            return False
+        nodes = _read_nodes(run, session)
+        last = session.workspace.node(run.nodes[-1].folder)
         network = build_untrained(run.config, run.facts.num_classes)
-        load_node(network, last)
+        content = load_node(network, last)
         scores = score_run(run.config, network, last.weights, session, folder, device)
-        record = {"format": RUN_FORMAT, "started_at": started_at} | _describe_run(run, phases, device) | scores
-        record["evaluation"] = evaluation
-        record["identity"] = _identify(run, reported, [node.record.numerics for node in finished])
-        record["environment"] = finished[-1].record.environment.model_dump()
+        phases = _describe_phases(run, nodes, task.reused)
+        record = {"format": RUN_FORMAT, "started_at": task.asked_at} | _describe_run(run, phases, device) | scores
+        record["evaluation"] = describe_evaluation(content, run.config, reported)
+        record["identity"] = _identify(run, reported, [node.numerics for node in nodes])
+        record["environment"] = nodes[-1].environment.model_dump()
         _gather_metrics(run, session, folder)
         write_json(folder / RUN_FILE, record)
-    return record
+    return True
 
 
-def _find_record(folder: Path, evaluation: dict[str, Any]) -> dict[str, Any] | None:
+def _recall_run(run: PlannedRun, reused: tuple[bool, ...], session: Session) -> dict[str, Any]:
+    """Return the record of a finished run, which becomes the newest."""
+    folder, nodes = session.workspace.runs / run.name, _read_nodes(run, session)
+    record = _find_record(run, session)
+    if record is None:
+        raise UserError(
+            f"{folder} was scored on other data than it has now; repeat the command when they stay as they are"
+        )
+    _follow_data(record, run.config, folder)
+    session.workspace.mark_newest(folder)
+    return record | {"phases": _describe_phases(run, nodes, reused)}
+
+
+def _read_nodes(run: PlannedRun, session: Session) -> list[NodeRecord]:
+    hashes = session.workspace.content_hashes()
+    return [read_node(session.workspace.node(node.folder), key=node.key, remembered=hashes) for node in run.nodes]
+
+
+def _describe_phases(run: PlannedRun, nodes: list[NodeRecord], reused: tuple[bool, ...]) -> list[dict[str, Any]]:
+    """Return what run.json says of every phase."""
+    return [
+        {"name": node.phase.name, "key": node.folder, "reused": old, "steps": node.steps, **record.describe()}
+        for node, record, old in zip(run.nodes, nodes, reused, strict=True)
+    ]
+
+
+def _find_record(run: PlannedRun, session: Session) -> dict[str, Any] | None:
     """Return what is known of a run, unless what its scores depend on has changed since."""
+    folder, last = session.workspace.runs / run.name, session.workspace.node(run.nodes[-1].folder)
     known = _read_own(folder)
     if not isinstance(known, TrainedRun):
         return None
-    if (known.evaluation.version, known.evaluation.key) != (evaluation["version"], evaluation["key"]):
+    weights = read_node(last, key=run.nodes[-1].key, remembered=session.workspace.content_hashes()).weights
+    wanted = describe_evaluation(weights or ContentHashes().hash((last.weights,)), run.config, run.facts.reported)
+    if (known.evaluation.version, known.evaluation.key) != (wanted["version"], wanted["key"]):
         return None
     return read_json(folder / RUN_FILE)
 
@@ -158,20 +229,16 @@ def _follow_data(record: dict[str, Any], config: RunConfig, folder: Path) -> Non
             write_json(folder / RUN_FILE, record)
 
 
-def finish_node(node: Node, session: Session, device: torch.device) -> FinishedNode:
-    """Train a node unless it is trained already.
-
-    Raises:
-        UserError: what is there is damaged; else what the stages say.
-    """
-    folder, hashes = session.workspace.node(node.folder), session.workspace.content_hashes()
+def _finish_node(node: Node, session: Session, device: torch.device) -> bool:
+    """Train a node unless it is trained already; return whether that was done."""
+    folder = session.workspace.node(node.folder)
     if folder.finished:
-        tidy_finished(folder)
-        return FinishedNode(node, True, read_node(folder, key=node.key, remembered=hashes))
+        return False
     with hold_folder(folder.path, "training this phase"):
-        if not folder.finished:  # another process may have finished it between the look and the lock
-            _train_node(node, folder, session, device)
-    return FinishedNode(node, False, read_node(folder, key=node.key, remembered=hashes))
+        if folder.finished:  # another process may have finished it between the look and the lock
+            return False
+        _train_node(node, folder, session, device)
+    return True
 
 
 def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.device) -> None:

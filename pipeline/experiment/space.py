@@ -21,12 +21,16 @@ class DiskNeed(NamedTuple):
     weights: int
     """Of the phases still to be trained, bytes."""
     peak: int
-    """With the states of the largest phase in training, bytes."""
+    """With the states of the largest phases in training, bytes."""
     free: int
 
 
-def measure_disk_need(plan: Plan, session: Session) -> DiskNeed:
-    """Return what the trainings of a plan will write."""
+def measure_disk_need(plan: Plan, session: Session, at_once: int = 1) -> DiskNeed:
+    """Return what the trainings of a plan will write.
+
+    Args:
+        at_once: how many may be under way at the same time.
+    """
     classes = {node.folder: run.facts.num_classes for run in plan.runs for node in run.nodes}
     weights = [
         sum(
@@ -36,14 +40,16 @@ def measure_disk_need(plan: Plan, session: Session) -> DiskNeed:
         for node in plan.nodes.values()
         if not session.workspace.node(node.folder).finished
     ]
-    states = _STATES * _COPIES_PER_STATE * max(weights, default=0)
+    states = _STATES * _COPIES_PER_STATE * sum(sorted(weights)[-at_once:])
     return DiskNeed(sum(weights), sum(weights) + states, measure_free_space(session.workspace.root))
 
 
-def check_disk_need(plan: Plan, session: Session) -> None:
-    """Refuse trainings for whose weights and states there is no room.
+def check_disk_need(plan: Plan, session: Session, at_once: int) -> None:
+    """Refuse trainings for whose weights and states there is no room; arguments as in ``measure_disk_need``.
 
     Raises:
         UserError: naming what is needed and what is free.
     """
-    check_space(session.workspace.root, measure_disk_need(plan, session).peak, "the weights and training states")
+    check_space(
+        session.workspace.root, measure_disk_need(plan, session, at_once).peak, "the weights and training states"
+    )
