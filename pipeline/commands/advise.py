@@ -15,7 +15,6 @@ import click
 from data_cache.errors import UserError, unknown_name
 from data_cache.files import write_json
 from data_cache.sample import SMALLEST_INPUT_PX
-from data_cache.settings import LARGEST_CROP_PX
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -144,6 +143,8 @@ def parse_input_size(text: str) -> int:
     Raises:
         UserError: it is neither, or a size that no network takes.
     """
+    from data_cache.settings import LARGEST_CROP_PX
+
     if not text.removeprefix("-").isdecimal():
         if text not in SIZES:
             raise unknown_name("input size (or a number of pixels)", text, SIZES)

@@ -1,10 +1,4 @@
-"""Measure the depth store against its budgets: reading, size, and a store of 100,000 images.
-
-    python -m tests.benchmarks.bench_depth_store
-
-Prints ratios within one run. Reading is compared with decoding a JPEG as large as the image the map belongs to, warm
-cache, best of many, one thread. The maps are smooth surfaces with edges and the fine grain of a network's output.
-"""
+"""The depth store: reading a map against decoding its image, bytes, and a store of 100,000 images."""
 
 from __future__ import annotations
 
@@ -13,9 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,73 +21,58 @@ from data_cache.depth_store import DepthStore
 from data_cache.depth_writer import DepthStoreWriter
 from data_cache.sample import DepthKind
 from data_cache.store_folder import shard_name
+from tests.benchmarks.drawings import draw_photograph, draw_surface
+from tests.benchmarks.harness import Goal, Line, Spread, alternate
 
 CASES = {
-    "camvid 360x480, map 392x518": ((360, 480), (392, 518)),
-    "voc 375x500, map 392x518": ((375, 500), (392, 518)),
-    "cityscapes 1024x2048, map 518x1036": ((1024, 2048), (518, 1036)),
+    "CamVid, 360×480": ((360, 480), (392, 518)),
+    "Cityscapes, 1024×2048": ((1024, 2048), (518, 1036)),
 }
 MAPS_PER_SHARD = 250
-READ_BUDGET, SIZE_BUDGET, OPEN_BUDGET_S, MEMORY_BUDGET = 0.35, 0.25, 1.0, 1.05
+WHY_READ = (
+    "unpacking and its check alone take longer than decoding so small a JPEG: a map has more pixels than its image"
+)
+
+
+def lines(*, small: bool) -> Iterator[Line]:
+    """Yield the lines of this bench."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, sizes in list(CASES.items())[: 1 if small else None]:
+            yield from bench_reading(Path(folder), name, *sizes, passes=3 if small else 40)
+        yield from bench_many_images(Path(folder), 1_000, 2_000 if small else 100_000)
 
 
 def build_provenance(codec: str) -> Provenance:
+    """Return what a store says of itself."""
     numbers = ("", "", DepthKind.RELATIVE, "1", None, "", "none", None, "float32")
     return Provenance("bench", "train", "bench", *numbers, codec, "", {}, "")
 
 
-def draw_surface(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Return (H, W) float32 in about 0 to 300: slopes and rounded bodies with hard edges, grain of 1e-4."""
-    height, width = size
-    ys, xs = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    surface = 120 * ys + 20 * np.sin(3 * xs)
-    for _ in range(25):
-        y, x, radius = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.03, 0.15)
-        bump = 1 - ((ys - y) ** 2 + (xs - x) ** 2) / radius**2
-        surface = np.where(bump > 0, 60 + 120 * y + 30 * np.sqrt(np.maximum(bump, 0)), surface)
-    return (surface * (1 + rng.normal(0, 1e-4, size))).astype(np.float32)
-
-
-def encode_jpeg(size: tuple[int, int], rng: np.random.Generator) -> bytes:
-    """Return a JPEG of a drawn scene with texture, about as large as a photograph of that size."""
-    surface = draw_surface(size, rng)[..., None] * rng.uniform(0.5, 1, 3)
-    textured = surface + 25 * np.sin(surface * 2) + rng.normal(0, 9, (*size, 1))
+def bench_reading(
+    folder: Path, name: str, image_size: tuple[int, int], map_size: tuple[int, int], passes: int
+) -> Iterator[Line]:
+    """Read maps of every codec and decode an image of theirs in turns."""
+    rng = np.random.default_rng(0)
     file = io.BytesIO()
-    Image.fromarray(textured.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
-    return file.getvalue()
-
-
-def best_ms(action: Callable[[], object], repeats: int = 60) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return 1e3 * min(times)
-
-
-def bench_reading(folder: Path) -> None:
-    print(f"{'case':38}{'codec':7}{'read ms':>9}{'jpeg ms':>9}{'ratio':>7}{'bytes/f32 map':>15}{'bytes/f32 image':>17}")
-    for name, (image_size, map_size) in CASES.items():
-        rng = np.random.default_rng(0)
-        jpeg = encode_jpeg(image_size, rng)
-        decode_ms = best_ms(lambda jpeg=jpeg: np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")))
-        maps = [draw_surface(map_size, rng) for _ in range(4)]
-        for codec in ("lzf", "gzip", "none"):
-            place = folder / f"{map_size[1]}-{image_size[0]}-{codec}"
-            with DepthStoreWriter(place, build_provenance(codec)) as writer:
-                for number, raw in enumerate(maps):
-                    writer.add(str(number), raw, image_size, "0" * 32)
-            store = DepthStore(place)
-            reads = iter(range(10**9))
-            read_ms = best_ms(lambda store=store, reads=reads: store.read(str(next(reads) % 4)))
-            stored = sum(path.stat().st_size for path in place.glob("shard-*")) / len(maps)
-            of_map, of_image = stored / (4 * np.prod(map_size)), stored / (4 * np.prod(image_size))
-            print(
-                f"{name:38}{codec:7}{read_ms:9.2f}{decode_ms:9.2f}{read_ms / decode_ms:7.2f}"
-                f"{of_map:15.3f}{of_image:17.3f}   JPEG {len(jpeg) / 1e3:.0f} kB"
-            )
-    print(f"budgets: ratio <= {READ_BUDGET}, bytes <= {SIZE_BUDGET}")
+    draw_photograph(draw_surface(image_size, rng), rng).save(file, "JPEG", quality=90)
+    maps = [draw_surface(map_size, rng) for _ in range(4)]
+    codecs = ("gzip", "lzf")
+    stores, bytes_per_map = [], []
+    for codec in codecs:
+        place = folder / f"{map_size[1]}-{codec}"
+        with DepthStoreWriter(place, build_provenance(codec)) as writer:
+            for number, raw in enumerate(maps):
+                writer.add(str(number), raw, image_size, "0" * 32)
+        stores.append(DepthStore(place))
+        bytes_per_map.append(sum(path.stat().st_size for path in place.glob("shard-*")) / len(maps))
+    sides = [lambda store=store: [store.read(str(number)) for number in range(4)] for store in stores]
+    decode = lambda: [np.asarray(Image.open(io.BytesIO(file.getvalue())).convert("RGB")) for _ in range(4)]  # noqa: E731
+    turns = alternate([*sides, decode], passes)
+    for side, codec in enumerate(codecs):
+        detail = f"{250 * turns.seconds(side):.2f} and {250 * turns.seconds(2):.2f} ms"
+        yield Line(f"map read / its JPEG decoded ({name}, {codec})", turns.ratio(side, 2), None, detail, WHY_READ)
+        share = bytes_per_map[side] / (4 * map_size[0] * map_size[1])
+        yield Line(f"bytes stored / raw float32 ({name}, {codec})", Spread.of([share]), Goal(at_most=0.25))
 
 
 def build_large_store(folder: Path, images: int) -> None:
@@ -139,29 +117,24 @@ print(opened, peak_kb, read)
 def probe(folder: Path, images: int) -> tuple[float, float, float]:
     """Return, of a fresh process, seconds to open, peak memory in MB and seconds per random read."""
     command = [sys.executable, "-c", PROBE, str(folder), str(images)]
-    environment = os.environ | {"PYTHONPATH": os.getcwd()}  # noqa: PTH109 - run from the repository root
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
     output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     opened, memory_kb, read = map(float, output.split())
     return opened, memory_kb / 1e3, read
 
 
-def bench_many_images(folder: Path) -> None:
-    memory = {}
-    for images in (1_000, 100_000):
+def bench_many_images(folder: Path, few: int, many: int) -> Iterator[Line]:
+    """Open a small and a large store in fresh processes and read at random."""
+    found = []
+    for images in (few, many):
         build_large_store(folder / str(images), images)
-        opened, memory[images], read = probe(folder / str(images), images)
-        print(
-            f"{images:7d} images: opened in {opened * 1e3:.0f} ms "
-            f"(budget {OPEN_BUDGET_S} s), {memory[images]:.1f} MB after 400 random reads of {read * 1e3:.2f} ms"
-        )
-    print(f"memory 100,000 / 1,000 images: {memory[100_000] / memory[1_000]:.3f} (budget {MEMORY_BUDGET})")
-
-
-def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        bench_reading(Path(folder))
-        bench_many_images(Path(folder))
-
-
-if __name__ == "__main__":
-    main()
+        found.append(probe(folder / str(images), images))
+    (_, few_mb, _), (opened, many_mb, read) = found
+    yield Line(
+        f"seconds to open a store of {many:,} images", Spread.of([opened]), Goal(at_most=1),
+        f"then {1e3 * read:.2f} ms per random read",
+    )  # fmt: skip
+    yield Line(
+        f"memory of a reader, {many:,} / {few:,} images", Spread.of([many_mb / few_mb]), Goal(at_most=1.05),
+        f"{many_mb:.0f} and {few_mb:.0f} MB after 400 random reads",
+    )  # fmt: skip

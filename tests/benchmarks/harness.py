@@ -1,0 +1,203 @@
+"""What all benchmarks share: sides that take turns, goals as ratios, lines with their spread, a table and JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.threads import count_usable_cpus
+from stages.networks.precision import resolve_dtype
+
+VERSIONS = ("torch", "torchvision", "transformers", "segmentation-models-pytorch", "onnxruntime", "h5py", "numpy")
+BFLOAT16_CPU = resolve_dtype("auto", "cpu") == "bfloat16"
+"""Whether this CPU multiplies bfloat16; goals differ where it does not."""
+
+Side = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of what was measured several times."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Return the median and the quartiles; of a single value itself."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What each side took in each turn, in seconds."""
+
+    of_side: tuple[tuple[float, ...], ...]
+
+    def seconds(self, side: int) -> float:
+        """Return the median of a side."""
+        return statistics.median(self.of_side[side])
+
+    def ratio(self, side: int, other: int) -> Spread:
+        """Return a side's time divided by another's, turn by turn: what slows a whole turn down cancels."""
+        return Spread.of([mine / theirs for mine, theirs in zip(self.of_side[side], self.of_side[other], strict=True)])
+
+
+def alternate(sides: Sequence[Side], passes: int, *, warm_up: int = 1, device: torch.device | None = None) -> Turns:
+    """Time sides in turns; every other turn goes backwards, so that none always follows the same one.
+
+    Args:
+        passes: timed turns.
+        warm_up: turns before that, which do not count.
+        device: waited for before and after each side, where it works on its own.
+    """
+    found: list[list[float]] = [[] for _ in sides]
+    places = list(range(len(sides)))
+    for turn in range(warm_up + passes):
+        for place in places if turn % 2 == 0 else reversed(places):
+            wait_for(device)
+            started_at = time.perf_counter()
+            sides[place]()
+            wait_for(device)
+            if turn >= warm_up:
+                found[place].append(time.perf_counter() - started_at)
+    return Turns(tuple(map(tuple, found)))
+
+
+def wait_for(device: torch.device | None) -> None:
+    """Return when a GPU has done what it was given."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a ratio should be: at least, at most, or between."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def is_met(self, value: float) -> bool:
+        """Whether a value lies within."""
+        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+
+    def __str__(self) -> str:
+        if self.at_least is not None and self.at_most is not None:
+            return f"{self.at_least:g} – {self.at_most:g}"
+        return f"≥ {self.at_least:g}" if self.at_least is not None else f"≤ {self.at_most:g}"
+
+    def describe_miss(self, value: float) -> str:
+        """Return by how much a value misses, in per cent of the bound."""
+        bound = self.at_least if self.at_least is not None and value < self.at_least else self.at_most
+        return f"missed by {abs(value / bound - 1):.0%}" if bound else f"missed, {value:g}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table."""
+
+    what: str
+    found: Spread
+    goal: Goal | None = None
+    """None where nothing is promised."""
+    detail: str = ""
+    """What the ratio was made of, in units."""
+    why: str = ""
+    """Where the time goes; said when the goal is missed."""
+
+    @property
+    def met(self) -> bool:
+        """Whether the median meets the goal."""
+        return self.goal is None or self.goal.is_met(self.found.median)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {
+            "what": self.what,
+            "goal": str(self.goal) if self.goal else None,
+            "found": self.found.median,
+            "low": self.found.low,
+            "high": self.found.high,
+            "met": self.met,
+            "missed": "" if self.goal is None or self.met else self.goal.describe_miss(self.found.median),
+            "why": "" if self.met else self.why,
+            "detail": self.detail,
+        }
+
+
+def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
+    """Return what figures depend on: machine, versions, date."""
+    gpu = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None
+    return {
+        "machine": {
+            "cpu": _cpu_name(),
+            "cores": count_usable_cpus(),
+            "threads": torch.get_num_threads(),
+            "bfloat16": BFLOAT16_CPU,
+            "gpu": gpu,
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _cpu_name() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf8").splitlines() if file.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+
+
+def format_number(value: float) -> str:
+    """Return three digits that count, at least two after the point of ratios."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def show(line: Line) -> None:
+    """Print a line for people."""
+    found, facts = line.found, line.to_json()
+    spread = "" if found.low == found.high else f" ({format_number(found.low)} – {format_number(found.high)})"
+    print(f"{line.what}: {format_number(found.median)}{spread}" + (f", goal {line.goal}" if line.goal else ""))
+    for remark in (facts["detail"], facts["missed"] and f"{facts['missed']}: {facts['why']}".rstrip(": ")):
+        if remark:
+            print(f"    {remark}")
+
+
+def run_benches(benches: Iterable[tuple[str, Callable[[], Iterable[Line]]]], facts: dict[str, Any]) -> dict[str, Any]:
+    """Run benches one after another, print their lines as they come, and return everything for a file.
+
+    Args:
+        facts: what ``describe_machine`` said, and the command.
+    """
+    started_at = time.perf_counter()
+    lines: list[dict[str, Any]] = []
+    for name, bench in benches:
+        began_at = time.perf_counter()
+        print(f"\n{name}")
+        for line in bench():
+            show(line)
+            lines.append({"bench": name} | line.to_json())
+        print(f"    [{time.perf_counter() - began_at:.0f} s]")
+    missed = [line["what"] for line in lines if not line["met"]]
+    seconds = time.perf_counter() - started_at
+    print(f"\n{len(lines)} lines in {seconds:.0f} s; missed: {', '.join(missed) or 'none'}")
+    return facts | {"seconds": round(seconds), "lines": lines}
+
+
+def write_figures(path: Path, facts: dict[str, Any]) -> None:
+    """Write what ``run_benches`` returned."""
+    path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
