@@ -46,12 +46,12 @@ def preview_plan(
     """
     from rich.console import Group
 
-    from pipeline.experiment.devices import find_device_type
+    from pipeline.experiment.devices import find_device
     from pipeline.experiment.expand import expand_rows, make_plan
     from pipeline.experiment.space import measure_disk_need
     from pipeline.session import Result
 
-    plan = make_plan(expand_rows(config, table, seeds, session, find_device_type(device)), session, reuse=reuse)
+    plan = make_plan(expand_rows(config, table, seeds, session, find_device(device)), session, reuse=reuse)
     classes = {node.folder: run.facts.num_classes for run in plan.runs for node in run.nodes}
     phases = [_describe(node, session, classes[node.folder]) for node in plan.nodes.values()]
     to_train = [phase for phase in phases if not phase["done"]]

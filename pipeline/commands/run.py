@@ -41,7 +41,7 @@ def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool, 
     chosen = choose_device(device)
     if wait:
         wait_for_stores(config, session)
-    plan = make_plan(expand_rows(config, None, (config.seed,), session, chosen.type), session, reuse=reuse)
+    plan = make_plan(expand_rows(config, None, (config.seed,), session, str(chosen)), session, reuse=reuse)
     (record,) = execute_plan(plan, session, Here(session, chosen), wait=wait).records
     folder = session.workspace.runs / record["run"]
     facts = {

@@ -128,7 +128,7 @@ def teach_dataset(
     from stages.training.settings import LossSettings, TrainingSettings
 
     data = dataset_fingerprint(dataset, labels=False, depth=True)
-    dtype = resolve_dtype(options.precision, device.type)
+    dtype = resolve_dtype(options.precision, str(device))
     task = {"init": init, "dataset": data, **asdict(options), "precision": dtype}
     final_loss = find_finished(out, task)
     facts = {"estimator": str(out), "steps": options.steps}

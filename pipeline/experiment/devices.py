@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_cache.errors import Notice, UserError
+from stages.networks.precision import set_tf32
 
 if TYPE_CHECKING:
     import torch
@@ -21,12 +22,15 @@ _GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 def choose_device(name: str) -> torch.device:
     """Return the device of that name; ``auto`` is the first GPU if there is one, else the CPU.
 
+    From then on float32 means float32 on it, other than torch has it; ``training.tf32`` says otherwise while training.
+
     Raises:
         UserError: the program does not support it, or this machine does not have it.
     """
     _check_supported(name)
     import torch
 
+    set_tf32(False)
     if name == "cpu":
         return torch.device("cpu")
     with warnings.catch_warnings(record=True) as said:  # torch's reason why a GPU that is there cannot be used
@@ -44,12 +48,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def find_device_type(name: str) -> str:
-    """Return what ``choose_device`` would choose, as a type such as ``cuda``, at once where no GPU driver is there."""
+def find_device(name: str) -> str:
+    """Return the name of what ``choose_device`` would choose, at once where no GPU driver is there."""
     _check_supported(name)
     if name == "auto" and sys.platform == "linux" and not any(Path(file).exists() for file in _GPU_FILES):
         return "cpu"
-    return choose_device(name).type
+    return str(choose_device(name))
 
 
 def _check_supported(name: str) -> None:

@@ -264,7 +264,7 @@ def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.
             settings=training,
             losses=config.loss,
             device=device,
-            dtype=resolve_dtype(training.precision, device.type),
+            dtype=resolve_dtype(training.precision, str(device)),
             checkpoint_folder=folder.checkpoint,
             log=log,
             on_step=show_steps(advance),

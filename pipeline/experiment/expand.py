@@ -20,7 +20,7 @@ from stages.training.settings import LossSettings
 
 
 def expand_rows(
-    config: RunConfig, table: str | None, seeds: tuple[int, ...] | None, session: Session, device_type: str
+    config: RunConfig, table: str | None, seeds: tuple[int, ...] | None, session: Session, device: str
 ) -> list[Row]:
     """Return the rows of a table, or the one row that the recipe itself is.
 
@@ -30,7 +30,7 @@ def expand_rows(
     Args:
         table: name of a table; None is the recipe's own schedule.
         seeds: of every row; None is the one that the recipe or an override names, else the table's own.
-        device_type: where it will be trained, for example ``cuda``.
+        device: where it will be trained, for example ``cuda:1``.
 
     Raises:
         UserError: a row asks for what there is not.
@@ -39,7 +39,7 @@ def expand_rows(
     known: dict[str, tuple[float, ...] | None] = {}  # rows and seeds of the same data have the same weights
 
     def resolve(config: RunConfig) -> RunConfig:
-        weights, dtype = config.loss.class_weights, resolve_dtype(config.training.precision, device_type)
+        weights, dtype = config.loss.class_weights, resolve_dtype(config.training.precision, device)
         key = content_hash([_name_data(config), weights], 16)
         if key not in known:
             known[key] = resolve_class_weights(config, session)

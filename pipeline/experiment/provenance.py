@@ -25,15 +25,17 @@ def describe_numerics(device: torch.device, training: TrainingSettings) -> dict[
         device: where it is trained.
         training: with its precision resolved.
     """
-    import torch
-
-    on_gpu = device.type == "cuda"
-    return {
+    numerics: dict[str, str | bool] = {
         "device": device.type,
         "dtype": training.precision,
-        "tf32": on_gpu and training.precision == "float32" and bool(torch.backends.cudnn.allow_tf32),
+        "tf32": device.type == "cuda" and training.tf32,
         "compile": training.compile,
     }
+    if training.compile and training.compile_mode != "default":
+        numerics["compile"] = training.compile_mode
+    if training.deterministic:
+        numerics["deterministic"] = True
+    return numerics
 
 
 def describe_environment() -> dict[str, Any]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.networks.interface import Network, Outputs
+from stages.networks.precision import Dtype, autocast
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Dtype
 
 
 class Predicted(NamedTuple):
@@ -42,7 +43,7 @@ def run_network(
     network: Callable[..., Any], images: Tensor, *, precision: Precision = "float32", depth: bool = False
 ) -> Outputs:
     """Return one forward pass of a ``Network`` or of a segmentation-only module, in the given precision."""
-    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+    with autocast(images.device, precision):
         outputs = network(images, seg=True, depth=depth) if _takes_branches(network) else network(images)
     return outputs if isinstance(outputs, Outputs) else Outputs(outputs, None)
 

@@ -19,7 +19,7 @@ from data_cache.datasets.interface import SegmentationDataset
 from data_cache.depth_map import Provenance, UnfitMap
 from data_cache.errors import UserError, nearest
 from data_cache.sample import DepthKind
-from stages.networks.precision import Dtype, Precision, resolve_dtype
+from stages.networks.precision import Dtype, Precision, autocast, resolve_dtype
 from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, GROUND_TRUTH, EstimatorSpec, is_hub_id, undescribed
 from stages.pseudo_depth.depth_source import Reading
 from stages.pseudo_depth.estimator_network import check_family, open_network, run_network
@@ -125,7 +125,7 @@ class DepthEstimator:
             images = images.pin_memory()  # else the copy would wait for the batch before
         pixels = images.to(self.device, non_blocking=True)
         pixels = ((pixels - self._mean) / self._std).to(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32"):
+        with autocast(self.device, self.precision):
             raw = run_network(self._network, pixels, self.spec.alias)
         return raw.float().clamp_min(0)  # clamp keeps nan, so the caller still sees it
 
@@ -206,7 +206,7 @@ def load_estimator(
         preprocessing,
         weights_sha256=weights_sha256,
         device=device,
-        precision=resolve_dtype(precision, device.type),
+        precision=resolve_dtype(precision, str(device)),
         input_size=input_size,
         compile_backend=compile_backend,
     )

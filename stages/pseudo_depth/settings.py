@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from data_cache.settings import LARGEST_BATCH, Decides, Section, setting
+from stages.networks.precision import Precision
 
 
 class DepthSettings(Section):
@@ -24,10 +25,9 @@ class DepthSettings(Section):
     """Scaling of inverse depth at load time."""
     batch_size: int | None = setting(None, Decides.NOTHING, ge=1, le=LARGEST_BATCH, flag="--batch-size")
     """Images per forward pass while labelling; as many as the device's memory holds where it is not given."""
-    precision: Literal["auto", "bfloat16", "float32"] = setting(
-        "auto", Decides.DEPTH_LOSS, Decides.SCORES, resolved=True
-    )
-    """Type the estimator computes in; auto takes bfloat16 where the hardware multiplies it."""
+    precision: Precision = setting("auto", Decides.DEPTH_LOSS, Decides.SCORES, resolved=True)
+    """Type the estimator computes in; auto takes bfloat16 where the hardware multiplies it, float16 on GPUs that have
+    only that."""
     codec: Literal["lzf", "gzip", "none"] = setting("lzf", Decides.NOTHING)
     """Compression of the depth store."""
     accept_noncommercial: bool = setting(False, Decides.NOTHING, flag="--accept-noncommercial")

@@ -48,7 +48,7 @@ class TeachOptions:
     seed: int = 0
     """Of weights, order and augmentation."""
     precision: Precision = "auto"
-    """``auto``, ``bfloat16`` or ``float32``; weights, losses and updates are float32 in each."""
+    """``auto``, ``bfloat16``, ``float16`` or ``float32``; weights, losses and updates are float32 in each."""
 
     def __post_init__(self) -> None:
         for field, (low, high) in _BOUNDS.items():

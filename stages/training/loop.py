@@ -13,6 +13,7 @@ from data_cache.errors import UserError
 from data_cache.sample import PackedBatch
 from stages.networks.interface import Network
 from stages.networks.precision import Dtype
+from stages.training.arithmetic import training_arithmetic
 from stages.training.checkpoint import read_checkpoint, write_checkpoint
 from stages.training.encoder_policy import parts_to_train, trains_fresh_only
 from stages.training.freezing import training_parts
@@ -84,19 +85,24 @@ def train_phase(
         depth_loss: in place of the one that ``losses`` names; ``key`` covers it.
         checkpoint_folder: where the state is kept; one of the same key found there is continued. None keeps none.
         log: metrics.jsonl of this phase, rewound to the checkpoint when resuming.
-        on_step: called after every step; may evaluate the network.
+        on_step: called for every step in order, some time after it: the device is not waited for. It may evaluate the
+            network.
         stop: looked at between two steps.
 
     Raises:
-        UserError: a loss or gradient is not finite (that step changed nothing), labels or depth do not fit network and
-            phase, or a checkpoint cannot be written or belongs to another training.
+        UserError: a loss or gradient is not finite, or labels do not fit the network (neither that step nor one after
+            it changed anything); depth is missing, memory does not suffice, or a checkpoint cannot be written or
+            belongs to another training.
         Interrupted: ``stop`` was set; the state was saved.
     """
     if total_steps < 1:
         raise UserError(f"phase {phase.name!r}: total_steps {total_steps} must be at least 1")
     network.to(device).to(memory_format=torch.channels_last)
     policy = settings.encoder_policy
-    with training_parts(network, parts_to_train(policy, phase), fresh=trains_fresh_only(policy, phase)) as scope:
+    with (
+        training_arithmetic(settings, device, dtype),
+        training_parts(network, parts_to_train(policy, phase), fresh=trains_fresh_only(policy, phase)) as scope,
+    ):
         trainer = PhaseTrainer(
             network, phase, total_steps=total_steps, seed=seed, settings=settings, losses=losses,
             depth_loss=depth_loss, device=device, dtype=dtype,
@@ -104,29 +110,39 @@ def train_phase(
         checkpoints = _CheckpointManager(trainer, checkpoint_folder, key, settings.checkpoint_minutes, log)
         first_step = checkpoints.resume(phase, total_steps)
         started_at, num_images = time.perf_counter(), 0
+        last: StepReport | None = None
+
+        def tell_reports(*, wait: bool) -> None:
+            nonlocal last
+            told = last
+            for last in trainer.read_reports(wait=wait):
+                if log:
+                    log.write(last)
+                if on_step:
+                    on_step(last)
+            if on_step and last is not told:
+                scope.apply()  # an evaluation in there may have changed modes
+
         batches = iter(batches_from(first_step))
         for step in range(first_step, total_steps):
             batch = _fetch(batches, stop)
             if batch is None:
                 with ignoring_sigchld():
                     del batches  # ends the workers
+                    tell_reports(wait=True)
                     kept = checkpoints.save(step)
                 raise Interrupted(f"stopped in phase {phase.name!r} after {step} of {total_steps} steps; {kept}")
-            if step == first_step:
-                trainer.check_labels(batch)
             with ignoring_sigchld():
-                report = trainer.train_step(step, batch)
-                num_images += report.images
-                if log:
-                    log.write(report)
-                if on_step:
-                    on_step(report)
-                    scope.apply()  # an evaluation in there may have changed modes
-                if step + 1 < total_steps:
-                    checkpoints.save_if_due(step + 1)
+                trainer.train_step(step, batch)
+                num_images += len(batch.image_ids)
+                finished, due = step + 1 == total_steps, checkpoints.are_due()
+                tell_reports(wait=finished or due)
+                if due and not finished:
+                    checkpoints.save(step + 1)
         seconds = time.perf_counter() - started_at
         trainer.finish()
-    return PhaseSummary(total_steps, first_step, report.raw, report.share, seconds, num_images / seconds)
+    assert last is not None
+    return PhaseSummary(total_steps, first_step, last.raw, last.share, seconds, num_images / seconds)
 
 
 class _CheckpointManager:
@@ -155,13 +171,12 @@ class _CheckpointManager:
             self._log.load_state({name: value.item() for name, value in summed.items()})
         return step
 
-    def save_if_due(self, step: int) -> None:
-        """Save the state unless that was done lately."""
-        if self._folder and time.monotonic() - self._saved_at >= self._interval_s:
-            self.save(step)
+    def are_due(self) -> bool:
+        """Whether the state was not saved lately."""
+        return self._folder is not None and time.monotonic() - self._saved_at >= self._interval_s
 
     def save(self, step: int) -> str:
-        """Save the state after ``step`` steps; return for people what was kept."""
+        """Save the state after ``step`` steps, all of them reported; return for people what was kept."""
         if self._folder is None:
             return "nothing was kept"
         if self._log:

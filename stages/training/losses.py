@@ -80,13 +80,12 @@ def ohem_cross_entropy(
     per_pixel = _cross_entropy_per_pixel(seg_logits, seg_labels)
     with torch.no_grad():
         labelled = seg_labels != IGNORE_INDEX
-        least = math.ceil(int(labelled.sum()) * min_kept)
-        hard = labelled & (per_pixel > -math.log(threshold))
-        if int(hard.sum()) < least:
-            candidates = torch.where(labelled, per_pixel, -1.0).flatten()
-            hard = torch.zeros_like(labelled).flatten()
-            hard[candidates.topk(least, sorted=False).indices] = True
-            hard = hard.view_as(labelled)
+        losses = torch.where(labelled, per_pixel, -1.0)
+        # Only the device knows how many pixels are labelled: the hardest of all that could be, then the least of them.
+        hardest = losses.flatten().topk(math.ceil(losses.numel() * min_kept)).values
+        least = torch.ceil(labelled.sum() * min_kept).long()
+        easiest_kept = hardest.gather(0, (least - 1).clamp_min(0).view(1))  # an index in brackets would be read here
+        hard = labelled & ((losses > -math.log(threshold)) | (losses >= easiest_kept))
         kept_labels = torch.where(hard, seg_labels, IGNORE_INDEX)
     return _mean_over_labelled(torch.where(hard, per_pixel, 0.0), kept_labels, class_weights)
 
@@ -192,21 +191,24 @@ def compute_terms(
     batch: Batch,
     phase: Phase,
     settings: LossSettings,
+    class_weights: Tensor | None = None,
     depth_loss: DepthLossFunction | None = None,
 ) -> Terms:
     """Return the losses a phase asks for, ``depth_loss`` in place of the settings' if given; call it outside autocast.
 
+    Args:
+        class_weights: those of ``settings``, on the device, see ``upload_class_weights``.
+
     Raises:
-        UserError: the phase reads depth but the batch has none, or there is not one class weight per class.
+        UserError: the phase reads depth but the batch has none.
     """
     seg = aux = depth = None
     if phase.needs_seg:
         assert outputs.seg_logits is not None
         compute_loss, labels = SEG_LOSSES[settings.seg], batch.seg_labels
-        weights = _class_weights(settings, outputs.seg_logits)
-        seg = compute_loss(outputs.seg_logits, labels, settings, weights)
+        seg = compute_loss(outputs.seg_logits, labels, settings, class_weights)
         if outputs.aux_seg_logits:
-            each = [compute_loss(logits, labels, settings, weights) for logits in outputs.aux_seg_logits]
+            each = [compute_loss(logits, labels, settings, class_weights) for logits in outputs.aux_seg_logits]
             aux = torch.stack(each).sum()
     if phase.needs_depth:
         assert outputs.depth is not None
@@ -219,11 +221,26 @@ def compute_terms(
     return Terms(seg, aux, depth)
 
 
-def _class_weights(settings: LossSettings, seg_logits: Tensor) -> Tensor | None:
+def upload_class_weights(settings: LossSettings, num_classes: int, device: torch.device) -> Tensor | None:
+    """Return the class weights as a tensor, None where there are none.
+
+    Raises:
+        UserError: there is not one per class.
+    """
     weights = settings.class_weights
     assert not isinstance(weights, str), "named weights became numbers before anything was trained"
     if weights is None:
         return None
-    if len(weights) != seg_logits.shape[1]:
-        raise UserError(f"{len(weights)} class weights for {seg_logits.shape[1]} classes; give one per class")
-    return torch.tensor(weights, device=seg_logits.device)
+    if len(weights) != num_classes:
+        raise UserError(f"{len(weights)} class weights for {num_classes} classes; give one per class")
+    return torch.tensor(weights, device=device)
+
+
+def drop_misfits(seg_labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return labels in which every class that the network has no output for is void, and how many pixels that were.
+
+    On a GPU such a label ends the whole process from inside the loss, without a word about where it came from.
+    """
+    fits = (seg_labels >= 0) & (seg_labels < num_classes)
+    misfits = (~fits & (seg_labels != IGNORE_INDEX)).sum()
+    return torch.where(fits, seg_labels, IGNORE_INDEX), misfits

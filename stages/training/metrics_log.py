@@ -35,8 +35,8 @@ class StepReport(NamedTuple):
     """Weighted losses as fractions of their sum."""
     lr: float
     """Learning rate of factor 1."""
-    grad_norm: float
-    """Norm of all gradients before clipping."""
+    grad_norm: float | None
+    """Norm of all gradients before clipping; None in a step left out because they overflowed float16."""
     images: int
     """Images in the batch."""
 
@@ -82,7 +82,8 @@ class MetricsLog:
                 for term, value in line[kind].items():
                     self._board.add_scalar(f"{report.phase}/{kind}/{term}", value, report.step)
             for name in ("total", "lr", "grad_norm"):
-                self._board.add_scalar(f"{report.phase}/{name}", line[name], report.step)
+                if line[name] is not None:
+                    self._board.add_scalar(f"{report.phase}/{name}", line[name], report.step)
 
     def rewind(self, phase: str, step: int) -> None:
         """Drop what was logged after that step, and any broken last line a kill left behind.

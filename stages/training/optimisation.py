@@ -16,6 +16,8 @@ from stages.training.freezing import trained_modules
 from stages.training.schedule import Phase
 from stages.training.settings import TrainingSettings
 
+_MASKING = ("cpu", "cuda")
+"""Where torch's fused optimisers leave out an update when a tensor on the device says so; elsewhere the host asks."""
 OPTIMIZERS: dict[str, Callable[[list[dict], TrainingSettings, bool], torch.optim.Optimizer]] = {
     "adam": lambda groups, settings, fused: torch.optim.Adam(groups, lr=settings.lr, fused=fused),
     "adamw": lambda groups, settings, fused: torch.optim.AdamW(groups, lr=settings.lr, fused=fused),
@@ -96,6 +98,7 @@ class PhaseOptimiser:
         self.named_parameters = named
         self._factors = [group.pop("lr_factor") for group in groups]
         self._optimizer = _build(settings, groups)  # each step sets its own rate
+        self._masks_on_device = next(iter(named.values())).device.type in _MASKING
 
     def prepare(self, step: int) -> float:
         """Set the learning rates for the step that follows ``step`` finished ones; returns the rate of factor 1."""
@@ -112,14 +115,26 @@ class PhaseOptimiser:
         """Return the gradients that exist, by parameter name."""
         return {name: value.grad for name, value in self.named_parameters.items() if value.grad is not None}
 
-    def update(self, grad_norm: float) -> None:
-        """Clip by the already known norm of all gradients, then change the weights."""
-        clip = self._settings.clip_norm
-        if clip is not None and grad_norm > clip:
-            torch.nn.utils.clip_grads_with_norm_(
-                self.named_parameters.values(), clip, torch.tensor(grad_norm, dtype=torch.float32)
-            )
-        self._optimizer.step()
+    def update(self, norm: Tensor, holds: Tensor, scale: Tensor | None = None) -> None:
+        """Clip by the already known norm of all gradients, then change the weights.
+
+        Args:
+            norm: scalar, of the gradients with ``scale`` taken out.
+            holds: scalar bool; where true, weights and momenta stay as they are.
+            scale: what the gradients are still multiplied with.
+        """
+        optimizer, clip, divisor = self._optimizer, self._settings.clip_norm, scale
+        if clip is not None:  # as torch's clip_grad_norm_: by clip / (norm + 1e-6), unless that is above 1
+            excess = ((norm + 1e-6) / clip).clamp_min(1.0)
+            divisor = excess if divisor is None else divisor * excess
+        if self._masks_on_device:
+            # What torch's GradScaler tells fused optimisers: they divide and leave out in the pass of the update.
+            optimizer.found_inf, optimizer.grad_scale = holds.float(), divisor  # type: ignore[attr-defined]
+        elif bool(holds):
+            return
+        elif divisor is not None:
+            torch._foreach_div_(list(self.gradients().values()), divisor)
+        optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
         """Return momenta and step counters as ``<parameter name>/<kind>``."""
@@ -188,11 +203,12 @@ class MovingAverage:
         self._others = [name for name in self._live if name not in set(floats)]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move towards the live weights after the step-th update, counted from 1."""
+    def update(self, step: int, holds: Tensor) -> None:
+        """Move towards the live weights after the step-th update, counted from 1, unless that update was left out."""
         decay = min(self._decay, (1 + step) / (10 + step))
         averages, live = self._floats
-        torch._foreach_lerp_(averages, live, 1 - decay)
+        weight = torch.where(holds, 0.0, 1 - decay)
+        torch._foreach_lerp_(averages, live, [weight] * len(live))
         for name in self._others:
             self._average[name].copy_(self._live[name])
 
@@ -234,7 +250,13 @@ def _group_weighting(weighting: nn.Module, named: dict[str, nn.Parameter]) -> It
 def _build(settings: TrainingSettings, groups: list[dict]) -> torch.optim.Optimizer:
     if not groups:
         raise UserError("the parts to train hold no parameters; name others in the phase's `trains`")
-    return OPTIMIZERS[settings.optimizer](groups, settings, _fuses(groups[0]["params"][0].device))
+    optimizer = OPTIMIZERS[settings.optimizer](groups, settings, _fuses(groups[0]["params"][0].device))
+    if settings.optimizer == "sgd" and settings.momentum:
+        # Zeros are where SGD starts from; torch's fused kernel (2.15) would start from memory as it finds it if the
+        # first update is left out.
+        for parameter in (parameter for group in groups for parameter in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+    return optimizer
 
 
 def _find_state_kinds(settings: TrainingSettings) -> set[str]:

@@ -24,6 +24,7 @@ LARGEST_WEIGHT = 1000.0
 SegLoss = Literal["focal", "cross-entropy", "ohem"]
 DepthLoss = Literal["mse", "l1", "ssi"]
 LossWeightingMode = Literal["fixed", "uncertainty", "dwa"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 TransferMode = Literal["feature-extractor", "low-level-extractor", "fine-tune", "scratch"]
 
 
@@ -69,9 +70,16 @@ class TrainingSettings(Section):
     ema_decay: float | None = setting(None, Decides.OPTIMISATION, gt=0, lt=1)
     """Decay of the moving average of the weights; with it, a phase ends with the average."""
     precision: Precision = setting("auto", Decides.NUMERICS, flag="--precision")
-    """Type of the forward pass; auto takes bfloat16 where the hardware multiplies it. Losses are always float32."""
+    """Type of the forward pass; auto takes bfloat16 where the hardware multiplies it, float16 (with the loss scaled) on
+    GPUs that have only that. Losses are always float32."""
+    tf32: bool = setting(False, Decides.NUMERICS)
+    """Whether GPUs may multiply float32 as TF32, with ten bits after the point: faster, and no longer float32."""
+    deterministic: bool = setting(False, Decides.NUMERICS, flag="--deterministic")
+    """Let repeated trainings on one GPU end with equal bits, at the cost of speed; on a CPU they do so anyway."""
     compile: bool = setting(False, Decides.NUMERICS, flag="--compile")
     """Compile the network with torch.compile."""
+    compile_mode: CompileMode = setting("default", Decides.NUMERICS)
+    """How torch.compile goes about it; "reduce-overhead" records CUDA graphs, "max-autotune" searches for kernels."""
     checkpoint_minutes: float = setting(5.0, Decides.NOTHING, gt=0, le=10_000)
     """Minutes between checkpoints; an interruption by signal writes one at once."""
     log_every: int = setting(10, Decides.NOTHING, ge=1, le=LONGEST)

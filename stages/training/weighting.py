@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -50,8 +50,8 @@ class LossWeighting(nn.Module):
         """Return the factor on the loss of each task."""
         return dict(self._weights)
 
-    def observe(self, raw: dict[str, float]) -> None:
-        """Take note of a finished step's unweighted losses."""
+    def observe(self, raw: Mapping[str, Tensor], holds: Tensor) -> None:
+        """Take note of a finished step's unweighted losses, unless the step ``holds``: it is to change nothing."""
 
 
 class UncertaintyWeighting(LossWeighting):
@@ -87,35 +87,39 @@ class DynamicWeightAverage(LossWeighting):
     means_before: Tensor
     observed_steps: Tensor
 
-    def __init__(self, phase: Phase, aux_weight: float, window: int) -> None:
+    def __init__(self, phase: Phase, aux_weight: float, window: int, device: torch.device) -> None:
         super().__init__(phase, aux_weight)
         self._window = window
+        exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS lacks
         for name in ("running_sums", "last_means", "means_before"):
-            self.register_buffer(name, torch.zeros(2, dtype=torch.float64))
-        self.register_buffer("observed_steps", torch.zeros((), dtype=torch.int64))
+            self.register_buffer(name, torch.zeros(2, dtype=exact, device=device))
+        self.register_buffer("observed_steps", torch.zeros((), dtype=torch.int64, device=device))
 
-    def observe(self, raw: dict[str, float]) -> None:
+    def observe(self, raw: Mapping[str, Tensor], holds: Tensor) -> None:
         """Add a finished step's unweighted losses to the current window."""
-        self.running_sums += torch.tensor([raw[task] for task in _TASKS], dtype=torch.float64)
-        self.observed_steps += 1
-        if int(self.observed_steps) % self._window == 0:
-            self.means_before.copy_(self.last_means)
-            self.last_means.copy_(self.running_sums / self._window)
-            self.running_sums.zero_()
+        losses = torch.stack([raw[task] for task in _TASKS]).to(self.running_sums)
+        sums = torch.where(holds, self.running_sums, self.running_sums + losses)
+        self.observed_steps += ~holds
+        full = ~holds & (self.observed_steps % self._window == 0)
+        self.means_before.copy_(torch.where(full, self.last_means, self.means_before))
+        self.last_means.copy_(torch.where(full, sums / self._window, self.last_means))
+        self.running_sums.copy_(torch.where(full, 0.0, sums))
 
     def task_factors(self) -> dict[str, Tensor | float]:
         """Return the phase's weights until two windows are full, and from then on those times the shares."""
-        if not bool((self.means_before > 0).all()):
-            return super().task_factors()
         ratios = self.last_means / self.means_before
         shares = len(_TASKS) * torch.softmax(ratios / _DWA_TEMPERATURE, 0)
-        return {task: self._weights[task] * share for task, share in zip(_TASKS, shares.tolist(), strict=True)}
+        known = (self.means_before > 0).all()
+        factors = torch.where(known, shares, 1.0).float()
+        return {task: self._weights[task] * factor for task, factor in zip(_TASKS, factors, strict=True)}
 
 
 WEIGHTINGS: dict[str, Callable[[Phase, LossSettings, float, torch.device], LossWeighting]] = {
     "fixed": lambda phase, _settings, aux_weight, _device: LossWeighting(phase, aux_weight),
     "uncertainty": lambda phase, _settings, aux_weight, device: UncertaintyWeighting(phase, aux_weight, device),
-    "dwa": lambda phase, settings, aux_weight, _device: DynamicWeightAverage(phase, aux_weight, settings.dwa_window),
+    "dwa": lambda phase, settings, aux_weight, device: DynamicWeightAverage(
+        phase, aux_weight, settings.dwa_window, device
+    ),
 }
 
 

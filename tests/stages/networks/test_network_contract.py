@@ -1,4 +1,4 @@
-"""What every network promises. A new network joins by one entry in SMALL_OPTIONS."""
+"""What every network promises. A new network joins by one entry in ``small_networks.py``."""
 
 import copy
 from collections import Counter
@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from small_networks import CASES, IN_FULL, NUM_CLASSES, SMALL_ENCODER, SMALL_OPTIONS, case_name, small_smp_options
 from torch import nn
 
 from data_cache.errors import UserError
@@ -17,60 +18,15 @@ from stages.training.transfer import copy_part
 
 pytestmark = pytest.mark.filterwarnings("ignore:PSPNet's pyramid")
 
-NUM_CLASSES = 4
-SMALL_CHANNELS = {"fpn": 64, "pan": 8, "upernet": 16, "segformer": 16, "deeplabv3": 16, "deeplabv3plus": 16}
-SMALL_ENCODER = {"encoder": "tu-resnet10t", "encoder_weights": "none"}
-IN_FULL = ("unet", "fpn", "pan", "deeplabv3plus")
-"""Architectures of smp of each kind: any size, padded, dilated with a smallest map, not drawn again."""
-
-
-def small_smp_options(architecture: str) -> dict:
-    stages = isinstance(ARCHITECTURES[architecture].channels, tuple)
-    channels = [16, 16, 8, 8, 8] if stages else SMALL_CHANNELS.get(architecture)
-    return {"architecture": architecture, "decoder_channels": channels, **SMALL_ENCODER}
-
-
-SMALL_OPTIONS: dict[str, list[dict]] = {
-    "unet": [small_smp_options(architecture) for architecture in IN_FULL],
-    "unet-classic": [{"width": 8}],
-    "unet-valid": [{"width": 8}],
-    "fcn32s": [{"width": 8, "fc_width": 16, "encoder_weights": "none"}],
-    "fcn16s": [{"width": 8, "fc_width": 16, "encoder_weights": "none"}],
-    "fcn8s": [
-        {"width": 8, "fc_width": 16, "encoder_weights": "none"},
-        {"width": 8, "fc_width": 16, "encoder_weights": "none", "padding": "caffe", "depth_branch": "full"},
-        {"width": 8, "encoder_weights": "none", "head": "pool5"},
-    ],
-    "conv-vgg": [{"width": 8, "fc_width": 16, "encoder_weights": "none"}],
-    "segnet": [{"width": 8, "encoder_weights": "none"}],
-    "pspnet": [{"encoder": "resnet18", "decoder_channels": 16, "encoder_weights": "none", "aux": True}],
-    "deeplabv3plus": [{"width": 8, "low_level_width": 4, **SMALL_ENCODER}],
-    "deeplabv3plus-mff": [{"width": 8, "share_aspp": True, "encoder": "resnet18", "encoder_weights": "none"}],
-    "bisenet": [{"width": 16, **SMALL_ENCODER}],
-    "bisenet-mff": [{"width": 16, **SMALL_ENCODER}],
-    "dcsa-resnet": [
-        {"reduction": 8, "output_stride": 16, "modulated": True, **SMALL_ENCODER},
-        {"reduction": 8, "decoder": "unet", "decoder_channels": [16, 16, 8, 8, 8], **SMALL_ENCODER},
-    ],
-}
-"""Name → options under which the network is small enough for a test, one set per kind worth testing."""
-
 NOTHING_TO_COPY = [
     ("fcn32s", "light"), ("fcn16s", "light"), ("fcn8s", "light"), ("dcsa-resnet", "none"),
 ]  # fmt: skip
 """Networks whose decoders are as wide as the classes or not there, by ``depth_branch`` or ``decoder``."""
 
-CASES = [(name, options) for name, all_options in SMALL_OPTIONS.items() for options in all_options]
-
 
 def build(name: str, options: dict, **others) -> Network:
     torch.manual_seed(0)
     return build_network(name, NUM_CLASSES, **{**options, **others})
-
-
-def case_name(case: tuple[str, dict]) -> str:
-    name, options = case
-    return f"{name}-{options['architecture']}" if "architecture" in options else name
 
 
 @pytest.fixture(scope="module", params=CASES, ids=case_name)

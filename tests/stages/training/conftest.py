@@ -1,6 +1,6 @@
-"""Makes the toy network beside this file importable, also under importlib mode."""
+"""Makes the toy network beside this file and the small networks importable, also under importlib mode."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "networks")]

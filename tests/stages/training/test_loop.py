@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from torch import nn
-from toy_network import batches_from, build_toy, make_batch
+from toy_network import NUM_CLASSES, batches_from, build_toy, make_batch
 
 from data_cache.errors import UserError
 from stages.networks import build_network
@@ -256,9 +256,14 @@ def test_all_void_batch_leaves_no_trace_but_decay_and_statistics():
 
 def test_label_beyond_the_classes_is_explained():
     batch = make_batch(0)
-    batch.seg_labels[0, 5, 5] = 9
-    with pytest.raises(UserError, match=r"'image-0-0' has labels from 0 to 9, but the network has classes 0 to 3"):
-        train(build_toy(), SEG, lambda _step: iter([batch]))
+    batch.seg_labels[0, 5, 5] = NUM_CLASSES
+    batch.seg_labels[1, 5, 5] = -1
+    said = r"2 pixels have labels beyond the network's classes 0 to 3 in phase 'seg', step 2 of 3, images image-0-0"
+    network, reference = build_toy(), build_toy()
+    train(reference, SEG, steps=1)
+    with pytest.raises(UserError, match=said):
+        train(network, SEG, lambda _step: iter([make_batch(0), batch, make_batch(2)]))
+    assert_same_network(network, reference)
 
 
 def test_depth_phase_on_a_network_without_depth_is_explained():
@@ -291,9 +296,15 @@ def test_checkpoints_are_written_by_time(tmp_path):
 def interrupt(network, phase, folder, *, after, **options):
     """Train into the folder and stop after a step."""
     stop = StopFlag()
-    stopping = {"stop": stop, "on_step": lambda report: stop.set() if report.step == after else None}
+
+    def batches_until_stop(first_step):
+        for step, batch in enumerate(batches_from(first_step), first_step + 1):
+            if step == after:
+                stop.set()
+            yield batch
+
     with pytest.raises(Interrupted, match=rf"phase '{phase}' after {after} of \d steps; the state is in"):
-        train(network, phase, checkpoint_folder=folder, **stopping, **options)
+        train(network, phase, batches_until_stop, checkpoint_folder=folder, stop=stop, **options)
 
 
 @pytest.mark.parametrize(("optimizer", "weighting"), [("adam", "uncertainty"), ("sgd", "dwa")])

@@ -20,6 +20,7 @@ from stages.training.losses import (
     depth_ssi,
     focal_loss,
     ohem_cross_entropy,
+    upload_class_weights,
 )
 from stages.training.schedules import JOINT, SEG
 from stages.training.settings import LossSettings
@@ -194,6 +195,5 @@ def test_depth_phase_without_depth_targets_is_explained():
 
 
 def test_wrong_number_of_class_weights_is_explained():
-    outputs = Outputs(torch.zeros(2, 4, 16, 16), None)
     with pytest.raises(UserError, match="3 class weights for 4 classes"):
-        compute_terms(outputs, batch_of(), SEG, LossSettings(class_weights=(1.0, 1.0, 1.0)))
+        upload_class_weights(LossSettings(class_weights=(1.0, 1.0, 1.0)), 4, torch.device("cpu"))

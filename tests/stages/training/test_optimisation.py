@@ -22,10 +22,15 @@ from stages.training.settings import LossSettings, TrainingSettings
 from stages.training.weighting import build_weighting
 
 CPU = torch.device("cpu")
+GOES_ON = torch.tensor(False)
 
 
 def build(network, phase, settings, total_steps=10):
     return PhaseOptimiser(network, phase, settings, total_steps, build_weighting(phase, LossSettings(), 0.0, CPU))
+
+
+def update(optimiser, norm):
+    optimiser.update(torch.tensor(norm), GOES_ON)
 
 
 def fill_gradients(network, seed=0):
@@ -94,7 +99,7 @@ def test_what_was_never_pretrained_learns_at_the_full_rate_under_every_policy(po
         parameter.grad = torch.ones_like(parameter)
     optimiser = build(network, SEG, settings)
     optimiser.prepare(0)
-    optimiser.update(1.0)
+    update(optimiser, 1.0)
     moved = {
         name: (before[name] - value.detach()).flatten()[0].item() for name, value in network.encoder.named_parameters()
     }
@@ -125,7 +130,7 @@ def test_factors_scale_the_updates_of_their_part():
         optimiser = build(network, SEG, TrainingSettings(optimizer="sgd", momentum=0.0, lr=0.5, lr_factors=factors))
         fill_gradients(network)
         optimiser.prepare(0)
-        optimiser.update(1.0)
+        update(optimiser, 1.0)
         updates.append(
             {part: torch.cat([(p - q).flatten() for p, q in zip(module.parameters(), before[part], strict=True)])
              for part, module in network.parts().items()}
@@ -157,7 +162,7 @@ def test_optimisers_are_torchs_plain_ones(name, oracle, channels_last):
         fill_gradients(ours, step)
         fill_gradients(theirs, step)
         optimiser.prepare(step)
-        optimiser.update(1.0)
+        update(optimiser, 1.0)
         plain.step()
     for first, second in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(first, second)
@@ -171,7 +176,7 @@ def test_decay_can_spare_norms_and_biases():
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimiser.prepare(0)
-    optimiser.update(0.0)
+    update(optimiser, 0.0)
     for name, value in network.named_parameters():
         torch.testing.assert_close(value.detach(), before[name] * (0.5 if value.ndim > 1 else 1.0))
 
@@ -181,9 +186,9 @@ def test_clipping_is_torchs():
     optimiser = build(network, JOINT, TrainingSettings(optimizer="sgd", momentum=0.0, lr=1.0, clip_norm=0.5))
     fill_gradients(network)
     fill_gradients(oracle)
-    norm = float(torch.nn.utils.clip_grad_norm_(oracle.parameters(), 0.5))
+    norm = torch.nn.utils.clip_grad_norm_(oracle.parameters(), 0.5)
     optimiser.prepare(0)
-    optimiser.update(norm)
+    optimiser.update(norm, GOES_ON)
     for first, second in zip(network.parameters(), oracle.parameters(), strict=True):
         torch.testing.assert_close(first.grad, second.grad)
 
@@ -199,13 +204,13 @@ def test_state_round_trip_continues_with_the_same_bits(optimizer):
     for step in range(3):
         fill_gradients(first, step)
         ours.prepare(step)
-        ours.update(1.0)
+        update(ours, 1.0)
     second.load_state_dict(first.state_dict())
     resumed.load_state({name: value.clone().contiguous() for name, value in ours.state().items()}, "a", "b")
     for network, optimiser in ((first, ours), (second, resumed)):
         fill_gradients(network, 3)
         optimiser.prepare(3)
-        optimiser.update(1.0)
+        update(optimiser, 1.0)
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
     assert ours.state().keys() == resumed.state().keys()
 
@@ -224,7 +229,7 @@ def test_moving_average_is_its_recurrence_over_weights_and_statistics():
             network.seg_decoder[1].num_batches_tracked.add_(1)
         decay = min(0.3, (1 + step) / (10 + step))
         expected = [decay * old + (1 - decay) * new for old, new in zip(expected, (weight.detach(), mean), strict=True)]
-        average.update(step)
+        average.update(step, GOES_ON)
     average.hand_over()
     torch.testing.assert_close(weight.detach(), expected[0])
     torch.testing.assert_close(mean, expected[1])

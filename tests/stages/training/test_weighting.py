@@ -14,6 +14,10 @@ CPU = torch.device("cpu")
 TERMS = Terms(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(0.5))
 
 
+def observe(weighting, seg, depth, *, holds=False):
+    weighting.observe({"seg": torch.tensor(seg), "depth": torch.tensor(depth)}, torch.tensor(holds))
+
+
 def test_fixed_weighting_is_the_weighted_sum():
     losses = build_weighting(JOINT, LossSettings(), 0.4, CPU)(TERMS)
     assert float(losses.total) == pytest.approx(0.85 * 2 + 0.85 * 0.4 * 3 + 0.15 * 0.5)
@@ -55,7 +59,7 @@ def test_dwa_favours_the_loss_that_falls_slower():
     for seg, depth in ((4.0, 1.0), (2.0, 1.0), (2.0, 0.8), (1.0, 0.8)):  # window means 3, 1.5 and 1, 0.8
         losses = weighting(terms)
         assert float(losses.weighted["seg"]) == pytest.approx(0.85 * 2)  # nothing to compare yet
-        weighting.observe({"seg": seg, "depth": depth})
+        observe(weighting, seg, depth)
     share = 1 / (1 + math.exp((0.8 - 0.5) / 2))  # softmax of r/2 with r = 1.5/3 and 0.8/1
     losses = weighting(terms)
     assert float(losses.weighted["seg"]) == pytest.approx(0.85 * 2 * share * 2)
@@ -66,10 +70,20 @@ def test_dwa_state_survives_a_round_trip():
     settings = LossSettings(weighting="dwa", dwa_window=3)
     ours, resumed = build_weighting(JOINT, settings, 0.0, CPU), build_weighting(JOINT, settings, 0.0, CPU)
     for step in range(7):
-        ours.observe({"seg": 1 / (step + 1), "depth": 0.1 + step / 7})
+        observe(ours, 1 / (step + 1), 0.1 + step / 7)
     resumed.load_state_dict(ours.state_dict())
     for module in (ours, resumed):
-        module.observe({"seg": 0.2, "depth": 0.3})
-        module.observe({"seg": 0.1, "depth": 0.3})
+        observe(module, 0.2, 0.3)
+        observe(module, 0.1, 0.3)
     assert ours.task_factors() == resumed.task_factors()
     assert ours.task_factors() != {"seg": 0.85, "depth": 0.15}
+
+
+def test_dwa_takes_no_note_of_a_step_that_is_to_change_nothing():
+    settings = LossSettings(weighting="dwa", dwa_window=2)
+    ours, undisturbed = build_weighting(JOINT, settings, 0.0, CPU), build_weighting(JOINT, settings, 0.0, CPU)
+    for seg, depth in ((4.0, 1.0), (2.0, 1.0), (2.0, 0.8)):
+        observe(undisturbed, seg, depth)
+        observe(ours, seg, depth)
+        observe(ours, math.nan, depth, holds=True)
+    assert all(torch.equal(value, undisturbed.state_dict()[name]) for name, value in ours.state_dict().items())

@@ -1,0 +1,172 @@
+"""A training step never waits for the device: it runs on tensors without values, where asking for one raises.
+
+A GPU computes behind the host's back; each question about a number (``item()``, ``bool()``, a mask as an index) makes
+the host wait for all that is under way. On torch's fake tensors such a question raises, on any machine.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_networks import NUM_CLASSES, SMALL_OPTIONS
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from toy_network import build_toy
+
+from data_cache.sample import Batch
+from stages.networks import NETWORKS, build_network
+from stages.networks.precision import autocast
+from stages.pseudo_depth.depth_losses import metric_depth_loss, relative_depth_loss
+from stages.training.freezing import training_parts
+from stages.training.losses import DEPTH_LOSSES, SEG_LOSSES, compute_terms, drop_misfits, upload_class_weights
+from stages.training.optimisation import OPTIMIZERS
+from stages.training.schedules import DEPTH, JOINT, SEG
+from stages.training.settings import LossSettings, TrainingSettings
+from stages.training.trainer import PhaseTrainer
+from stages.training.weighting import WEIGHTINGS, build_weighting
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:PSPNet's pyramid"),
+    pytest.mark.filterwarnings("ignore:CUDA is not available"),  # autocast, where there is no GPU
+]
+
+
+@pytest.fixture
+def no_values():
+    with FakeTensorMode(allow_non_fake_inputs=True):  # constants that a network holds besides weights and buffers
+        yield
+
+
+def take_values(network, device=CPU):
+    """Put fake tensors in the place of all weights and buffers."""
+    for module in network.modules():
+        for store in (module._parameters, module._buffers):
+            for name, value in store.items():
+                if value is not None:
+                    layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
+                    fake = torch.empty(value.shape, dtype=value.dtype, device=device, memory_format=layout)
+                    store[name] = nn.Parameter(fake) if isinstance(value, nn.Parameter) else fake
+    return network.train()
+
+
+def make_batch(device=CPU, side=64):
+    shape = (2, side, side)
+    return Batch(
+        ("one", "two"), torch.empty(2, 3, side, side, device=device),
+        torch.empty(shape, dtype=torch.int64, device=device), torch.empty(shape, device=device),
+        torch.empty(shape, dtype=torch.bool, device=device),
+    )  # fmt: skip
+
+
+def train(network, phase, *, losses=None, dtype="bfloat16", steps=1, depth_loss=None, side=64, **settings):
+    """Do steps as ``train_phase`` does them, up to the reading of reports."""
+    with training_parts(network, phase.trains):
+        trainer = PhaseTrainer(
+            network, phase, total_steps=9, seed=0, settings=TrainingSettings(**settings), device=CPU, dtype=dtype,
+            losses=losses or LossSettings(), depth_loss=depth_loss,
+        )  # fmt: skip
+        for step in range(steps):
+            trainer.train_step(step, make_batch(side=side))
+
+
+def build_small(name):
+    return build_network(name, NUM_CLASSES, **SMALL_OPTIONS[name][0])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_of_every_network_asks_for_no_value(name, request):
+    network = build_small(name)
+    request.getfixturevalue("no_values")
+    train(take_values(network), JOINT, side=96 if name == "unet-valid" else 64)
+
+
+@pytest.mark.parametrize("phase", [SEG, DEPTH, JOINT], ids=str)
+@pytest.mark.parametrize("name", ["toy", "pspnet"])
+def test_steps_of_every_kind_of_phase_ask_for_no_value(name, phase, request):
+    network = build_toy(aux=True) if name == "toy" else build_small(name)
+    request.getfixturevalue("no_values")
+    train(take_values(network), phase, steps=2)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("depth", DEPTH_LOSSES)
+@pytest.mark.parametrize("seg", SEG_LOSSES)
+@pytest.mark.usefixtures("no_values")
+def test_no_loss_asks_for_a_value(seg, depth, weighting):
+    losses = LossSettings(seg=seg, depth=depth, weighting=weighting, dwa_window=2, class_weights=(1.0, 2.0, 0.5, 1.0))
+    train(take_values(build_toy(aux=True)), JOINT, losses=losses, steps=3)
+
+
+@pytest.mark.parametrize("depth_loss", [relative_depth_loss, metric_depth_loss])
+@pytest.mark.usefixtures("no_values")
+def test_no_loss_of_teachers_asks_for_a_value(depth_loss):
+    train(take_values(build_toy()), DEPTH, depth_loss=depth_loss)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.usefixtures("no_values")
+def test_nothing_between_gradient_and_weights_asks_for_a_value(optimizer, dtype):
+    train(
+        take_values(build_toy()), JOINT, steps=3, dtype=dtype, optimizer=optimizer, clip_norm=1.0, ema_decay=0.9,
+        lr_schedule="poly", warmup_steps=1, weight_decay=0.1, decay_norm_and_bias=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("ask", [
+    lambda maps: maps * maps.mean().item(), lambda maps: maps if maps.sum() > 0 else -maps,
+    lambda maps: maps * len(maps[maps > 0]),
+], ids=["item", "bool", "mask"])  # fmt: skip
+@pytest.mark.usefixtures("no_values")
+def test_a_step_that_asks_for_a_value_is_found(ask):
+    """The law above can be broken."""
+    network = take_values(build_toy())
+    network.encoder.register_forward_hook(lambda _module, _inputs, maps: ask(maps))
+    with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+        train(network, SEG)
+
+
+def compute_losses(network, phase, device, losses, side=64):
+    """Do what a step does before its backward pass, which needs a GPU that is there."""
+    batch = make_batch(device, side)
+    labels, misfits = drop_misfits(batch.seg_labels, NUM_CLASSES)
+    with autocast(device, "bfloat16"):
+        outputs = network(batch.images, seg=phase.needs_seg, depth=phase.needs_depth)
+    weights = upload_class_weights(losses, NUM_CLASSES, device)
+    terms = compute_terms(outputs, batch._replace(seg_labels=labels), phase, losses, weights)
+    weighting = build_weighting(phase, losses, network.aux_weight, device)
+    total, weighted = weighting(terms)
+    weighting.observe(dict(zip(weighted, torch.stack(list(terms.present().values())), strict=True)), misfits > 0)
+    return total
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_forward_and_losses_of_every_network_stay_on_the_gpu(name, request):
+    """Tensors of two devices in one operation raise."""
+    network = build_small(name)
+    request.getfixturevalue("no_values")
+    side = 96 if name == "unet-valid" else 64
+    assert compute_losses(take_values(network, GPU), JOINT, GPU, LossSettings(), side).device == GPU
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("depth", DEPTH_LOSSES)
+@pytest.mark.parametrize("seg", SEG_LOSSES)
+@pytest.mark.usefixtures("no_values")
+def test_every_loss_stays_on_the_gpu(seg, depth, weighting):
+    losses = LossSettings(seg=seg, depth=depth, weighting=weighting, dwa_window=2, class_weights=(1.0, 2.0, 0.5, 1.0))
+    assert compute_losses(take_values(build_toy(aux=True), GPU), JOINT, GPU, losses).device == GPU
+
+
+@pytest.mark.usefixtures("no_values")
+def test_a_tensor_left_behind_on_the_cpu_is_found():
+    """The law above can be broken."""
+    network = take_values(build_toy(), GPU)
+    network.encoder.register_forward_hook(lambda _module, _inputs, maps: maps + torch.ones(64))
+    with pytest.raises(RuntimeError, match="device"):
+        compute_losses(network, SEG, GPU, LossSettings())
