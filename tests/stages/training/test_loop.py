@@ -257,7 +257,7 @@ def test_all_void_batch_leaves_no_trace_but_decay_and_statistics():
 def test_label_beyond_the_classes_is_explained():
     batch = make_batch(0)
     batch.seg_labels[0, 5, 5] = NUM_CLASSES
-    batch.seg_labels[1, 5, 5] = -1
+    batch.seg_labels[1, 5, 5] = 254
     said = r"2 pixels have labels beyond the network's classes 0 to 3 in phase 'seg', step 2 of 3, images image-0-0"
     network, reference = build_toy(), build_toy()
     train(reference, SEG, steps=1)

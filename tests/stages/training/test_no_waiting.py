@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import (
 )
 from toy_network import build_toy
 
-from data_cache.sample import Batch
+from data_cache.sample import PackedBatch
+from data_cache.unpacking import unpack
 from stages.networks import NETWORKS, build_network
 from stages.networks.precision import autocast
 from stages.pseudo_depth.depth_losses import metric_depth_loss, relative_depth_loss
@@ -55,12 +56,14 @@ def take_values(network, device=CPU):
 
 
 def make_batch(device=CPU, side=64):
-    shape = (2, side, side)
-    return Batch(
-        ("one", "two"), torch.empty(2, 3, side, side, device=device),
-        torch.empty(shape, dtype=torch.int64, device=device), torch.empty(shape, device=device),
-        torch.empty(shape, dtype=torch.bool, device=device),
-    )  # fmt: skip
+    return PackedBatch(
+        ("one", "two"),
+        images=torch.empty(2, 3, side, side, dtype=torch.uint8, device=device),
+        seg_labels=torch.empty(2, side, side, dtype=torch.uint8, device=device),
+        inverse_depth=torch.empty(2, side, side, dtype=torch.float16, device=device),
+        placed=torch.empty(2, 4, dtype=torch.int32, device=device),
+        jitter=torch.empty(2, 3, device=device),
+    )
 
 
 def train(network, phase, *, losses=None, dtype="bfloat16", steps=1, depth_loss=None, side=64, **settings):
@@ -133,7 +136,7 @@ def test_a_step_that_asks_for_a_value_is_found(ask):
 
 def compute_losses(network, phase, device, losses, side=64):
     """Do what a step does before its backward pass, which needs a GPU that is there."""
-    batch = make_batch(device, side)
+    batch = unpack(make_batch(CPU, side), network.normalisation, device)
     labels, misfits = drop_misfits(batch.seg_labels, NUM_CLASSES)
     with autocast(device, "bfloat16"):
         outputs = network(batch.images, seg=phase.needs_seg, depth=phase.needs_depth)
