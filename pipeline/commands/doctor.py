@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    import torch
+
+    from pipeline.gpu_checks import Effort
     from pipeline.session import Result, Session
 
 LOWEST_VERSIONS = {
@@ -28,14 +31,24 @@ FREE_DISK_BYTES = 3_000_000_000
 
 @click.command()
 @click.option("--clean", is_flag=True, help="Remove what killed processes left in the work directory.")
+@click.option(
+    "--gpu", is_flag=True, help="Also compare the GPU with the CPU and measure what limits the work; takes a minute."
+)
 @click.pass_obj
-def doctor(session: Session, clean: bool) -> None:
+def doctor(session: Session, clean: bool, gpu: bool) -> None:
     """Check machine, versions, GPU, locking, disk; say what is missing and how to repair it."""
-    session.show(examine_machine(session, clean=clean))
+    session.show(examine_machine(session, clean=clean, gpu=_find_gpu() if gpu else None))
 
 
-def examine_machine(session: Session, *, clean: bool = False) -> Result:
+def examine_machine(
+    session: Session, *, clean: bool = False, gpu: torch.device | None = None, effort: Effort | None = None
+) -> Result:
     """Run all checks, after removing what killed processes left behind if that is wanted.
+
+    Args:
+        clean: whether that is wanted.
+        gpu: device that is compared with the CPU and measured; None leaves that out.
+        effort: how much is computed on it; None is what takes a minute on a GPU.
 
     Returns:
         ``checks``: list of ``name``, ``ok``, ``found``, ``remedy`` (empty when ok); ``leftovers`` and ``removed``:
@@ -60,6 +73,11 @@ def examine_machine(session: Session, *, clean: bool = False) -> Result:
         _check_leftovers(len(leftovers), sum(one.bytes for one in leftovers)),
         _check_extra(),
     ]
+    if gpu is not None:
+        from pipeline.gpu_checks import Effort, examine_gpu
+
+        session.console.info(f"comparing {gpu} with the CPU; this takes about a minute")
+        checks += [_check(*finding) for finding in examine_gpu(gpu, session.workspace.root, effort or Effort())]
     rows = [["ok" if check["ok"] else "FAILED", check["name"], check["found"], check["remedy"]] for check in checks]
     facts = {
         "checks": checks,
@@ -74,6 +92,18 @@ def examine_machine(session: Session, *, clean: bool = False) -> Result:
 
 def _check(name: str, ok: bool, found: str, remedy: str = "") -> dict[str, Any]:
     return {"name": name, "ok": ok, "found": found, "remedy": "" if ok else remedy}
+
+
+def _find_gpu() -> torch.device:
+    from data_cache.errors import UserError
+    from pipeline.experiment.devices import choose_device
+
+    device = choose_device("auto")
+    if device.type == "cpu":
+        raise UserError(
+            "--gpu examines a GPU, and there is none here that torch can use; without it the doctor looks at the rest"
+        )
+    return device
 
 
 def _check_python() -> dict[str, Any]:
