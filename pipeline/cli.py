@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _call(arguments: list[str]) -> int:
     try:
         status = cli.main(args=arguments, prog_name="pipeline", standalone_mode=False)
+    except click.Abort:  # made of the KeyboardInterrupt, which may say what was kept
+        raise
     except Exception:
         if was_interrupted():  # a library has turned KeyboardInterrupt into an error of its own
             raise KeyboardInterrupt from None

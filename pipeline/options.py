@@ -210,6 +210,18 @@ spread_options = stack(
         help="Train in so many processes at once; threads (and GPUs) are divided among them.",
     ),
     wait_option,
+    click.option("--on", type=click.Choice(["ray"]), help="Train on the workers of a Ray cluster."),
+    click.option(
+        "--address",
+        show_default="auto",
+        help="Ray cluster: auto (this machine's, or $RAY_ADDRESS), host:port, or local for this machine alone.",
+    ),
+    click.option(
+        "--gpus-per-training",
+        type=click.FloatRange(0, 1),
+        show_default="1 where the cluster has GPUs",
+        help="GPU of each training on Ray, or its share of one.",
+    ),
 )
 LARGEST_TILE_PX = 1 << 16
 tile_options = stack(

@@ -20,6 +20,7 @@ ROOMS = {
     "segmentation_models_pytorch": {"stages/networks/", "stages/export/proof.py"},
     "matplotlib": {"stages/comparison/figures.py"},
     "rich": {"pipeline/"},
+    "ray": {"pipeline/experiment/engines/on_ray.py"},
     "pydantic": {"pipeline/experiment/", "pipeline/workspace.py", "stages/", "data_cache/"},
 }
 """Third party -> files, or folders ending in a slash, that may import it."""

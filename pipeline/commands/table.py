@@ -69,7 +69,8 @@ def train_table(
     with open_engine(spread, session, device) as engine:
         if spread.wait:
             wait_for_stores(config, session)
-        plan = make_plan(expand_rows(config, name, seeds, session, str(engine.device)), session, reuse=reuse)
+        rows = expand_rows(engine.resolve(config), name, seeds, session, str(engine.device))
+        plan = make_plan(rows, session, reuse=reuse)
         done = execute_plan(plan, session, engine, wait=spread.wait)
     folders = [session.workspace.runs / record["run"] for record in done.records]
     compared = tabulate([RunRecord.from_json(folder) for folder in folders], wanted)

@@ -63,6 +63,10 @@ class Here:
     def __init__(self, session: Session, device: torch.device) -> None:
         self._session, self.device = session, device
 
+    def resolve(self, config: RunConfig) -> RunConfig:
+        """Return the recipe: the work is done on this machine."""
+        return config
+
     def start(self, task: Task) -> None:
         """Do a task."""
         self._outcome = perform(task, self._session, self.device)

@@ -17,6 +17,8 @@ from pipeline.experiment.plan import Node, Plan, PlannedRun
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.experiment.config import RunConfig
+
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 5.0
 """Between two looks at what others are working on; many may look at one network disk."""
@@ -57,6 +59,10 @@ class Engine(Protocol):
     """How many tasks it takes at a time."""
     device: torch.device
     """On which each is done."""
+
+    def resolve(self, config: RunConfig) -> RunConfig:
+        """Return a recipe in which nothing is left open that only the place of work can tell."""
+        ...
 
     def start(self, task: Task) -> None:
         """Begin a task; there is a free place."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from data_cache.errors import UserError
@@ -45,15 +48,26 @@ def open_engine(spread: Spread, session: Session, device: str) -> Iterator[Engin
     Raises:
         UserError: the wish cannot be fulfilled here.
     """
+    spread.check()
+    if spread.on == "ray":
+        from pipeline.experiment.engines.on_ray import RayTasks
+
+        with (
+            Path(os.devnull).open("w") as nowhere,
+            contextlib.redirect_stdout(nowhere),  # Ray would speak there
+            RayTasks(session, spread.address or "auto", device, spread.gpus_per_training) as tasks,
+        ):
+            yield tasks
+        return
     from pipeline.experiment.devices import choose_device
+
+    chosen = choose_device(device)
+    if spread.jobs > 1:
+        from pipeline.experiment.engines.jobs import LocalJobs
+
+        with LocalJobs(spread.jobs, session, chosen) as jobs:
+            yield jobs
+        return
     from pipeline.experiment.execute import Here
 
-    spread.check()
-    chosen = choose_device(device)
-    if spread.jobs == 1:
-        yield Here(session, chosen)
-        return
-    from pipeline.experiment.engines.jobs import LocalJobs
-
-    with LocalJobs(spread.jobs, session, chosen) as engine:
-        yield engine
+    yield Here(session, chosen)

@@ -23,6 +23,7 @@ from pipeline.silence import showing_notices, silence_libraries
 from pipeline.threads import share_threads
 
 if TYPE_CHECKING:
+    from pipeline.experiment.config import RunConfig
     from pipeline.session import Session
 
 MOST_DEATHS = 3
@@ -76,6 +77,10 @@ class LocalJobs:
             worker.connection.close()
         for worker in filter(None, self._workers):
             worker.process.join()
+
+    def resolve(self, config: RunConfig) -> RunConfig:
+        """Return the recipe: the work is done on this machine."""
+        return config
 
     def start(self, task: Task) -> None:
         """Give a task to a process without one."""
