@@ -7,11 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+from data_cache.ranks import sum_over_ranks
 from data_cache.sample import IGNORE_INDEX
+from stages.evaluation.counting import add_one_by_one, count_cells
 
 TOLERANCE = 0.0075  # of the image diagonal: Csurka et al. 2013, section 3
 MIN_TOLERANCE_PX = 2.0  # ours: on small images 0.75 % of the diagonal is less than the annotation is worth
-_CLASSES_PER_WORD = 62  # bits of an int64 that can be set without meeting its sign
+_WORDS = ((8, torch.uint8), (15, torch.int16), (31, torch.int32), (63, torch.int64))
+"""Bits of a type that can be set without meeting its sign."""
 
 
 class BoundaryScores:
@@ -28,58 +31,80 @@ class BoundaryScores:
 
     Args:
         num_classes: C; labels and predictions are in [0, C), labels may be IGNORE_INDEX.
+        device: of both.
 
     Source: Csurka et al. 2013, "What is a good evaluation measure for semantic segmentation?"
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, *, device: torch.device | str = "cpu") -> None:
         self.num_classes = num_classes
-        self._sum = 0.0
-        self._num_images = 0
+        self._totals = torch.zeros(2, dtype=torch.float64, device=device)
+        """Sum over images, and the number of images with a boundary."""
+        self._words = _list_words(num_classes, device)
 
     def update(self, predictions: Tensor, seg_labels: Tensor) -> None:
-        """Score one batch of (B, H, W) predictions and labels."""
-        truth = seg_labels.long()
-        predicted = torch.where(truth == IGNORE_INDEX, IGNORE_INDEX, predictions.long())
+        """Score one batch of (B, H, W) predictions and labels; waits for nothing."""
+        truth = seg_labels.to(torch.uint8)
+        predicted = torch.where(truth == IGNORE_INDEX, truth, predictions.to(torch.uint8))
         tolerance_px = max(MIN_TOLERANCE_PX, TOLERANCE * math.hypot(*truth.shape[-2:]))
-        truth_edges, predicted_edges = _edges(truth), _edges(predicted)
-        num_truth = self._per_class(truth, truth_edges)
-        num_predicted = self._per_class(predicted, predicted_edges)
-        found = self._per_class(truth, self._near(truth, truth_edges, predicted, predicted_edges, tolerance_px))
-        right = self._per_class(predicted, self._near(predicted, predicted_edges, truth, truth_edges, tolerance_px))
+        edges = _edges(truth), _edges(predicted)
+        near = self._find_near(truth, predicted, *edges, tolerance_px)
+        (num_truth, found), (num_predicted, right) = (
+            self._per_class(labels, *where) for labels, *where in zip((truth, predicted), edges, near, strict=True)
+        )
         precision = right / num_predicted.clamp(min=1)
         recall = found / num_truth.clamp(min=1)
-        f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
-        present = (num_truth + num_predicted) > 0
-        for image_f1, image_present in zip(f1, present, strict=True):
-            if image_present.any():
-                self._sum += float(image_f1[image_present].mean())
-                self._num_images += 1
+        f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)  # 0 of a class without a boundary
+        present = ((num_truth + num_predicted) > 0).sum(dim=1)
+        values = torch.stack([f1.sum(dim=1) / present.clamp(min=1), (present > 0).double()], dim=1)
+        self._totals = add_one_by_one(self._totals, values)
+
+    def sum_over_ranks(self) -> None:
+        """Add what the other ranks have scored."""
+        self._totals = sum_over_ranks(self._totals)
 
     def compute(self) -> float:
         """Return the mean boundary F1 in [0, 1]."""
-        return self._sum / self._num_images if self._num_images else 0.0
+        total, images = self._totals.tolist()
+        return float(total / images) if images else 0.0
 
-    def _per_class(self, labels: Tensor, where: Tensor) -> Tensor:
-        """Count the pixels of each class where ``where`` (B, H, W) holds, as (B, C) float64 on the CPU."""
-        images = torch.arange(len(labels), device=labels.device).view(-1, 1, 1).expand_as(labels)
-        cells = (images * self.num_classes + labels)[where]
-        counts = torch.bincount(cells, minlength=len(labels) * self.num_classes)
-        return counts.view(len(labels), self.num_classes).cpu().double()
+    def _per_class(self, labels: Tensor, edges: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+        """Count each class's boundary pixels and those of them that are near the other's; each (B, C) float64."""
+        images, classes = len(labels), self.num_classes
+        image = torch.arange(images, device=labels.device).view(-1, 1, 1)
+        nowhere = images * classes * 2
+        cells = torch.where(edges, (image * classes + labels) * 2 + near, nowhere)
+        counts = count_cells(cells, nowhere + 1)[:-1].view(images, classes, 2).double()
+        return counts.sum(dim=2), counts[..., 1]
 
-    def _near(self, labels: Tensor, edges: Tensor, other: Tensor, other_edges: Tensor, tolerance_px: float) -> Tensor:
-        """Return (B, H, W) bool: boundary pixels of ``labels`` near the boundary of the same class in ``other``.
+    def _find_near(
+        self, truth: Tensor, predicted: Tensor, truth_edges: Tensor, predicted_edges: Tensor, tolerance_px: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return which (B, H, W) boundary pixels are near the boundary of the same class in the other map, for both.
 
         A pixel lies on the boundary of no class but its own, so one bit per class lets a single dilation serve all.
         """
-        near = torch.zeros_like(edges)
-        for first in range(0, self.num_classes, _CLASSES_PER_WORD):
-            here = (other >= first) & (other < first + _CLASSES_PER_WORD) & other_edges
-            bits = torch.where(here, torch.ones_like(other) << (other - first).clamp(0, _CLASSES_PER_WORD), 0)
-            dilated = _or_over_disk(bits, tolerance_px)
-            mine = (labels >= first) & (labels < first + _CLASSES_PER_WORD) & edges
-            near |= mine & ((dilated >> (labels - first).clamp(0, _CLASSES_PER_WORD) & 1) == 1)
+        near = torch.zeros_like(truth_edges), torch.zeros_like(truth_edges)
+        for bit_of in self._words:
+            bits = bit_of[truth.int()] * truth_edges, bit_of[predicted.int()] * predicted_edges
+            near[0].logical_or_((_or_over_disk(bits[1], tolerance_px) & bits[0]) != 0)
+            near[1].logical_or_((_or_over_disk(bits[0], tolerance_px) & bits[1]) != 0)
         return near
+
+
+def _list_words(num_classes: int, device: torch.device | str) -> list[Tensor]:
+    """Return the bit of each label in as few words as hold all classes, each (256,); 0 for labels of other words.
+
+    Words are as narrow as can be: dilation moves all of them through memory many times.
+    """
+    width, kind = next((width, kind) for width, kind in _WORDS if width >= num_classes or kind is _WORDS[-1][1])
+    words = []
+    for first in range(0, num_classes, width):
+        classes = torch.arange(first, min(first + width, num_classes), device=device)
+        bit_of = torch.zeros(256, dtype=kind, device=device)
+        bit_of[first : first + len(classes)] = (1 << (classes - first)).to(kind)
+        words.append(bit_of)
+    return words
 
 
 def _edges(labels: Tensor) -> Tensor:
@@ -95,7 +120,7 @@ def _edges(labels: Tensor) -> Tensor:
 
 
 def _or_over_disk(bits: Tensor, radius_px: float) -> Tensor:
-    """Return each pixel's bitwise or over the Euclidean disk around it; (B, H, W) int64.
+    """Return each pixel's bitwise or over the Euclidean disk around it; (B, H, W) of any integer type.
 
     The disk is a stack of columns: the column at horizontal distance x reaches sqrt(r² - x²) up and down. Columns are
     grown from the rim inwards, so the whole costs 4r passes over the image instead of one per pixel of the disk.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from data_cache.depth_target import TARGET_MODES
 from data_cache.errors import unknown_name
+from data_cache.ranks import sum_over_ranks
+from stages.evaluation.counting import add_one_by_one
 
 FLOOR = 0.05
 """Ratios leave out what is below this, in units of an image's near range (0 = its far end, 1 = its near end).
@@ -17,6 +18,7 @@ measures the scaling. Squared error has no such limit and uses every valid pixel
 """
 _UNIT_RANGE = ("robust", "log")
 """Targets that run from 0 to 1 between the percentiles of an image already."""
+_DELTA = 1.25
 _ABSOLUTE = ("metric",)
 """Targets with a unit of their own: ratios are of depth itself, of every valid pixel, and nothing is aligned."""
 
@@ -39,60 +41,72 @@ class DepthErrors:
 
     Args:
         target: one of ``depth_target.TARGET_MODES``.
+        device: of the depth that is scored.
 
     Source: Eigen et al. 2014, section 4.3 (errors); Zhou et al. 2017, section 4.2 (median scaling).
     """
 
-    def __init__(self, target: str = "robust") -> None:
+    def __init__(self, target: str = "robust", *, device: torch.device | str = "cpu") -> None:
         if target not in TARGET_MODES:
             raise unknown_name("depth target", target, TARGET_MODES)
         self._target = target
-        self._squared_error = 0.0
-        self._num_pixels = 0
-        self._absrel = 0.0
-        self._delta1 = 0.0
-        self._num_images = 0
+        self._totals = torch.zeros(5, dtype=torch.float64, device=device)
+        """Squared error, valid pixels, sum of absrel, of delta1, images with these two."""
 
     def update(self, depth: Tensor, inverse_depth: Tensor, depth_valid: Tensor) -> None:
-        """Score one batch.
+        """Score one batch; waits for nothing.
 
         Args:
             depth: (B, H, W), the network's output.
             inverse_depth: (B, H, W), the target.
             depth_valid: (B, H, W) bool.
         """
-        for predicted, target, valid in zip(depth.double(), inverse_depth.double(), depth_valid, strict=True):
-            self._squared_error += float(((predicted - target)[valid] ** 2).sum())
-            self._num_pixels += int(valid.sum())
-            if valid.any():
-                self._add_ratios(predicted[valid], target[valid])
+        predicted, target, valid = depth.flatten(1).double(), inverse_depth.flatten(1).double(), depth_valid.flatten(1)
+        squared_error = torch.where(valid, predicted - target, 0.0).square_().sum(dim=1)
+        ratios = self._compute_ratios(predicted, target, valid)
+        self._totals = add_one_by_one(self._totals, torch.stack([squared_error, valid.sum(dim=1), *ratios], dim=1))
 
-    def _add_ratios(self, predicted: Tensor, target: Tensor) -> None:
-        """Add the ratios of an image, given its valid pixels."""
+    def _compute_ratios(self, predicted: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return absrel and delta1 of each image (B, P), and whether it has them; each (B,) float64, 0 without."""
         absolute = self._target in _ABSOLUTE
         if not absolute and self._target not in _UNIT_RANGE:
-            far, near = np.percentile(target.cpu().numpy(), (2, 98))
-            if near <= far:  # a map without spread has no range
-                return
+            far, near = _find_range(target, valid)
+            valid = valid & (near > far)  # a map without spread has no range
             predicted, target = (predicted - far) / (near - far), ((target - far) / (near - far)).clamp(0, 1)
-        counted = target > 0 if absolute else target >= FLOOR
-        if not counted.any():
-            return
-        predicted, target = predicted[counted], target[counted]
-        if not absolute and float(predicted.median()) > 0:
-            predicted = predicted * (target.median() / predicted.median())
+        counted = valid & (target > 0 if absolute else target >= FLOOR)
+        middle, predicted_middle = (_find_median(values, counted) for values in (target, predicted))
+        if not absolute:
+            predicted = predicted * torch.where(predicted_middle > 0, middle / predicted_middle, 1.0)
         # a negative depth is simply far: keep the ratio finite
-        predicted = predicted.clamp(min=1e-3 * (float(target.median()) if absolute else 1.0))
-        self._absrel += float(((predicted - target).abs() / target).mean())
-        self._delta1 += float((torch.maximum(predicted / target, target / predicted) < 1.25).double().mean())
-        self._num_images += 1
+        predicted = torch.maximum(predicted, 1e-3 * (middle if absolute else torch.ones_like(middle)))
+        pixels = counted.sum(dim=1).clamp(min=1)
+        absrel = torch.where(counted, (predicted - target).abs() / target, 0.0).sum(dim=1) / pixels
+        close = torch.maximum(predicted / target, target / predicted) < _DELTA
+        return absrel, (close & counted).sum(dim=1) / pixels.double(), counted.any(dim=1).double()
+
+    def sum_over_ranks(self) -> None:
+        """Add what the other ranks have scored."""
+        self._totals = sum_over_ranks(self._totals)
 
     def compute(self) -> dict[str, float]:
         """Return the depth metrics by name; empty when no pixel had a valid target, because 0 would mean perfect."""
-        if not self._num_pixels:
+        squared_error, pixels, absrel, delta1, images = self._totals.tolist()
+        if not pixels:
             return {}
-        metrics = {"depth_mse": self._squared_error / self._num_pixels}
-        if self._num_images:
-            metrics["depth_absrel"] = self._absrel / self._num_images
-            metrics["depth_delta1"] = self._delta1 / self._num_images
-        return metrics
+        metrics = {"depth_mse": squared_error / pixels}
+        return metrics | ({"depth_absrel": absrel / images, "depth_delta1": delta1 / images} if images else {})
+
+
+def _find_median(values: Tensor, counted: Tensor) -> Tensor:
+    """Return (B, 1), the median of the counted pixels of each image of (B, P); nan without any."""
+    return torch.where(counted, values, torch.nan).nanmedian(dim=1, keepdim=True).values
+
+
+def _find_range(target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the 2nd and 98th percentile of each image's valid pixels, (B, 1) each, interpolated as numpy does."""
+    ordered = torch.where(valid, target, torch.inf).sort(dim=1).values
+    last = valid.sum(dim=1, keepdim=True).clamp(min=1) - 1
+    places = last * torch.tensor([0.02, 0.98], dtype=torch.float64, device=target.device)
+    lower, upper = (ordered.gather(1, end.long()) for end in (places.floor(), places.ceil()))
+    far, near = torch.lerp(lower, upper, places - places.floor()).split(1, dim=1)
+    return far, near

@@ -14,7 +14,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from data_cache.ranks import sum_over_ranks
 from data_cache.sample import IGNORE_INDEX
+from stages.evaluation.counting import add_one_by_one, count_cells
 
 VoidRule = Literal["ignore", "fp"]
 """What a prediction on a void pixel counts as: nothing, or a false positive of the predicted class."""
@@ -24,7 +26,7 @@ BACKGROUND_NAMES = frozenset({"background", "__background__", "_background_", "b
 
 
 class Counts(NamedTuple):
-    """Pixels of a split, or of one image, by class; each (C,) int64."""
+    """Pixels of a split, or of each of several images, by class; each (C,) or (B, C) int64."""
 
     true_positive: Tensor
     union: Tensor
@@ -37,32 +39,33 @@ class Counts(NamedTuple):
     """(C,) bool."""
 
 
-def _acc_binary(counts: Counts) -> float:
-    wrong = int(counts.union.sum() - counts.true_positive.sum())  # sum over classes of FP + FN
-    scored_pixels = int(counts.truth.sum() + counts.predicted_on_void.sum())
-    return 1 - wrong / (len(counts.truth) * scored_pixels) if scored_pixels else 0.0
+def _acc_binary(counts: Counts) -> Tensor:
+    wrong = (counts.union - counts.true_positive).sum(-1)  # sum over classes of FP + FN
+    scored_pixels = (counts.truth + counts.predicted_on_void).sum(-1)
+    accuracy = 1 - wrong.double() / (counts.truth.shape[-1] * scored_pixels).clamp(min=1)
+    return torch.where(scored_pixels > 0, accuracy, 0.0)
 
 
-def _fwiou(counts: Counts) -> float:
+def _fwiou(counts: Counts) -> Tensor:
     iou = counts.true_positive.double() / counts.union.clamp(min=1)
-    return float((counts.truth.double() / counts.truth.sum().clamp(min=1) * iou).sum())
+    return (counts.truth.double() / counts.truth.sum(-1, keepdim=True).clamp(min=1) * iou).sum(-1)
 
 
-def _micro_iou(counts: Counts) -> float:
+def _micro_iou(counts: Counts) -> Tensor:
     return _ratio(counts.true_positive, counts.union)
 
 
-def _macro_iou(counts: Counts) -> float:
+def _macro_iou(counts: Counts) -> Tensor:
     """Return the mean IoU over classes with a non-empty union; 0 when there is none."""
-    present = counts.union > 0
-    return float((counts.true_positive[present].double() / counts.union[present]).mean()) if present.any() else 0.0
+    iou = counts.true_positive.double() / counts.union.clamp(min=1)  # 0 where the union is empty
+    return iou.sum(-1) / (counts.union > 0).sum(-1).clamp(min=1)
 
 
 def _foreground(counts: Counts) -> Counts:
-    return Counts(*(values[counts.is_foreground] for values in counts))
+    return Counts(*(values[..., counts.is_foreground] for values in counts))
 
 
-POOLED: dict[str, Callable[[Counts], float]] = {
+POOLED: dict[str, Callable[[Counts], Tensor]] = {
     "miou_macro": _macro_iou,
     "miou_micro": _micro_iou,
     "pixel_acc": lambda counts: _ratio(counts.true_positive, counts.truth),
@@ -72,7 +75,7 @@ POOLED: dict[str, Callable[[Counts], float]] = {
     "fwiou": _fwiou,
 }
 """Name → formula on the counts of the whole split; each in [0, 1]."""
-IMAGEWISE: dict[str, Callable[[Counts], float]] = {
+IMAGEWISE: dict[str, Callable[[Counts], Tensor]] = {
     "miou_micro_imagewise": _micro_iou,
     "miou_imagewise_macro": _macro_iou,
 }
@@ -100,13 +103,15 @@ class SegCounts:
     """Everything the metrics need, in memory that grows with neither the number nor the size of images.
 
     Counts are int64 and per-image values are added one by one in order, so how images are batched changes no digit.
+    All of it stays on the device until ``compute``: an update waits for nothing.
 
     Args:
         num_classes: C, at most 255 (255 is void).
         background: class left out of the foreground metrics; None when every class is foreground.
+        device: of the predictions and labels.
     """
 
-    def __init__(self, num_classes: int, *, background: int | None = None) -> None:
+    def __init__(self, num_classes: int, *, background: int | None = None, device: torch.device | str = "cpu") -> None:
         if not 1 <= num_classes <= IGNORE_INDEX:
             raise ValueError(f"num_classes {num_classes} must be between 1 and {IGNORE_INDEX}, the label of void")
         if background is not None and not 0 <= background < num_classes:
@@ -115,51 +120,58 @@ class SegCounts:
             )
         self.num_classes = num_classes
         self.background = background
-        self.confusion = torch.zeros((num_classes, num_classes), dtype=torch.int64)
+        self.confusion = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=device)
         """[truth, prediction] over labelled pixels."""
-        self.void_predictions = torch.zeros(num_classes, dtype=torch.int64)
+        self.void_predictions = torch.zeros(num_classes, dtype=torch.int64, device=device)
         """Predicted classes on void pixels; used only where void counts as false positive."""
-        self.num_images = 0
-        """Images seen, unlabelled ones included."""
-        self._num_labelled_images = 0
-        self._sums: dict[VoidRule, dict[str, float]] = {rule: dict.fromkeys(IMAGEWISE, 0.0) for rule in _VOID_RULES}
+        self._images = torch.zeros(2, dtype=torch.int64, device=device)
+        """Images seen, and those of them that have a labelled pixel."""
+        self._sums = torch.zeros((len(_VOID_RULES), len(IMAGEWISE)), dtype=torch.float64, device=device)
+        self._largest = torch.zeros(2, dtype=torch.int64, device=device)
+        """The largest prediction and label but void."""
 
     def update(self, predictions: Tensor, seg_labels: Tensor) -> None:
         """Count one batch; batches may differ in size and resolution.
 
         Args:
             predictions: (B, H, W) class index in [0, C), any integer type; not looked at differently on void pixels.
-            seg_labels: (B, H, W) class index in [0, C) or IGNORE_INDEX.
+            seg_labels: (B, H, W) class index in [0, C) or IGNORE_INDEX. Others are refused by ``compute``.
         """
         counts = self._count(predictions, seg_labels)
-        self.confusion += counts[:, :-1].sum(dim=0)
-        self.void_predictions += counts[:, -1].sum(dim=0)
-        self.num_images += len(counts)
-        for image_counts in counts:
-            confusion, void = image_counts[:-1], image_counts[-1]
-            if not confusion.any():
-                continue  # an unlabelled image says nothing about the network
-            self._num_labelled_images += 1
-            for rule, sums in self._sums.items():
-                of_image = self._by_class(confusion, void, rule)
-                for name in sums:
-                    sums[name] += IMAGEWISE[name](of_image)
+        confusion, void = counts[:, :-1], counts[:, -1]
+        labelled = confusion.flatten(1).any(dim=1)  # an unlabelled image says nothing about the network
+        self.confusion = self.confusion + confusion.sum(dim=0)
+        self.void_predictions = self.void_predictions + void.sum(dim=0)
+        self._images = self._images + torch.stack([torch.ones_like(labelled), labelled]).sum(dim=1)
+        of_images = [self._by_class(confusion, void, rule) for rule in _VOID_RULES]
+        values = torch.stack([torch.stack([each(of) for each in IMAGEWISE.values()], -1) for of in of_images], 1)
+        self._sums = add_one_by_one(self._sums, torch.where(labelled.view(-1, 1, 1), values, 0.0))
 
     def _count(self, predictions: Tensor, seg_labels: Tensor) -> Tensor:
-        """Return (B, C + 1, C) pixel counts [image, truth, prediction] on the CPU; the last truth row is void."""
+        """Return (B, C + 1, C) pixel counts [image, truth, prediction]; the last truth row is void."""
         if predictions.shape != seg_labels.shape or predictions.ndim != 3:
             raise ValueError(
                 f"predictions {tuple(predictions.shape)} and labels {tuple(seg_labels.shape)} must both be (B, H, W)"
             )
-        classes = self.num_classes
+        classes, images = self.num_classes, len(seg_labels)
         labels = seg_labels.long()
-        void = labels == IGNORE_INDEX
-        _check_ids("prediction", predictions, classes)
-        _check_ids("label", labels.masked_fill(void, 0), classes)
-        images = torch.arange(len(labels), device=labels.device).view(-1, 1, 1)
-        cells = (images * (classes + 1) + labels.masked_fill(void, classes)) * classes + predictions
-        counts = torch.bincount(cells.flatten(), minlength=len(labels) * (classes + 1) * classes)
-        return counts.view(-1, classes + 1, classes).cpu()
+        largest = torch.stack([predictions.amax().long(), labels.masked_fill(labels == IGNORE_INDEX, 0).amax()])
+        self._largest = torch.maximum(self._largest, largest)
+        image = torch.arange(images, device=labels.device).view(-1, 1, 1)
+        cells = (image * (classes + 1) + labels.clamp(max=classes)) * classes + predictions.clamp(max=classes - 1)
+        return count_cells(cells, images * (classes + 1) * classes).view(images, classes + 1, classes)
+
+    def sum_over_ranks(self) -> None:
+        """Count what the other ranks have counted as well."""
+        self.confusion = sum_over_ranks(self.confusion)
+        self.void_predictions = sum_over_ranks(self.void_predictions)
+        self._images = sum_over_ranks(self._images)
+        self._sums = sum_over_ranks(self._sums)
+
+    @property
+    def num_images(self) -> int:
+        """Images seen, unlabelled ones included."""
+        return int(self._images[0])
 
     @property
     def labelled_pixels(self) -> int:
@@ -167,19 +179,28 @@ class SegCounts:
         return int(self.confusion.sum())
 
     def compute(self, void_as: VoidRule = "ignore") -> dict[str, float]:
-        """Return every metric of ``POOLED`` and ``IMAGEWISE`` by name, each finite and in [0, 1]."""
+        """Return every metric of ``POOLED`` and ``IMAGEWISE`` by name, each finite and in [0, 1].
+
+        Raises:
+            ValueError: a prediction or a label was outside the classes.
+        """
+        for what, largest in zip(("predictions", "labels"), self._largest.tolist(), strict=True):
+            if largest >= self.num_classes:
+                last = self.num_classes - 1
+                raise ValueError(f"{what} up to {largest} are outside the classes 0…{last} (void is {IGNORE_INDEX})")
         pooled = self._by_class(self.confusion, self.void_predictions, void_as)
-        images = max(1, self._num_labelled_images)
-        return {name: formula(pooled) for name, formula in POOLED.items()} | {
-            name: total / images for name, total in self._sums[void_as].items()
-        }
+        means = self._sums[_VOID_RULES.index(void_as)] / self._images[1].clamp(min=1)
+        return {name: float(formula(pooled)) for name, formula in POOLED.items()} | dict(
+            zip(IMAGEWISE, means.tolist(), strict=True)
+        )
 
     def _by_class(self, confusion: Tensor, void_predictions: Tensor, void_as: VoidRule) -> Counts:
-        """Return the counts that formulas take from (C, C) pixels [truth, prediction] and (C,) predictions on void."""
+        """Return the counts that formulas take from (…, C, C) pixels [truth, prediction] and (…, C) on void."""
         on_void = void_predictions if void_as == "fp" else torch.zeros_like(void_predictions)
-        true_positive, truth = confusion.diagonal(), confusion.sum(dim=1)
-        union = confusion.sum(dim=0) + on_void + truth - true_positive
-        is_foreground = torch.arange(self.num_classes) != (-1 if self.background is None else self.background)
+        true_positive, truth = confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(dim=-1)
+        union = confusion.sum(dim=-2) + on_void + truth - true_positive
+        classes = torch.arange(self.num_classes, device=confusion.device)
+        is_foreground = classes != (-1 if self.background is None else self.background)
         return Counts(true_positive, union, truth, on_void, is_foreground)
 
     def per_class(self, class_names: Sequence[str]) -> list[ClassScore]:
@@ -193,11 +214,5 @@ class SegCounts:
         ]
 
 
-def _check_ids(what: str, ids: Tensor, classes: int) -> None:
-    if ids.numel() and (ids.min() < 0 or ids.max() >= classes):
-        found = sorted({int(value) for value in ids.unique()} - set(range(classes)))
-        raise ValueError(f"{what}s {found} are outside the {classes} classes 0…{classes - 1} (void is {IGNORE_INDEX})")
-
-
-def _ratio(part: Tensor, whole: Tensor) -> float:
-    return int(part.sum()) / int(whole.sum()) if int(whole.sum()) else 0.0
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    return part.sum(-1).double() / whole.sum(-1).clamp(min=1)
