@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
@@ -24,14 +24,23 @@ from data_cache.depth_file_build import CODECS, StoredMap, build_map_file, publi
 from data_cache.depth_map import DESCRIPTIVE, MapRecord, Provenance, UnfitMap, compute_depth_stats, to_float16
 from data_cache.errors import UserError, unknown_name
 from data_cache.files import hold_folder
-from data_cache.store_folder import INDEX, batch_name, list_store_files, publish, remove_leftovers, shard_name
+from data_cache.ranks import is_speaker, rank, wait_for_all, world_size
+from data_cache.store_folder import (
+    INDEX,
+    batch_name,
+    list_store_files,
+    number_of,
+    publish,
+    remove_leftovers,
+    shard_name,
+)
 
 _SHARD_BYTES = 64 << 20
 """A shard is closed at this size even when it holds fewer maps: it is built in memory."""
 
 
 class DepthStoreWriter:
-    """Adds maps to a store, one writer at a time; continues where a finished or killed one stopped.
+    """Adds maps to a store, one job at a time; continues where a finished or killed one stopped.
 
     A map is known by its image's id and checksum. A new map of an image that has changed is added beside the old one,
     and becomes the one the index links to; the old one stays for whoever still has the old image, such as another
@@ -40,13 +49,17 @@ class DepthStoreWriter:
     ``commit`` after each labelled batch makes it durable as a small file; once ``shard_size`` maps have gathered, and
     on closing, they are merged into a shard. Killed at any instant, the store opens, holds each committed map once and
     loses only what was not committed.
+
+    Ranks of a job write together, each into shards of its own: all open the store, each adds its images, all close it,
+    and only then is what they wrote brought into the index. The speaker holds the lock for all of them.
     """
 
-    def __init__(self, folder: Path, provenance: Provenance, *, shard_size: int = 256):
+    def __init__(self, folder: Path, provenance: Provenance, *, shard_size: int = 256, together: bool = False):
         """Open a store for writing, making it when it is new.
 
         Args:
             shard_size: maps per shard, at least 1.
+            together: all ranks of this process's job open it, at the same point of the program.
 
         Raises:
             UserError: another writer is at work, the store was made otherwise, or a shard is damaged.
@@ -59,16 +72,32 @@ class DepthStoreWriter:
             raise unknown_name("codec", provenance.codec, CODECS)
         self._shard_size = shard_size
         self._pending: list[StoredMap] = []
+        self._together = together
+        self._step = world_size() if together else 1
         with ExitStack() as stack:
-            stack.enter_context(hold_folder(folder, "writing a depth store"))
-            self._recover()
+            if not together or is_speaker():
+                stack.enter_context(hold_folder(folder, "writing a depth store"))
+                self._recover()
+            if together:
+                wait_for_all()
+                self._read()  # what the speaker has left
+                self._next_shard += rank()
+                wait_for_all()  # before the first writes
             self._held = stack.pop_all()
 
     def __enter__(self) -> DepthStoreWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, problem: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._merge_rest()
+            if self._together and problem is None:
+                wait_for_all()
+                if is_speaker():
+                    rebuild_index(self.folder)
+                wait_for_all()
+        finally:
+            self._held.close()
 
     @property
     def image_ids(self) -> Set[str]:
@@ -146,19 +175,23 @@ class DepthStoreWriter:
 
     def close(self) -> None:
         """Commit, merge the batches into a last shard and let others write."""
-        try:
-            if self._pending or self._batches:
-                self._merge()
-        finally:
-            self._held.close()
+        self.__exit__(None)
+
+    def _merge_rest(self) -> None:
+        if self._pending or self._batches:
+            self._merge()
 
     @property
     def _loose_maps(self) -> int:
         return sum(map(len, self._batches.values()))
 
-    def _recover(self) -> None:
-        """Take up what earlier writers left: finish an interrupted merge, take over their loose batches."""
-        remove_leftovers(self.folder)
+    def expect(self, image_ids: Iterable[str]) -> None:
+        """Keep the names free that other ranks will add images under; theirs, and the folders in them."""
+        self._expected.update(image_ids)
+        self._groups.update(parent for image_id in self._expected for parent in _parents(image_id))
+
+    def _read(self) -> None:
+        """Learn what is in the store, and where this writer goes on."""
         listed = list_store_files(self.folder)
         self._shards = list(listed.shards)
         self._next_shard, self._next_batch = listed.next_shard, listed.next_batch
@@ -174,10 +207,26 @@ class DepthStoreWriter:
             if name in listed.batches:
                 self._batches[name] = list(records)
                 self._loose_bytes += (self.folder / name).stat().st_size
-        if self._indexed_shards() != self._shards:
-            rebuild_index(self.folder)
         self._unmerged = {image_id for image_ids in self._batches.values() for image_id in image_ids}
         self._groups = {parent for image_id in self._records for parent in _parents(image_id)}
+        self._expected = set[str]()
+
+    def _recover(self) -> None:
+        """Take up what earlier writers left: finish interrupted merges, take over the loose batches."""
+        remove_leftovers(self.folder)
+        self._read()
+        if self._indexed_shards() != self._shards:
+            rebuild_index(self.folder)
+        indexed, going_on, loose = self._shards, self._next_shard, self._batches
+        for number in sorted(set(map(number_of, loose))):
+            # A lone writer goes on with the last; others, of ranks that wrote beside it, keep shards of their own:
+            # a batch must not be in a shard of another number while it still counts itself.
+            self._batches = {name: image_ids for name, image_ids in loose.items() if number_of(name) == number}
+            if number != going_on or self._together:
+                self._next_shard = number
+                self._merge()
+        if self._shards != indexed:
+            self._read()
 
     def _indexed_shards(self) -> list[str]:
         try:
@@ -203,7 +252,8 @@ class DepthStoreWriter:
     def _check_new(self, image_id: str, checksum: str, depth_checksum: str) -> None:
         if self.find(image_id, checksum, depth_checksum) is not None:
             raise ValueError(f"{self.folder} already holds depth for image {image_id!r}")
-        if image_id in self._groups or any(parent in self._records for parent in _parents(image_id)):
+        taken = any(parent in self._records or parent in self._expected for parent in _parents(image_id))
+        if taken or image_id in self._groups:
             raise UnfitMap(
                 f"image id {image_id!r} cannot be stored beside the others in {self.folder}: one id is the folder of "
                 "another (like 'street' and 'street/01'). Rename one of the images"
@@ -212,18 +262,23 @@ class DepthStoreWriter:
     def _merge(self) -> None:
         """Publish a shard of all loose batches and pending maps; the moment it exists, the batches no longer count."""
         shard = shard_name(self._next_shard)
+        if (self.folder / shard).exists():
+            raise UserError(
+                f"{self.folder / shard} has come from elsewhere meanwhile; label again when nobody else does"
+            )
         sources = [(self.folder / name, image_ids) for name, image_ids in self._batches.items()]
         links = [image_id for image_ids in self._batches.values() for image_id in image_ids]
         links += [image.image_id for image in self._pending]
         publish(self.folder / shard, build_map_file(self.provenance, self._pending, sources))
         self._pending, self._unmerged = [], set()
         merged, self._batches = self._batches, {}
-        self._shards.append(shard)
-        extend = len(self._shards) > 1
-        publish_index(self.folder, self.provenance, self._shards, dict.fromkeys(links, shard), extend=extend)
+        self._shards = sorted([*self._shards, shard], key=number_of)
+        if not self._together:
+            extend = len(self._shards) > 1
+            publish_index(self.folder, self.provenance, self._shards, dict.fromkeys(links, shard), extend=extend)
         for name in merged:
             (self.folder / name).unlink()
-        self._next_shard, self._next_batch, self._loose_bytes = self._next_shard + 1, 0, 0
+        self._next_shard, self._next_batch, self._loose_bytes = self._next_shard + self._step, 0, 0
 
 
 def _parents(image_id: str) -> list[str]:

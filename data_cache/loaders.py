@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from data_cache.errors import UserError
 from data_cache.order import steps_per_epoch
+from data_cache.ranks import share_of
 from data_cache.sample import PackedBatch
 from data_cache.samples import EvaluationSamples, Failure, Sample, Samples, Source, TrainingSamples, check_source
 from data_cache.settings import AugmentationSettings, Size
@@ -64,6 +65,7 @@ def build_evaluation_loader(
     workers: int = 0,
     pin_memory: bool = False,
     with_depth: bool,
+    together: bool = False,
 ) -> Loader:
     """Return every image of a split once, in order, unaugmented.
 
@@ -72,6 +74,7 @@ def build_evaluation_loader(
 
     Args:
         size: (height, width) the images are resized to; None leaves them as they are.
+        together: whether the ranks of the job share the batches, which are those of one process: each gets some.
 
     Raises:
         UserError: as for training.
@@ -79,6 +82,8 @@ def build_evaluation_loader(
     check_source(source, with_depth)
     count = len(source.dataset)
     chunks = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
+    if together:
+        chunks = [chunks[place] for place in share_of(len(chunks))]
     samples = EvaluationSamples(source, size, with_depth)
     return Loader(samples, chunks, workers, pin_memory)
 

@@ -5,7 +5,8 @@
     batch-00004-0007.h5      one labelled batch, waiting to be merged into shard 4
 
 A batch file counts only while its shard does not exist. So publishing the shard retires its batches in one instant, and
-a writer killed anywhere between leaves each map exactly once.
+a writer killed anywhere between leaves each map exactly once. Of N ranks that write together, rank r has every N-th
+number, so that each merges its own batches into shards of its own; numbers may be missing.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class StoreFiles(NamedTuple):
     @property
     def next_shard(self) -> int:
         """Number of the shard to be written next, into which the present batches go."""
-        after_shards = 1 + max(map(_number, self.shards), default=-1)
-        return max(after_shards, *map(_number, self.batches), 0)
+        after_shards = 1 + max(map(number_of, self.shards), default=-1)
+        return max(after_shards, *map(number_of, self.batches), 0)
 
     @property
     def next_batch(self) -> int:
@@ -63,10 +64,10 @@ def is_map_file(name: str) -> bool:
 def list_store_files(folder: Path) -> StoreFiles:
     """List the files that count; batches already merged into a shard do not."""
     names = os.listdir(folder)  # noqa: PTH208 - names only, and quick for many
-    shards = sorted((name for name in names if _SHARD.fullmatch(name)), key=_number)
-    merged = {_number(name) for name in shards}
-    batches = [name for name in names if _BATCH.fullmatch(name) and _number(name) not in merged]
-    return StoreFiles(tuple(shards), tuple(sorted(batches, key=lambda name: (_number(name), len(name), name))))
+    shards = sorted((name for name in names if _SHARD.fullmatch(name)), key=number_of)
+    merged = {number_of(name) for name in shards}
+    batches = [name for name in names if _BATCH.fullmatch(name) and number_of(name) not in merged]
+    return StoreFiles(tuple(shards), tuple(sorted(batches, key=lambda name: (number_of(name), len(name), name))))
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -96,7 +97,8 @@ def matching_folders(depth_root: Path, dataset: str, split: str, estimator: str)
     return sorted(path for path in parent.iterdir() if pattern.fullmatch(path.name)) if parent.is_dir() else []
 
 
-def _number(name: str) -> int:
+def number_of(name: str) -> int:
+    """Return the number of a shard, or of the shard that a batch will be merged into."""
     return int(name.split("-")[1].removesuffix(".h5"))
 
 

@@ -83,6 +83,7 @@ def score_model(
         ``model``, ``weights``, ``split``, ``metrics``, ``metrics_paper``, ``per_class``, ``confusion``, ``images``,
         ``notes``.
     """
+    from data_cache.ranks import is_speaker, speaker_first
     from pipeline.experiment.artifacts import find_labels_if_any
     from pipeline.experiment.facts import look_at_splits
     from pipeline.experiment.models import check_classes, open_model
@@ -94,8 +95,9 @@ def score_model(
 
     margin = choose_margin(tile, margin)
     model = open_model(session, reference, device)
-    if model.has_depth:  # a run: what is printed here and what `compare` shows are of one version
-        freshen([RunRecord.from_json(model.folder)], session)
+    with speaker_first():
+        if model.has_depth and is_speaker():  # a run: what is printed here and what `compare` shows are of one version
+            freshen([RunRecord.from_json(model.folder)], session)
     config = model.config.changed({key: value for key, value in changes.items() if value is not None})
     if tile is not None:
         if changes.get("evaluation.size") == "recipe":
@@ -109,7 +111,7 @@ def score_model(
     network = TiledNetwork(model.network, tile=tile, margin=margin) if tile is not None else model.network
     with _open_writer(session, save_predictions, dataset, config, overwrite=overwrite) as writer:
         session.console.info(f"evaluating {model.weights} on {dataset.name} {dataset.split}")
-        evaluation = evaluate_split(network, model.normalisation, dataset, store, config, device, writer)
+        evaluation = evaluate_split(network, model.normalisation, dataset, store, config, device, writer, together=True)
     facts = {
         "model": str(model.folder),
         "weights": str(model.weights),
@@ -125,8 +127,12 @@ def score_model(
 def _open_writer(
     session: Session, folder: Path | None, dataset: SegmentationDataset, config: RunConfig, *, overwrite: bool
 ) -> Iterator[PredictionWriter | None]:
-    """Yield a writer of the ids that the dataset wants in saved predictions, None without a folder for them."""
-    from data_cache.outputs import open_output
+    """Yield a writer of the ids that the dataset wants in saved predictions, None without a folder for them.
+
+    The speaker holds the folder for all ranks; each writes what it predicted, once all have looked at what lies there.
+    """
+    from data_cache.outputs import OutputFolder, open_output
+    from data_cache.ranks import is_speaker, wait_for_all
     from pipeline.experiment.artifacts import find_data_files
     from stages.evaluation.predict import PredictionWriter
 
@@ -136,8 +142,17 @@ def _open_writer(
     session.workspace.check_output(folder, "--save-predictions")
     inputs = find_data_files(config, session.workspace)
     inputs.check_outside(folder, "--save-predictions")
-    with open_output(folder, inputs, overwrite=overwrite, on_wait=session.console.info) as output:
-        yield PredictionWriter(output, dataset.image_ids, palette=dataset.palette, official_ids=dataset.prediction_ids)
+    with contextlib.ExitStack() as held:
+        if is_speaker():
+            opened = open_output(folder, inputs, overwrite=overwrite, on_wait=session.console.info)
+            output = held.enter_context(opened)
+        wait_for_all()
+        if not is_speaker():
+            output = OutputFolder(folder, inputs, overwrite=overwrite)
+        ids = dataset.prediction_ids
+        writer = PredictionWriter(output, dataset.image_ids, palette=dataset.palette, official_ids=ids)
+        wait_for_all()
+        yield writer
 
 
 def _render(evaluation: Evaluation, notes: list[str]) -> Group:

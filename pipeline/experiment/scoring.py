@@ -30,13 +30,21 @@ from stages.networks.interface import Normalisation
 
 
 def score_run(
-    config: RunConfig, network: Any, weights: Path, session: Session, folder: Path, device: torch.device
+    config: RunConfig,
+    network: Any,
+    weights: Path,
+    session: Session,
+    folder: Path,
+    device: torch.device,
+    *,
+    together: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run's network and draw its panels into the run's folder; return what run.json says about it.
 
     Args:
         network: with the weights of the run's last phase.
         weights: where they were read from, for people.
+        together: see ``evaluate_split``; each rank draws the panels of its images.
     """
     dataset = open_split(config, session.workspace, config.evaluation.split)
     network.to(device=device, memory_format=torch.channels_last)
@@ -44,7 +52,9 @@ def score_run(
     needs_depth, say = config.build_schedule().needs_depth, session.console.info
     store = find_labels_if_any(config, session.workspace, dataset, say) if needs_depth else None
     panels = PanelCollector(_spread(dataset.image_ids, config.evaluation.panels))
-    evaluation = evaluate_split(network, network.normalisation, dataset, store, config, device, panels)
+    evaluation = evaluate_split(
+        network, network.normalisation, dataset, store, config, device, panels, together=together
+    )
     write_panels(panels.items, folder / "panels", class_names=dataset.classes, palette=dataset.palette)
     return {
         "split": config.evaluation.split,
@@ -109,6 +119,8 @@ def evaluate_split(
     config: RunConfig,
     device: torch.device,
     on_predictions: OnPredictions | None,
+    *,
+    together: bool = False,
 ) -> Evaluation:
     """Evaluate a network on a split as the recipe says.
 
@@ -116,6 +128,7 @@ def evaluate_split(
         network: a ``Network``, or a module from images to logits.
         store: depth of the split; None leaves the depth metrics out.
         on_predictions: called with every batch's label maps.
+        together: whether all ranks of the job call this, and share the batches; each returns the scores of the split.
     """
     batches = build_evaluation_loader(
         Source(dataset, store, config.depth.target),
@@ -124,6 +137,7 @@ def evaluate_split(
         workers=config.data.workers,
         pin_memory=device.type == "cuda",
         with_depth=store is not None,
+        together=together,
     )
     return evaluate(
         network,
@@ -135,4 +149,5 @@ def evaluate_split(
         with_depth=store is not None,
         depth_target=config.depth.target,
         on_predictions=on_predictions,
+        together=together,
     )

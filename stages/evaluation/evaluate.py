@@ -23,7 +23,9 @@ from stages.evaluation.tiling import predict
 from stages.networks.interface import Outputs
 
 OnPredictions = Callable[[PackedBatch, Tensor, Tensor | None], None]
-"""Called per batch with the batch, (B, H, W) uint8 predictions and (B, H, W) float32 depth or None, all on the CPU."""
+"""Called per batch with the batch as it came, and on the device (B, H, W) uint8 predictions and (B, H, W) float32 depth
+or None. Whether these are finite is found out later."""
+_CHECKS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,12 @@ def evaluate(
     with_depth: bool = False,
     depth_target: str = "robust",
     on_predictions: OnPredictions | None = None,
+    together: bool = False,
 ) -> Evaluation:
     """Measure a network over all batches, in memory that does not grow with the split.
+
+    Nothing waits for the device between batches: what was counted stays there, and outputs that are not finite are
+    found out some batches late.
 
     Logits are resized to the label size (bilinear) before the argmax, so a network fed at recipe size is scored at the
     size of its labels. Each module's train or eval mode is as before when this returns or raises.
@@ -72,6 +78,7 @@ def evaluate(
         class_names: one per class; the one called background, if any, is left out of the iIoU metrics.
         with_depth: also run the depth branch and score it against the batches' targets.
         depth_target: what the depth branch was trained on, see ``DepthErrors``.
+        together: whether all ranks of the job evaluate, each some of the batches; each returns the scores of all.
 
     Raises:
         UserError: no image, no labelled pixel, a network with another number of classes or without a depth branch,
@@ -79,15 +86,17 @@ def evaluate(
     """
     if len(class_names) != num_classes:
         raise ValueError(f"{len(class_names)} class names for {num_classes} classes")
+    place = torch.device(device)
     scores = _Scores(
-        SegCounts(num_classes, background=find_background(class_names)),
-        BoundaryScores(num_classes),
-        DepthErrors(depth_target) if with_depth else None,
+        SegCounts(num_classes, background=find_background(class_names), device=place),
+        BoundaryScores(num_classes, device=place),
+        DepthErrors(depth_target, device=place) if with_depth else None,
     )
+    checks = _FiniteChecks()
     started = time.perf_counter()
     with evaluation_mode(network), torch.inference_mode():
         for packed in batches:
-            batch = unpack(packed, normalisation, torch.device(device))
+            batch = unpack(packed, normalisation, place)
             try:
                 predicted = predict(
                     network,
@@ -95,13 +104,16 @@ def evaluate(
                     batch.seg_labels.shape[-2:],
                     precision=precision,
                     depth=with_depth,
-                    on_outputs=partial(_check_outputs, batch.image_ids, num_classes, with_depth=with_depth),
+                    on_outputs=partial(_check_outputs, checks, batch.image_ids, num_classes, with_depth=with_depth),
                 )
             except UserError as error:
                 raise UserError(f"image {', '.join(batch.image_ids)}: {error}") from error
-            depth = scores.update(batch, predicted)
+            scores.update(batch, predicted)
             if on_predictions is not None:
-                on_predictions(packed, predicted.seg_labels.cpu(), None if depth is None else depth.cpu())
+                on_predictions(packed, predicted.seg_labels, predicted.depth)
+    checks.read()
+    if together:
+        scores.sum_over_ranks()
     _check_counts(scores.counts)
     return Evaluation(
         metrics=scores.compute(),
@@ -121,12 +133,12 @@ class _Scores:
     boundary: BoundaryScores
     depth_errors: DepthErrors | None
 
-    def update(self, batch: Batch, predicted: Predicted) -> Tensor | None:
-        """Score one batch; return its depth at label size."""
+    def update(self, batch: Batch, predicted: Predicted) -> None:
+        """Score one batch."""
         self.counts.update(predicted.seg_labels, batch.seg_labels)
         self.boundary.update(predicted.seg_labels, batch.seg_labels)
         if self.depth_errors is None:
-            return None
+            return
         assert predicted.depth is not None
         if batch.inverse_depth is None or batch.depth_valid is None:
             raise UserError(
@@ -134,14 +146,21 @@ class _Scores:
                 "give the evaluation a depth store (pipeline pseudo-depth) or evaluate without depth"
             )
         self.depth_errors.update(predicted.depth, batch.inverse_depth, batch.depth_valid)
-        return predicted.depth
+
+    def sum_over_ranks(self) -> None:
+        """Add what the other ranks have scored."""
+        for scores in (self.counts, self.boundary, self.depth_errors):
+            if scores is not None:
+                scores.sum_over_ranks()
 
     def compute(self) -> dict[str, float]:
         metrics = self.counts.compute() | {"boundary_f1": self.boundary.compute()}
         return in_declared_order(metrics | (self.depth_errors.compute() if self.depth_errors else {}))
 
 
-def _check_outputs(image_ids: Sequence[str], num_classes: int, outputs: Outputs, *, with_depth: bool) -> None:
+def _check_outputs(
+    checks: _FiniteChecks, image_ids: Sequence[str], num_classes: int, outputs: Outputs, *, with_depth: bool
+) -> None:
     """Refuse outputs that cannot be scored."""
     logits, depth = outputs.seg_logits, outputs.depth
     if logits is None or logits.ndim != 4 or logits.shape[1] != num_classes:
@@ -150,23 +169,38 @@ def _check_outputs(image_ids: Sequence[str], num_classes: int, outputs: Outputs,
             f"the network gives {found}, but the data has {num_classes} classes and needs (B, {num_classes}, H, W); "
             "evaluate it on the data set it was trained for"
         )
-    _check_finite("segmentation logits", logits, image_ids)
+    checks.add("segmentation logits", logits, image_ids)
     if with_depth:
         if depth is None:
             raise UserError("the network has no depth branch (a stripped export?); evaluate it without depth")
-        _check_finite("depth", depth, image_ids)
+        checks.add("depth", depth, image_ids)
 
 
-def _check_finite(what: str, values: Tensor, image_ids: Sequence[str]) -> None:
-    """Refuse NaN and infinity, which an argmax would silently turn into a class."""
-    if bool(torch.isfinite(values).all()):
-        return
-    finite = torch.isfinite(values.flatten(1)).all(dim=1).tolist()
-    bad = [image_id for image_id, fine in zip(image_ids, finite, strict=True) if not fine]
-    raise UserError(
-        f"the network's {what} are not finite for {', '.join(bad)}; the weights are broken or the precision overflows;"
-        " try --precision float32, and train again if it persists"
-    )
+class _FiniteChecks:
+    """Refuses NaN and infinity, which an argmax would silently turn into a class; read late, many at once."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[str, Sequence[str], Tensor]] = []
+
+    def add(self, what: str, values: Tensor, image_ids: Sequence[str]) -> None:
+        """Look at the outputs (B, …) of a batch."""
+        inner = tuple(range(1, values.ndim))
+        finite = torch.isfinite(values.amin(inner)) & torch.isfinite(values.amax(inner))
+        self._waiting.append((what, image_ids, finite))
+        if len(self._waiting) >= _CHECKS_AT_ONCE:
+            self.read()
+
+    def read(self) -> None:
+        """Raise UserError where outputs were not finite."""
+        waiting, self._waiting = self._waiting, []
+        found = iter(torch.cat([finite for *_, finite in waiting]).tolist() if waiting else ())
+        for what, image_ids, _ in waiting:
+            bad = [image_id for image_id in image_ids if not next(found)]
+            if bad:
+                raise UserError(
+                    f"the network's {what} are not finite for {', '.join(bad)}; the weights are broken or the "
+                    "precision overflows; try --precision float32, and train again if it persists"
+                )
 
 
 def _check_counts(counts: SegCounts) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,15 +46,17 @@ class PanelCollector:
         image_ids: those to keep; few, because they stay in memory.
     """
 
-    def __init__(self, image_ids: Collection[str]) -> None:
-        self.items: list[PanelItem] = []
+    def __init__(self, image_ids: Sequence[str]) -> None:
+        self.items: dict[int, PanelItem] = {}
+        """By their place among those to keep; of a rank, those that it evaluated."""
         self._image_ids = image_ids
 
     def __call__(self, batch: PackedBatch, predictions: Tensor, depth: Tensor | None) -> None:
         """Keep what is wanted of one batch."""
         for index, image_id in enumerate(batch.image_ids):
             if image_id in self._image_ids:
-                self.items.append(self._pick(batch, index, predictions, depth))
+                place = self._image_ids.index(image_id)
+                self.items[place] = self._pick(batch, index, predictions, depth)
 
     def _pick(self, batch: PackedBatch, index: int, predictions: Tensor, depth: Tensor | None) -> PanelItem:
         target = None if batch.inverse_depth is None else batch.inverse_depth[index].float().numpy()
@@ -62,19 +64,19 @@ class PanelCollector:
             batch.image_ids[index],
             batch.images[index].permute(1, 2, 0).numpy().copy(),
             batch.seg_labels[index].numpy().copy(),
-            predictions[index].numpy().copy(),
+            predictions[index].cpu().numpy().copy(),
             None if target is None else np.nan_to_num(target, nan=0.0),
             None if target is None else np.isfinite(target),
-            None if depth is None else depth[index].float().numpy().copy(),
+            None if depth is None else depth[index].float().cpu().numpy().copy(),
         )
 
 
 def write_panels(
-    items: Iterable[PanelItem], folder: Path, *, class_names: Sequence[str], palette: Sequence[RGB]
+    items: Mapping[int, PanelItem], folder: Path, *, class_names: Sequence[str], palette: Sequence[RGB]
 ) -> list[Path]:
-    """Write one PNG per item, named by position and image id; return the files in order."""
+    """Write one PNG per item, named by place and image id; return the files in order."""
     files = []
-    for index, item in enumerate(items):
+    for index, item in items.items():
         stem = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in item.image_id)
         files.append(folder / f"{index:02d}-{stem}.png")
         write_png(draw_panel(item, class_names=class_names, palette=palette), files[-1])

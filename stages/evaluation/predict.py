@@ -239,9 +239,9 @@ class PredictionWriter:
 
     def __call__(self, batch: PackedBatch, predictions: Tensor, depth: Tensor | None) -> None:  # noqa: ARG002
         """Write one batch."""
-        for image_id, labels in zip(batch.image_ids, predictions, strict=True):
+        for image_id, labels in zip(batch.image_ids, predictions.cpu().numpy(), strict=True):
             out = self._place(image_id)
-            write_labels(self._table[labels.cpu().numpy()], out, self._palette, self._output.write)
+            write_labels(self._table[labels], out, self._palette, self._output.write)
             self.files.append(out)
 
     def _place(self, image_id: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ from data_cache.depth_writer import DepthStoreWriter
 from data_cache.errors import UserError
 from data_cache.files import check_space
 from data_cache.images import ImageNote, NoteTally
+from data_cache.ranks import gather_over_ranks, rank, share_of, wait_for_all, world_size
 from data_cache.sample import DepthKind
 from data_cache.split_depth import compute_checksums
 from stages.pseudo_depth.aliases import GROUND_TRUTH
@@ -137,57 +138,87 @@ def label_split(
     provenance = describe_store(dataset, source, codec=codec)
     folder = store_folder(depth_root, provenance)
     started = time.perf_counter()
-    with DepthStoreWriter(folder, provenance) as writer:
+    with DepthStoreWriter(folder, provenance, together=world_size() > 1) as writer:
         identify = partial(compute_checksums, dataset, hashes=hashes, of_depth=provenance.depth_rule != "")
-        found = _find_stored(dataset, writer, identify)
-        todo = [index for index, image_id in enumerate(dataset.image_ids) if image_id not in found]
+        looked_at = share_of(len(dataset))
+        found = _find_stored(dataset, looked_at, writer, identify)
+        missing = [index for index in looked_at if dataset.image_ids[index] not in found]
+        todo = [index for of_rank in gather_over_ranks(missing) for index in of_rank]
+        own = [todo[place] for place in share_of(len(todo))]
+        writer.expect(dataset.image_ids[index] for index in set(todo).difference(own))
         prepare = partial(prepare_image, dataset, source, identify)
-        _check_space(prepare, todo, folder)
-        labelling = _Labelling(source, writer, len(todo), progress)
-        labelling.run(prepare, todo, Batching(source, batch_size), workers)
-    hashes.save()
-    records = found | labelling.records
-    check_worth(records, folder)
+        _check_space(prepare, own, len(todo), folder)
+        labelling = _Labelling(source, writer, own, len(todo), progress)
+        labelling.run(prepare, Batching(source, batch_size), workers)
+        labelling.records |= found
+        done = labelling.gather()
+    _save_in_turn(hashes)
+    check_worth(done.records, folder)
     seconds = time.perf_counter() - started
-    labelled = len(todo) - len(labelling.failed)
+    labelled = len(todo) - len(done.failed)
     order = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
     tally = NoteTally()
-    for image_id, notes in sorted(labelling.noted, key=lambda noted: order[noted[0]]):
+    for image_id, notes in sorted(done.noted, key=lambda noted: order[noted[0]]):
         tally.add(image_id, notes)
+    records = {image_id: done.records[image_id] for image_id in sorted(done.records, key=order.__getitem__)}
     return LabelReport(
         store=folder,
         images=len(dataset),
         labelled=labelled,
         skipped=len(dataset) - len(todo),
-        failed=tuple(sorted(labelling.failed, key=lambda failure: order[failure.image])),
+        failed=tuple(sorted(done.failed, key=lambda failure: order[failure.image])),
         suspicious=tuple(find_suspicious(records)),
         notes=tuple(f"{dataset.split}: {line}" for line in tally.lines()),
         seconds=seconds,
         images_per_second=labelled / seconds,
-        waits=labelling.waits.share(seconds),
+        waits={what: round(waited_s / seconds, 4) for what, waited_s in done.waits.items()},
     )
 
 
 def _find_stored(
-    dataset: SegmentationDataset, writer: DepthStoreWriter, identify: Callable[[int], tuple[str, str]]
+    dataset: SegmentationDataset,
+    indices: Iterable[int],
+    writer: DepthStoreWriter,
+    identify: Callable[[int], tuple[str, str]],
 ) -> dict[str, MapRecord]:
-    """Return the records of the images whose map is in the store already."""
+    """Return the records of the images among these whose map is in the store already."""
     records: dict[str, MapRecord] = {}
-    for index, image_id in enumerate(dataset.image_ids):
-        if image_id in writer.image_ids:
+    for index in indices:
+        if (image_id := dataset.image_ids[index]) in writer.image_ids:
             with suppress(UserError):  # an image that cannot be read any more is reported when it is its turn
                 if (record := writer.find(image_id, *identify(index))) is not None:
                     records[image_id] = record
     return records
 
 
-def _check_space(prepare: Callable[[int], Prepared | FailedImage], todo: Sequence[int], folder: Path) -> None:
-    """Compare what is still to be stored with the space there is; the first image that can be read stands for all."""
-    first = next((image for image in map(prepare, todo) if isinstance(image, Prepared)), None)
+def _save_in_turn(hashes: ContentHashes) -> None:
+    """Save what ranks have hashed, one after the other, so that none replaces what another has just added."""
+    for turn in range(world_size()):
+        if turn == rank():
+            hashes.save()
+        wait_for_all()
+
+
+def _check_space(
+    prepare: Callable[[int], Prepared | FailedImage], own: Sequence[int], total: int, folder: Path
+) -> None:
+    """Compare what all ranks are to store with the space there is; the first image that can be read stands for all."""
+    first = next((image for image in map(prepare, own) if isinstance(image, Prepared)), None)
     if first is not None:
         height, width = first.content.shape[-2:]
-        bytes_needed = int(len(todo) * height * width * 2 * _STORED_SHARE)
-        check_space(folder, bytes_needed, f"the depth maps of {len(todo)} images")
+        bytes_needed = int(total * height * width * 2 * _STORED_SHARE)
+        check_space(folder, bytes_needed, f"the depth maps of {total} images")
+
+
+class _Labelled(NamedTuple):
+    """What one rank, or all, have done."""
+
+    records: dict[str, MapRecord]
+    """Of the maps of the split that are in the store."""
+    failed: list[FailedImage]
+    noted: Sequence[tuple[str, Sequence[str]]]
+    waits: dict[str, float]
+    """Seconds; of all ranks their mean."""
 
 
 class _Labelling:
@@ -197,6 +228,7 @@ class _Labelling:
         self,
         source: DepthSource,
         writer: DepthStoreWriter,
+        own: Sequence[int],
         total: int,
         progress: Callable[[LabelProgress], None] | None,
     ) -> None:
@@ -205,18 +237,12 @@ class _Labelling:
         self.failed: list[FailedImage] = []
         self.noted: list[tuple[str, tuple[ImageNote, ...]]] = []
         self.waits = Waits(source.device)
-        self._source, self._writer, self._total, self._progress = source, writer, total, progress
+        self._source, self._writer, self._own, self._total, self._progress = source, writer, own, total, progress
 
-    def run(
-        self,
-        prepare: Callable[[int], Prepared | FailedImage],
-        todo: Sequence[int],
-        batching: Batching,
-        workers: int,
-    ) -> None:
-        """Label images; left only when all that was submitted is written, also after Ctrl-C."""
+    def run(self, prepare: Callable[[int], Prepared | FailedImage], batching: Batching, workers: int) -> None:
+        """Label this rank's images; left only when all that was submitted is written, also after Ctrl-C."""
         started, done = time.perf_counter(), 0
-        batches = iterate_batches(prepare, todo, batching, workers, self.failed)
+        batches = iterate_batches(prepare, self._own, batching, workers, self.failed)
         with ThreadPoolExecutor(1, thread_name_prefix="store") as disk:
             waiting: deque[Future[None]] = deque()
             for batch in self.waits.count_each("images", batches):
@@ -248,7 +274,20 @@ class _Labelling:
         self._writer.commit()
 
     def _report(self, seen: int, elapsed_s: float) -> None:
+        """Say how far all ranks are, taking the others to be as far as this one."""
         if self._progress is not None:
+            seen = round(seen * self._total / len(self._own))
             rate = seen / elapsed_s
-            eta_s = (self._total - seen) / rate
-            self._progress(LabelProgress(seen, self._total, rate, eta_s, self.waits.share(elapsed_s)))
+            waits = {what: waited_s / elapsed_s for what, waited_s in self.waits.seconds.items()}
+            self._progress(LabelProgress(seen, self._total, rate, (self._total - seen) / rate, waits))
+
+    def gather(self) -> _Labelled:
+        """Return what all ranks have done."""
+        own = _Labelled(self.records, self.failed, self.noted, dict(self.waits.seconds))
+        every = [_Labelled(*parts) for parts in gather_over_ranks(own)]
+        return _Labelled(
+            {image_id: MapRecord(*record) for each in every for image_id, record in each.records.items()},
+            [FailedImage(*failure) for each in every for failure in each.failed],
+            [(image_id, notes) for each in every for image_id, notes in each.noted],
+            {what: sum(each.waits[what] for each in every) / len(every) for what in own.waits},
+        )

@@ -51,7 +51,7 @@ class Waits:
     """Seconds in which the device had nothing to do, by what it waited for."""
 
     def __init__(self, device: torch.device) -> None:
-        self.seconds: dict[Waited, float] = dict.fromkeys(get_args(Waited), 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(get_args(Waited), 0.0)
         self._device = device
 
     @contextmanager
@@ -70,10 +70,6 @@ class Waits:
             if batch is None:
                 return
             yield batch
-
-    def share(self, elapsed_s: float) -> dict[str, float]:
-        """Return what was waited for as a share of a time."""
-        return {what: round(seconds / elapsed_s, 4) for what, seconds in self.seconds.items()}
 
 
 def prepare_image(

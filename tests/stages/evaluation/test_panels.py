@@ -57,7 +57,7 @@ def test_panel_has_one_tile_per_map(with_depth, tiles):
 
 
 def test_panels_are_written_under_safe_names(tmp_path):
-    files = write_panels([make_item(), make_item("b c")], tmp_path / "panels", class_names=NAMES, palette=PALETTE)
+    files = write_panels({0: make_item(), 1: make_item("b c")}, tmp_path / "panels", class_names=NAMES, palette=PALETTE)
     assert [file.name for file in files] == ["00-seq_0001.png", "01-b_c.png"]
     assert sorted(files) == sorted((tmp_path / "panels").iterdir())
 
@@ -71,13 +71,12 @@ def make_batch(count: int) -> PackedBatch:
 
 
 def test_collector_keeps_the_named_images():
-    collector = PanelCollector(("i1", "i7"))
-    for _ in range(2):
-        batch = make_batch(2)
-        collector(batch, torch.ones(2, 8, 8, dtype=torch.uint8), None)
-    assert [item.image_id for item in collector.items] == ["i1", "i1"]
-    assert collector.items[0].predicted_depth is None and collector.items[0].prediction.max() == 1
+    collector = PanelCollector(("i7", "i1"))
+    batch = make_batch(2)
+    collector(batch, torch.ones(2, 8, 8, dtype=torch.uint8), None)
+    assert {place: item.image_id for place, item in collector.items.items()} == {1: "i1"}
     last = collector.items[1]
+    assert last.predicted_depth is None and last.prediction.max() == 1
     assert np.array_equal(last.image, batch.images[1].permute(1, 2, 0))
     assert np.array_equal(last.depth_valid, np.arange(8)[:, None] > np.zeros(8))
     assert np.array_equal(last.inverse_depth[1:], batch.inverse_depth[1, 1:]) and not last.inverse_depth[0].any()
