@@ -124,14 +124,15 @@ class DepthStats:
     @model_validator(mode="after")
     def _check_order(self) -> DepthStats:
         """Refuse numbers that no map has."""
-        numbers = asdict(self)
-        share, correlation = numbers.pop("valid_share"), numbers.pop("row_correlation")
-        if share == 0 and all(map(math.isnan, numbers.values())):
+        raw = self.min, self.max, self.p2, self.p98, self.median, self.mean, self.std
+        numbers = *raw, self.inverse_mean, self.inverse_std
+        share, correlation = self.valid_share, self.row_correlation
+        if share == 0 and all(map(math.isnan, numbers)):
             return self
         tolerance = _ROUNDING * max(abs(self.min), abs(self.max))
         sound = (
             0 < share <= 1
-            and all(map(math.isfinite, numbers.values()))
+            and all(map(math.isfinite, numbers))
             and self.min <= self.p2 <= self.median <= self.p98 <= self.max
             and self.min - tolerance <= self.mean <= self.max + tolerance
             and 0 <= self.std <= self.max - self.min + tolerance

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.depth_file import (
+    MapFacts,
     MapFile,
     OtherSchema,
     check_same_store,
@@ -47,6 +48,7 @@ class _OpenFiles:
         self.pid = os.getpid()
         self._folder = folder
         self._files: dict[str, MapFile] = {}  # last the one used last
+        self.facts: dict[tuple[str, str], MapFacts] = {}
         listed = list_store_files(folder) if folder.is_dir() else None
         if listed is None or not listed.names:
             raise NoDepthStore(
@@ -198,7 +200,7 @@ class DepthStore:
                 f"add it with: {self.provenance.label_command()}"
             )
         with explaining_damage(self.folder / name):
-            return read_map(files.open(name), image_id)
+            return read_map(files.open(name), image_id, files.facts)
 
 
 def find_store(

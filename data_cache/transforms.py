@@ -8,7 +8,7 @@ that edges in image, labels and depth stay together although the depth map has a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -145,9 +145,15 @@ def transform_depth(depth: Tensor, valid: Tensor, box: Box, geometry: Geometry) 
     Returns:
         (*canvas) float32, NaN where invalid.
     """
-    values, found = resample_depth(join_depth(depth, valid), box, geometry.size).as_subclass(torch.Tensor).unbind(-3)
-    shown = values.where(found > 0, math.nan)
-    return _lay(shown.flip(-1) if geometry.flip else shown, geometry, fill=math.nan)
+    rows, columns = _interpolations(box, geometry.size, depth.shape)
+    if geometry.flip:
+        columns = _Interpolation(*(points.flip(0) for points in columns))
+    if bool(valid.all()):
+        shown = _interpolate(depth, rows, columns)
+    else:
+        values, found = _resample(join_depth(depth, valid), rows, columns).unbind(-3)
+        shown = values.where(found > 0, math.nan)
+    return _lay(shown, geometry, fill=math.nan)
 
 
 def to_float16(inverse_depth: Tensor) -> Tensor:
@@ -181,12 +187,7 @@ def resample_depth(depth: Tensor, box: Box, size: Size) -> Tensor:
     Args:
         depth: (…, 2, h, w), as in ``Depth``.
     """
-    rows = _interpolation(box.top, box.height, size[0], depth.shape[-2])
-    columns = _interpolation(box.left, box.width, size[1], depth.shape[-1])
-    values, valid = depth.as_subclass(torch.Tensor).unbind(-3)
-    values = _interpolate(values, rows, columns)
-    valid = _reach(_reach(valid, -2, rows), -1, columns)
-    return torch.stack((values * valid, valid), dim=-3)
+    return _resample(depth, *_interpolations(box, size, depth.shape[-2:]))
 
 
 class _Interpolation(NamedTuple):
@@ -195,6 +196,12 @@ class _Interpolation(NamedTuple):
     first: Tensor
     second: Tensor
     weight: Tensor
+
+
+def _interpolations(box: Box, size: Size, map_size: Sequence[int]) -> tuple[_Interpolation, _Interpolation]:
+    """Return along rows and columns how ``size`` points of a box of a map are made."""
+    rows = _interpolation(box.top, box.height, size[0], map_size[0])
+    return rows, _interpolation(box.left, box.width, size[1], map_size[1])
 
 
 def _interpolation(start: float, length: float, points: int, pixels: int) -> _Interpolation:
@@ -207,18 +214,32 @@ def _interpolation(start: float, length: float, points: int, pixels: int) -> _In
     return _Interpolation(first, second, torch.from_numpy(weight))
 
 
+def _resample(depth: Tensor, rows: _Interpolation, columns: _Interpolation) -> Tensor:
+    values, valid = depth.as_subclass(torch.Tensor).unbind(-3)
+    reached = _along_both(valid, rows, columns, lambda first, second, _: torch.minimum(first, second))
+    return torch.stack((_interpolate(values, rows, columns) * reached, reached), dim=-3)
+
+
 def _interpolate(values: Tensor, rows: _Interpolation, columns: _Interpolation) -> Tensor:
-    between_rows = torch.lerp(
-        values.index_select(-2, rows.first), values.index_select(-2, rows.second), rows.weight[:, None]
-    )
-    return torch.lerp(
-        between_rows.index_select(-1, columns.first), between_rows.index_select(-1, columns.second), columns.weight
-    )
+    return _along_both(values, rows, columns, Tensor.lerp_)
 
 
-def _reach(valid: Tensor, axis: int, points: _Interpolation) -> Tensor:
-    """Return 1 where both source pixels of a point are valid, 0 elsewhere."""
-    return torch.minimum(valid.index_select(axis, points.first), valid.index_select(axis, points.second))
+def _along_both(
+    values: Tensor,
+    rows: _Interpolation,
+    columns: _Interpolation,
+    combine: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Combine the two source pixels of each point along columns, then along rows.
+
+    Whole rows are copied, of the transposed map first: picking numbers out of rows takes several times as long.
+    """
+    for points in (columns, rows):
+        lines = values.mT.contiguous()
+        values = combine(
+            lines.index_select(-2, points.first), lines.index_select(-2, points.second), points.weight[:, None]
+        )
+    return values
 
 
 def _cut(array: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:

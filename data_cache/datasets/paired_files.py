@@ -74,6 +74,8 @@ class PairedFiles(SegmentationDataset):
         self.ground_truth_depth_kind = ground_truth_depth_kind
         self.depth_rule = depth_rule
         self.orphans = tuple(orphans)
+        self._last_read: tuple[int, tuple[int, int]] = (-1, (0, 0))
+        """Index and size of the image read last, whose mask is often the next to be read."""
         self.image_ids = tuple(entry.image_id for entry in self.entries)
         images: dict[str, Path] = {}
         for entry in self.entries:
@@ -85,7 +87,10 @@ class PairedFiles(SegmentationDataset):
 
     def read_noted_image(self, index: int) -> NotedImage:
         """Return (H, W, 3) RGB, and what had to be decided to read it."""
-        return read_image(self.entries[index].image)
+        image = read_image(self.entries[index].image)
+        height, width, _ = image.pixels.shape
+        self._last_read = index, (height, width)
+        return image
 
     def read_raw_mask(self, index: int) -> NDArray[Any]:
         """Return the mask file's ids (H, W), or its colours (H, W, 3) when it is a colour image."""
@@ -101,20 +106,21 @@ class PairedFiles(SegmentationDataset):
         """
         entry = self.entries[index]
         ids = self.read_raw_mask(index)
-        table = format_id_table(self.raw_ids, self.classes)
         if ids.ndim == 3:
             raise LabelProblem(
-                f"mask {entry.mask} is an RGB image ({describe_colours(ids)}); a mask stores one id per pixel: {table};"
-                " convert it to a palette or grey PNG",
+                f"mask {entry.mask} is an RGB image ({describe_colours(ids)}); a mask stores one id per pixel: "
+                f"{format_id_table(self.raw_ids, self.classes)}; convert it to a palette or grey PNG",
                 "colour",
             )
-        if ids.shape != (size := read_image_size(entry.image)):
+        last, size = self._last_read
+        size = size if last == index else read_image_size(entry.image)
+        if ids.shape != size:
             raise self._describe_sizes(entry, ids.shape, size)
         labels, unknown_ids = map_ids(ids, self.raw_ids)
         if unknown_ids:
             raise LabelProblem(
                 f"mask {entry.mask} has ids outside the table: {format_examples(unknown_ids[:10], len(unknown_ids))}; "
-                f"known: {table}",
+                f"known: {format_id_table(self.raw_ids, self.classes)}",
                 "ids",
                 unknown_ids,
             )
