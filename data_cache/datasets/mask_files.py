@@ -100,7 +100,7 @@ def map_ids(ids: NDArray[Any], raw_ids: Mapping[int, int]) -> tuple[NDArray[np.u
         table[raw] = raw_ids[raw]
     content = bytearray(ids.tobytes())  # of which Python makes others in half of NumPy's time
     labels = np.frombuffer(content.translate(table), np.uint8).reshape(ids.shape)
-    surely_known = set(range(ids.max(initial=0) + 1)) <= set(known)
+    surely_known = set(range(int(ids.max(initial=0)) + 1)) <= set(known)
     return labels, [] if surely_known else sorted(set(content.translate(None, known)))
 
 
