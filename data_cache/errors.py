@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from data_cache.escaping import quoted
 
@@ -42,3 +43,14 @@ def is_out_of_memory(problem: BaseException) -> bool:
         or type(problem).__name__ == "OutOfMemoryError"
         or (isinstance(problem, RuntimeError) and "DefaultCPUAllocator: " in str(problem))
     )
+
+
+@contextmanager
+def explaining_memory(message: str) -> Iterator[None]:
+    """Raise a UserError with that message where memory runs out in the block."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+        raise UserError(message) from problem

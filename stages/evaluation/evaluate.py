@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_cache.errors import UserError
+from data_cache.errors import UserError, explaining_memory
 from data_cache.metrics import in_declared_order
 from data_cache.sample import Batch, PackedBatch
 from data_cache.unpacking import Normalisation, unpack
@@ -19,7 +19,7 @@ from stages.evaluation.boundary import BoundaryScores
 from stages.evaluation.depth_errors import DepthErrors
 from stages.evaluation.forward import Precision, Predicted, evaluation_mode
 from stages.evaluation.metrics import ClassScore, SegCounts, find_background
-from stages.evaluation.tiling import predict
+from stages.evaluation.tiling import TiledNetwork, predict
 from stages.networks.interface import Outputs
 
 OnPredictions = Callable[[PackedBatch, Tensor, Tensor | None], None]
@@ -82,7 +82,7 @@ def evaluate(
 
     Raises:
         UserError: no image, no labelled pixel, a network with another number of classes or without a depth branch,
-            batches without depth, or a non-finite output.
+            batches without depth, a non-finite output, or too little memory.
     """
     if len(class_names) != num_classes:
         raise ValueError(f"{len(class_names)} class names for {num_classes} classes")
@@ -96,19 +96,20 @@ def evaluate(
     started = time.perf_counter()
     with evaluation_mode(network), torch.inference_mode():
         for packed in batches:
-            batch = unpack(packed, normalisation, place)
-            try:
-                predicted = predict(
-                    network,
-                    batch.images,
-                    batch.seg_labels.shape[-2:],
-                    precision=precision,
-                    depth=with_depth,
-                    on_outputs=partial(_check_outputs, checks, batch.image_ids, num_classes, with_depth=with_depth),
-                )
-            except UserError as error:
-                raise UserError(f"image {', '.join(batch.image_ids)}: {error}") from error
-            scores.update(batch, predicted)
+            with explaining_memory(_describe_shortage(packed, network, place, precision)):
+                batch = unpack(packed, normalisation, place)
+                try:
+                    predicted = predict(
+                        network,
+                        batch.images,
+                        batch.seg_labels.shape[-2:],
+                        precision=precision,
+                        depth=with_depth,
+                        on_outputs=partial(_check_outputs, checks, batch.image_ids, num_classes, with_depth=with_depth),
+                    )
+                except UserError as error:
+                    raise UserError(f"image {', '.join(batch.image_ids)}: {error}") from error
+                scores.update(batch, predicted)
             if on_predictions is not None:
                 on_predictions(packed, predicted.seg_labels, predicted.depth)
     checks.read()
@@ -156,6 +157,23 @@ class _Scores:
     def compute(self) -> dict[str, float]:
         metrics = self.counts.compute() | {"boundary_f1": self.boundary.compute()}
         return in_declared_order(metrics | (self.depth_errors.compute() if self.depth_errors else {}))
+
+
+def _describe_shortage(
+    packed: PackedBatch, network: Callable[..., Any], device: torch.device, precision: Precision
+) -> str:
+    """Return what to change where a batch does not fit into memory."""
+    images, (height, width) = len(packed.image_ids), packed.images.shape[-2:]
+    remedies = [f"set evaluation.batch_size to {images // 2} (--set, of run and table)"] if images > 1 else []
+    remedies.append(
+        f"cut smaller tiles than --tile {network.tile} with --margin {network.margin}"
+        if isinstance(network, TiledNetwork)
+        else "cut the images into tiles (pipeline evaluate … --tile 512)"
+    )
+    return (
+        f"{device} has too little memory to evaluate {images} images of {height}x{width} px at once in {precision}; "
+        f"{', or '.join(remedies)}"
+    )
 
 
 def _check_outputs(

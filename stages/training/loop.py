@@ -19,6 +19,7 @@ from stages.training.encoder_policy import parts_to_train, trains_fresh_only
 from stages.training.freezing import training_parts
 from stages.training.interruption import Interrupted, StopFlag, ignoring_sigchld
 from stages.training.losses import DepthLossFunction
+from stages.training.memory import explaining_memory_of_step
 from stages.training.metrics_log import MetricsLog, StepReport
 from stages.training.schedule import Phase
 from stages.training.settings import LossSettings, TrainingSettings
@@ -132,7 +133,7 @@ def train_phase(
                     tell_reports(wait=True)
                     kept = checkpoints.save(step)
                 raise Interrupted(f"stopped in phase {phase.name!r} after {step} of {total_steps} steps; {kept}")
-            with ignoring_sigchld():
+            with ignoring_sigchld(), explaining_memory_of_step(phase, batch, device, dtype):
                 trainer.train_step(step, batch)
                 num_images += len(batch.image_ids)
                 finished, due = step + 1 == total_steps, checkpoints.are_due()

@@ -15,6 +15,7 @@ from data_cache.sample import IGNORE_INDEX, PackedBatch
 from data_cache.unpacking import unpack
 from stages.evaluation.evaluate import evaluate
 from stages.evaluation.metrics import SegCounts
+from stages.evaluation.tiling import TiledNetwork
 from stages.networks.interface import Outputs
 
 NAMES = ("background", "ball", "box")
@@ -199,6 +200,18 @@ def test_an_image_that_the_network_refuses_is_named():
 
     with pytest.raises(UserError, match="image image-0-0: images of 1x1 px are too small"):
         run(choosy, make_batches(((1, 1, 1),)))
+
+
+@pytest.mark.parametrize(("tile", "remedy"), [(None, "--tile 512"), (64, "smaller tiles than --tile 64")])
+def test_too_little_memory_is_said_with_what_was_too_much(network, tile, remedy):
+    def exhaust(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    network.norm.register_forward_hook(exhaust)
+    evaluated = network if tile is None else TiledNetwork(network, tile=tile, margin=0)
+    said = rf"cpu has too little memory to evaluate 2 images of 96x128 px at once in float32; .*size to 1 .*{remedy}"
+    with pytest.raises(UserError, match=said):
+        run(evaluated, make_batches(((2, 96, 128),)))
 
 
 def test_broken_weights_are_named_with_the_image(network):

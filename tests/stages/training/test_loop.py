@@ -271,6 +271,19 @@ def test_depth_phase_on_a_network_without_depth_is_explained():
         train(build_toy(with_depth=False), JOINT)
 
 
+def test_too_little_memory_is_said_with_what_was_too_much():
+    def exhaust(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    network = build_toy()
+    network.encoder.register_forward_hook(exhaust)
+    said = (
+        r"step of 2 images of 16x16 px in float32 \(phase 'joint'\); lower --batch-size to 1, or .*\[8,8\], or --precis"
+    )
+    with pytest.raises(UserError, match=said):
+        train(network, JOINT)
+
+
 def test_a_phase_without_steps_is_explained():
     with pytest.raises(UserError, match="total_steps 0 must be at least 1"):
         train(build_toy(), SEG, steps=0)
