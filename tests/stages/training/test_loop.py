@@ -277,11 +277,9 @@ def test_too_little_memory_is_said_with_what_was_too_much():
 
     network = build_toy()
     network.encoder.register_forward_hook(exhaust)
-    said = (
-        r"step of 2 images of 16x16 px in float32 \(phase 'joint'\); lower --batch-size to 1, or .*\[8,8\], or --precis"
-    )
+    said = r"2 images of 128x128 px in float32 \(phase 'joint'\); lower --batch-size to 1, or .*crop=\[64,64\], or --p"
     with pytest.raises(UserError, match=said):
-        train(network, JOINT)
+        train(network, JOINT, lambda _step: iter([make_batch(0, side=128)]))
 
 
 def test_a_phase_without_steps_is_explained():
