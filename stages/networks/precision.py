@@ -54,7 +54,6 @@ def set_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
-@cache
 def _find_fastest(device: str) -> Dtype:
     match device.partition(":")[0]:
         case "cuda":
@@ -70,6 +69,7 @@ def _find_fastest(device: str) -> Dtype:
             return "float32"
 
 
+@cache
 def _cpu_multiplies_bfloat16() -> bool:
     if _CPU_FLAGS.exists():
         return not _NATIVE_FLAGS.isdisjoint(_CPU_FLAGS.read_text(encoding="utf8").split())

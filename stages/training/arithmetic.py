@@ -13,6 +13,10 @@ from stages.networks.precision import Dtype, set_tf32
 from stages.training.settings import TrainingSettings
 
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+"""How torch says it of GPUs, of the CPU, and of the libraries beneath it."""
+
+
 @contextmanager
 def training_arithmetic(settings: TrainingSettings, device: torch.device, dtype: Dtype) -> Iterator[None]:
     """Set torch's switches for the steps inside the block: TF32, search for the fastest kernels, determinism.
@@ -41,7 +45,7 @@ def training_arithmetic(settings: TrainingSettings, device: torch.device, dtype:
 
 def _explain(problem: RuntimeError, settings: TrainingSettings, device: torch.device, dtype: Dtype) -> str | None:
     said = str(problem).partition("\n")[0]
-    if isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in said:
+    if any(words in said for words in _OUT_OF_MEMORY):
         remedies = [
             *([f"--batch-size {settings.batch_size // 2}"] if settings.batch_size > 1 else []),
             "a smaller data.crop",

@@ -14,9 +14,6 @@ from torch import Tensor
 from data_cache.errors import UserError
 from stages.training.metrics_log import StepReport
 
-_LONGEST_INTERVAL_S = 1.0
-"""Numbers of slow steps are fetched so often at least: people look at the progress."""
-
 
 class StepFacts(NamedTuple):
     """What the host knows of a step when it has set it going."""
@@ -53,11 +50,12 @@ class ReportQueue:
     """Steps whose numbers are under way; each interval's come in one transfer, and are read an interval later.
 
     Args:
-        interval: steps between two transfers; a second ends an interval, too.
+        interval: steps between two transfers.
+        longest_s: time after which a step ends an interval, too: people look at the progress.
     """
 
-    def __init__(self, interval: int) -> None:
-        self._interval = interval
+    def __init__(self, interval: int, longest_s: float = 1.0) -> None:
+        self._interval, self._longest_s = interval, longest_s
         self._facts: list[StepFacts] = []
         self._numbers: list[Tensor] = []
         self._sent: deque[tuple[list[StepFacts], Tensor, torch.cuda.Event | None]] = deque()
@@ -67,7 +65,7 @@ class ReportQueue:
         """Take what is known of a step that was set going."""
         self._facts.append(facts)
         self._numbers.append(numbers)
-        if len(self._facts) >= self._interval or time.monotonic() - self._sent_at >= _LONGEST_INTERVAL_S:
+        if len(self._facts) >= self._interval or time.monotonic() - self._sent_at >= self._longest_s:
             self._send()
 
     def read(self, *, wait: bool) -> Iterator[StepReport]:

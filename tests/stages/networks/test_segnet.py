@@ -8,6 +8,7 @@ from torch import nn
 
 from stages.networks import build_network, count_parameters
 from stages.networks.parts import Part
+from stages.networks.precision import autocast
 from stages.networks.segnet import SegNetEncoder
 
 
@@ -45,16 +46,30 @@ def test_decoder_shapes_at_512_px_are_the_papers():
     assert shapes == [(512, 32, 32), (256, 64, 64), (128, 128, 128), (64, 256, 256), (64, 512, 512)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [(64, 64), (90, 71)])
-def test_unpooling_puts_every_maximum_back_where_it_was(size):
+def test_unpooling_puts_every_maximum_back_where_it_was(size, dtype):
     pool_only = SegNetEncoder(nn.Sequential(nn.MaxPool2d(2)))
-    images = draw_images(*size)
+    images = draw_images(*size).to(dtype)
     pooled = pool_only(images)
     restored = nn.functional.max_unpool2d(pooled.end, pooled.indices[0], [2, 2], output_size=pooled.sizes[0])
     kept = restored != 0
     assert torch.equal(restored[kept], images[kept])
     per_window = nn.functional.avg_pool2d(kept.float(), 2, ceil_mode=True)
     assert (per_window > 0).all()  # also in the windows that the border of an odd map cuts
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_part_gets_a_finite_gradient_in_narrow_types(dtype):
+    network = build().train()
+    with autocast(torch.device("cpu"), dtype):
+        outputs = network(draw_images(96, 64))
+    (outputs.seg_logits.float().square().mean() + outputs.depth.float().square().mean()).backward()
+    assert outputs.seg_logits.dtype == getattr(torch, dtype)
+    for part, module in network.parts().items():
+        gradients = torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
+        assert gradients.isfinite().all(), part
+        assert gradients.any(), part
 
 
 def test_both_decoders_unpool_with_the_same_indices():

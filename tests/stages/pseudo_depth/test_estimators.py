@@ -112,7 +112,7 @@ def test_compiled_network_gives_the_same_maps(depth_anything_folder, image):
 
 
 def test_unknown_precision_is_explained(depth_anything_folder):
-    with pytest.raises(UserError, match=r"unknown precision 'half'; known: auto, bfloat16, float32"):
+    with pytest.raises(UserError, match=r"unknown precision 'half'; known: auto, bfloat16, float16, float32"):
         load_estimator(str(depth_anything_folder), precision="half")
 
 

@@ -318,17 +318,38 @@ def interrupt(network, phase, folder, *, after, **options):
         train(network, phase, batches_until_stop, checkpoint_folder=folder, stop=stop, **options)
 
 
-@pytest.mark.parametrize(("optimizer", "weighting"), [("adam", "uncertainty"), ("sgd", "dwa")])
-def test_stop_saves_the_state_and_a_second_call_ends_as_if_undisturbed(tmp_path, optimizer, weighting):
+@pytest.mark.parametrize(
+    ("optimizer", "weighting", "dtype"),
+    [("adam", "uncertainty", "float32"), ("sgd", "dwa", "bfloat16"), ("adamw", "fixed", "float16")],
+)
+def test_stop_saves_the_state_and_a_second_call_ends_as_if_undisturbed(tmp_path, optimizer, weighting, dtype):
+    """Same bits of weights and their average, same bytes of the log, though the stop comes between two lines."""
     reference, resumed = build_toy(), build_toy(seed=3)  # other weights: all must come from the state
     options = {
-        "steps": 8, "optimizer": optimizer, "losses": LossSettings(weighting=weighting, dwa_window=2),
-        "lr_schedule": "poly", "clip_norm": 0.3, "ema_decay": 0.9, "weight_decay": 1e-3,
+        "steps": 8, "optimizer": optimizer, "losses": LossSettings(weighting=weighting, dwa_window=2), "dtype": dtype,
+        "lr_schedule": "poly", "clip_norm": 0.3, "ema_decay": 0.9, "weight_decay": 1e-3, "log_every": 3,
     }  # fmt: skip
-    train(reference, JOINT, **options)
-    interrupt(build_toy(), JOINT, tmp_path, after=5, **options)
-    assert train(resumed, JOINT, checkpoint_folder=tmp_path, **options).resumed_from == 5
+    whole, parts, state = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl", tmp_path / "state"
+    with MetricsLog(whole, log_every=3) as log:
+        train(reference, JOINT, log=log, **options)
+    with MetricsLog(parts, log_every=3) as log:
+        interrupt(build_toy(), JOINT, state, after=5, log=log, **options)
+    with MetricsLog(parts, log_every=3) as log:
+        assert train(resumed, JOINT, checkpoint_folder=state, log=log, **options).resumed_from == 5
     assert_same_network(resumed, reference)
+    assert parts.read_bytes() == whole.read_bytes()
+
+
+def test_reports_reach_the_listener_in_order_and_none_is_missing(tmp_path):
+    """Also those before a checkpoint, which presumes that the log has them."""
+    told = []
+    for minutes in (EVERY_STEP, 5.0):
+        reports = []
+        train(build_toy(), SEG, steps=7, log_every=3, checkpoint_folder=tmp_path / str(minutes),
+              checkpoint_minutes=minutes, on_step=reports.append)  # fmt: skip
+        told.append(reports)
+    assert [report.step for report in told[0]] == [1, 2, 3, 4, 5, 6, 7]
+    assert told[0] == told[1]
 
 
 def test_a_training_goes_on_under_another_name_of_its_phase(tmp_path):

@@ -193,6 +193,11 @@ def test_clipping_is_torchs():
         torch.testing.assert_close(first.grad, second.grad)
 
 
+def describe(state):
+    """What fused kernels presume: they walk the memory of weights and momenta side by side, and count on the device."""
+    return {name: (value.shape, value.stride(), value.dtype, value.device) for name, value in state.items()}
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_state_round_trip_continues_with_the_same_bits(optimizer):
     first, second = (
@@ -212,7 +217,7 @@ def test_state_round_trip_continues_with_the_same_bits(optimizer):
         optimiser.prepare(3)
         update(optimiser, 1.0)
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
-    assert ours.state().keys() == resumed.state().keys()
+    assert describe(resumed.state()) == describe(ours.state())
 
 
 def test_moving_average_is_its_recurrence_over_weights_and_statistics():
