@@ -12,7 +12,6 @@ from data_cache.errors import UserError
 from stages.networks.precision import Dtype, set_tf32
 from stages.training.settings import TrainingSettings
 
-
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 """How torch says it of GPUs, of the CPU, and of the libraries beneath it."""
 
