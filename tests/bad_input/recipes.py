@@ -93,6 +93,11 @@ CASES = [
     Case("a crop of 10^6 px", _set("data.crop=[1000000,1000000]"), ("crop", "16384 px")),
     Case("10^6 loaders", _plan("--workers", "1000000"), ("data.workers", "256")),
     Case("10^18 steps", _plan("--iterations", "1000000000000000000"), ("training.iterations", "1000000000")),
+    Case(
+        "a way to compile that there is not",
+        _plan("--compile", "--set", "training.compile_mode=fast"),
+        ("training.compile_mode", "reduce-overhead"),
+    ),
     Case("a learning rate of 1e300", _plan("--lr", "1e300"), ("training.lr", "1000")),
     Case("10^12 scenes", _file("[data.options]\ncounts = {train = 1000000000000}"), ("count of train", "at most")),
     Case("a seed of 30 digits among --seeds", _plan("--seeds", "0,1" + "0" * 30), ("--seeds", "below 2^63")),
