@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 RECIPE_ARGS = --recipe $(RECIPE) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pseudo-depth train table export report test test-crash check audit bench clean
+.PHONY: help install demo pseudo-depth train table export report test test-crash check audit bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,8 +55,11 @@ audit: $(INSTALLED)  ## look up the pinned versions in the database of known vul
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[audit]'
 	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
-bench: $(INSTALLED)  ## print the speed ratios of tests/benchmarks
-	$(BIN)/python -m tests.benchmarks $(ARGS)
+bench: $(INSTALLED)  ## measure speed and growth as ratios with goals, in a quarter of an hour
+	$(BIN)/python -m tests.benchmarks --json tests/benchmarks/figures.json $(ARGS)
+
+bench-gpu: $(INSTALLED)  ## what a GPU gives here: labelling, training, waiting for data, in minutes
+	$(BIN)/python -m tests.benchmarks.gpu $(ARGS)
 
 clean:  ## remove .venv and caches (never artifacts/)
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build dist *.egg-info

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +18,8 @@ choose_thread_defaults()  # before torch is loaded: threads as the command line 
 from tests.benchmarks.harness import describe_machine, run_benches, write_figures  # noqa: E402
 
 
-def main() -> None:
-    """Run the benches asked for."""
+def main() -> int:
+    """Run the benches asked for; return the exit status."""
     known = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; default all")
@@ -35,7 +36,8 @@ def main() -> None:
     figures = run_benches(benches, describe_machine() | {"command": words})
     if options.json:
         write_figures(options.json, figures)
+    return 1 if figures["failed"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

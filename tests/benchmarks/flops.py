@@ -11,16 +11,15 @@ from tests.benchmarks.harness import Side, wait_for
 
 SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16384)}
 """Of the square matrices that are tried; the fastest counts."""
-SECONDS = 0.7
 
 
-def measure_matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the most FLOP/s that a product of square matrices reached: fastest of about a second for each size."""
+def measure_matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.7) -> float:
+    """Return the most FLOP/s that a product of square matrices reached, trying each size for so many seconds."""
     best = 0.0
     for side in SIDES[device.type]:
         left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         torch.mm(left, right)  # chooses its kernel
-        until = time.perf_counter() + SECONDS
+        until = time.perf_counter() + seconds
         while time.perf_counter() < until:
             wait_for(device)
             started_at = time.perf_counter()

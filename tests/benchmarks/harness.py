@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from data_cache.errors import UserError
 from pipeline.threads import count_usable_cpus
 from stages.networks.precision import resolve_dtype
 
@@ -180,22 +182,29 @@ def show(line: Line) -> None:
 def run_benches(benches: Iterable[tuple[str, Callable[[], Iterable[Line]]]], facts: dict[str, Any]) -> dict[str, Any]:
     """Run benches one after another, print their lines as they come, and return everything for a file.
 
+    A bench that fails is named under ``failed``, and costs the others nothing.
+
     Args:
         facts: what ``describe_machine`` said, and the command.
     """
     started_at = time.perf_counter()
     lines: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
     for name, bench in benches:
         began_at = time.perf_counter()
-        print(f"\n{name}")
-        for line in bench():
-            show(line)
-            lines.append({"bench": name} | line.to_json())
+        print(f"\n{name}", flush=True)
+        try:
+            for line in bench():
+                show(line)
+                lines.append({"bench": name} | line.to_json())
+        except (UserError, RuntimeError, subprocess.CalledProcessError) as problem:
+            failed[name] = " ".join(str(problem).split())[:300]
+            print(f"    FAILED: {failed[name]}")
         print(f"    [{time.perf_counter() - began_at:.0f} s]")
     missed = [line["what"] for line in lines if not line["met"]]
     seconds = time.perf_counter() - started_at
-    print(f"\n{len(lines)} lines in {seconds:.0f} s; missed: {', '.join(missed) or 'none'}")
-    return facts | {"seconds": round(seconds), "lines": lines}
+    print(f"\n{len(lines)} lines in {seconds:.0f} s; missed: {'; '.join(missed) or 'none'}")
+    return facts | {"seconds": round(seconds), "failed": failed, "lines": lines}
 
 
 def write_figures(path: Path, facts: dict[str, Any]) -> None:

@@ -10,22 +10,16 @@ import pytest
 import torch
 
 from pipeline.commands.doctor import examine_machine
-from pipeline.gpu_checks import CLASSES, Effort, Speeds, compare_networks, compare_states, name_limit
+from pipeline.gpu_checks import Effort, Speeds, compare_networks, compare_states, name_limit
 from pipeline.session import Session
+from pipeline.speeds import CLASSES
 from stages.networks import build_network
 from tests.bad_input.world import Answer
 
 CPU = torch.device("cpu")
-VIT_TINY = {
-    "backbone": {
-        "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "patch_size": 14, "image_size": 56,
-        "out_indices": [1, 2, 3, 4],
-    },
-    "head": {"reassemble_hidden_size": 32, "neck_hidden_sizes": [8, 16, 16, 16], "fusion_hidden_size": 16},
-}  # fmt: skip
 LITTLE = Effort(
     networks=("unet", "segnet"), encoder="tu-resnet10t", size=(64, 64), batch_size=2, steps=1, images=4,
-    estimator=VIT_TINY, estimator_px=56, disk_bytes=1_000_000,
+    estimator="tiny", estimator_px=56, disk_bytes=1_000_000,
 )  # fmt: skip
 
 
@@ -36,7 +30,7 @@ def test_every_look_runs_on_a_cpu_and_finds_it_equal_to_itself(tmp_path: Path) -
     assert all(each["ok"] for each in compared), compared
     assert "off by 0e+00" in checks["unet: cpu as cpu"]["found"]
     assert checks["float32 is float32"]["ok"]
-    measured = ("labelling", "training step", "loader", "disk", "limit")
+    measured = ("labelling, tiny", "training step", "loader", "disk", "limit")
     assert all(checks[name]["ok"] and checks[name]["found"] for name in measured)
     assert not any(tmp_path.iterdir()), "what was measured is gone"
 
