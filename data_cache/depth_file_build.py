@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -48,6 +49,19 @@ class StoredMap(NamedTuple):
     image_id: str
     values: NDArray[np.float16]
     facts: MapFacts
+    packed: bytes | None = None
+    """The values as they will lie in the file, where they were packed beforehand."""
+
+
+def pack_values(values: NDArray[np.float16], codec: str) -> bytes | None:
+    """Return a map as HDF5 would pack it, None where that is left to HDF5, which does one at a time.
+
+    Several threads may pack at once: zlib lets go of the interpreter's lock.
+    """
+    if codec != "gzip" or _choose_chunks(values.shape, values.nbytes) != values.shape:
+        return None
+    shuffled = np.ascontiguousarray(values.view(np.uint8).reshape(-1, values.itemsize).T)
+    return zlib.compress(shuffled.data, CODECS[codec]["compression_opts"])
 
 
 def build_map_file(
@@ -76,8 +90,17 @@ def build_map_file(
             layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             layout.set_attr_phase_change(_ATTRIBUTES_BESIDE_MAP, _ATTRIBUTES_BESIDE_MAP // 2)
             dataset = group.create_dataset(
-                name, data=stored.values, chunks=chunks, dcpl=layout, **CODECS[provenance.codec]
+                name,
+                shape=stored.values.shape,
+                dtype=stored.values.dtype,
+                chunks=chunks,
+                dcpl=layout,
+                **CODECS[provenance.codec],
             )
+            if stored.packed is None:
+                dataset[...] = stored.values
+            else:
+                dataset.id.write_direct_chunk((0, 0), stored.packed)
             for attribute, value in _list_attributes(stored).items():
                 _write_attribute(dataset.id, attribute, value)
             records[name] = stored.facts.record()

@@ -20,7 +20,7 @@ from data_cache.depth_file import (
     read_provenance,
     read_records,
 )
-from data_cache.depth_file_build import CODECS, StoredMap, build_map_file, publish_index, rebuild_index
+from data_cache.depth_file_build import CODECS, StoredMap, build_map_file, pack_values, publish_index, rebuild_index
 from data_cache.depth_map import DESCRIPTIVE, MapRecord, Provenance, UnfitMap, compute_depth_stats, to_float16
 from data_cache.errors import UserError, unknown_name
 from data_cache.files import hold_folder
@@ -133,19 +133,41 @@ class DepthStoreWriter:
             UnfitMap: numbers the format cannot hold, or an id that is the folder of another.
             UserError: no disk space left.
         """
-        self._check_new(image_id, checksum, depth_checksum)
+        return self.add_prepared(self.prepare(image_id, raw, source_size, checksum, depth_checksum))
+
+    def prepare(
+        self,
+        image_id: str,
+        raw: NDArray[np.floating],
+        source_size: tuple[int, int],
+        checksum: str,
+        depth_checksum: str = "",
+    ) -> StoredMap:
+        """Return a map ready for ``add_prepared``: the work on it that several threads may do at once.
+
+        Args:
+            image_id: and all others as for ``add``.
+
+        Raises:
+            UnfitMap: numbers the format cannot hold.
+        """
         values = to_float16(image_id, raw)
-        stats = compute_depth_stats(values, self.provenance.kind, self.provenance.max_depth_m)
         facts = MapFacts(
             source_size=source_size,
             checksum=checksum,
             depth_checksum=depth_checksum,
             crc32=zlib.crc32(values.data),
-            stats=stats,
+            stats=compute_depth_stats(values, self.provenance.kind, self.provenance.max_depth_m),
         )
+        return StoredMap(image_id, values, facts, pack_values(values, self.provenance.codec))
+
+    def add_prepared(self, stored: StoredMap) -> MapRecord:
+        """Add a map that ``prepare`` has made ready; see ``add``."""
+        image_id, facts = stored.image_id, stored.facts
+        self._check_new(image_id, facts.checksum, facts.depth_checksum)
         if image_id in self._unmerged:  # a file holds one map of an image
             self._merge()
-        self._pending.append(StoredMap(image_id, values, facts))
+        self._pending.append(stored)
         self._unmerged.add(image_id)
         self._records.setdefault(image_id, []).append(facts.record())
         self._groups.update(_parents(image_id))

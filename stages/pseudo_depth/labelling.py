@@ -13,11 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_cache.content import ContentHashes
 from data_cache.datasets.interface import SegmentationDataset
+from data_cache.depth_file_build import StoredMap
 from data_cache.depth_map import MapRecord, Provenance, UnfitMap
 from data_cache.depth_quality import Suspicion, check_worth, find_suspicious
 from data_cache.depth_store import store_folder
@@ -243,7 +246,10 @@ class _Labelling:
         """Label this rank's images; left only when all that was submitted is written, also after Ctrl-C."""
         started, done = time.perf_counter(), 0
         batches = iterate_batches(prepare, self._own, batching, workers, self.failed)
-        with ThreadPoolExecutor(1, thread_name_prefix="store") as disk:
+        with (
+            ThreadPoolExecutor(workers, thread_name_prefix="pack") as self._packers,
+            ThreadPoolExecutor(1, thread_name_prefix="store") as disk,
+        ):
             waiting: deque[Future[None]] = deque()
             for batch in self.waits.count_each("images", batches):
                 images = torch.stack([image.content for image in batch])
@@ -262,16 +268,24 @@ class _Labelling:
 
     def _store(self, batch: list[Prepared], maps: Tensor) -> None:
         """Fetch the maps (B, h, w) of a batch from the device, check and write them; unusable ones are failures."""
-        for image, raw in zip(batch, maps.cpu().numpy(), strict=True):
+        for image, stored in zip(batch, self._packers.map(self._pack, batch, maps.cpu().numpy()), strict=True):
             try:
-                self._source.check_map(raw)
-                record = self._writer.add(image.image_id, raw, image.source_size, *image.checksums)
-                self.records[image.image_id] = record
+                if isinstance(stored, UnfitMap):
+                    raise stored
+                self.records[image.image_id] = self._writer.add_prepared(stored)
             except UnfitMap as problem:
                 self.failed.append(FailedImage(image.image_id, str(problem)))
             if image.notes:
                 self.noted.append((image.image_id, image.notes))
         self._writer.commit()
+
+    def _pack(self, image: Prepared, raw: NDArray[np.float32]) -> StoredMap | UnfitMap:
+        """Check a map and make it ready for the disk; several at once, in threads of their own."""
+        try:
+            self._source.check_map(raw)
+            return self._writer.prepare(image.image_id, raw, image.source_size, *image.checksums)
+        except UnfitMap as problem:
+            return problem
 
     def _report(self, seen: int, elapsed_s: float) -> None:
         """Say how far all ranks are, taking the others to be as far as this one."""
