@@ -25,7 +25,9 @@ NOTES_FILE = ".written.jsonl"
 """In a folder of results: a line per file, with its name and a hash of its content, noted before it takes its place."""
 SEAL = '<meta name="generator" content="pseudo-depth-pipeline 00000000000000000000000000000000">'
 """Belongs into the head of a page; ``write_page`` puts the hash of the page in place of the zeros."""
-_SEALED = re.compile(rb'(<meta name="generator" content="pseudo-depth-pipeline )([0-9a-f]{32})(">)')
+SCRIPT_SEAL = "# pseudo-depth-pipeline 00000000000000000000000000000000"
+"""Likewise a line near the beginning of a script."""
+_SEALED = re.compile(rb'((?:<meta name="generator" content="|\n# )pseudo-depth-pipeline )([0-9a-f]{32})')
 _HEAD_BYTES = 4096
 _SHOWN = 5
 _ELSEWHERE = "name another place for the results"
@@ -232,31 +234,38 @@ def _bring_back(replaced: Path, place: Path, list_own: ListOwn) -> None:
         replaced.rmdir()
 
 
-def check_page(out: Path, *, overwrite: bool) -> None:
-    """Look at the place of a page before work is spent on it.
+def check_page(out: Path, *, overwrite: bool, option: str = "--out", example: str = "report.html") -> None:
+    """Look at the place of a page, or of a script, before work is spent on it.
+
+    Args:
+        option: by which the person named it.
+        example: what such a file may be called.
 
     Raises:
         UserError: it is no regular file, or one that this program did not write.
     """
     if out.is_dir():
-        raise UserError(f"--out {out} is a folder; name the file, for example {out / 'report.html'}")
+        raise UserError(f"{option} {out} is a folder; name the file, for example {out / example}")
     if _check_place(out, Inputs()) and not overwrite and not _is_sealed(out):
         raise _refuse([out])
 
 
 def write_page(page: str, out: Path, *, overwrite: bool, on_wait: Callable[[str], None] | None = None) -> None:
-    """Write a page that has ``SEAL`` in its head; another process that writes the same one is waited for.
+    """Write a page that has a seal in its head; another process that writes the same one is waited for.
+
+    Args:
+        page: may hold file names that are no text, as ``os.fsdecode`` gives them.
 
     Raises:
         UserError: as ``check_page``, or it cannot be written.
     """
-    content = page.encode()
-    assert SEAL.encode() in content[:_HEAD_BYTES], "without a seal the page would not be known again"
+    content = page.encode(errors="surrogateescape")
+    assert _SEALED.search(content[:_HEAD_BYTES]), "without a seal the page would not be known again"
     with hold_place(out, f"writing {out}", on_wait=on_wait):
         check_page(out, overwrite=overwrite)
         remove_abandoned(out.parent)
         with atomic_file(out) as temporary:
-            temporary.write_bytes(_SEALED.sub(rb"\g<1>" + _hash_page(content) + rb"\g<3>", content, count=1))
+            temporary.write_bytes(_SEALED.sub(rb"\g<1>" + _hash_page(content), content, count=1))
 
 
 def _is_sealed(path: Path) -> bool:
@@ -267,7 +276,7 @@ def _is_sealed(path: Path) -> bool:
 
 
 def _hash_page(content: bytes) -> bytes:
-    unsealed = _SEALED.sub(SEAL.encode(), content, count=1)
+    unsealed = _SEALED.sub(rb"\g<1>" + b"0" * 32, content, count=1)
     return hashlib.blake2b(unsealed, digest_size=16).hexdigest().encode()
 
 

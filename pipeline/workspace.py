@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from data_cache.content import ContentHashes
 from data_cache.errors import UserError, nearest
+from data_cache.files import atomic_file
 from data_cache.leftovers import remove_abandoned
 
 ENVIRONMENT_VARIABLE = "PIPELINE_WORKDIR"
@@ -65,6 +67,14 @@ class Workspace:
         for room in (self.depth, self.runs, self.root / "nodes"):
             if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(room)):
                 raise UserError(f"{option} {out} lies in {room}, which this program keeps; name another place")
+
+    def find_token(self) -> Path:
+        """Return a file whose random content tells whether another machine sees the same work directory."""
+        token = self.root / "token"
+        if not token.exists():
+            with atomic_file(token) as temporary:
+                temporary.write_text(secrets.token_hex(16), encoding="ascii")
+        return token
 
     def node(self, key: str) -> NodeFolder:
         """Return the folder of one trained node."""

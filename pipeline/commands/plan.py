@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from pipeline.options import RecipeCommand, device_option, no_reuse_option, seeds_option
+from pipeline.options import (
+    GivenPath,
+    RecipeCommand,
+    device_option,
+    no_reuse_option,
+    overwrite_option,
+    seeds_option,
+)
 
 if TYPE_CHECKING:
     from pipeline.experiment.config import RunConfig
@@ -17,11 +26,48 @@ if TYPE_CHECKING:
     from stages.training.schedule import CopyWeights
 
 
-@click.command(cls=RecipeCommand)
+_GIVEN = "pipeline.commands.plan.given"
+"""Under which the context's ``meta`` holds what was said on the command line."""
+
+
+class _PlanCommand(RecipeCommand):
+    """Remembers what was said, for a script to say it again."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the command's function."""
+        ctx.meta[_GIVEN] = list(_list_given(ctx, self.get_params(ctx)))
+        return super().invoke(ctx)
+
+
+def _list_given(ctx: click.Context, parameters: Iterable[click.Parameter]) -> Iterator[str]:
+    """Yield what was said on the command line, in the words of ``table``."""
+    for parameter in parameters:
+        option, value = parameter.opts[0], ctx.params.get(parameter.name or "")
+        given = ctx.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
+        if not given or option in ("--slurm", "--gpus", "--overwrite"):
+            continue
+        if isinstance(parameter, click.Argument):
+            yield str(value)
+        elif isinstance(parameter, click.Option) and parameter.is_flag:
+            yield option if value else parameter.secondary_opts[0]
+        elif option == "--seed":
+            yield from ("--set", f"seed={value}")
+        elif isinstance(value, tuple) and not parameter.multiple:
+            yield from (option, ",".join(map(str, value)))
+        else:
+            yield from (
+                word for each in (value if isinstance(value, tuple) else (value,)) for word in (option, str(each))
+            )
+
+
+@click.command(cls=_PlanCommand)
 @click.argument("name", required=False)
 @seeds_option
 @no_reuse_option
 @device_option
+@click.option("--slurm", type=GivenPath(), metavar="FILE", help="Write a SLURM job script that trains the table.")
+@click.option("--gpus", type=click.IntRange(1, 1024), help="Processes, and GPUs, of that script.")
+@overwrite_option
 @click.pass_obj
 def plan(
     session: Session,
@@ -30,9 +76,59 @@ def plan(
     seeds: tuple[int, ...] | None,
     no_reuse: bool,
     device: str,
+    slurm: Path | None,
+    gpus: int | None,
+    overwrite: bool,
 ) -> None:
     """Print what a run, or the table NAME, would do; trains nothing."""
-    session.show(preview_plan(config, session, name, seeds, device, reuse=not no_reuse))
+    given = click.get_current_context().meta[_GIVEN]
+    script = _check_script(slurm, gpus, name, overwrite)
+    result = preview_plan(config, session, name, seeds, device, reuse=not no_reuse)
+    session.show(write_job_script(script, result, given, session) if script else result)
+
+
+class JobScript(NamedTuple):
+    """What a person wants of a job script."""
+
+    file: Path
+    table: str
+    gpus: int
+    overwrite: bool
+
+
+def _check_script(file: Path | None, gpus: int | None, table: str | None, overwrite: bool) -> JobScript | None:
+    from data_cache.errors import UserError
+    from data_cache.outputs import check_page
+
+    if file is None:
+        if gpus is not None or overwrite:
+            raise UserError("--gpus and --overwrite are about a job script; add --slurm FILE, or drop them")
+        return None
+    if table is None or gpus is None:
+        raise UserError(
+            f"--slurm {file} needs a table and the number of processes: pipeline plan schedules --slurm {file} --gpus 8"
+        )
+    check_page(file, overwrite=overwrite, option="--slurm", example="jobs.sh")
+    return JobScript(file, table, gpus, overwrite)
+
+
+def write_job_script(script: JobScript, plan: Result, words: Sequence[str], session: Session) -> Result:
+    """Write a SLURM job script; return the plan with ``slurm``, its path.
+
+    Args:
+        words: what was said on the command line.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    from data_cache.outputs import write_page
+    from pipeline.experiment.slurm import write_script
+    from pipeline.session import Result
+
+    text = write_script(script.table, words, script.gpus, session.workspace)
+    write_page(text, script.file, overwrite=script.overwrite, on_wait=session.console.info)
+    line = f"\n{script.gpus} processes train it with: sbatch {shlex.quote(str(script.file))}"
+    return Result(plan.json | {"slurm": str(script.file)}, Group(plan.text, Text(line)))
 
 
 def preview_plan(

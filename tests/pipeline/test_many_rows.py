@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.experiment.slurm import write_script
+from pipeline.workspace import Workspace
+
 HERE = Path(__file__).parent
 RECIPE = ("--recipe", str(HERE / "tiny.toml"))
 TABLE = (
@@ -32,6 +35,15 @@ def start(work: Path, *words: str, threads: int = 1) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(HERE.parents[1])}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def start_script(script: Path, number: int) -> subprocess.Popen[str]:
+    """Start a job of a SLURM array."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    environment |= {"SLURM_ARRAY_TASK_ID": str(number)}
+    return subprocess.Popen(
+        ["bash", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -97,11 +109,28 @@ def test_a_table_in_two_jobs_of_which_one_is_killed_is_that_of_one_process(work:
     assert what_came_of(work) == alone
 
 
-def test_two_processes_on_one_work_directory_share_the_work(work: Path, alone: dict[str, bytes]) -> None:
-    answers = [finish(each)[0] for each in [start(work, *TABLE, "--wait") for _ in range(2)]]
+def test_the_jobs_of_a_slurm_array_share_the_work(labelled: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
+    work, script = tmp_path / 'it\'s "my" $HOME' / "work", tmp_path / "my jobs.sh"
+    shutil.copytree(labelled, work)
+    finish(start(work, "plan", *TABLE[1:], "--slurm", str(script), "--gpus", "2"))
+    text = script.read_text().replace("-m pipeline.cli", f"{HERE / 'few_rows.py'} --json")
+    script.write_text(text)
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    answers = [finish(job)[0] for job in [start_script(script, number) for number in (1, 2)]]
     assert sum(answer["trained"] for answer in answers) == NODES
     assert answers[0]["rows"] == answers[1]["rows"] and len(answers[0]["rows"]) == 3
     assert what_came_of(work) == alone
+
+
+def test_a_slurm_job_on_a_machine_with_another_work_directory_is_refused(tmp_path: Path) -> None:
+    script = tmp_path / "jobs.sh"
+    script.write_text(write_script("few", ["few"], 2, Workspace(tmp_path / "work")))
+    shutil.rmtree(tmp_path / "work")
+    (tmp_path / "work").mkdir()
+    refused = start_script(script, 1)
+    _, said = refused.communicate(timeout=60)
+    assert refused.returncode == 2 and "must lie on a shared disk" in said
+    assert not list((tmp_path / "work").iterdir())
 
 
 def test_an_interruption_keeps_what_every_job_has_done(work: Path) -> None:
@@ -110,10 +139,10 @@ def test_an_interruption_keeps_what_every_job_has_done(work: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     answer, said = finish(process, 130)
     assert list(answer) == ["interrupted"] and "steps; the state is in" in answer["interrupted"], said
-    for node in work.glob("nodes/*"):
-        (state,) = node.glob("checkpoint/step-*")
-        assert int(state.name.removeprefix("step-")) == len((node / "metrics.jsonl").read_text().splitlines())
-        assert not (node / ".lock").exists()
+    logged = {log.parent: len(log.read_text().splitlines()) for log in work.glob("nodes/*/metrics.jsonl")}
+    kept = {state.parents[1]: int(state.name.removeprefix("step-")) for state in work.glob("nodes/*/checkpoint/step-*")}
+    assert kept and kept == {node: steps for node, steps in logged.items() if steps}
+    assert not list(work.glob("nodes/*/.lock"))
 
 
 def test_a_table_on_ray_whose_worker_is_killed_is_that_of_one_process(work: Path, alone: dict[str, bytes]) -> None:
