@@ -1,0 +1,216 @@
+"""One training step by several ranks: each sees its rows of the batch, and all end with the weights of one process.
+
+Losses are shares of one sum (they divide by counts of all ranks), so gradients are summed. What couples the images of a
+batch inside a network is done for the whole batch while ``WholeBatch`` is entered:
+
+- Batch norm in training mode takes mean and variance of all rows; torch's SyncBatchNorm knows no CPUs, and would change
+  the classes of the modules. Its running statistics are the same bits on all ranks. In evaluation mode, so where a part
+  is frozen, nothing changes.
+- What is drawn per image (dropout of every kind, stochastic depth) is drawn for the whole batch on every rank, which
+  takes its rows; on a CPU these are the bits one process draws.
+
+Anything else that a network draws is the same on all ranks, which are seeded alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.overrides import TorchFunctionMode
+
+from data_cache.ranks import gather_over_ranks, gather_tensors, rank, sum_over_ranks, world_size
+
+
+class WholeBatch(TorchFunctionMode):
+    """While it is entered, a network that is given this rank's rows treats them as part of the whole batch.
+
+    Args:
+        num_rows: images of this rank; those of the ranks before it come first.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        super().__init__()
+        counts = gather_over_ranks(num_rows)
+        self._num_rows, self.num_images = num_rows, sum(counts)
+        first = sum(counts[: rank()])
+        self._rows = slice(first, first + num_rows)
+
+    def __torch_function__(
+        self, function: Callable, types: Iterable[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Do what concerns the whole batch, and pass on everything else."""
+        if (instead := _INSTEAD.get(function)) is not None:
+            return instead(self, function, *args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+    def batch_norm(
+        self,
+        function: Callable,
+        values: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        """In place of ``F.batch_norm``."""
+        if not training:
+            return function(values, running_mean, running_var, weight, bias, training, momentum, eps)
+        return _BatchNorm.apply(values, weight, bias, running_mean, running_var, momentum, eps)
+
+    def dropout(
+        self, function: Callable, values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
+        """In place of ``F.dropout`` and, one draw per channel, of its siblings."""
+        if not training or p in (0, 1) or values.shape[:1] != (self._num_rows,):
+            return function(values, p, training, inplace)
+        per_channel = function is not F.dropout
+        noise = values.new_empty(values.shape[:2] + (1,) * (values.dim() - 2)) if per_channel else values
+        noise = self._draw(noise, lambda whole: whole.bernoulli_(1 - p)).div_(1 - p)
+        return values.mul_(noise) if inplace else values * noise
+
+    def fill(self, function: Callable, values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """In place of ``Tensor.bernoulli_`` and the like."""
+        if values.shape[:1] != (self._num_rows,):
+            return function(values, *args, **kwargs)
+        return values.copy_(self._draw(values, lambda whole: function(whole, *args, **kwargs)))
+
+    def create(self, function: Callable, *size: Any, **kwargs: Any) -> Tensor:
+        """In place of ``torch.rand`` and the like."""
+        shape = tuple(size[0] if size and isinstance(size[0], Sequence) else size)
+        if shape[:1] != (self._num_rows,):
+            return function(*size, **kwargs)
+        return function((self.num_images, *shape[1:]), **kwargs)[self._rows]
+
+    def _draw(self, rows: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return this rank's rows of what is drawn for all images, in the memory order one process would draw it in."""
+        strides = torch.empty_like(rows).stride()[1:]
+        whole = rows.new_empty_strided((self.num_images, *rows.shape[1:]), (rows[0].numel(), *strides))
+        return draw(whole)[self._rows]
+
+
+_INSTEAD: dict[Callable, Callable[..., Tensor]] = {
+    F.batch_norm: WholeBatch.batch_norm,
+    F.dropout: WholeBatch.dropout,
+    F.dropout1d: WholeBatch.dropout,
+    F.dropout2d: WholeBatch.dropout,
+    F.dropout3d: WholeBatch.dropout,
+    Tensor.bernoulli_: WholeBatch.fill,
+    Tensor.uniform_: WholeBatch.fill,
+    Tensor.normal_: WholeBatch.fill,
+    torch.rand: WholeBatch.create,
+    torch.randn: WholeBatch.create,
+}
+"""What the networks call → what is done with the whole batch in mind."""
+
+
+class _BatchNorm(torch.autograd.Function):
+    """Batch norm over the rows of all ranks: one exchange of 2·C + 1 numbers forwards, one of 2·C backwards."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: FunctionCtx,
+        values: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        count = values.numel() // values.shape[1]
+        own_var, own_mean = torch.var_mean(wide, _all_but_channels(values), correction=0)
+        # Gathered means and spreads, not sums of squares, which cancel where the mean is large.
+        own = torch.cat((own_mean, own_var * count, own_mean.new_full((1,), count)))
+        means, spreads, counts = torch.stack(gather_tensors(own)).tensor_split((len(own_mean), -1), dim=1)
+        total = counts.sum()
+        mean = (means * counts).sum(0) / total
+        spread = (spreads + counts * (means - mean).square()).sum(0)
+        inv_std = (spread / total + eps).rsqrt()
+        if running_mean is not None and running_var is not None:
+            running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+            running_var.mul_(1 - momentum).add_(spread / (total - 1), alpha=momentum)
+        scale = inv_std if weight is None else inv_std * weight
+        shift = -mean * scale if bias is None else bias - mean * scale
+        ctx.save_for_backward(values, weight, mean, inv_std, total)
+        return torch.addcmul(_along_channels(shift, values), wide, _along_channels(scale, values)).to(values.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        values, weight, mean, inv_std, total = ctx.saved_tensors
+        wide = gradient.to(mean.dtype)
+        centred = values.to(mean.dtype) - _along_channels(mean, values)
+        sums = torch.stack((wide.sum(_all_but_channels(values)), (wide * centred).sum(_all_but_channels(values))))
+        of_values = None
+        if ctx.needs_input_grad[0]:
+            mean_gradient, slope = sum_over_ranks(sums) / total
+            scale = inv_std if weight is None else inv_std * weight
+            slanted = centred.mul_(_along_channels(slope * inv_std.square(), values))
+            of_values = (wide - _along_channels(mean_gradient, values)).sub_(slanted).mul_(
+                _along_channels(scale, values)
+            )
+            of_values = of_values.to(values.dtype)
+        of_weight = sums[1] * inv_std if ctx.needs_input_grad[1] else None
+        of_bias = sums[0] if ctx.needs_input_grad[2] else None
+        return of_values, of_weight, of_bias, None, None, None, None
+
+
+def _all_but_channels(values: Tensor) -> list[int]:
+    return [0, *range(2, values.dim())]
+
+
+def _along_channels(per_channel: Tensor, values: Tensor) -> Tensor:
+    return per_channel.view(-1, *[1] * (values.dim() - 2))
+
+
+class ParallelNetwork:
+    """A network whose backward pass leaves the sum of all ranks' gradients in its parameters.
+
+    Args:
+        network: only what is trained asks for gradients; it is the same on all ranks.
+        device: where it lies.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self._parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self._reached: set[nn.Parameter] = set()
+        hear = self._reached.add
+        self._hooks = [each.register_post_accumulate_grad_hook(hear) for each in self._parameters]
+        self.forward = nn.parallel.DistributedDataParallel(
+            network,
+            device_ids=None if device.type == "cpu" else [device],
+            broadcast_buffers=False,  # they are the same already
+            static_graph=True,  # one phase computes the same in every step
+        )
+        self.forward.register_comm_hook(None, lambda _state, bucket: _sum_bucket(bucket))  # torch's own would average
+
+    def drop_unreached(self) -> None:
+        """Take back the zeros that DDP gave as gradients to what no loss depends on: weight decay would move it."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        for parameter in self._parameters:
+            if parameter not in self._reached:
+                parameter.grad = None
+
+
+def _sum_bucket(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    handle = dist.all_reduce(bucket.buffer(), async_op=True)
+    return handle.get_future().then(lambda done: done.value()[0])
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Put the sum of all ranks' gradients into a few parameters outside the network; all ranks have the same ones."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = sum_over_ranks(parameter.grad)
