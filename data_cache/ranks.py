@@ -73,7 +73,7 @@ class World(NamedTuple):
         return cls(*(int(os.environ[name]) for name in names))
 
 
-_world = World()
+_world = _wanted = World()
 _store: Store | None = None
 """Where the job's processes meet; it outlives each of them but, without torchrun, rank 0."""
 
@@ -86,9 +86,10 @@ def join(world: World, timeout_s: float = _JOIN_TIMEOUT_S) -> None:
     Raises:
         UserError: another process does not come, or the place where they meet cannot be reached.
     """
-    global _world, _store  # a process is in one job
+    global _world, _wanted, _store  # a process is in one job
     if world.size == 1:
         return
+    _wanted = world
     import torch.distributed as dist
     from torch.cuda import is_available
 
@@ -112,12 +113,12 @@ def join(world: World, timeout_s: float = _JOIN_TIMEOUT_S) -> None:
 
 def leave() -> None:
     """Be alone from now on; all ranks should call it."""
-    global _world, _store
+    global _world, _wanted, _store
     if _world.size == 1:
         return
     import torch.distributed as dist
 
-    _world, _store = World(), None
+    _world, _wanted, _store = World(), World(), None
     dist.destroy_process_group()
 
 
@@ -259,7 +260,7 @@ def claim_last_word(status: int) -> bool:
         status: exit status that it ends with, for ``find_last_status`` of the others.
     """
     if _store is None:
-        return True
+        return _wanted.local_rank == 0
     if not is_speaker():
         time.sleep(_COURTESY_S)
     try:

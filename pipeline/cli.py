@@ -18,6 +18,7 @@ import click
 from data_cache.errors import UserError, nearest
 from pipeline.commands import COMMANDS
 from pipeline.interruption import KEPT, interruptible, was_interrupted
+from pipeline.job import end_job, ending_together, join_job, leave_job, share_or_stand_back
 from pipeline.options import EncodableHelp, GivenPath
 from pipeline.problems import explain_problem
 from pipeline.silence import showing_notices, silence_libraries
@@ -56,6 +57,8 @@ def cli(ctx: click.Context, workdir: Path | None, json_mode: bool, quiet: bool) 
     """Train segmentation networks with pseudo depth by phase schedules, compare, and ship without the depth decoder."""
     from pipeline.session import Session
 
+    if not share_or_stand_back(ctx.invoked_subcommand):
+        ctx.exit()
     ctx.obj = Session.start(workdir, json_mode=json_mode, quiet=quiet)
 
 
@@ -66,8 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     click.Context.formatter_class = EncodableHelp
     words = list(sys.argv[1:] if arguments is None else arguments)
     with interruptible(json_mode="--json" in words, last=arguments is None):
-        status = _run(words)
+        with ending_together():
+            status = _run(words)
         _release_stdout()
+        end_job(status)
     sys.exit(status)
 
 
@@ -76,6 +81,8 @@ def _call(arguments: list[str]) -> int:
         status = cli.main(args=arguments, prog_name="pipeline", standalone_mode=False)
     except click.Abort:  # made of the KeyboardInterrupt, which may say what was kept
         raise
+    except SystemExit as ended:
+        status = ended.code
     except Exception:
         if was_interrupted():  # a library has turned KeyboardInterrupt into an error of its own
             raise KeyboardInterrupt from None
@@ -100,8 +107,10 @@ def _run(arguments: list[str]) -> int:
 
     try:
         with showing_notices(lambda text: find_console().info(text)):
+            join_job(arguments)
             status = _call(arguments)
             sys.stdout.flush()
+            leave_job()
             return status
     except UserError as problem:
         find_console().error(str(problem))

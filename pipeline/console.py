@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_cache.escaping import encodable_text, json_text, printable_lines, printable_text
+from data_cache.ranks import claim_last_word, is_speaker, rank
 from pipeline.interruption import start_answering
 
 
@@ -80,15 +81,22 @@ class Console:
 
     @property
     def _stderr(self) -> RichConsole:
-        return _LiteralConsole(file=_Aside(), quiet=self.quiet)
+        return _LiteralConsole(file=_Aside(), quiet=self.quiet or not is_speaker())
 
     def info(self, text: str) -> None:
         """Tell a person what is going on."""
         self._stderr.print(f"[{self.name}] {text}" if self.name else text, soft_wrap=True)
 
     def error(self, text: str, label: str = "error") -> None:
-        """Say why the command ended; not even ``--quiet`` hides it. With ``--json`` stdout gets it as an object."""
+        """Say why the command ended; not even ``--quiet`` hides it. With ``--json`` stdout gets it as an object.
+
+        Of the processes of a job the first that has to end says it.
+        """
         start_answering()
+        if not claim_last_word(130 if label == "interrupted" else 2):
+            return
+        if rank():
+            sys.stdout, text = sys.__stdout__ or sys.stdout, f"rank {rank()}: {text}"
         _LiteralConsole(file=_Aside()).print(f"{label}: {text}", soft_wrap=True)
         if self.json_mode:
             with contextlib.suppress(OSError):  # what is full may be the disk that stdout goes to

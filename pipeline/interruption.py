@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from data_cache.ranks import is_speaker
 from stages.training.interruption import hear_signals
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class _Interruption:
         processes = sys.modules.get("multiprocessing")
         for child in processes.active_children() if processes else ():
             child.kill()
-        if not self.answering:
+        if not self.answering and is_speaker():
             os.write(2, (_SHOW_CURSOR if self._on_terminal else b"") + f"interrupted: {KEPT}\n".encode())
             if self._json_mode:
                 os.write(1, json.dumps({"interrupted": KEPT}).encode() + b"\n")

@@ -21,7 +21,24 @@ def choose_thread_defaults() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    os.environ.setdefault("OMP_NUM_THREADS", str(count_usable_cpus()))
+    if _torchrun_chose_threads():
+        del os.environ["OMP_NUM_THREADS"]
+    on_machine = os.environ.get("LOCAL_WORLD_SIZE", "")  # processes of this job, as torchrun tells it
+    share = count_usable_cpus() // int(on_machine) if on_machine.isdecimal() else count_usable_cpus()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+
+
+def _torchrun_chose_threads() -> bool:
+    """Whether torchrun has set one thread for each of its processes, because the user has set none.
+
+    What the user has set is in torchrun's own environment, which Linux shows as it was when torchrun began.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("OMP_NUM_THREADS") != "1":
+        return False
+    try:
+        return b"OMP_NUM_THREADS=" not in Path(f"/proc/{os.getppid()}/environ").read_bytes()
+    except OSError:
+        return False
 
 
 def share_threads(processes: int) -> str:

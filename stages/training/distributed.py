@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from data_cache.ranks import gather_over_ranks, gather_tensors, rank, sum_over_ranks, world_size
+from data_cache.ranks import gather_over_ranks, gather_tensors, rank, sum_over_ranks
 
 
 class WholeBatch(TorchFunctionMode):
@@ -116,8 +116,8 @@ class _BatchNorm(torch.autograd.Function):
     """Batch norm over the rows of all ranks: one exchange of 2·C + 1 numbers forwards, one of 2·C backwards."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: FunctionCtx,
+    def forward(
+        ctx: Any,
         values: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
@@ -146,7 +146,7 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, weight, mean, inv_std, total = ctx.saved_tensors
         wide = gradient.to(mean.dtype)
         centred = values.to(mean.dtype) - _along_channels(mean, values)
@@ -156,8 +156,8 @@ class _BatchNorm(torch.autograd.Function):
             mean_gradient, slope = sum_over_ranks(sums) / total
             scale = inv_std if weight is None else inv_std * weight
             slanted = centred.mul_(_along_channels(slope * inv_std.square(), values))
-            of_values = (wide - _along_channels(mean_gradient, values)).sub_(slanted).mul_(
-                _along_channels(scale, values)
+            of_values = (
+                (wide - _along_channels(mean_gradient, values)).sub_(slanted).mul_(_along_channels(scale, values))
             )
             of_values = of_values.to(values.dtype)
         of_weight = sums[1] * inv_std if ctx.needs_input_grad[1] else None

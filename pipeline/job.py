@@ -1,0 +1,136 @@
+"""One command in several processes, as torchrun starts them: they join, one of them speaks, and all end together.
+
+Which commands share their work is said here. Of every other one rank 0 does all, and the others end at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+from data_cache.errors import UserError
+from data_cache.files import make_folder
+from data_cache.leftovers import name_temporary
+from data_cache.ranks import (
+    World,
+    broadcast_object,
+    check_alike,
+    claim_last_word,
+    find_last_status,
+    gather_over_ranks,
+    is_lost_rank,
+    is_speaker,
+    join,
+    leave,
+    local_world_size,
+    rank,
+    wait_for_all,
+    world_size,
+)
+
+SHARED_COMMANDS = frozenset({"run", "table", "pseudo-depth", "evaluate", "teach"})
+_LOST = (
+    "another process of this job ended without a word (torchrun names it below); what was finished is kept, the same "
+    "command continues"
+)
+
+
+def join_job(words: Sequence[str]) -> None:
+    """Become one of the processes that torchrun started, if it did; only rank 0 has a stdout from then on.
+
+    Args:
+        words: of the command line.
+
+    Raises:
+        UserError: the others are not found, or run another program or command.
+    """
+    join(World.from_environment())
+    if world_size() == 1:
+        return
+    if not is_speaker():
+        sys.stdout = open(os.devnull, "w", encoding="utf8")  # noqa: SIM115, PTH123 - for as long as the process lives
+    check_alike(
+        {
+            "command": " ".join(words),
+            "program": _hash_program(),
+            "Python": platform.python_version(),
+            "torch": metadata.version("torch"),
+        }
+    )
+
+
+def share_or_stand_back(command: str | None) -> bool:
+    """Return whether this process has a part in a command; of one that cannot be shared, rank 0 has all."""
+    if world_size() == 1 or command in SHARED_COMMANDS:
+        return True
+    has_part = is_speaker()
+    leave()
+    return has_part
+
+
+def check_shared_folder(folder: Path) -> None:
+    """Raise a UserError on all ranks when one that is on another machine has another work directory there."""
+    if world_size() == local_world_size():
+        return
+    token = name_temporary(folder / "token")
+    if is_speaker():
+        make_folder(folder)
+        token.touch()
+    seen = gather_over_ranks((folder / broadcast_object(token.name)).exists())
+    token.unlink(missing_ok=True)
+    if not all(seen):
+        raise UserError(
+            f"work directory {folder.absolute()} of rank {seen.index(False)} is not that of rank 0; name one that all "
+            "machines share, with --workdir"
+        )
+
+
+def leave_job() -> None:
+    """Wait until all have done their parts; each then ends by itself."""
+    if world_size() > 1:
+        wait_for_all()
+        leave()
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """End this process where the block fails with a bug, or because another one has ended; the first to end says why.
+
+    Does nothing for a process that is alone.
+    """
+    try:
+        yield
+    except Exception as problem:
+        if world_size() == 1:
+            raise
+        if claim_last_word(1):
+            said = _LOST if is_lost_rank(problem) else f"a bug, in rank {rank()}\n{traceback.format_exc()}"
+            sys.stderr.write(f"error: {said}\n")
+        end_job(1)
+
+
+def end_job(status: int) -> None:
+    """End a process that is still in its job with the status of the first that ended; does nothing for other ones."""
+    if world_size() == 1:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(find_last_status() or status)  # in order it would wait for the others, which wait for this one
+
+
+def _hash_program() -> str:
+    """Return 12 hex digits over the source code of this program."""
+    house, digest = Path(__file__).parent.parent, hashlib.blake2b(digest_size=6)
+    for package in ("data_cache", "stages", "pipeline"):
+        for path in sorted((house / package).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
