@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from data_cache.errors import UserError
 from data_cache.order import steps_per_epoch
-from data_cache.ranks import share_of
+from data_cache.ranks import share_of, world_size
 from data_cache.sample import PackedBatch
 from data_cache.samples import EvaluationSamples, Failure, Sample, Samples, Source, TrainingSamples, check_source
 from data_cache.settings import AugmentationSettings, Size
@@ -39,9 +39,10 @@ def build_training_loader(
     pin_memory: bool = False,
     with_depth: bool,
 ) -> Loader:
-    """Return the batches of steps ``first_step`` to ``last_step - 1`` of a phase.
+    """Return the batches of steps ``first_step`` to ``last_step - 1`` of a phase, of several ranks this one's rows.
 
     Args:
+        batch_size: images of all ranks.
         seed: of order and augmentation, at least 0.
         workers: processes that read and augment; 0 does so in this one. The batches are the same.
         pin_memory: put batches into page-locked memory, from which a GPU fetches them by itself.
@@ -54,7 +55,9 @@ def build_training_loader(
     check_source(source, with_depth)
     steps = _Steps(len(source.dataset), batch_size, seed, first_step, last_step)
     samples = TrainingSamples(source, augmentation, seed, with_depth)
-    return Loader(samples, steps, workers, pin_memory)
+    if world_size() == 1:
+        return Loader(samples, steps, workers, pin_memory)
+    return SharedLoader(samples, steps, workers, pin_memory, source.dataset.image_ids)
 
 
 def build_evaluation_loader(
@@ -123,6 +126,20 @@ class _Steps:
             yield [(epoch, index) for index in order[1][place * self._batch_size : (place + 1) * self._batch_size]]
 
 
+class _Rows:
+    """This rank's rows of batches."""
+
+    def __init__(self, steps: _Steps) -> None:
+        self._steps = steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self._steps:
+            yield [batch[row] for row in share_of(len(batch))]
+
+
 class Loader:
     """Batches, as often as it is iterated over; ``len`` counts what the workers are sent, not always batches."""
 
@@ -156,6 +173,20 @@ class Loader:
                 f"a data loading worker died ({reason}); often there is no memory left, or no shared memory "
                 "(/dev/shm). Use fewer workers (--set data.workers=0 uses none) or a smaller batch"
             ) from error
+
+
+class SharedLoader(Loader):
+    """This rank's rows of the batches of several ranks, with the ids of all their images."""
+
+    def __init__(
+        self, samples: Samples, steps: _Steps, workers: int, pin_memory: bool, image_ids: Sequence[str]
+    ) -> None:
+        super().__init__(samples, _Rows(steps), workers, pin_memory)
+        self._steps, self._image_ids = steps, image_ids
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        for batch, rows in zip(self._steps, super().__iter__(), strict=True):
+            yield rows._replace(image_ids=tuple(self._image_ids[index] for _, index in batch))
 
 
 def _prepare_worker(_worker: int) -> None:

@@ -7,10 +7,12 @@ everything here is the identity; torch.distributed is then not even imported.
 - ``rank()``, ``world_size()``, ``is_speaker()``: who this is.
 - ``share_of(count)``: the items, rows or images that are this rank's: contiguous, in the order of the ranks.
 - ``sum_over_ranks(tensor)``: without gradient, on any device; the same bits on all ranks.
+- ``add_others(own)``, ``as_share(whole)``: for formulas of sums, with gradient: see there.
 - ``gather_over_ranks(value)``: what JSON can say of every rank, in their order. ``gather_tensors``: tensors likewise.
 - ``broadcast_object(value)``: the speaker's value on all ranks. ``broadcast_tensors(tensors)``: its tensors.
 - ``speaker_first()``: a block that the speaker runs before the others, which then find on the disk what it made.
 - ``wait_for_all()``: returns on all ranks together.
+- ``ask_all(wish)``: whether any rank has a wish, answered later.
 - ``check_alike(facts)``: a UserError on all ranks where they are not of one mind.
 
 Each of these (except the first two lines) is a call that all ranks must make, in the same order. A rank that ends while
@@ -24,7 +26,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -164,6 +166,19 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
+def add_others(own: Tensor) -> Tensor:
+    """Return the sum of all ranks' tensors, with the gradient of this rank's."""
+    return own if _world.size == 1 else own + (sum_over_ranks(own) - own.detach())
+
+
+def as_share(whole: Tensor) -> Tensor:
+    """Return what this rank contributes to a number that all ranks have computed from ``add_others``.
+
+    The ranks' contributions add up to the number, and their gradients to its gradient.
+    """
+    return whole if _world.size == 1 else whole - whole.detach() * (1 - 1 / _world.size)
+
+
 def gather_tensors(tensor: Tensor) -> list[Tensor]:
     """Return all ranks' tensors in their order; they agree in shape and type. No gradient flows through it."""
     if _world.size == 1:
@@ -225,6 +240,23 @@ def broadcast_tensors(tensors: Mapping[str, Tensor] | None = None) -> dict[str, 
 def wait_for_all() -> None:
     """Return when all ranks have come here."""
     gather_over_ranks(None)
+
+
+def ask_all(wish: bool) -> Callable[[], bool]:
+    """Begin to ask whether any rank has a wish; return what waits for the answer, which is the same on all ranks."""
+    if _world.size == 1:
+        return lambda: wish
+    import torch
+    import torch.distributed as dist
+
+    votes = torch.tensor(int(wish))
+    work = dist.all_reduce(votes, async_op=True)
+
+    def answer() -> bool:
+        work.wait()
+        return bool(votes)
+
+    return answer
 
 
 @contextmanager

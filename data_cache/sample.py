@@ -27,7 +27,8 @@ class DepthKind(StrEnum):
 class PackedBatch(NamedTuple):
     """A batch as it travels from files to the device, in a quarter of the bytes of the ``Batch`` it becomes there.
 
-    ``unpacking.unpack`` makes that one. Depth is absent when no store was given or the phase does not ask for it.
+    ``unpacking.unpack`` makes that one. Depth is absent when no store was given or the phase does not ask for it. Where
+    several ranks share a batch, each has its rows of the tensors and the ids of all images.
     """
 
     image_ids: tuple[str, ...]

@@ -35,6 +35,7 @@ from data_cache.ranks import (
     wait_for_all,
     world_size,
 )
+from pipeline.interruption import start_answering
 
 SHARED_COMMANDS = frozenset({"run", "table", "pseudo-depth", "evaluate", "teach"})
 _LOST = (
@@ -111,6 +112,7 @@ def ending_together() -> Iterator[None]:
     except Exception as problem:
         if world_size() == 1:
             raise
+        start_answering()
         if claim_last_word(1):
             said = _LOST if is_lost_rank(problem) else f"a bug, in rank {rank()}\n{traceback.format_exc()}"
             sys.stderr.write(f"error: {said}\n")
@@ -121,6 +123,7 @@ def end_job(status: int) -> None:
     """End a process that is still in its job with the status of the first that ended; does nothing for other ones."""
     if world_size() == 1:
         return
+    start_answering()  # torchrun ends the others as soon as it sees that one has ended
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()

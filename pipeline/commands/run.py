@@ -29,6 +29,7 @@ def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool, 
     Returns:
         ``run``, ``schedule``, ``phases``, ``metrics``, ``folder``, ``notes``.
     """
+    from data_cache.ranks import speaker_first
     from pipeline.experiment.artifacts import wait_for_stores
     from pipeline.experiment.devices import choose_device
     from pipeline.experiment.execute import Here, execute_plan
@@ -41,7 +42,8 @@ def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool, 
     chosen = choose_device(device)
     if wait:
         wait_for_stores(config, session)
-    plan = make_plan(expand_rows(config, None, (config.seed,), session, str(chosen)), session, reuse=reuse)
+    with speaker_first():
+        plan = make_plan(expand_rows(config, None, (config.seed,), session, str(chosen)), session, reuse=reuse)
     (record,) = execute_plan(plan, session, Here(session, chosen), wait=wait).records
     folder = session.workspace.runs / record["run"]
     facts = {

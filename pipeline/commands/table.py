@@ -55,6 +55,7 @@ def train_table(
         ``rows`` with the paper's scores, ``trained`` and ``reused`` (distinct trainings), ``unshared`` (trainings the
         same runs would need one by one).
     """
+    from data_cache.ranks import speaker_first
     from pipeline.experiment.artifacts import wait_for_stores
     from pipeline.experiment.engines import open_engine
     from pipeline.experiment.execute import execute_plan
@@ -69,8 +70,9 @@ def train_table(
     with open_engine(spread, session, device) as engine:
         if spread.wait:
             wait_for_stores(config, session)
-        rows = expand_rows(engine.resolve(config), name, seeds, session, str(engine.device))
-        plan = make_plan(rows, session, reuse=reuse)
+        with speaker_first():
+            rows = expand_rows(engine.resolve(config), name, seeds, session, str(engine.device))
+            plan = make_plan(rows, session, reuse=reuse)
         done = execute_plan(plan, session, engine, wait=spread.wait)
     folders = [session.workspace.runs / record["run"] for record in done.records]
     compared = tabulate([RunRecord.from_json(folder) for folder in folders], wanted)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_cache.errors import Notice, UserError
+from data_cache.ranks import local_rank, local_world_size, world_size
 from stages.networks.precision import set_tf32
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ _GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 def choose_device(name: str) -> torch.device:
     """Return the device of that name; ``auto`` is the first GPU if there is one, else the CPU.
 
-    From then on float32 means float32 on it, other than torch has it; ``training.tf32`` says otherwise while training.
+    Of several processes that share their work each takes the GPU of its number on its machine. From then on float32
+    means float32 on it, other than torch has it; ``training.tf32`` says otherwise while training.
 
     Raises:
         UserError: the program does not support it, or this machine does not have it.
@@ -40,12 +42,33 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         if reason:
             warnings.warn(f"computing on the CPU: no GPU can be used{reason}", Notice, stacklevel=2)
-        return torch.device("cuda" if count else "cpu")
+        name = "cuda" if count else "cpu"
+        if name == "cpu" or world_size() == 1:
+            return torch.device(name)
     device = torch.device(name)
+    if world_size() > 1:
+        return _choose_of_ranks(device, count, reason)
     if (device.index or 0) >= count:
         have = ", ".join(f"cuda:{index}" for index in range(count)) or "none"
         raise UserError(f"device {name!r} is not there: GPUs of this machine: {have}{reason}; use --device auto or cpu")
     return device
+
+
+def _choose_of_ranks(device: torch.device, count: int, reason: str) -> torch.device:
+    """Return this rank's own GPU, which from now on is its current one."""
+    import torch
+
+    if device.index is not None:
+        raise UserError(
+            f"--device {device} is one GPU, but each of the {world_size()} processes takes its own; use --device cuda"
+        )
+    if count < local_world_size():
+        raise UserError(
+            f"{local_world_size()} processes were started on this machine, but its GPUs are {count}{reason}; start one "
+            f"for each (torchrun --nproc-per-node {count or 1}), or use --device cpu"
+        )
+    torch.cuda.set_device(local_rank())
+    return torch.device("cuda", local_rank())
 
 
 def find_device(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from data_cache.errors import InUse, UserError
 from data_cache.files import atomic_file, hold_folder, read_json, write_json
 from data_cache.leftovers import remove
 from data_cache.loaders import build_training_loader
+from data_cache.ranks import broadcast_object, is_speaker, world_size
 from data_cache.sample import PackedBatch
 from data_cache.samples import Source
 from data_cache.split_depth import SplitDepth
@@ -29,6 +31,7 @@ from pipeline.experiment.plan import Node, Plan, PlannedRun, Reported, describe_
 from pipeline.experiment.provenance import describe_environment, describe_numerics, describe_software
 from pipeline.experiment.scoring import describe_evaluation, score_run
 from pipeline.experiment.space import check_disk_need
+from pipeline.experiment.together import announce, check_ranks, follow
 from pipeline.experiment.walk import Engine, Outcome, Task, list_tasks, walk
 from pipeline.leftovers import tidy_finished
 from pipeline.problems import explain_problem
@@ -40,9 +43,11 @@ from stages.networks import build_network, build_without_weights
 from stages.networks.interface import Network
 from stages.networks.precision import resolve_dtype
 from stages.training.checkpoint import save_weights
+from stages.training.distributed import copy_from_speaker
 from stages.training.interruption import stop_on_signals
 from stages.training.loop import PhaseSummary, train_phase
 from stages.training.metrics_log import MetricsLog, StepReport
+from stages.training.settings import TrainingSettings
 from stages.training.transfer import CopyReport, copy_part
 
 
@@ -70,6 +75,8 @@ class Here:
     def start(self, task: Task) -> None:
         """Do a task."""
         self._outcome = perform(task, self._session, self.device)
+        if self._outcome.state == "failed" and world_size() > 1:  # the others are in the midst of it
+            raise UserError(f"{task.title}: {self._outcome.message}")
 
     def wait(self, timeout_s: float | None) -> Sequence[Outcome]:  # noqa: ARG002
         """Return what became of it."""
@@ -92,10 +99,14 @@ def execute_plan(plan: Plan, session: Session, engine: Engine, *, wait: bool = F
             the stages say, after all that does not depend on it.
         KeyboardInterrupt: at SIGINT or SIGTERM, with the state of the phases in training saved.
     """
+    check_ranks(plan, session.workspace, engine.device)
+    if not is_speaker():
+        follow(plan, lambda work: _take_part(work, session, engine.device))
     finished = _check_finished(plan, session)
     check_disk_need(plan, session, engine.places)
     tasks = list_tasks(plan, finished, datetime.now(UTC).isoformat(timespec="seconds"))
     done = walk(tasks, finished, engine, wait=wait, say=session.console.info)
+    announce(None)
     reused = {task.name: task.reused for task in tasks}
     records = [_recall_run(run, reused[run.name], session) for run in plan.runs]
     return Execution(records, len(done & plan.nodes.keys()))
@@ -145,6 +156,14 @@ def perform(task: Task, session: Session, device: torch.device) -> Outcome:
     return Outcome(task.name, "done" if done else "found")
 
 
+def _take_part(work: Node | PlannedRun, session: Session, device: torch.device) -> None:
+    """Do this rank's share of a task that the speaker has claimed, and records when it is done."""
+    if isinstance(work, Node):
+        _train_node(work, session.workspace.node(work.folder), session, device)
+    else:
+        _score(work, session, device)
+
+
 def _finish_run(run: PlannedRun, task: Task, session: Session, device: torch.device) -> bool:
     """Score a run whose phases are finished and write its record, unless it has one; return whether that was done."""
     folder, reported = session.workspace.runs / run.name, run.facts.reported
@@ -154,10 +173,8 @@ def _finish_run(run: PlannedRun, task: Task, session: Session, device: torch.dev
         if _find_record(run, session) is not None:  # another process may have finished it
             return False
         nodes = _read_nodes(run, session)
-        last = session.workspace.node(run.nodes[-1].folder)
-        network = build_untrained(run.config, run.facts.num_classes)
-        content = load_node(network, last)
-        scores = score_run(run.config, network, last.weights, session, folder, device)
+        announce(run.name)
+        content, scores = _score(run, session, device)
         phases = _describe_phases(run, nodes, task.reused)
         record = {"format": RUN_FORMAT, "started_at": task.asked_at} | _describe_run(run, phases, device) | scores
         record["evaluation"] = describe_evaluation(content, run.config, reported)
@@ -166,6 +183,16 @@ def _finish_run(run: PlannedRun, task: Task, session: Session, device: torch.dev
         _gather_metrics(run, session, folder)
         write_json(folder / RUN_FILE, record)
     return True
+
+
+def _score(run: PlannedRun, session: Session, device: torch.device) -> tuple[str, dict[str, Any]]:
+    """Return the hash of a run's last weights, and what run.json says about how good they are."""
+    last = session.workspace.node(run.nodes[-1].folder)
+    network = build_untrained(run.config, run.facts.num_classes)
+    content = load_node(network, last) if is_speaker() else ""
+    copy_from_speaker(network)
+    folder = session.workspace.runs / run.name
+    return content, score_run(run.config, network, last.weights, session, folder, device, together=True)
 
 
 def _recall_run(run: PlannedRun, reused: tuple[bool, ...], session: Session) -> dict[str, Any]:
@@ -241,6 +268,7 @@ def _finish_node(node: Node, session: Session, device: torch.device) -> bool:
     with hold_folder(folder.path, "training this phase"):
         if folder.finished:  # another process may have finished it between the look and the lock
             return False
+        announce(node.folder)
         _train_node(node, folder, session, device)
     return True
 
@@ -252,11 +280,10 @@ def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.
     network = build_start(node, session.workspace, len(dataset.classes))
     copies = [copy_part(network, copy.source, copy.target) for copy in node.copies]
     title = f"{config.network.label} s{config.seed} {config.loss.describe_step(node.phase)}"
-    board = folder.path / "tensorboard" if training.tensorboard else None
     with (
         stop_on_signals() as stop,  # only here: elsewhere an interruption has nothing to save and may come at once
         session.console.progress(title, node.steps) as advance,
-        MetricsLog(folder.metrics, log_every=training.log_every, tensorboard=board) as log,
+        _open_log(folder, training) as log,
     ):
         summary = train_phase(
             network,
@@ -274,20 +301,35 @@ def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.
             on_step=show_steps(advance),
             stop=stop,
         )
-        folder.record.unlink(missing_ok=True)  # it may tell of weights that were removed
-        save_weights(network, folder.weights)
-        write_json(folder.record, _describe_node(node, folder, copies, summary, store, device))
-        remove(folder.checkpoint)
-    if stop.is_set():
+        if is_speaker():
+            folder.record.unlink(missing_ok=True)  # it may tell of weights that were removed
+            save_weights(network, folder.weights)
+            write_json(folder.record, _describe_node(node, folder, copies, summary, store, device))
+            remove(folder.checkpoint)
+    if broadcast_object(stop.is_set()):
         raise KeyboardInterrupt(f"phase {node.phase.name!r} was finished")
 
 
+def _open_log(folder: NodeFolder, training: TrainingSettings) -> contextlib.AbstractContextManager[MetricsLog | None]:
+    """Return the log of a phase, which is the speaker's to write."""
+    if not is_speaker():
+        return contextlib.nullcontext()
+    board = folder.path / "tensorboard" if training.tensorboard else None
+    return MetricsLog(folder.metrics, log_every=training.log_every, tensorboard=board)
+
+
 def build_start(node: Node, workspace: Workspace, num_classes: int) -> Network:
-    """Build the network a node starts from: its parent's last weights, or the one its seed gives."""
+    """Build the network a node starts from: its parent's last weights, or the one its seed gives.
+
+    Only the speaker's has weights, which it gives to the other ranks when the training begins.
+    """
     wanted = node.config.network
-    build = build_network if node.parent is None else build_without_weights  # the parent's weights hold them already
+    begins = node.parent is None and is_speaker()
+    build = build_network if begins else build_without_weights  # the parent's weights hold them already
     torch.manual_seed(node.config.seed)
     network = build(wanted.name, num_classes, **wanted.options)
+    if not is_speaker():
+        return network
     if node.parent is not None:
         load_node(network, workspace.node(node.parent))
     elif describe_network(wanted) != node.network:
@@ -397,7 +439,8 @@ def _identify(run: PlannedRun, reported: Reported, numerics: list[dict[str, Any]
     Args:
         numerics: of every phase; a reused one may have been trained on another device.
     """
-    found = {name: list(dict.fromkeys(each.get(name) for each in numerics)) for name in numerics[-1]}
+    names = dict.fromkeys(name for each in numerics for name in each)
+    found = {name: list(dict.fromkeys(each.get(name) for each in numerics)) for name in names}
     return {
         "data": run.facts.fingerprint,
         "split": reported.split,

@@ -32,7 +32,7 @@ class NodeRecord(Record):
     losses: dict[str, float]
     copied: int = Field(ge=0)
     depth_store: DepthOrigin | None
-    numerics: dict[str, str | bool]
+    numerics: dict[str, str | bool | int]
     environment: Environment
 
     @model_validator(mode="after")

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_cache.ranks import world_size
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,7 +27,7 @@ def describe_numerics(device: torch.device, training: TrainingSettings) -> dict[
         device: where it is trained.
         training: with its precision resolved.
     """
-    numerics: dict[str, str | bool] = {
+    numerics: dict[str, str | bool | int] = {
         "device": device.type,
         "dtype": training.precision,
         "tf32": device.type == "cuda" and training.tf32,
@@ -35,6 +37,8 @@ def describe_numerics(device: torch.device, training: TrainingSettings) -> dict[
         numerics["compile"] = training.compile_mode
     if training.deterministic:
         numerics["deterministic"] = True
+    if world_size() > 1:
+        numerics["processes"] = world_size()
     return numerics
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP, ASPPConv
 
 from data_cache.errors import UserError
+from data_cache.ranks import world_size
 from stages.networks.framing import resize_bilinear
 
 
@@ -24,7 +25,7 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Normalise (B, C, 1, 1)."""
-        if self.training and pooled.shape[0] == 1:
+        if self.training and pooled.shape[0] == 1 and world_size() == 1:  # of several ranks each brings one
             return F.batch_norm(pooled, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(pooled)
 

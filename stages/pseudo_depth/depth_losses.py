@@ -1,9 +1,14 @@
-"""Losses that compare a predicted map with depth one owns, in whichever space the estimator speaks."""
+"""Losses that compare a predicted map with depth one owns, in whichever space the estimator speaks.
+
+Of several ranks each gets its share of the loss of all images; the shares add up.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from data_cache.ranks import add_others, as_share, sum_over_ranks
 
 _GRADIENT_SCALES = 3
 _EPSILON = 1e-6
@@ -37,10 +42,11 @@ def relative_depth_loss(predicted: Tensor, target: Tensor, valid: Tensor, *, anc
     # never a negative scale: it would reward maps that are upside down
     scale = (covariance / (variance + _EPSILON)).clamp_min(_EPSILON)
     residual = scale * predicted_offset - target_offset
-    loss = (1 - correlation).mean() + residual.abs().sum() / weight.sum().clamp_min(1)
+    num_images, num_valid = sum_over_ranks(count.new_tensor(len(count))), sum_over_ranks(weight.sum()).clamp_min(1)
+    loss = (1 - correlation).sum() / num_images + residual.abs().sum() / num_valid
     loss = loss + 0.5 * _gradient_loss(residual, valid)
     if anchor:
-        loss = loss + anchor * ((predicted - target).abs() * weight).sum() / weight.sum().clamp_min(1)
+        loss = loss + anchor * ((predicted - target).abs() * weight).sum() / num_valid
     return loss
 
 
@@ -58,12 +64,13 @@ def metric_depth_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tenso
     Source: Eigen et al. 2014, eq. 4, as in Depth Anything V2's metric fine-tuning.
     """
     weight = valid.float()
-    count = weight.sum().clamp_min(1)
+    count = sum_over_ranks(weight.sum()).clamp_min(1)
     safe_target = torch.where(valid, target, torch.ones_like(target))
     residual = (predicted.clamp_min(1e-3).log() - safe_target.clamp_min(1e-3).log()) * weight
-    mean = residual.sum() / count
-    spread = residual.square().sum() / count - 0.5 * mean.square()
-    return (spread.clamp_min(0) + _EPSILON).sqrt() - _EPSILON**0.5 + 0.5 * _gradient_loss(residual, valid)
+    mean = add_others(residual.sum()) / count
+    spread = add_others(residual.square().sum()) / count - 0.5 * mean.square()
+    silog = (spread.clamp_min(0) + _EPSILON).sqrt() - _EPSILON**0.5
+    return as_share(silog) + 0.5 * _gradient_loss(residual, valid)
 
 
 def _gradient_loss(residual: Tensor, valid: Tensor) -> Tensor:
@@ -77,5 +84,5 @@ def _gradient_loss(residual: Tensor, valid: Tensor) -> Tensor:
             ((slice(None), slice(None), slice(1, None)), (slice(None), slice(None), slice(None, -1))),
         ):
             both = (mask[first] & mask[second]).float()
-            total = total + ((part[first] - part[second]).abs() * both).sum() / both.sum().clamp_min(1)
+            total = total + ((part[first] - part[second]).abs() * both).sum() / sum_over_ranks(both.sum()).clamp_min(1)
     return total / _GRADIENT_SCALES

@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.errors import UserError
 from data_cache.loaders import batch_of_step
+from data_cache.ranks import share_of
 from data_cache.sample import IGNORE_INDEX, DepthKind, PackedBatch
 from stages.networks.precision import Precision
 from stages.pseudo_depth.aliases import EstimatorSpec
@@ -90,18 +91,21 @@ def _read_batch(
 ) -> PackedBatch:
     rng = np.random.default_rng([options.seed, step])
     images, targets = [], []
-    _, indices = batch_of_step(step, len(dataset), options.batch_size, options.seed)
-    for index in indices:
+    _, whole_batch = batch_of_step(step, len(dataset), options.batch_size, options.seed)
+    draws = [_draw(options, rng) for _ in whole_batch]  # of all, so that they do not depend on the number of ranks
+    rows = share_of(len(whole_batch))
+    indices = [whole_batch[row] for row in rows]
+    for index, (flips, colours) in zip(indices, (draws[row] for row in rows), strict=True):
         pixels = dataset.read_image(index)
         image = resize_image(pixels, size, mode=preprocessing.resampling)
         depth = dataset.read_matching_depth(index, pixels.shape[:2])
         target, valid = _make_target(depth, dataset.ground_truth_depth_kind, spec, size)
-        if rng.random() < options.flip:
+        if flips:
             image, target, valid = image.flip(-1), target.flip(-1), valid.flip(-1)
-        images.append(_jitter(image, options.jitter, rng))
+        images.append(_jitter(image, colours))
         targets.append(target.where(valid, torch.nan))
     return PackedBatch(
-        tuple(dataset.image_ids[index] for index in indices),
+        tuple(dataset.image_ids[index] for index in whole_batch),
         torch.stack(images).contiguous(memory_format=torch.channels_last),
         torch.full((len(indices), *size), IGNORE_INDEX, dtype=torch.uint8),
         torch.stack(targets),
@@ -137,10 +141,14 @@ def _make_target(
     return target[0, 0], mask[0, 0] > 1 - 1e-4
 
 
-def _jitter(image: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
+def _draw(options: TeachOptions, rng: np.random.Generator) -> tuple[bool, NDArray[np.float64] | None]:
+    """Return whether an image is flipped, and how its colours change: five numbers, or None for not at all."""
+    return rng.random() < options.flip, rng.uniform(-options.jitter, options.jitter, 5) if options.jitter else None
+
+
+def _jitter(image: Tensor, draws: NDArray[np.float64] | None) -> Tensor:
     """Return uint8 pixels with random contrast, brightness and colour cast, one of each per image."""
-    if strength == 0:
+    if draws is None:
         return image
-    draws = rng.uniform(-strength, strength, 5)
     gain = torch.tensor((1 + draws[0]) * (1 + 0.5 * draws[1:4]), dtype=torch.float32).view(3, 1, 1)
     return ((image.float() - 128) * gain + 128 * (1 + draws[4])).clamp(0, 255).to(torch.uint8)  # uint8 would wrap

@@ -24,22 +24,29 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from data_cache.ranks import gather_over_ranks, gather_tensors, rank, sum_over_ranks
+from data_cache.ranks import (
+    ask_all,
+    broadcast_tensors,
+    gather_tensors,
+    is_speaker,
+    share_of,
+    sum_over_ranks,
+    world_size,
+)
+from stages.training.interruption import StopFlag
 
 
 class WholeBatch(TorchFunctionMode):
     """While it is entered, a network that is given this rank's rows treats them as part of the whole batch.
 
     Args:
-        num_rows: images of this rank; those of the ranks before it come first.
+        num_images: of all ranks.
     """
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_images: int) -> None:
         super().__init__()
-        counts = gather_over_ranks(num_rows)
-        self._num_rows, self.num_images = num_rows, sum(counts)
-        first = sum(counts[: rank()])
-        self._rows = slice(first, first + num_rows)
+        rows = share_of(num_images)
+        self._num_images, self._num_rows, self._rows = num_images, len(rows), slice(rows.start, rows.stop)
 
     def __torch_function__(
         self, function: Callable, types: Iterable[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -88,12 +95,12 @@ class WholeBatch(TorchFunctionMode):
         shape = tuple(size[0] if size and isinstance(size[0], Sequence) else size)
         if shape[:1] != (self._num_rows,):
             return function(*size, **kwargs)
-        return function((self.num_images, *shape[1:]), **kwargs)[self._rows]
+        return function((self._num_images, *shape[1:]), **kwargs)[self._rows]
 
     def _draw(self, rows: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
         """Return this rank's rows of what is drawn for all images, in the memory order one process would draw it in."""
         strides = torch.empty_like(rows).stride()[1:]
-        whole = rows.new_empty_strided((self.num_images, *rows.shape[1:]), (rows[0].numel(), *strides))
+        whole = rows.new_empty_strided((self._num_images, *rows.shape[1:]), (rows[0].numel(), *strides))
         return draw(whole)[self._rows]
 
 
@@ -174,7 +181,7 @@ def _along_channels(per_channel: Tensor, values: Tensor) -> Tensor:
 
 
 class ParallelNetwork:
-    """A network whose backward pass leaves the sum of all ranks' gradients in its parameters.
+    """A network of which each rank sees its rows of a batch; the backward pass leaves the sum of all ranks' gradients.
 
     Args:
         network: only what is trained asks for gradients; it is the same on all ranks.
@@ -186,22 +193,36 @@ class ParallelNetwork:
         self._reached: set[nn.Parameter] = set()
         hear = self._reached.add
         self._hooks = [each.register_post_accumulate_grad_hook(hear) for each in self._parameters]
-        self.forward = nn.parallel.DistributedDataParallel(
+        self._network = nn.parallel.DistributedDataParallel(
             network,
             device_ids=None if device.type == "cpu" else [device],
             broadcast_buffers=False,  # they are the same already
             static_graph=True,  # one phase computes the same in every step
         )
-        self.forward.register_comm_hook(None, lambda _state, bucket: _sum_bucket(bucket))  # torch's own would average
+        self._network.register_comm_hook(None, lambda _state, bucket: _sum_bucket(bucket))  # torch's own would average
 
-    def drop_unreached(self) -> None:
-        """Take back the zeros that DDP gave as gradients to what no loss depends on: weight decay would move it."""
+    def forward(self, images: Tensor, num_images: int, **wanted: bool) -> Any:
+        """Return the outputs for this rank's images, of so many in the whole batch."""
+        with WholeBatch(num_images):
+            return self._network(images, **wanted)
+
+    def settle(self, others: Iterable[nn.Parameter]) -> None:
+        """Complete the gradients after the backward pass.
+
+        What no loss depends on gets none: DDP gives it zeros, and weight decay would move it.
+
+        Args:
+            others: a few parameters outside the network, on which all ranks' losses depend.
+        """
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
         for parameter in self._parameters:
             if parameter not in self._reached:
                 parameter.grad = None
+        for parameter in others:
+            if parameter.grad is not None:
+                parameter.grad = sum_over_ranks(parameter.grad)
 
 
 def _sum_bucket(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -209,8 +230,37 @@ def _sum_bucket(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     return handle.get_future().then(lambda done: done.value()[0])
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Put the sum of all ranks' gradients into a few parameters outside the network; all ranks have the same ones."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad = sum_over_ranks(parameter.grad)
+@torch.no_grad()
+def copy_from_speaker(network: nn.Module) -> None:
+    """Give all ranks the weights and buffers of rank 0; one that is alone has them already."""
+    if world_size() > 1:
+        given = broadcast_tensors(network.state_dict())
+        for name, value in network.state_dict().items() if not is_speaker() else ():
+            value.copy_(given[name])
+
+
+class SharedStop:
+    """Whether the work is to end at the next safe point, on all ranks between the same two steps.
+
+    A signal may reach ranks at different steps. What each has heard is exchanged one step ahead, so that none waits.
+
+    Args:
+        stop: what this rank has heard; None hears nothing.
+    """
+
+    def __init__(self, stop: StopFlag | None) -> None:
+        self._stop = stop
+        self._answer = ask_all(False)
+
+    def is_set(self) -> bool:
+        """Ask once before every step, on all ranks."""
+        wish = self._stop is not None and self._stop.is_set()
+        if world_size() == 1:
+            return wish
+        answer = self._answer()
+        self._answer = ask_all(wish)
+        return answer
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return whether this rank has heard that the end was asked for, or hears it within a time."""
+        return self._stop is not None and self._stop.wait(timeout_s)

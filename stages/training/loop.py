@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 
 from data_cache.errors import UserError
+from data_cache.ranks import broadcast_object, broadcast_tensors, is_speaker, wait_for_all, world_size
 from data_cache.sample import PackedBatch
 from stages.networks.interface import Network
 from stages.networks.precision import Dtype
 from stages.training.arithmetic import training_arithmetic
-from stages.training.checkpoint import read_checkpoint, write_checkpoint
+from stages.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from stages.training.distributed import SharedStop, copy_from_speaker
 from stages.training.encoder_policy import parts_to_train, trains_fresh_only
 from stages.training.freezing import training_parts
 from stages.training.interruption import Interrupted, StopFlag, ignoring_sigchld
@@ -99,6 +101,7 @@ def train_phase(
     if total_steps < 1:
         raise UserError(f"phase {phase.name!r}: total_steps {total_steps} must be at least 1")
     network.to(device).to(memory_format=torch.channels_last)
+    copy_from_speaker(network)
     policy = settings.encoder_policy
     with (
         training_arithmetic(settings, device, dtype),
@@ -124,14 +127,15 @@ def train_phase(
             if on_step and last is not told:
                 scope.apply()  # an evaluation in there may have changed modes
 
-        batches = iter(batches_from(first_step))
+        supply = _Supply(batches_from, first_step, stop)
         for step in range(first_step, total_steps):
-            batch = _fetch(batches, stop)
+            batch = supply.fetch(step)
             if batch is None:
                 with ignoring_sigchld():
-                    del batches  # ends the workers
+                    supply.end()
                     tell_reports(wait=True)
                     kept = checkpoints.save(step)
+                    wait_for_all()
                 raise Interrupted(f"stopped in phase {phase.name!r} after {step} of {total_steps} steps; {kept}")
             with ignoring_sigchld(), explaining_memory_of_step(phase, batch, device, dtype):
                 trainer.train_step(step, batch)
@@ -152,13 +156,14 @@ class _CheckpointManager:
     def __init__(
         self, trainer: PhaseTrainer, folder: Path | None, key: str, minutes: float, log: MetricsLog | None
     ) -> None:
-        self._trainer, self._folder, self._key, self._log = trainer, folder, key, log
+        self._trainer, self._folder, self._key, self._log = trainer, folder if is_speaker() else None, key, log
         self._interval_s = 60 * minutes
         self._saved_at = time.monotonic()
 
     def resume(self, phase: Phase, total_steps: int) -> int:
         """Return how many steps are done; network, optimiser and log are then as they were after them."""
         checkpoint = read_checkpoint(self._folder, self._key, total_steps) if self._folder else None
+        checkpoint = _share_checkpoint(checkpoint)
         step = checkpoint.step if checkpoint else 0
         tensors = dict(checkpoint.tensors) if checkpoint else {}
         summed = {name.removeprefix(_LOG): tensors.pop(name) for name in list(tensors) if name.startswith(_LOG)}
@@ -189,13 +194,48 @@ class _CheckpointManager:
         return f"the state is in {self._folder}; repeat the command to go on"
 
 
-def _fetch(batches: Iterator[PackedBatch], stop: StopFlag | None) -> PackedBatch | None:
-    """Return the next batch, or None when the training is to stop."""
-    try:
-        return None if stop and stop.is_set() else next(batches)
-    except StopIteration:
-        raise RuntimeError("batches_from ended before the phase") from None
-    except (RuntimeError, UserError):
-        if stop and stop.wait(_GRACE_S):  # the group's signal ended the workers, too
+def _share_checkpoint(own: Checkpoint | None) -> Checkpoint | None:
+    """Return the speaker's checkpoint on all ranks."""
+    facts = broadcast_object((own.step, str(own.folder), own.remedy) if own else None)
+    if facts is None:
+        return None
+    step, folder, remedy = facts
+    return Checkpoint(step, broadcast_tensors(own.tensors if own else None), Path(folder), remedy)
+
+
+class _Supply:
+    """The batches of a phase, until it is to stop.
+
+    Args:
+        batches_from: those from a step on.
+        first_step: the first one wanted.
+        stop: asked for between two steps.
+    """
+
+    def __init__(
+        self, batches_from: Callable[[int], Iterable[PackedBatch]], first_step: int, stop: StopFlag | None
+    ) -> None:
+        self._batches_from = batches_from
+        self._batches: Iterator[PackedBatch] | None = iter(batches_from(first_step))
+        self._stop = SharedStop(stop)
+
+    def fetch(self, step: int) -> PackedBatch | None:
+        """Return the batch of the next step, or None when the training is to stop."""
+        if self._stop.is_set():
             return None
-        raise
+        assert self._batches is not None
+        try:
+            return next(self._batches)
+        except StopIteration:
+            raise RuntimeError("batches_from ended before the phase") from None
+        except (RuntimeError, UserError):
+            if not self._stop.wait(_GRACE_S):
+                raise
+            if world_size() == 1:  # the group's signal ended the workers, too
+                return None
+            self._batches = iter(self._batches_from(step))  # the other ranks hear of it only before the next step
+            return next(self._batches)
+
+    def end(self) -> None:
+        """End the workers."""
+        self._batches = None

@@ -1,4 +1,7 @@
-"""Losses of the two tasks: each a float32 mean over the pixels with a target, and 0 with gradient when none has one."""
+"""Losses of the two tasks: each a float32 mean over the pixels with a target, and 0 with gradient when none has one.
+
+Of several ranks each gets its share of the mean over all pixels; the shares add up.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_cache.errors import UserError
+from data_cache.ranks import gather_over_ranks, gather_tensors, sum_over_ranks, world_size
 from data_cache.sample import IGNORE_INDEX, Batch
 from stages.networks.interface import Outputs
 from stages.training.schedule import Phase
@@ -82,8 +86,8 @@ def ohem_cross_entropy(
         labelled = seg_labels != IGNORE_INDEX
         losses = torch.where(labelled, per_pixel, -1.0)
         # Only the device knows how many pixels are labelled: the hardest of all that could be, then the least of them.
-        hardest = losses.flatten().topk(math.ceil(losses.numel() * min_kept)).values
-        least = torch.ceil(labelled.sum() * min_kept).long()
+        hardest = _find_hardest(losses, min_kept)
+        least = torch.ceil(sum_over_ranks(labelled.sum()) * min_kept).long()
         easiest_kept = hardest.gather(0, (least - 1).clamp_min(0).view(1))  # an index in brackets would be read here
         hard = labelled & ((losses > -math.log(threshold)) | (losses >= easiest_kept))
         kept_labels = torch.where(hard, seg_labels, IGNORE_INDEX)
@@ -134,9 +138,20 @@ def _mean_over_labelled(per_pixel: Tensor, seg_labels: Tensor, class_weights: Te
     """Return the (weighted) mean of a (B, H, W) loss that is already 0 where nothing is labelled."""
     labelled = seg_labels != IGNORE_INDEX
     if class_weights is None:
-        return per_pixel.sum() / labelled.sum().clamp_min(1)
+        return per_pixel.sum() / sum_over_ranks(labelled.sum()).clamp_min(1)
     weights = class_weights.to(per_pixel)[torch.where(labelled, seg_labels, 0)] * labelled
-    return (per_pixel * weights).sum() / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    return (per_pixel * weights).sum() / sum_over_ranks(weights.sum()).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _find_hardest(losses: Tensor, share: float) -> Tensor:
+    """Return this share of all ranks' losses, the largest in descending order."""
+    counts = gather_over_ranks(losses.numel())
+    wanted = math.ceil(sum(counts) * share)
+    own = losses.flatten().topk(min(wanted, losses.numel())).values
+    if world_size() == 1:
+        return own
+    own = F.pad(own, (0, min(wanted, max(counts)) - len(own)), value=-1.0)
+    return torch.cat(gather_tensors(own)).topk(wanted).values
 
 
 def _difference(depth: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -144,7 +159,7 @@ def _difference(depth: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 
 def _mean_over_valid(per_pixel: Tensor, valid: Tensor) -> Tensor:
-    return per_pixel.sum() / valid.sum().clamp_min(1)
+    return per_pixel.sum() / sum_over_ranks(valid.sum()).clamp_min(1)
 
 
 def _standardise(maps: Tensor, valid: Tensor) -> Tensor:

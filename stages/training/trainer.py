@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from data_cache.errors import UserError
+from data_cache.ranks import sum_over_ranks, world_size
 from data_cache.sample import Batch, PackedBatch
 from data_cache.unpacking import unpack
-from stages.networks.interface import Network
+from stages.networks.interface import Network, Outputs
 from stages.networks.precision import Dtype, autocast
 from stages.networks.tensor_files import fill_tensors
+from stages.training.distributed import ParallelNetwork
 from stages.training.guard import StepGuard
 from stages.training.losses import DepthLossFunction, compute_terms, drop_misfits, upload_class_weights
 from stages.training.metrics_log import StepReport
@@ -57,6 +59,7 @@ class PhaseTrainer:
         self._network, self._phase, self._total_steps, self._seed = network, phase, total_steps, seed
         self._losses, self._depth_loss, self._device, self._dtype = losses, depth_loss, device, dtype
         self._forward = _compiled(network, device, settings.compile_mode) if settings.compile else network
+        self._parallel = ParallelNetwork(self._forward, device) if world_size() > 1 else None
         self._num_classes = network.num_classes if phase.needs_seg else 0
         self._class_weights = upload_class_weights(losses, self._num_classes, device) if phase.needs_seg else None
         self._weighting = build_weighting(phase, losses, network.aux_weight, device)
@@ -79,14 +82,17 @@ class PhaseTrainer:
         batch, misfits = self._place(packed)
         guard.remember()
         with autocast(self._device, self._dtype):
-            outputs = self._forward(batch.images, seg=phase.needs_seg, depth=phase.needs_depth)
+            outputs = self._look_at(batch)
         terms = compute_terms(outputs, batch, phase, self._losses, self._class_weights, self._depth_loss)
         total, weighted = self._weighting(terms)
         (total if guard.scale is None else total * guard.scale).backward()
+        if self._parallel:
+            self._parallel.settle(self._weighting.parameters())
         gradients = self._optimiser.gradients()
         with torch.no_grad():
             # All that is known of the losses in one tensor, and from here on nothing else is asked about them.
             losses = torch.stack([*terms.present().values(), *weighted.values(), total, misfits.to(total)])
+            losses = sum_over_ranks(losses)  # each rank's are its shares of one sum
             norms = _compute_norms(gradients, guard.scale)
             norm = torch.linalg.vector_norm(norms)
             verdict = guard.judge(torch.isfinite(losses).all() & (losses[-1] == 0), norm)
@@ -151,6 +157,12 @@ class PhaseTrainer:
         fill_tensors(self._guard.state(), groups["scaling"], f"the gradients' scale in {what}", remedy)
         averages = self._average.state() if self._average else {}
         fill_tensors(averages, groups["average"], f"the moving average in {what}", remedy)
+
+    def _look_at(self, batch: Batch) -> Outputs:
+        wanted = {"seg": self._phase.needs_seg, "depth": self._phase.needs_depth}
+        if self._parallel:
+            return self._parallel.forward(batch.images, len(batch.image_ids), **wanted)
+        return self._forward(batch.images, **wanted)
 
     def _place(self, packed: PackedBatch) -> tuple[Batch, Tensor]:
         """Return the batch on the device, and how many of its pixels have labels that the network has no output for."""

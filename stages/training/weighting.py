@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from data_cache.ranks import world_size
 from stages.training.losses import Terms
 from stages.training.schedule import Phase
 from stages.training.settings import LossSettings
@@ -68,7 +69,7 @@ class UncertaintyWeighting(LossWeighting):
     def forward(self, terms: Terms) -> WeightedLosses:
         """Weight the terms of one batch, and add the regulariser to their sum."""
         total, weighted = super().forward(terms)
-        return WeightedLosses(total + self.log_variances.sum() / 2, weighted)
+        return WeightedLosses(total + self.log_variances.sum() / (2 * world_size()), weighted)  # a share, as the losses
 
     def task_factors(self) -> dict[str, Tensor | float]:
         """Return the learned precisions."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from data_cache.errors import UserError
+from data_cache.ranks import world_size
 
 if TYPE_CHECKING:
     from pipeline.experiment.walk import Engine
@@ -32,6 +33,11 @@ class Spread(NamedTuple):
 
     def check(self) -> None:
         """Raise a UserError where one wish excludes another."""
+        if world_size() > 1 and (self.jobs > 1 or self.on is not None):
+            raise UserError(
+                f"torchrun has {world_size()} processes share every batch, --jobs and --on spread whole trainings; "
+                "choose one"
+            )
         if self.on is None and (self.address is not None or self.gpus_per_training is not None):
             raise UserError("--address and --gpus-per-training are about a Ray cluster; add --on ray, or drop them")
         if self.on is not None and self.jobs > 1:

@@ -1,0 +1,49 @@
+"""A plan that several ranks execute together: rank 0 walks over it and says what is next, the others take part in that.
+
+They hold the same plan, but ask the disk for nothing: whether a phase is finished, who holds its lock and where it goes
+on is rank 0's to say. So ranks cannot go different ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from data_cache.errors import UserError
+from data_cache.ranks import broadcast_object, check_alike, world_size
+from pipeline.experiment.plan import Node, Plan, PlannedRun, content_hash
+from pipeline.job import check_shared_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.workspace import Workspace
+
+
+def check_ranks(plan: Plan, workspace: Workspace, device: torch.device) -> None:
+    """Raise a UserError on all ranks where they have not one plan, one work directory and one kind of device."""
+    if world_size() == 1:
+        return
+    names = [*sorted(plan.nodes), *(run.name for run in plan.runs)]
+    check_alike({"plan (recipe, data, depth)": content_hash(names, 12), "device": device.type})
+    check_shared_folder(workspace.root)
+    fewest = min(min(run.config.training.batch_size, run.facts.num_images) for run in plan.runs)
+    if fewest < world_size():
+        raise UserError(
+            f"{world_size()} processes share every batch, but a batch here has {fewest} images; start at most "
+            f"{fewest} (torchrun --nproc-per-node), or raise --batch-size, to not more than the images of the split"
+        )
+
+
+def announce(name: str | None) -> None:
+    """Tell the other ranks, who follow, that the task of this name begins; None that there are no more."""
+    broadcast_object(name)
+
+
+def follow(plan: Plan, take_part: Callable[[Node | PlannedRun], object]) -> NoReturn:
+    """Take part in what rank 0 announces until there is no more, and leave the command: the rest is rank 0's."""
+    tasks: dict[str, Node | PlannedRun] = {node.folder: node for node in plan.nodes.values()}
+    tasks |= {run.name: run for run in plan.runs}
+    while (name := broadcast_object()) is not None:
+        take_part(tasks[name])
+    raise SystemExit(0)
