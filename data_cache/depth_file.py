@@ -50,7 +50,9 @@ no checksum of the facts beside the numbers, and percent signs of image ids as t
 _READABLE_VERSIONS = (2, 3)
 _LARGEST_MAP_PX = 1 << 28
 _BEST_COMPRESSION = 1100
-"""deflate, the best of the codecs, reaches 1032."""
+"""deflate reaches 1032; Blosc2, which stores equal numbers as one, has no limit."""
+_BLOSC2 = 32026
+"""Number of the filter as registered with the HDF Group."""
 _LARGEST_ATTRIBUTE_BYTES = 1 << 12
 _REMEMBERED = 8192
 """Maps whose facts are remembered: 15 MB in every process."""
@@ -106,6 +108,14 @@ class OtherSchema(UserError):
             f"{path} was written by {writer} version of this program (format {version}, this one reads "
             f"{SCHEMA_VERSION}); {remedy}"
         )
+
+
+class MissingPlugin(UserError):
+    """A map is sound, but what unpacks it is not installed."""
+
+
+NOT_DAMAGED = (OtherSchema, MissingPlugin)
+"""Errors that say nothing against a file."""
 
 
 def open_file(path: Path) -> MapFile:
@@ -250,7 +260,7 @@ def read_map(file: MapFile, image_id: str, remembered: dict[tuple[str, str], Map
             known[key] = facts
     if facts.crc32 != crc32:
         raise ValueError(f"the numbers of image {image_id!r} are not those that were stored (crc32)")
-    return DepthMap(widen(values), facts.stats, facts.source_size, facts.record())
+    return DepthMap(values, facts.stats, facts.source_size, facts.record())
 
 
 @contextmanager
@@ -346,11 +356,42 @@ def _read_values(dataset: Any, image_id: str) -> NDArray[np.float16]:
     shape, pixels = dataset.shape, math.prod(dataset.shape)
     if len(shape) != 2 or not pixels or dataset.dtype != np.float16:
         raise ValueError(f"image {image_id!r} has {dataset.dtype} of shape {shape} where a float16 map belongs")
-    if pixels > _LARGEST_MAP_PX or 2 * pixels > _BEST_COMPRESSION * dataset.get_storage_size():
+    unlikely = 2 * pixels > _BEST_COMPRESSION * dataset.get_storage_size() and not _is_blosc(dataset)
+    if pixels > _LARGEST_MAP_PX or unlikely:
         raise ValueError(f"image {image_id!r} claims a map of {shape[0]} x {shape[1]} px, more than the file holds")
     values = np.empty(shape, np.float16)
-    dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    try:
+        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    except OSError:
+        if not _is_blosc(dataset):
+            raise
+        load_blosc(f"the map of image {image_id!r}")
+        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
     return values
+
+
+def load_blosc(what: str) -> Any:
+    """Make HDF5 know Blosc2, and return the package that does so.
+
+    Args:
+        what: needs it, for the message.
+
+    Raises:
+        MissingPlugin: it is not installed.
+    """
+    try:
+        import hdf5plugin
+    except ImportError as problem:
+        raise MissingPlugin(
+            f"{what} is compressed by Blosc2, which needs the package hdf5plugin: pip install "
+            "'pseudo-depth-pipeline[blosc]'"
+        ) from problem
+    return hdf5plugin
+
+
+def _is_blosc(dataset: Any) -> bool:
+    properties = dataset.get_create_plist()
+    return _BLOSC2 in (properties.get_filter(number)[0] for number in range(properties.get_nfilters()))
 
 
 def read_facts(dataset: Any) -> MapFacts:
@@ -389,14 +430,3 @@ def _read_attribute(dataset: Any, name: str, *otherwise: Any) -> Any:
     attribute.read(value)
     found = value.tolist()
     return found.decode() if isinstance(found, bytes) else found
-
-
-def widen(values: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Convert float16 to float32 exactly, six times as fast as ``astype``: shift the bits, then repair the exponent."""
-    bits = values.view(np.int16).astype(np.int32)
-    bits <<= 13
-    bits &= np.int32(-0x70000001)  # 0x8fffffff: drops the copies of the sign that the widening made
-    wide = bits.view(np.float32)
-    wide *= np.float32(2.0**112)
-    # infinity and nan do not survive that: they come out as 2**16 and above
-    return wide if wide.min() > -(2.0**16) and wide.max() < 2.0**16 else values.astype(np.float32)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_cache.depth_file import (
+    NOT_DAMAGED,
     MapFile,
-    OtherSchema,
     describe_damage,
     explaining_damage,
     open_file,
@@ -52,7 +52,7 @@ def verify_store(folder: Path, deep: bool = True) -> list[BadMap]:
         deep: also read every map and compare its checksum, at disk speed; else only open every file.
 
     Raises:
-        UserError: there is no store, or it is of another version of the format.
+        UserError: there is no store, it is of another version of the format, or what unpacks its maps is missing.
     """
     listed = list_store_files(folder) if folder.is_dir() else None
     if listed is None or not (listed.names or (folder / INDEX).exists()):
@@ -64,7 +64,7 @@ def verify_store(folder: Path, deep: bool = True) -> list[BadMap]:
     for name in listed.names:
         try:
             held[name], damaged = _verify_file(folder / name, provenance, deep)
-        except OtherSchema:
+        except NOT_DAMAGED:
             raise
         except UserError as error:
             unreadable[name] = _cause(error)
@@ -105,7 +105,7 @@ def _find_provenance(folder: Path, listed: StoreFiles) -> Provenance | None:
         try:
             with explaining_damage(folder / name), open_file(folder / name) as file:
                 provenance = read_provenance(file)
-        except OtherSchema:
+        except NOT_DAMAGED:
             raise
         except (UserError, FileNotFoundError):
             continue
@@ -129,6 +129,8 @@ def _verify_file(path: Path, provenance: Provenance | None, deep: bool) -> tuple
                 with explaining_damage(path):
                     # NaN equals nothing, its text itself
                     sound &= repr(read_map(file, image_id).record) == repr(records.get(image_id))
+            except NOT_DAMAGED:
+                raise
             except UserError as error:
                 bad.append(BadMap(path.name, image_id, _cause(error)))
         if not sound and not bad:

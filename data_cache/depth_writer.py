@@ -70,6 +70,7 @@ class DepthStoreWriter:
         self.provenance = provenance
         if provenance.codec not in CODECS:
             raise unknown_name("codec", provenance.codec, CODECS)
+        CODECS[provenance.codec]()  # needs a package that may be missing
         self._shard_size = shard_size
         self._pending: list[StoredMap] = []
         self._together = together

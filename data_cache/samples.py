@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data_cache.datasets.interface import SegmentationDataset
+from data_cache.depth_map import widen
 from data_cache.depth_target import compute_inverse_depth_target
 from data_cache.errors import UserError
 from data_cache.settings import AugmentationSettings
@@ -92,10 +93,11 @@ class Samples(Dataset, ABC):
                 f"was made; remove that folder and label again: {store.provenance.label_command()}"
             )
         # Only the window that is seen becomes a target; its scale comes from whole-image statistics.
-        window, box = cut_window(to_map_box(geometry.box, image_size, _size(depth.raw)), _size(depth.raw))
+        map_size = _size(depth.values)
+        window, box = cut_window(to_map_box(geometry.box, image_size, map_size), map_size)
         kind, max_depth_m = store.provenance.kind, store.provenance.max_depth_m
         target = compute_inverse_depth_target(
-            depth.raw[window], depth.stats, kind, max_depth_m, self._source.target_mode, zoom=zoom
+            widen(depth.values[window]), depth.stats, kind, max_depth_m, self._source.target_mode, zoom=zoom
         )
         return transform_depth(torch.from_numpy(target.inverse_depth), torch.from_numpy(target.valid), box, geometry)
 

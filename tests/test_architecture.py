@@ -17,6 +17,7 @@ ROOMS = {
     "click": {"pipeline/cli.py", "pipeline/options.py", "pipeline/commands/"},
     "transformers": {"stages/pseudo_depth/estimator_network.py"},
     "h5py": {"data_cache/depth_file.py", "data_cache/depth_file_build.py"},
+    "hdf5plugin": {"data_cache/depth_file.py"},
     "segmentation_models_pytorch": {"stages/networks/", "stages/export/proof.py"},
     "matplotlib": {"stages/comparison/figures.py"},
     "rich": {"pipeline/"},

@@ -75,7 +75,7 @@ class LabelReport(NamedTuple):
     """Share of the time in which the device had nothing to do, by what it waited for: ``images``, ``disk``."""
 
 
-def describe_store(dataset: SegmentationDataset, source: DepthSource, *, codec: str = "lzf") -> Provenance:
+def describe_store(dataset: SegmentationDataset, source: DepthSource, *, codec: str = "gzip") -> Provenance:
     """Return the provenance of the store that labelling a split would make.
 
     Raises:
@@ -109,7 +109,7 @@ def label_split(
     *,
     batch_size: int | None = None,
     workers: int = 2,
-    codec: str = "lzf",
+    codec: str = "gzip",
     hashes: ContentHashes | None = None,
     progress: Callable[[LabelProgress], None] | None = None,
 ) -> LabelReport:

@@ -28,7 +28,8 @@ class DepthSettings(Section):
     precision: Precision = setting("auto", Decides.DEPTH_LOSS, Decides.SCORES, resolved=True)
     """Type the estimator computes in; auto takes bfloat16 where the hardware multiplies it, float16 on GPUs that have
     only that."""
-    codec: Literal["lzf", "gzip", "none"] = setting("lzf", Decides.NOTHING)
-    """Compression of the depth store."""
+    codec: Literal["lzf", "gzip", "blosc", "none"] = setting("gzip", Decides.NOTHING, flag="--codec")
+    """Compression of the depth store: gzip is the smallest and every HDF5 program opens it; lzf is read faster, blosc
+    fastest (pip install '.[blosc]')."""
     accept_noncommercial: bool = setting(False, Decides.NOTHING, flag="--accept-noncommercial")
     """Use weights whose licence forbids commercial use; the export's card will name them."""

@@ -74,7 +74,7 @@ def test_a_sound_store_has_nothing_bad(folder):
     check_repaired(folder, [])
 
 
-@pytest.mark.parametrize("codec", ["lzf", "gzip", "none"])
+@pytest.mark.parametrize("codec", ["lzf", "gzip", "blosc", "none"])
 def test_flipped_bits_cost_that_map_alone(tmp_path, codec):
     folder = tmp_path / "s"
     label_again(folder, codec)

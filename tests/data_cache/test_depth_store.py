@@ -58,7 +58,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
-@pytest.mark.parametrize("codec", ["lzf", "gzip", "none"])
+@pytest.mark.parametrize("codec", ["lzf", "gzip", "blosc", "none"])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (300, 2100)], ids=str)
 def test_reads_float16_of_what_was_written(tmp_path, codec, shape):
     raw = draw_map(0, shape)
@@ -262,7 +262,7 @@ def test_an_id_cannot_be_the_folder_of_another(tmp_path, first, second):
 
 
 def test_an_unknown_codec_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"unknown codec 'lzg' \(did you mean 'lzf'\?\); known: gzip, lzf, none"):
+    with pytest.raises(UserError, match=r"unknown codec 'lzg' \(did you mean 'lzf'\?\); known: blosc, gzip, lzf, none"):
         DepthStoreWriter(tmp_path / "s", replace(PROVENANCE, codec="lzg"))
 
 
@@ -399,3 +399,36 @@ def test_opening_lists_nothing(tmp_path):
     for number in range(60):
         store.read(f"i{number:02d}")
     assert len(list(descriptors.iterdir())) - before <= 12
+
+
+_WITHOUT_PLUGIN = """
+import sys
+sys.modules["hdf5plugin"] = None  # as where it is not installed
+from pathlib import Path
+from data_cache.depth_repair import repair_store
+from data_cache.depth_store import DepthStore
+from data_cache.errors import UserError
+folder = Path(sys.argv[1])
+for use in (lambda: DepthStore(folder).read("a"), lambda: repair_store(folder)):
+    try:
+        use()
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_without_the_plugin_a_store_of_blosc_names_the_package_and_loses_nothing(tmp_path):
+    provenance = replace(PROVENANCE, codec="blosc")
+    assert provenance.fingerprint() == PROVENANCE.fingerprint(), "how maps are packed does not change them"
+    with DepthStoreWriter(tmp_path / "s", provenance) as writer:
+        writer.add("a", draw_map(0), (8, 9), "x")
+        writer.add("even", np.ones((300, 300), np.float32), (8, 9), "x")
+    said = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_PLUGIN, str(tmp_path / "s")], capture_output=True, text=True, check=True
+    )
+    lines = said.stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert "'a' is compressed by Blosc2, which needs the package hdf5plugin: pip install" in line
+    np.testing.assert_array_equal(DepthStore(tmp_path / "s").read("a").raw, draw_map(0).astype(np.float16))
+    assert (DepthStore(tmp_path / "s").read("even").raw == 1).all()
