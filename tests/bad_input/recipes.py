@@ -94,6 +94,22 @@ CASES = [
     Case("10^6 loaders", _plan("--workers", "1000000"), ("data.workers", "256")),
     Case("10^18 steps", _plan("--iterations", "1000000000000000000"), ("training.iterations", "1000000000")),
     Case(
+        "determinism asked of a network that cannot have it",
+        lambda world: world.with_recipe(
+            "run",
+            "--schedule",
+            "seg-only",
+            "--deterministic",
+            "--network",
+            "segnet",
+            "--set",
+            "network.width=2",
+            "--set",
+            "network.encoder_weights=none",
+        ),
+        ("max_unpooling2d", "--deterministic"),
+    ),
+    Case(
         "a way to compile that there is not",
         _plan("--compile", "--set", "training.compile_mode=fast"),
         ("training.compile_mode", "reduce-overhead"),

@@ -66,11 +66,11 @@ def make_batch(device=CPU, side=64):
     )
 
 
-def train(network, phase, *, losses=None, dtype="bfloat16", steps=1, depth_loss=None, side=64, **settings):
+def train(network, phase, *, device=CPU, losses=None, dtype="bfloat16", steps=1, depth_loss=None, side=64, **settings):
     """Do steps as ``train_phase`` does them, up to the reading of reports."""
     with training_parts(network, phase.trains):
         trainer = PhaseTrainer(
-            network, phase, total_steps=9, seed=0, settings=TrainingSettings(**settings), device=CPU, dtype=dtype,
+            network, phase, total_steps=9, seed=0, settings=TrainingSettings(**settings), device=device, dtype=dtype,
             losses=losses or LossSettings(), depth_loss=depth_loss,
         )  # fmt: skip
         for step in range(steps):
@@ -164,6 +164,25 @@ def test_forward_and_losses_of_every_network_stay_on_the_gpu(name, request):
 def test_every_loss_stays_on_the_gpu(seg, depth, weighting):
     losses = LossSettings(seg=seg, depth=depth, weighting=weighting, dwa_window=2, class_weights=(1.0, 2.0, 0.5, 1.0))
     assert compute_losses(take_values(build_toy(aux=True), GPU), JOINT, GPU, losses).device == GPU
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])  # torch 2.15 has no fake form of fused SGD
+@pytest.mark.usefixtures("no_values")
+def test_all_of_a_step_but_its_backward_pass_stays_on_the_gpu(monkeypatch, optimizer, weighting, dtype):
+    network = take_values(build_toy(aux=True), GPU)
+
+    def leave_gradients(_total):  # torch's own backward pass needs a GPU that is there
+        for parameter in network.parameters():
+            parameter.grad = torch.empty_like(parameter)
+
+    monkeypatch.setattr(torch.Tensor, "backward", leave_gradients)
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)  # slow steps would send their reports, which needs a GPU too
+    train(
+        network, JOINT, device=GPU, dtype=dtype, steps=3, losses=LossSettings(weighting=weighting, dwa_window=2),
+        optimizer=optimizer, clip_norm=1.0, ema_decay=0.9,
+    )  # fmt: skip
 
 
 @pytest.mark.usefixtures("no_values")
