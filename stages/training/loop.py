@@ -104,7 +104,7 @@ def train_phase(
     copy_from_speaker(network)
     policy = settings.encoder_policy
     with (
-        training_arithmetic(settings, device, dtype),
+        training_arithmetic(settings, device),
         training_parts(network, parts_to_train(policy, phase), fresh=trains_fresh_only(policy, phase)) as scope,
     ):
         trainer = PhaseTrainer(

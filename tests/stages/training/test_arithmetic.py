@@ -32,7 +32,7 @@ def test_switches_are_those_of_the_settings_inside_and_the_former_ones_after(tf3
     choose_device("cpu")  # from then on float32 means float32
     before = switches()
     assert before["tf32"] == (False, False)
-    with training_arithmetic(TrainingSettings(tf32=tf32, deterministic=deterministic), CPU, "float32"):
+    with training_arithmetic(TrainingSettings(tf32=tf32, deterministic=deterministic), CPU):
         assert switches() == {
             "tf32": (tf32, tf32), "benchmark": not deterministic, "deterministic": (deterministic, deterministic),
         }  # fmt: skip
@@ -42,7 +42,7 @@ def test_switches_are_those_of_the_settings_inside_and_the_former_ones_after(tf3
 
 def train(network, **settings):
     return train_phase(
-        network, SEG, batches_from, total_steps=2, seed=0, key="", settings=TrainingSettings(batch_size=6, **settings),
+        network, SEG, batches_from, total_steps=2, seed=0, key="", settings=TrainingSettings(**settings),
         losses=LossSettings(), device=CPU, dtype="float32",
     )  # fmt: skip
 
@@ -65,10 +65,3 @@ def test_deterministic_training_ends_with_the_same_weights():
     assert all(
         torch.equal(first, second) for first, second in zip(plain.parameters(), strict.parameters(), strict=True)
     )
-
-
-def test_memory_that_does_not_suffice_is_explained():
-    network = build_toy()
-    network.encoder.register_forward_hook(lambda _module, _inputs, maps: maps + torch.empty(2**60, device=maps.device))
-    with pytest.raises(UserError, match=r"does not suffice for a step of 6 images in float32; try --batch-size 3 or a"):
-        train(network)
