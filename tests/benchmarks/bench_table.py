@@ -49,7 +49,7 @@ def lines(*, small: bool) -> Iterator[Line]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         recipe = folder / "recipe.toml"
-        recipe.write_text(RECIPE.format(iterations=1 if small else 16))
+        recipe.write_text(RECIPE.format(iterations=1 if small else 10))
         run(folder / "prepared", "pseudo-depth", "--recipe", recipe, "--split", "train", "--split", "val")
         turns = alternate(
             [prepare(folder, recipe, *words) for words in (["--no-reuse"], [], ["--jobs", "2"])],
