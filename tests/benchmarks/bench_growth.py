@@ -30,7 +30,6 @@ from pipeline.commands.compare import compare_runs
 from pipeline.session import Session
 from stages.evaluation.evaluate import evaluate
 from stages.evaluation.settings import EVALUATION_VERSION
-from stages.networks.encoders import IMAGENET
 from stages.pseudo_depth.aliases import EstimatorSpec
 from stages.pseudo_depth.estimators import DepthEstimator
 from stages.pseudo_depth.labelling import label_split
@@ -41,6 +40,7 @@ from tests.benchmarks.harness import Goal, Line, Spread
 IMAGE_COUNTS, RUN_COUNTS = (1_000, 10_000, 100_000), (10, 100, 1_000)
 LINEAR, FLAT = Goal(at_most=1.1), Goal(at_most=1.05)
 CLASSES, BATCH = 11, 50
+NORMALISATION = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 WHY_TIME, WHY_MEMORY = "something is gone through once per item for every item", "something is kept of every item"
 
 
@@ -150,7 +150,11 @@ def evaluate_many(count: int, _folder: Path) -> None:
 
     names = [f"class{number}" for number in range(CLASSES)]
     found = evaluate(
-        lambda images: logits[: len(images)], batches(), normalisation=IMAGENET, num_classes=CLASSES, class_names=names
+        lambda images: logits[: len(images)],
+        batches(),
+        normalisation=NORMALISATION,
+        num_classes=CLASSES,
+        class_names=names,
     )
     assert found.images == count
 
