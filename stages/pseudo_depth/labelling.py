@@ -150,7 +150,6 @@ def label_split(
         own = [todo[place] for place in share_of(len(todo))]
         writer.expect(dataset.image_ids[index] for index in set(todo).difference(own))
         prepare = partial(prepare_image, dataset, source, identify)
-        _check_space(prepare, own, len(todo), folder)
         labelling = _Labelling(source, writer, own, len(todo), progress)
         labelling.run(prepare, Batching(source, batch_size), workers)
         labelling.records |= found
@@ -202,17 +201,6 @@ def _save_in_turn(hashes: ContentHashes) -> None:
         wait_for_all()
 
 
-def _check_space(
-    prepare: Callable[[int], Prepared | FailedImage], own: Sequence[int], total: int, folder: Path
-) -> None:
-    """Compare what all ranks are to store with the space there is; the first image that can be read stands for all."""
-    first = next((image for image in map(prepare, own) if isinstance(image, Prepared)), None)
-    if first is not None:
-        height, width = first.content.shape[-2:]
-        bytes_needed = int(total * height * width * 2 * _STORED_SHARE)
-        check_space(folder, bytes_needed, f"the depth maps of {total} images")
-
-
 class _Labelled(NamedTuple):
     """What one rank, or all, have done."""
 
@@ -253,6 +241,8 @@ class _Labelling:
             waiting: deque[Future[None]] = deque()
             for batch in self.waits.count_each("images", batches):
                 images = torch.stack([image.content for image in batch])
+                if done == 0:
+                    self._check_space(images.shape)
                 maps = batching.predict(images)
                 if done == 0:
                     self._source.check_alive(images, maps)
@@ -265,6 +255,11 @@ class _Labelling:
             with self.waits.count("disk"):
                 for written in waiting:
                     written.result()
+
+    def _check_space(self, shape: torch.Size) -> None:
+        """Compare what all ranks are to store with the space there is; the first images stand for all."""
+        bytes_needed = int(self._total * shape[-2] * shape[-1] * 2 * _STORED_SHARE)
+        check_space(self._writer.folder, bytes_needed, f"the depth maps of {self._total} images")
 
     def _store(self, batch: list[Prepared], maps: Tensor) -> None:
         """Fetch the maps (B, h, w) of a batch from the device, check and write them; unusable ones are failures."""
