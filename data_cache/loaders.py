@@ -6,8 +6,10 @@ A training sample is a function of (seed, epoch, index) and a batch of (seed, st
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.queues import Queue
 from typing import Any
@@ -154,16 +156,35 @@ class Loader:
             worker_init_fn=_prepare_worker,
             generator=torch.Generator(),  # its own, or every iteration would draw from the global state
         )
+        self.workers = workers
+        self._waited_s, self._first_at, self._last_at = 0.0, math.inf, -math.inf
 
     def __len__(self) -> int:
         return len(self._loader)
 
+    @property
+    def waited_s(self) -> float:
+        """Seconds spent waiting for batches, but for the first, which waits for workers to start."""
+        return self._waited_s
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the time since the first batch that was spent waiting for others; 0 to 1."""
+        return self._waited_s / max(self._last_at - self._first_at, 1e-9) if self._waited_s else 0.0
+
     def __iter__(self) -> Iterator[PackedBatch]:
         try:
+            asked_at = time.perf_counter()
             for collated in self._loader:
                 if isinstance(collated, Failure):
                     raise UserError(collated.message)
-                yield from collated
+                for batch in collated:
+                    self._last_at = time.perf_counter()
+                    if self._first_at < self._last_at:
+                        self._waited_s += self._last_at - asked_at
+                    self._first_at = min(self._first_at, self._last_at)
+                    yield batch
+                    asked_at = time.perf_counter()
         except (RuntimeError, ConnectionError, EOFError) as error:
             # A dead worker is a RuntimeError of torch's, or a broken pipe while its tensors were being handed over.
             if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -15,6 +16,7 @@ from data_cache.datasets.interface import SegmentationDataset
 from data_cache.depth_map import widen
 from data_cache.depth_target import compute_inverse_depth_target
 from data_cache.errors import UserError
+from data_cache.image_cache import ImageCache
 from data_cache.settings import AugmentationSettings
 from data_cache.split_depth import SplitDepth
 from data_cache.transforms import (
@@ -44,6 +46,21 @@ class Source:
     store: SplitDepth | None
     target_mode: str = "robust"
     """One of ``depth_target.TARGET_MODES``."""
+    cache: ImageCache | None = None
+    """Where decoded images are kept."""
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return image (H, W, 3) and labels (H, W), not to be written to.
+
+        Raises:
+            UserError: what is wrong with one of them.
+        """
+        if self.cache is not None and (kept := self.cache.find(index)) is not None:
+            return kept
+        image, labels = self.dataset.read_image(index), self.dataset.read_labels(index)
+        if self.cache is not None:
+            self.cache.add(index, image, labels)
+        return image, labels
 
 
 class Sample(NamedTuple):
@@ -118,7 +135,7 @@ class TrainingSamples(Samples):
     def _build(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         dataset = self._source.dataset
-        image, labels = dataset.read_image(index), dataset.read_labels(index)
+        image, labels = self._source.read(index)
         rng = np.random.default_rng((SAMPLE_STREAM, self._seed, epoch, index))
         geometry = draw_geometry(self._augmentation, _size(image), rng)
         jitter = draw_colour_jitter(self._augmentation.jitter, rng)
@@ -142,7 +159,7 @@ class EvaluationSamples(Samples):
 
     def _build(self, key: int) -> Sample:
         dataset = self._source.dataset
-        image, labels = dataset.read_image(key), dataset.read_labels(key)
+        image, labels = self._source.read(key)
         whole = _whole(_size(image), _size(labels))
         shown = _whole(_size(image), self._image_size or _size(image))
         return Sample(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -177,8 +177,13 @@ class DataSettings(AugmentationSettings):
     """Folder of the dataset; drawn scenes need none."""
     options: dict[str, Any] = setting({}, Decides.DATA, Decides.SCORES, resolved=True)
     """Further arguments of the dataset (for scenes: size, counts, seed)."""
-    workers: int = setting(0, Decides.NOTHING, ge=0, le=256, flag="--workers")
-    """Loader processes; 0 loads in the training process."""
+    workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = setting("auto", Decides.NOTHING, flag="--workers")
+    """Loader processes; 0 loads in the training process. auto is as many as a GPU's training has threads, and 0 on a
+    CPU, where they would take time from the training."""
+    cache_images: Literal["auto", "on", "off"] = setting("auto", Decides.NOTHING, flag="--cache-images")
+    """Keep decoded images in memory after the first epoch: where all of them fit, as many as fit, or none."""
+    cache_limit_gb: float | None = setting(None, Decides.NOTHING, ge=0.0, le=1e6)
+    """Memory for decoded images, GB; half of what is free where it is not given."""
 
     @model_validator(mode="after")
     def _check_crop(self) -> DataSettings:

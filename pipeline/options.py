@@ -124,10 +124,24 @@ def _recipe_flags() -> Iterator[_Flag]:
 
 
 def _find_click_type(annotation: Any) -> Any:
-    """Return click's type of a field: choices of a Literal, else its plain type, with or without None."""
+    """Return click's type of a field: choices of a Literal, else its plain type, with or without None or words."""
     if get_origin(annotation) in (Union, types.UnionType):
-        (annotation,) = (each for each in get_args(annotation) if each is not type(None))
+        kinds = [each for each in get_args(annotation) if each is not type(None)]
+        annotation = kinds[0]
+        if len(kinds) > 1:
+            return _NumberOr(get_args(kinds[1]))
     return click.Choice(get_args(annotation)) if get_origin(annotation) is Literal else annotation
+
+
+class _NumberOr(click.ParamType):
+    """A whole number, or a word in its place."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words, self.name = words, "|".join(("integer", *words))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number or the word."""
+        return value if value in self.words else click.INT.convert(value, param, ctx)
 
 
 class EncodableHelp(click.HelpFormatter):

@@ -58,6 +58,9 @@ class SegmentationDataset(ABC):
     prediction_ids: ClassVar[Mapping[int, int] | None] = None
     """Train id -> id in saved predictions, where a benchmark wants its own; None saves train ids."""
 
+    is_mapped: ClassVar[bool] = False
+    """Whether arrays are read as they lie on the disk, so that keeping them in memory gains nothing."""
+
     split: str
     classes: tuple[str, ...]
     """Class names; the position is the train id."""
@@ -89,6 +92,11 @@ class SegmentationDataset(ABC):
     @abstractmethod
     def read_noted_image(self, index: int) -> NotedImage:
         """Return (H, W, 3) RGB, and what had to be decided to read it."""
+
+    def read_size(self, index: int) -> tuple[int, int]:
+        """Return (height, width) of an image, where possible without decoding it."""
+        height, width, _ = self.read_image(index).shape
+        return height, width
 
     @abstractmethod
     def read_labels(self, index: int) -> NDArray[np.uint8]:

@@ -92,6 +92,10 @@ class PairedFiles(SegmentationDataset):
         self._last_read = index, (height, width)
         return image
 
+    def read_size(self, index: int) -> tuple[int, int]:
+        """Return (height, width) of an image."""
+        return read_image_size(self.entries[index].image)
+
     def read_raw_mask(self, index: int) -> NDArray[Any]:
         """Return the mask file's ids (H, W), or its colours (H, W, 3) when it is a colour image."""
         return read_mask_ids(self.entries[index].mask)

@@ -51,6 +51,7 @@ class Scenes(SegmentationDataset):
     splits: ClassVar[tuple[str, ...]] = tuple(_SPLIT_STREAMS)
     needs_root: ClassVar[bool] = False
     work_folder: ClassVar[str] = "scenes"
+    is_mapped: ClassVar[bool] = True
     licence: ClassVar[DataLicence] = DataLicence("Apache-2.0", "drawn by this program")
     classes = scene_layout.CLASSES
     palette = scene_layout.PALETTE

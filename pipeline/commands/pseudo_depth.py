@@ -94,6 +94,7 @@ def _open_source(config: RunConfig, device: str, *, compile_model: bool) -> Dept
 
 
 def _label_split(config: RunConfig, session: Session, dataset: SegmentationDataset, source: DepthSource) -> LabelReport:
+    from pipeline.threads import count_usable_cpus
     from stages.pseudo_depth.labelling import LabelProgress, label_split
 
     with session.console.progress(f"labelling {dataset.name} {dataset.split}", len(dataset)) as advance:
@@ -108,7 +109,7 @@ def _label_split(config: RunConfig, session: Session, dataset: SegmentationDatas
             source,
             session.workspace.depth,
             batch_size=config.depth.batch_size,
-            workers=max(2, config.data.workers),
+            workers=max(2, count_usable_cpus() if config.data.workers == "auto" else config.data.workers),
             codec=config.depth.codec,
             hashes=session.workspace.content_hashes(),
             progress=show,

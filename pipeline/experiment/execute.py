@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,15 +16,14 @@ from data_cache.content import ContentHashes
 from data_cache.errors import InUse, UserError
 from data_cache.files import atomic_file, hold_folder, read_json, write_json
 from data_cache.leftovers import remove
-from data_cache.loaders import build_training_loader
 from data_cache.ranks import broadcast_object, is_speaker, world_size
-from data_cache.sample import PackedBatch
 from data_cache.samples import Source
 from data_cache.split_depth import SplitDepth
 from data_cache.training_log import read_log
 from pipeline.console import Advance
 from pipeline.experiment.artifacts import find_labels, open_split
 from pipeline.experiment.config import RunConfig
+from pipeline.experiment.feeding import Feed
 from pipeline.experiment.models import build_untrained
 from pipeline.experiment.nodes import NodeRecord, load_node, read_node
 from pipeline.experiment.plan import Node, Plan, PlannedRun, Reported, describe_network
@@ -49,6 +48,9 @@ from stages.training.loop import PhaseSummary, train_phase
 from stages.training.metrics_log import MetricsLog, StepReport
 from stages.training.settings import TrainingSettings
 from stages.training.transfer import CopyReport, copy_part
+
+_SHOWN_SHARE = 0.05
+"""Of the time; shorter waits for data are nobody's concern."""
 
 
 class Execution(NamedTuple):
@@ -285,10 +287,11 @@ def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.
         session.console.progress(title, node.steps) as advance,
         _open_log(folder, training) as log,
     ):
+        feed = Feed(node, Source(dataset, store, config.depth.target), device)
         summary = train_phase(
             network,
             node.phase,
-            _batches(node, Source(dataset, store, config.depth.target), device),
+            feed,
             total_steps=node.steps,
             seed=node.seed,
             key=node.key,
@@ -298,14 +301,15 @@ def _train_node(node: Node, folder: NodeFolder, session: Session, device: torch.
             dtype=resolve_dtype(training.precision, str(device)),
             checkpoint_folder=folder.checkpoint,
             log=log,
-            on_step=show_steps(advance),
+            on_step=show_steps(advance, feed),
             stop=stop,
         )
         if is_speaker():
             folder.record.unlink(missing_ok=True)  # it may tell of weights that were removed
             save_weights(network, folder.weights)
-            write_json(folder.record, _describe_node(node, folder, copies, summary, store, device))
+            write_json(folder.record, _describe_node(node, folder, copies, summary, store, device) | feed.describe())
             remove(folder.checkpoint)
+            feed.tell_long_waits()
     if broadcast_object(stop.is_set()):
         raise KeyboardInterrupt(f"phase {node.phase.name!r} was finished")
 
@@ -340,27 +344,8 @@ def build_start(node: Node, workspace: Workspace, num_classes: int) -> Network:
     return network
 
 
-def _batches(node: Node, source: Source, device: torch.device) -> Callable[[int], Iterable[PackedBatch]]:
-    """Return the function from a first step to the batches from there to the end of the phase."""
-
-    def from_step(first_step: int) -> Iterable[PackedBatch]:
-        return build_training_loader(
-            source,
-            augmentation=node.config.data,
-            batch_size=node.config.training.batch_size,
-            seed=node.seed,
-            first_step=first_step,
-            last_step=node.steps,
-            workers=node.config.data.workers,
-            pin_memory=device.type == "cuda",
-            with_depth=node.phase.needs_depth,
-        )
-
-    return from_step
-
-
-def show_steps(advance: Advance) -> Callable[[StepReport], None]:
-    """Return what tells a progress bar of every step: losses, their shares, images per second."""
+def show_steps(advance: Advance, feed: Feed | None = None) -> Callable[[StepReport], None]:
+    """Return what tells a progress bar of every step: losses, their shares, images per second, waits for data."""
     started_at = time.perf_counter()
     images = 0
 
@@ -368,7 +353,8 @@ def show_steps(advance: Advance) -> Callable[[StepReport], None]:
         nonlocal images
         images += report.images
         losses = " ".join(f"{name} {value:.4f} ({report.share[name]:.0%})" for name, value in report.raw.items())
-        advance(report.step, f"{losses} {images / (time.perf_counter() - started_at):.1f} images/s")
+        waits = f", {feed.wait_share:.0%} waiting for data" if feed and feed.wait_share >= _SHOWN_SHARE else ""
+        advance(report.step, f"{losses} {images / (time.perf_counter() - started_at):.1f} images/s{waits}")
 
     return show
 

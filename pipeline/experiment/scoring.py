@@ -16,7 +16,7 @@ from data_cache.samples import Source
 from data_cache.split_depth import SplitDepth
 from pipeline.experiment.artifacts import find_labels_if_any, open_split
 from pipeline.experiment.config import RunConfig
-from pipeline.experiment.devices import choose_device
+from pipeline.experiment.devices import choose_device, choose_workers
 from pipeline.experiment.facts import inspect_reported
 from pipeline.experiment.models import check_classes, open_run
 from pipeline.experiment.plan import Reported, evaluation_key
@@ -134,7 +134,7 @@ def evaluate_split(
         Source(dataset, store, config.depth.target),
         size=config.data.crop if config.evaluation.size == "recipe" else None,
         batch_size=config.evaluation.batch_size,
-        workers=config.data.workers,
+        workers=choose_workers(config.data.workers, device),
         pin_memory=device.type == "cuda",
         with_depth=store is not None,
         together=together,

@@ -47,7 +47,7 @@ panels = 1
 
 VOLATILE = {
     "seconds", "images_per_second", "resumed_from", "started_at", "finished_at", "reused", "latency_ms", "command",
-    "written_at", "created_at", "elapsed_s", "README.md",
+    "written_at", "created_at", "elapsed_s", "README.md", "workers", "cached_images", "wait_share",
 }  # fmt: skip
 """Keys of records that tell how a command went, not what came of it; the hash of the card, which shows latencies."""
 UNCOMPARED = {"report.html", "README.md"}

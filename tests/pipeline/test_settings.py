@@ -24,6 +24,8 @@ BASE = RunConfig().changed(
     }
 )
 OTHER: dict[str, Any] = {
+    "data.workers": 2,
+    "data.cache_limit_gb": 1.0,
     "data.crop": (64, 64),
     "data.scale": (0.5, 2.0),
     "data.root": "elsewhere",
