@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from data_cache.content import ContentHashes
+from pipeline.experiment.provenance import describe_numerics
 from pipeline.threads import SPIN_COUNT, choose_thread_defaults, count_usable_cpus, read_cpu_quota
 from stages.networks import build_network
 from stages.networks.tensor_files import save_tensors
+from stages.training.settings import TrainingSettings
 
 Call = Callable[..., Any]
 TINY = Path(__file__).parent / "tiny.toml"
@@ -104,10 +107,23 @@ def test_other_numerics_are_another_row(call: Call) -> None:
     assert [row["seeds"] for row in call("compare").json["rows"]] == [[0], [1]]
 
 
+def test_numerics_say_what_was_switched_on() -> None:
+    """A switch that is off says nothing, so that runs from before it had a name are the same row."""
+    usual = TrainingSettings(precision="float32")
+    plain = {"device": "cpu", "dtype": "float32", "tf32": False, "compile": False}
+    assert describe_numerics(torch.device("cpu"), usual) == plain
+    changes = {"deterministic": True, "compile": True, "compile_mode": "reduce-overhead", "tf32": True}
+    switched = usual.model_copy(update=changes)
+    assert describe_numerics(torch.device("cpu"), switched) == {
+        **plain, "compile": "reduce-overhead", "deterministic": True,
+    }  # fmt: skip
+    assert describe_numerics(torch.device("cuda:1"), switched)["tf32"] is True
+
+
 def test_auto_is_the_same_training_as_what_it_comes_to(call: Call) -> None:
     auto = call(*RUN, "--precision", "auto").json
     named = json.loads((Path(auto["folder"]) / "run.json").read_text())["config"]["training"]["precision"]
-    assert named in ("bfloat16", "float32")
+    assert named in ("bfloat16", "float16", "float32")
     assert call(*RUN, "--precision", named).json["run"] == auto["run"]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import toy_network
 from small_networks import NUM_CLASSES, SMALL_OPTIONS
 from torch import nn
 from torch._subclasses.fake_tensor import (
@@ -93,7 +94,7 @@ def test_a_step_of_every_network_asks_for_no_value(name, request):
 def test_steps_of_every_kind_of_phase_ask_for_no_value(name, phase, request):
     network = build_toy(aux=True) if name == "toy" else build_small(name)
     request.getfixturevalue("no_values")
-    train(take_values(network), phase, steps=2)
+    train(take_values(network), phase)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -183,6 +184,33 @@ def test_all_of_a_step_but_its_backward_pass_stays_on_the_gpu(monkeypatch, optim
         network, JOINT, device=GPU, dtype=dtype, steps=3, losses=LossSettings(weighting=weighting, dwa_window=2),
         optimizer=optimizer, clip_norm=1.0, ema_decay=0.9,
     )  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_gpu_is_not_waited_for(optimizer):
+    """What the laws on fake tensors say, said by the GPU itself."""
+    network = build_toy(aux=True).to(GPU, memory_format=torch.channels_last)
+    losses = LossSettings(seg="ohem", weighting="dwa", dwa_window=2, class_weights=(1.0, 2.0, 0.5, 1.0))
+    batches = [toy_network.make_batch(step) for step in range(3)]
+    packed = [
+        PackedBatch(batch.image_ids, *(None if each is None else each.pin_memory() for each in batch[1:]))
+        for batch in batches
+    ]
+    with training_parts(network, JOINT.trains):
+        trainer = PhaseTrainer(
+            network, JOINT, total_steps=9, seed=0, losses=losses, device=GPU, dtype="float16",
+            settings=TrainingSettings(optimizer=optimizer, clip_norm=1.0, ema_decay=0.9, log_every=2),
+        )  # fmt: skip
+        trainer.train_step(0, batches[0])  # libraries wait when they start
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for step in (1, 2):
+                trainer.train_step(step, batches[step])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert [report.step for report in trainer.read_reports(wait=True)] == [1, 2, 3]
 
 
 @pytest.mark.usefixtures("no_values")
