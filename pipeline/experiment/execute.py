@@ -205,7 +205,7 @@ def _recall_run(run: PlannedRun, reused: tuple[bool, ...], session: Session) -> 
         raise UserError(
             f"{folder} was scored on other data than it has now; repeat the command when they stay as they are"
         )
-    _follow_data(record, run.config, folder)
+    _follow_data(record, run.config, folder, session)
     session.workspace.mark_newest(folder)
     return record | {"phases": _describe_phases(run, nodes, reused)}
 
@@ -253,11 +253,11 @@ def _read_own(folder: Path) -> RunFile | None:
     return known
 
 
-def _follow_data(record: dict[str, Any], config: RunConfig, folder: Path) -> None:
+def _follow_data(record: dict[str, Any], config: RunConfig, folder: Path, session: Session) -> None:
     """Note where the data of a finished run lies now: it may have moved, and it is scored from there the next time."""
     now = _with_absolute_root(config)["data"]["root"]
     if record["config"]["data"]["root"] != now:
-        with hold_folder(folder, "noting where its data lies"):
+        with hold_folder(folder, "noting where its data lies", on_wait=session.console.info):
             record["config"]["data"]["root"] = now
             write_json(folder / RUN_FILE, record)
 

@@ -16,6 +16,7 @@ CLASSES = {
     "estimators": "Estimators and devices",
     "outputs": "Where results are written",
     "recipes": "Recipes and flags",
+    "many_rows": "Many processes and machines",
     "names": "Names as text",
     "leftovers": "What killed processes leave behind",
 }

@@ -136,13 +136,12 @@ class RayTasks:
         UserError: Ray is not installed, there is no such cluster, or it lacks the GPUs asked for.
     """
 
-    places = 1 << 20
-    """Ray has them wait until there is room."""
-
     def __init__(self, session: Session, address: str, device: str, gpus_per_training: float | None) -> None:
         self._ray = _connect(address)
         gpus = _count_gpus(self._ray.cluster_resources().get("GPU", 0), device, gpus_per_training)
         self.device = torch.device("cuda" if gpus else "cpu")
+        self._gpus = gpus
+        self.places = self._count_places()
         self._console, root = session.console, session.workspace.root.absolute()
         self._under_way: dict[Any, Task] = {}
         self._remote = self._ray.remote(num_cpus=CPUS_PER_TRAINING, num_gpus=gpus, max_retries=MOST_DEATHS)
@@ -181,6 +180,7 @@ class RayTasks:
     def wait(self, timeout_s: float | None) -> Sequence[Outcome]:
         """Return what became of tasks."""
         self._order.token.touch()  # else other machines would take it for abandoned after a day
+        self.places = self._count_places()
         ready, _ = self._ray.wait([*self._under_way], timeout=_LOOK_S if timeout_s is None else timeout_s)
         return [self._settle(each) for each in ready]
 
@@ -191,6 +191,12 @@ class RayTasks:
             self._ray.cancel(each)
         ended, _ = self._ray.wait(begun, num_returns=len(begun), timeout=_FAREWELL_S) if begun else ([], [])
         return [outcome for outcome in map(self._settle, ended) if outcome.state == "stopped"]
+
+    def _count_places(self) -> int:
+        """Return how many tasks the cluster has room for as it is now, and one more, for which it may grow."""
+        there = self._ray.cluster_resources()
+        rooms = [there.get("CPU", 0) / CPUS_PER_TRAINING, *([there.get("GPU", 0) / self._gpus] if self._gpus else [])]
+        return int(min(rooms)) + 1
 
     def _settle(self, reference: Any) -> Outcome:
         """Say what a worker had to say, and return what became of its task."""
