@@ -74,16 +74,17 @@ class StepGuard:
         """Take back what the forward pass of a step has moved if it is to change nothing, and adapt the scale."""
         self._statistics.restore_where(verdict.holds)
         if self._scaling:
-            self._adapt_scale(verdict.holds)
+            self._adapt_scale(verdict)
 
     def state(self) -> dict[str, Tensor]:
         """Return scale and its age by name, for float16 alone; filling them in restores the state."""
         return dict(self._scaling)
 
-    def _adapt_scale(self, overflows: Tensor) -> None:
+    def _adapt_scale(self, verdict: Verdict) -> None:
         scale, age = self._scaling["scale"], self._scaling["steps_since_change"]
-        age += 1
-        grows = ~overflows & (age >= _GROWTH_STEPS)
+        age += ~verdict.broken
+        overflows = verdict.holds & ~verdict.broken
+        grows = ~verdict.holds & (age >= _GROWTH_STEPS)
         scale.mul_(torch.where(overflows, 0.5, torch.where(grows, 2.0, 1.0))).clamp_(1.0, _LARGEST_SCALE)
         age *= ~(overflows | grows)
 

@@ -6,6 +6,9 @@ the host wait for all that is under way. On torch's fake tensors such a question
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import pytest
 import torch
 import toy_network
@@ -31,6 +34,12 @@ from stages.training.settings import LossSettings, TrainingSettings
 from stages.training.trainer import PhaseTrainer
 from stages.training.weighting import WEIGHTINGS, build_weighting
 
+LOSSES = [
+    (seg, depth, tuple(WEIGHTINGS)[(row + column) % len(WEIGHTINGS)])
+    for row, seg in enumerate(SEG_LOSSES)
+    for column, depth in enumerate(DEPTH_LOSSES)
+]
+"""Each loss beside each of the other task, and under each weighting."""
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:PSPNet's pyramid"),
@@ -78,8 +87,13 @@ def train(network, phase, *, device=CPU, losses=None, dtype="bfloat16", steps=1,
             trainer.train_step(step, make_batch(side=side))
 
 
-def build_small(name):
+@functools.cache
+def _build_once(name):
     return build_network(name, NUM_CLASSES, **SMALL_OPTIONS[name][0])
+
+
+def build_small(name):
+    return copy.deepcopy(_build_once(name))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -97,9 +111,7 @@ def test_steps_of_every_kind_of_phase_ask_for_no_value(name, phase, request):
     train(take_values(network), phase)
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("depth", DEPTH_LOSSES)
-@pytest.mark.parametrize("seg", SEG_LOSSES)
+@pytest.mark.parametrize(("seg", "depth", "weighting"), LOSSES)
 @pytest.mark.usefixtures("no_values")
 def test_no_loss_asks_for_a_value(seg, depth, weighting):
     losses = LossSettings(seg=seg, depth=depth, weighting=weighting, dwa_window=2, class_weights=(1.0, 2.0, 0.5, 1.0))
@@ -158,9 +170,7 @@ def test_forward_and_losses_of_every_network_stay_on_the_gpu(name, request):
     assert compute_losses(take_values(network, GPU), JOINT, GPU, LossSettings(), side).device == GPU
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("depth", DEPTH_LOSSES)
-@pytest.mark.parametrize("seg", SEG_LOSSES)
+@pytest.mark.parametrize(("seg", "depth", "weighting"), LOSSES)
 @pytest.mark.usefixtures("no_values")
 def test_every_loss_stays_on_the_gpu(seg, depth, weighting):
     losses = LossSettings(seg=seg, depth=depth, weighting=weighting, dwa_window=2, class_weights=(1.0, 2.0, 0.5, 1.0))
