@@ -40,7 +40,6 @@ class BoundaryScores:
         self.num_classes = num_classes
         self._totals = torch.zeros(2, dtype=torch.float64, device=device)
         """Sum over images, and the number of images with a boundary."""
-        self._words = _list_words(num_classes, device)
 
     def update(self, predictions: Tensor, seg_labels: Tensor) -> None:
         """Score one batch of (B, H, W) predictions and labels; waits for nothing."""
@@ -49,9 +48,8 @@ class BoundaryScores:
         tolerance_px = max(MIN_TOLERANCE_PX, TOLERANCE * math.hypot(*truth.shape[-2:]))
         edges = _edges(truth), _edges(predicted)
         near = self._find_near(truth, predicted, *edges, tolerance_px)
-        (num_truth, found), (num_predicted, right) = (
-            self._per_class(labels, *where) for labels, *where in zip((truth, predicted), edges, near, strict=True)
-        )
+        num_truth, found = self._count(truth, edges[0], near[0])
+        num_predicted, right = self._count(predicted, edges[1], near[1])
         precision = right / num_predicted.clamp(min=1)
         recall = found / num_truth.clamp(min=1)
         f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)  # 0 of a class without a boundary
@@ -68,14 +66,13 @@ class BoundaryScores:
         total, images = self._totals.tolist()
         return float(total / images) if images else 0.0
 
-    def _per_class(self, labels: Tensor, edges: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    def _count(self, labels: Tensor, edges: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
         """Count each class's boundary pixels and those of them that are near the other's; each (B, C) float64."""
-        images, classes = len(labels), self.num_classes
-        image = torch.arange(images, device=labels.device).view(-1, 1, 1)
-        nowhere = images * classes * 2
-        cells = torch.where(edges, (image * classes + labels) * 2 + near, nowhere)
-        counts = count_cells(cells, nowhere + 1)[:-1].view(images, classes, 2).double()
-        return counts.sum(dim=2), counts[..., 1]
+        image = torch.arange(len(labels), device=labels.device, dtype=torch.int32).view(-1, 1, 1)
+        kind = edges.view(torch.uint8) + near.view(torch.uint8)  # only edges are near: 0, 1 or 2
+        cells = labels.int().mul_(3).add_(kind).add_(image * (256 * 3))
+        counts = count_cells(cells, len(labels) * 256 * 3).view(-1, 256, 3)[:, : self.num_classes].double()
+        return counts[..., 1] + counts[..., 2], counts[..., 2]
 
     def _find_near(
         self, truth: Tensor, predicted: Tensor, truth_edges: Tensor, predicted_edges: Tensor, tolerance_px: float
@@ -85,26 +82,23 @@ class BoundaryScores:
         A pixel lies on the boundary of no class but its own, so one bit per class lets a single dilation serve all.
         """
         near = torch.zeros_like(truth_edges), torch.zeros_like(truth_edges)
-        for bit_of in self._words:
-            bits = bit_of[truth.int()] * truth_edges, bit_of[predicted.int()] * predicted_edges
-            near[0].logical_or_((_or_over_disk(bits[1], tolerance_px) & bits[0]) != 0)
-            near[1].logical_or_((_or_over_disk(bits[0], tolerance_px) & bits[1]) != 0)
+        width, kind = next((width, kind) for width, kind in _WORDS if width >= min(self.num_classes, _WORDS[-1][0]))
+        for first in range(0, self.num_classes, width):
+            of_truth = _bits_of(truth, truth_edges, first, width, kind)
+            of_predicted = _bits_of(predicted, predicted_edges, first, width, kind)
+            near[0].logical_or_((_or_over_disk(of_predicted, tolerance_px) & of_truth) != 0)
+            near[1].logical_or_((_or_over_disk(of_truth, tolerance_px) & of_predicted) != 0)
         return near
 
 
-def _list_words(num_classes: int, device: torch.device | str) -> list[Tensor]:
-    """Return the bit of each label in as few words as hold all classes, each (256,); 0 for labels of other words.
+def _bits_of(labels: Tensor, where: Tensor, first: int, width: int, kind: torch.dtype) -> Tensor:
+    """Return a word (B, H, W) with the bit of each label from ``first`` on, 0 for other labels and elsewhere.
 
-    Words are as narrow as can be: dilation moves all of them through memory many times.
+    Words are as narrow as can be: dilation moves them through memory many times.
     """
-    width, kind = next((width, kind) for width, kind in _WORDS if width >= num_classes or kind is _WORDS[-1][1])
-    words = []
-    for first in range(0, num_classes, width):
-        classes = torch.arange(first, min(first + width, num_classes), device=device)
-        bit_of = torch.zeros(256, dtype=kind, device=device)
-        bit_of[first : first + len(classes)] = (1 << (classes - first)).to(kind)
-        words.append(bit_of)
-    return words
+    place = labels - first  # uint8: what is below wraps around to far above
+    bit = torch.ones((), dtype=kind, device=labels.device) << place.clamp(max=width).to(kind)
+    return bit.mul_((where & (place < width)).to(kind))
 
 
 def _edges(labels: Tensor) -> Tensor:

@@ -127,8 +127,10 @@ class SegCounts:
         self._images = torch.zeros(2, dtype=torch.int64, device=device)
         """Images seen, and those of them that have a labelled pixel."""
         self._sums = torch.zeros((len(_VOID_RULES), len(IMAGEWISE)), dtype=torch.float64, device=device)
-        self._largest = torch.zeros(2, dtype=torch.int64, device=device)
-        """The largest prediction and label but void."""
+        self._strange = torch.zeros(IGNORE_INDEX - num_classes, dtype=torch.int64, device=device)
+        """How often each label occurred that is neither a class nor void."""
+        self._largest = torch.zeros((), dtype=torch.int64, device=device)
+        """The largest prediction."""
 
     def update(self, predictions: Tensor, seg_labels: Tensor) -> None:
         """Count one batch; batches may differ in size and resolution.
@@ -138,7 +140,7 @@ class SegCounts:
             seg_labels: (B, H, W) class index in [0, C) or IGNORE_INDEX. Others are refused by ``compute``.
         """
         counts = self._count(predictions, seg_labels)
-        confusion, void = counts[:, :-1], counts[:, -1]
+        confusion, void = counts[:, : self.num_classes], counts[:, IGNORE_INDEX]
         labelled = confusion.flatten(1).any(dim=1)  # an unlabelled image says nothing about the network
         self.confusion = self.confusion + confusion.sum(dim=0)
         self.void_predictions = self.void_predictions + void.sum(dim=0)
@@ -148,18 +150,19 @@ class SegCounts:
         self._sums = add_one_by_one(self._sums, torch.where(labelled.view(-1, 1, 1), values, 0.0))
 
     def _count(self, predictions: Tensor, seg_labels: Tensor) -> Tensor:
-        """Return (B, C + 1, C) pixel counts [image, truth, prediction]; the last truth row is void."""
+        """Return (B, 256, C) pixel counts [image, truth, prediction]; the last row is void, others from C on wrong."""
         if predictions.shape != seg_labels.shape or predictions.ndim != 3:
             raise ValueError(
                 f"predictions {tuple(predictions.shape)} and labels {tuple(seg_labels.shape)} must both be (B, H, W)"
             )
         classes, images = self.num_classes, len(seg_labels)
-        labels = seg_labels.long()
-        largest = torch.stack([predictions.amax().long(), labels.masked_fill(labels == IGNORE_INDEX, 0).amax()])
-        self._largest = torch.maximum(self._largest, largest)
-        image = torch.arange(images, device=labels.device).view(-1, 1, 1)
-        cells = (image * (classes + 1) + labels.clamp(max=classes)) * classes + predictions.clamp(max=classes - 1)
-        return count_cells(cells, images * (classes + 1) * classes).view(images, classes + 1, classes)
+        self._largest = torch.maximum(self._largest, predictions.amax())
+        image = torch.arange(images, device=seg_labels.device, dtype=torch.int32).view(-1, 1, 1)
+        cells = seg_labels.to(torch.uint8).int().mul_(classes).add_(image * (256 * classes))
+        cells.add_(predictions.clamp(max=classes - 1))
+        counts = count_cells(cells, images * 256 * classes).view(images, 256, classes)
+        self._strange = self._strange + counts[:, classes:IGNORE_INDEX].sum(dim=(0, 2))
+        return counts
 
     def sum_over_ranks(self) -> None:
         """Count what the other ranks have counted as well."""
@@ -184,10 +187,12 @@ class SegCounts:
         Raises:
             ValueError: a prediction or a label was outside the classes.
         """
-        for what, largest in zip(("predictions", "labels"), self._largest.tolist(), strict=True):
-            if largest >= self.num_classes:
-                last = self.num_classes - 1
-                raise ValueError(f"{what} up to {largest} are outside the classes 0…{last} (void is {IGNORE_INDEX})")
+        strange = [self.num_classes + place for place in self._strange.nonzero().flatten().tolist()]
+        found = [f"labels {strange}"] * bool(strange)
+        found += [f"predictions up to {int(self._largest)}"] * bool(self._largest >= self.num_classes)
+        if found:
+            classes = f"{self.num_classes} classes 0…{self.num_classes - 1} (void is {IGNORE_INDEX})"
+            raise ValueError(f"{' and '.join(found)} are outside the {classes}")
         pooled = self._by_class(self.confusion, self.void_predictions, void_as)
         means = self._sums[_VOID_RULES.index(void_as)] / self._images[1].clamp(min=1)
         return {name: float(formula(pooled)) for name, formula in POOLED.items()} | dict(

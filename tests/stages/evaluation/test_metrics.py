@@ -216,7 +216,7 @@ def test_per_class_rows_mark_absent_classes():
     ]
 
 
-@pytest.mark.parametrize(("label", "prediction", "what"), [(3, 0, r"labels up to 3"), (0, 3, r"predictions up to 3")])
+@pytest.mark.parametrize(("label", "prediction", "what"), [(3, 0, r"labels \[3\]"), (0, 3, r"predictions up to 3")])
 def test_ids_outside_the_classes_are_refused(label, prediction, what):
     with pytest.raises(ValueError, match=what):
         count(torch.full((1, 2, 2), prediction), torch.full((1, 2, 2), label), 3).compute()

@@ -94,13 +94,14 @@ def test_maps_are_never_negative_and_metric_maps_stay_below_the_maximum(tmp_path
         assert not metric or raw.max() <= estimator.spec.max_depth_m == 20
 
 
-def test_bfloat16_is_close_and_its_maps_are_not_rounded_to_eight_bits(depth_anything_folder, image):
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_the_bits_are_close_and_maps_are_not_rounded_to_them(depth_anything_folder, image, precision):
     exact = load_estimator(str(depth_anything_folder), precision="float32")
-    quick = load_estimator(str(depth_anything_folder), precision="bfloat16")
+    quick = load_estimator(str(depth_anything_folder), precision=precision)
     prepared = exact.prepare(image)[None]
     expected, found = exact.predict(prepared), quick.predict(prepared)
     assert (found - expected).abs().mean() < 0.1 * expected.std() + 0.01
-    assert not torch.equal(found, found.bfloat16().float())  # the last layer computed in float32
+    assert not torch.equal(found, found.to(getattr(torch, precision)).float())  # the last layer computed in float32
 
 
 def test_compiled_network_gives_the_same_maps(depth_anything_folder, image):
