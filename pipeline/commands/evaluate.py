@@ -109,7 +109,7 @@ def score_model(
     learnt_depth = model.has_depth and config.build_schedule().needs_depth
     store = find_labels_if_any(config, session.workspace, dataset, session.console.info) if learnt_depth else None
     network = TiledNetwork(model.network, tile=tile, margin=margin) if tile is not None else model.network
-    with _open_writer(session, save_predictions, dataset, config, overwrite=overwrite) as writer:
+    with open_writer(session, save_predictions, dataset, config, overwrite=overwrite) as writer:
         session.console.info(f"evaluating {model.weights} on {dataset.name} {dataset.split}")
         evaluation = evaluate_split(network, model.normalisation, dataset, store, config, device, writer, together=True)
     facts = {
@@ -124,7 +124,7 @@ def score_model(
 
 
 @contextlib.contextmanager
-def _open_writer(
+def open_writer(
     session: Session, folder: Path | None, dataset: SegmentationDataset, config: RunConfig, *, overwrite: bool
 ) -> Iterator[PredictionWriter | None]:
     """Yield a writer of the ids that the dataset wants in saved predictions, None without a folder for them.

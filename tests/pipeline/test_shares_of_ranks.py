@@ -26,6 +26,9 @@ from data_cache.depth_store import DepthStore
 from data_cache.loaders import build_evaluation_loader
 from data_cache.samples import Source
 from data_cache.split_depth import match_depth
+from pipeline.commands.evaluate import open_writer
+from pipeline.experiment.config import load_config
+from pipeline.session import Session
 from stages.evaluation.evaluate import evaluate
 from stages.evaluation.panels import PanelCollector
 from stages.networks import build_network
@@ -72,24 +75,36 @@ def label_own(place: Path, name: str) -> LabelReport:
     return label_split(open_scenes(), GroundTruthDepth(), place / name, workers=1)
 
 
-def score(store: Path, *, together: bool) -> dict[str, Any]:
-    """Evaluate an untrained network on scenes, with depth; ``places`` are those of the panels this process draws."""
+def score(place: Path, name: str) -> dict[str, Any]:
+    """Evaluate an untrained network on scenes, with depth, and save what it predicts.
+
+    ``places`` are those of the panels that this process draws, ``saved`` the files that it wrote.
+    """
+    store, together = next((place / "two" / "scenes").iterdir()), name == "two"
     torch.manual_seed(0)
     dataset = open_scenes()
     network = build_network("unet", len(dataset.classes), encoder="resnet18", encoder_weights="none")
     source = Source(dataset, match_depth(dataset, DepthStore(store)), "robust")
     panels = PanelCollector((dataset.image_ids[9], dataset.image_ids[0]))
-    evaluation = evaluate(
-        network,
-        build_evaluation_loader(source, size=None, batch_size=BATCH, with_depth=True, together=together),
-        normalisation=network.normalisation,
-        num_classes=len(dataset.classes),
-        class_names=dataset.classes,
-        with_depth=True,
-        on_predictions=panels,
-        together=together,
-    )
-    return evaluation.to_json() | {"places": sorted(panels.items)}
+    session = Session.start(place / f"work-{name}", json_mode=False, quiet=True)
+    with open_writer(session, place / f"saved-{name}", dataset, load_config("scenes-small"), overwrite=False) as writer:
+        assert writer is not None
+
+        def take(*predicted: Any) -> None:
+            panels(*predicted)
+            writer(*predicted)
+
+        evaluation = evaluate(
+            network,
+            build_evaluation_loader(source, size=None, batch_size=BATCH, with_depth=True, together=together),
+            normalisation=network.normalisation,
+            num_classes=len(dataset.classes),
+            class_names=dataset.classes,
+            with_depth=True,
+            on_predictions=take,
+            together=together,
+        )
+    return evaluation.to_json() | {"places": sorted(panels.items), "saved": [file.name for file in writer.files]}
 
 
 def describe(report: LabelReport) -> dict[str, Any]:
@@ -113,7 +128,7 @@ def be_a_rank(place: Path) -> None:
         "labelled": describe(label(place, "two")),
         "again": describe(label(place, "two")),
         "own": describe(label_own(place, "two")),
-        "scores": score(next((place / "two" / "scenes").iterdir()), together=True),
+        "scores": score(place, "two"),
     }
     (place / f"rank-{ranks.rank()}.json").write_text(json.dumps(found))
     label(place, "killed", die)
@@ -201,7 +216,7 @@ def test_a_killed_rank_loses_its_batch_and_one_process_goes_on(place, alone):
 def test_ranks_score_what_one_process_scores(place, reports):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    expected = score(next((place / "two" / "scenes").iterdir()), together=False)
+    expected = score(place, "one")
     torch.set_num_threads(threads)
     for report in reports:
         scores = report["scores"]
@@ -210,6 +225,9 @@ def test_ranks_score_what_one_process_scores(place, reports):
         for kind in ("metrics", "metrics_paper"):
             assert scores[kind] == pytest.approx(expected[kind], rel=1e-12, abs=0)
     assert [report["scores"]["places"] for report in reports] == [[1], [0]], "each panel is drawn once"
+    assert [name for report in reports for name in report["scores"]["saved"]] == expected["saved"]
+    saved, wanted = ({f.name: f.read_bytes() for f in (place / f"saved-{n}").glob("*.png")} for n in ("two", "one"))
+    assert saved == wanted and len(saved) == SCENES
 
 
 if __name__ == "__main__":
