@@ -15,10 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from pipeline.cli import main
 from pipeline.experiment.slurm import write_script
+from pipeline.experiment.tables import TABLES
 from pipeline.workspace import Workspace
+from tests.pipeline.few_rows import FEW
 
+pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 RECIPE = ("--recipe", str(HERE / "tiny.toml"))
 TABLE = (
@@ -55,6 +60,13 @@ def finish(process: subprocess.Popen[str], status: int = 0) -> tuple[dict[str, A
     return json.loads(answer), said
 
 
+def run_here(work: Path, *words: str) -> None:
+    """Run the command line in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--workdir", str(work), "--quiet", *words])
+    assert ended.value.code == 0
+
+
 def wait_for_training(work: Path, process: subprocess.Popen[str]) -> int:
     """Return the number of a process that is training a phase, and has saved a state of it."""
     while process.poll() is None:
@@ -81,16 +93,20 @@ def what_came_of(work: Path) -> dict[str, bytes]:
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work directory with depth of both splits."""
     work = tmp_path_factory.mktemp("many") / "work"
-    finish(start(work, "pseudo-depth", *RECIPE))
+    run_here(work, "pseudo-depth", *RECIPE)
     return work
 
 
 @pytest.fixture(scope="module")
 def alone(labelled: Path) -> dict[str, bytes]:
-    """What comes of the table in one process, one row after another."""
-    work = labelled.with_name("alone")
+    """What comes of the table in one process with one thread, one row after another."""
+    work, threads = labelled.with_name("alone"), torch.get_num_threads()
     shutil.copytree(labelled, work)
-    assert finish(start(work, *TABLE))[0]["trained"] == NODES
+    TABLES["few"] = FEW
+    torch.set_num_threads(1)
+    run_here(work, *TABLE)
+    torch.set_num_threads(threads)
+    del TABLES["few"]
     return what_came_of(work)
 
 

@@ -245,7 +245,7 @@ def _connect(address: str) -> Any:
             f"--on ray needs Ray, which cannot be imported ({problem}); install it with: pip install "
             "'pseudo-depth-pipeline[ray]'"
         ) from problem
-    wanted = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    wanted = (os.environ.get("RAY_ADDRESS") or address) if address == "auto" else address
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if wanted == "local":
         quiet |= {"num_cpus": count_usable_cpus(), "include_dashboard": False, "object_store_memory": _STORE_BYTES}
