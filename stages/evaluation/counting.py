@@ -23,7 +23,7 @@ def count_cells(cells: Tensor, size: int, lanes: int | None = None) -> Tensor:
     lanes = lanes or (_GPU_LANES if cells.device.type == "cuda" else 1)
     cells = cells.flatten()
     if lanes > 1:
-        cells = cells * lanes + torch.arange(len(cells), device=cells.device) % lanes
+        cells = cells * lanes + torch.arange(len(cells), device=cells.device, dtype=cells.dtype) % lanes
     counts = torch.zeros(size * lanes, dtype=torch.int64, device=cells.device)
     counts.index_add_(0, cells, torch.ones((), dtype=torch.int64, device=cells.device).expand(len(cells)))
     return counts.view(size, lanes).sum(dim=1) if lanes > 1 else counts

@@ -96,7 +96,8 @@ def _measure_largest_px(source: DepthSource, shape: torch.Size) -> int:
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     try:
-        source.predict(torch.zeros((2, *shape), dtype=torch.uint8))
+        with torch.compiler.set_stance("force_eager"):  # compiled for this batch, it would be compiled again
+            source.predict(torch.zeros((2, *shape), dtype=torch.uint8))
     except torch.OutOfMemoryError:
         return _area(shape)
     torch.cuda.synchronize(device)
