@@ -21,8 +21,11 @@ from pipeline.commands.schedules import list_schedules
 from stages.networks import NETWORKS
 from tests.bad_input.__main__ import PAGE, page_lines
 from tests.bad_input.cases import all_cases
+from tests.benchmarks.harness import format_number
 
 KILLS = Path(__file__).parent / "crash" / "figures.json"
+BENCHES = Path(__file__).parent / "benchmarks"
+SPEEDS = BENCHES / "figures.json"
 README = Path(__file__).parent.parent / "README.md"
 CHANCE = 0.07
 """Macro mIoU that no constant or random answer reaches on scenes: 8 classes, the most frequent of which has a third."""
@@ -79,6 +82,28 @@ def reliability_lines() -> Iterator[str]:
     yield "`pytest tests/bad_input`, part of `make test`; row by row in [docs/bad-input.md](docs/bad-input.md)."
 
 
+def speed_lines() -> Iterator[str]:
+    """Yield what the last ``make bench`` found: medians of ratios, with their quartiles."""
+    measured = json.loads(SPEEDS.read_text(encoding="utf8"))
+    yield "| what | goal | found | of |"
+    yield "|---|---:|---:|---|"
+    for line in measured["lines"]:
+        found, low, high = (format_number(line[key]) for key in ("found", "low", "high"))
+        spread = "" if low == high else f" ({low} – {high})"
+        missed = f"; **{line['missed']}**: {line['why']}".removesuffix(": ") if line["missed"] else ""
+        yield f"| {line['what']} | {line['goal'] or ''} | {found}{spread} | {line['detail']}{missed} |"
+    for bench, reason in measured["failed"].items():
+        yield f"| {bench} |  |  | failed: {reason} |"
+    machine, versions = measured["machine"], measured["versions"]
+    names = ", ".join(f"{name} {number}" for name, number in versions.items())
+    bfloat16 = "with" if machine["bfloat16"] else "without"
+    yield ""
+    yield (
+        f"`{measured['command']}`, {measured['seconds']} s on {measured['date']}: {machine['cpu']}, "
+        f"{machine['cores']} cores {bfloat16} bfloat16, {machine['system']}; {names}."
+    )
+
+
 def measured_in_readme() -> dict[str, str]:
     """Return name and macro mIoU of every row that the README has."""
     text = README.read_text(encoding="utf8")
@@ -104,10 +129,11 @@ def blocks(measured: Mapping[str, str]) -> dict[str, list[str]]:
         "schedules": list(schedule_lines()),
         "networks": list(network_lines(measured)),
         "reliability": list(reliability_lines()),
+        "speed": list(speed_lines()),
     }
 
 
-@pytest.mark.parametrize("name", ["schedules", "networks", "reliability"])
+@pytest.mark.parametrize("name", ["schedules", "networks", "reliability", "speed"])
 def test_the_readme_says_what_the_code_says(name: str) -> None:
     text = README.read_text(encoding="utf8")
     start, end = block(text, name)
@@ -117,6 +143,13 @@ def test_the_readme_says_what_the_code_says(name: str) -> None:
 
 def test_the_page_of_bad_inputs_has_every_case() -> None:
     assert PAGE.read_text(encoding="utf8").splitlines() == list(page_lines()), "run: python -m tests.bad_input"
+
+
+def test_every_benchmark_was_measured_at_full_size() -> None:
+    measured = json.loads(SPEEDS.read_text(encoding="utf8"))
+    there_are = {path.stem.removeprefix("bench_") for path in BENCHES.glob("bench_*.py")}
+    assert {line["bench"] for line in measured["lines"]} | set(measured["failed"]) == there_are
+    assert "--small" not in measured["command"]
 
 
 def test_every_network_was_measured_and_learnt_something() -> None:

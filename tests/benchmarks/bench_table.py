@@ -5,6 +5,7 @@ One by one is ``--no-reuse``: every row trains all of its phases. Both begin wit
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,8 @@ def prepare(folder: Path, recipe: Path, *words: str) -> Callable[[], None]:
 
 
 def run(work: Path, *words: str | Path) -> None:
-    """Run a command of the pipeline on a work directory."""
+    """Run a command of the pipeline on a work directory, with threads as it chooses them where nobody else does."""
+    chosen_here = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in chosen_here}
     command = [sys.executable, "-c", "from pipeline.cli import main; main()", "--workdir", work, "--quiet", *words]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)

@@ -200,7 +200,7 @@ def measure_in_turns(sides: dict[str, Callable[[], float]], turns: int) -> Rates
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(turns):
         for name, side in sides.items():
-            torch._dynamo.reset()  # each compiles for itself, and none runs into the limit of recompilations
+            torch.compiler.reset()  # each compiles for itself, and none runs into the limit of recompilations
             found[name].append(1 / side())
     return Rates(tuple(sides), Turns(tuple(map(tuple, found.values()))))
 

@@ -105,7 +105,8 @@ class Goal:
     def describe_miss(self, value: float) -> str:
         """Return by how much a value misses, in per cent of the bound."""
         bound = self.at_least if self.at_least is not None and value < self.at_least else self.at_most
-        return f"missed by {abs(value / bound - 1):.0%}" if bound else f"missed, {value:g}"
+        share = abs(value / bound - 1) if bound else 1.0
+        return f"missed by {share:.0%}" if share >= 0.01 else f"missed by {share:.1%}"
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,12 @@ def _cpu_name() -> str:
 
 
 def format_number(value: float) -> str:
-    """Return three digits that count, at least two after the point of ratios."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+    """Return the digits that count: more of them where ratios are near 1, and are held against bounds near it."""
+    if value >= 100:
+        return f"{value:.0f}"
+    if value >= 0.1:
+        return f"{value:.3f}" if 0.9 <= value <= 1.1 else f"{value:.2f}"
+    return f"{value:.2g}"
 
 
 def show(line: Line) -> None:

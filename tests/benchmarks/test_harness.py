@@ -33,6 +33,7 @@ def test_spread_is_median_and_quartiles() -> None:
         (Goal(at_most=0.5), 0.75, "missed by 50%"),
         (Goal(0.98, 1.02), 0.49, "missed by 50%"),
         (Goal(0.98, 1.02), 1.0, ""),
+        (Goal(at_most=1.0), 1.002, "missed by 0.2%"),
     ],
     ids=str,
 )
