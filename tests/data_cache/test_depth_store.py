@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zlib
@@ -16,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data_cache.depth_map import Provenance
-from data_cache.depth_repair import repair_store
+from data_cache.depth_repair import repair_store, verify_store
 from data_cache.depth_store import DepthStore, find_store, store_folder
 from data_cache.depth_writer import DepthStoreWriter
 from data_cache.errors import UserError
@@ -432,3 +433,24 @@ def test_without_the_plugin_a_store_of_blosc_names_the_package_and_loses_nothing
         assert "'a' is compressed by Blosc2, which needs the package hdf5plugin: pip install" in line
     np.testing.assert_array_equal(DepthStore(tmp_path / "s").read("a").raw, draw_map(0).astype(np.float16))
     assert (DepthStore(tmp_path / "s").read("even").raw == 1).all()
+
+
+def test_batches_that_several_killed_ranks_left_each_get_the_shard_of_their_number(tmp_path):
+    """Two ranks were killed: one with a batch for shard 0, one with a batch for shard 2, after its shard 1."""
+    folder = tmp_path / "s"
+    folder.mkdir()
+    for number, name in enumerate(("batch-00000-0000.h5", "shard-00001.h5", "batch-00002-0000.h5")):
+        with DepthStoreWriter(tmp_path / name, PROVENANCE) as writer:
+            writer.add(f"image{number}", np.full((4, 5), 1.0 + number), (4, 5), "0")
+            writer.commit()
+            if name.startswith("batch"):
+                shutil.copy(tmp_path / name / "batch-00000-0000.h5", folder / name)
+        if name.startswith("shard"):
+            shutil.copy(tmp_path / name / "shard-00000.h5", folder / name)
+    with DepthStoreWriter(folder, PROVENANCE) as writer:
+        assert names(folder)[:1] == ["batch-00002-0000.h5"] and "shard-00000.h5" in names(folder)
+        writer.add("image3", np.full((4, 5), 4.0), (4, 5), "0")
+    assert sorted(path.name for path in folder.glob("shard-*.h5")) == [f"shard-0000{number}.h5" for number in range(3)]
+    assert verify_store(folder) == []
+    store = DepthStore(folder)
+    assert [store.read(f"image{number}").raw[0, 0] for number in range(4)] == [1, 2, 3, 4]
