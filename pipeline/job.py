@@ -26,7 +26,6 @@ from data_cache.ranks import (
     claim_last_word,
     find_last_status,
     gather_over_ranks,
-    is_lost_rank,
     is_speaker,
     join,
     leave,
@@ -38,10 +37,6 @@ from data_cache.ranks import (
 from pipeline.interruption import start_answering
 
 SHARED_COMMANDS = frozenset({"run", "table", "pseudo-depth", "evaluate", "teach"})
-_LOST = (
-    "another process of this job ended without a word (torchrun names it below); what was finished is kept, the same "
-    "command continues"
-)
 
 
 def join_job(words: Sequence[str]) -> None:
@@ -103,19 +98,15 @@ def leave_job() -> None:
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """End this process where the block fails with a bug, or because another one has ended; the first to end says why.
-
-    Does nothing for a process that is alone.
-    """
+    """End this process where the block fails with a bug: of a job's processes only the first of them shows it."""
     try:
         yield
-    except Exception as problem:
+    except Exception:
         if world_size() == 1:
             raise
         start_answering()
         if claim_last_word(1):
-            said = _LOST if is_lost_rank(problem) else f"a bug, in rank {rank()}\n{traceback.format_exc()}"
-            sys.stderr.write(f"error: {said}\n")
+            sys.stderr.write(f"rank {rank()} of {world_size()}:\n{traceback.format_exc()}")
         end_job(1)
 
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from data_cache.errors import UserError, is_out_of_memory
+from data_cache.ranks import is_lost_rank
+
+_LOST = (
+    "another process of this job was ended from outside or crashed; torchrun names it below. What was finished is "
+    "kept, repeat the command to go on; if memory ran out, start fewer processes or lower --batch-size"
+)
 
 
 def explain_problem(problem: BaseException) -> str | None:
@@ -13,6 +19,8 @@ def explain_problem(problem: BaseException) -> str | None:
         from data_cache.files import explain_os_error
 
         return explain_os_error(problem)
+    if is_lost_rank(problem):
+        return _LOST
     if not is_out_of_memory(problem):
         return None
     reason = str(problem).partition("\n")[0] or type(problem).__name__  # Python's own MemoryError says nothing
