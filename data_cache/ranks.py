@@ -41,7 +41,7 @@ _JOIN_TIMEOUT_S = 300.0
 """So long a job waits for its processes to start."""
 _PATIENCE = timedelta(days=7)
 """So long ranks wait for each other: the speaker may hash or save for hours, and an end is noticed at once anyway."""
-_COURTESY_S = 0.5
+_COURTESY_S = 3.0
 """So long the other ranks hold back what the speaker probably says as well."""
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL", "Gloo ")
 
@@ -293,8 +293,9 @@ def claim_last_word(status: int) -> bool:
     """
     if _store is None:
         return _wanted.local_rank == 0
-    if not is_speaker():
-        time.sleep(_COURTESY_S)
+    until = time.monotonic() + (0 if is_speaker() else _COURTESY_S)
+    while time.monotonic() < until and find_last_status() is None:
+        time.sleep(0.05)
     try:
         first = _store.add("last word", 1) == 1
         if first:
@@ -310,6 +311,17 @@ def find_last_status() -> int | None:
         with contextlib.suppress(RuntimeError):
             return int(_store.get("status")) if _store.check(["status"]) else None
     return None
+
+
+def take_leave() -> None:
+    """Before this process ends out of turn: where the others learn why from it, let them, if they still can."""
+    if _store is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun keeps what was said
+        return
+    with contextlib.suppress(RuntimeError):
+        _store.set(f"heard/{_world.rank}", "")
+        until = time.monotonic() + (_COURTESY_S if is_speaker() else 0)
+        while time.monotonic() < until and not _store.check([f"heard/{other}" for other in range(_world.size)]):
+            time.sleep(0.05)
 
 
 def is_lost_rank(problem: BaseException) -> bool:

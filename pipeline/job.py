@@ -31,6 +31,7 @@ from data_cache.ranks import (
     leave,
     local_world_size,
     rank,
+    take_leave,
     wait_for_all,
     world_size,
 )
@@ -89,6 +90,15 @@ def check_shared_folder(folder: Path) -> None:
         )
 
 
+def check_batch(num_images: int) -> None:
+    """Raise a UserError when the smallest batch has not one image for every rank."""
+    if num_images < world_size():
+        raise UserError(
+            f"{world_size()} processes share every batch, but a batch here has {num_images} images; start at most "
+            f"{num_images} (torchrun --nproc-per-node), or raise --batch-size, to not more than the images of the split"
+        )
+
+
 def leave_job() -> None:
     """Wait until all have done their parts; each then ends by itself."""
     if world_size() > 1:
@@ -118,7 +128,9 @@ def end_job(status: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
-    os._exit(find_last_status() or status)  # in order it would wait for the others, which wait for this one
+    status = find_last_status() or status
+    take_leave()
+    os._exit(status)  # in order it would wait for the others, which wait for this one
 
 
 def _hash_program() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,7 @@ def teach_estimator(
         ``estimator`` (the folder), ``steps``, ``resumed_at``, ``final_loss``, ``seconds``.
     """
     from data_cache.files import hold_place
+    from data_cache.ranks import is_speaker
     from data_cache.sample import DepthKind
     from pipeline.experiment.artifacts import open_split
     from pipeline.experiment.devices import choose_device
@@ -76,7 +78,7 @@ def teach_estimator(
     dataset = open_split(config, session.workspace, "train")
     session.workspace.check_output(out, "--out")
     with (
-        hold_place(out, f"teaching {out}", on_wait=session.console.info),
+        hold_place(out, f"teaching {out}", on_wait=session.console.info) if is_speaker() else nullcontext(),
         stop_on_signals() as stop,
         session.console.progress(f"teaching {init}", options.steps) as advance,
     ):
@@ -118,7 +120,9 @@ def teach_dataset(
     """
     from data_cache.fingerprint import dataset_fingerprint
     from data_cache.leftovers import remove
+    from data_cache.ranks import broadcast_object, check_alike, is_speaker
     from pipeline.experiment.config import content_hash
+    from pipeline.job import check_batch, check_shared_folder
     from stages.networks.precision import resolve_dtype
     from stages.pseudo_depth.teach import check_dataset, find_finished, open_start, publish, write_record
     from stages.pseudo_depth.teach_data import batches_from
@@ -130,14 +134,18 @@ def teach_dataset(
     data = dataset_fingerprint(dataset, labels=False, depth=True)
     dtype = resolve_dtype(options.precision, str(device))
     task = {"init": init, "dataset": data, **asdict(options), "precision": dtype}
-    final_loss = find_finished(out, task)
+    check_alike({"dataset and options": content_hash(task, 12), "device": device.type})
+    check_batch(min(options.batch_size, len(dataset)))
+    final_loss = broadcast_object(find_finished(out, task) if is_speaker() else None)
     facts = {"estimator": str(out), "steps": options.steps}
     if final_loss is not None:
         return facts | {"resumed_at": options.steps, "final_loss": final_loss, "seconds": 0.0}
     start = open_start(init, options, kind=kind, accept_noncommercial=accept_noncommercial)
     check_dataset(dataset, start.spec)
-    write_record(out, task)
-    with MetricsLog(out / "metrics.jsonl") as log:
+    if is_speaker():
+        write_record(out, task)
+    check_shared_folder(out)
+    with MetricsLog(out / "metrics.jsonl") if is_speaker() else nullcontext() as log:
         summary = train_phase(
             start.network,
             Phase("teach", trains=ENCODER | DEPTH_BRANCH, depth=1.0),
@@ -163,8 +171,9 @@ def teach_dataset(
             on_step=on_step,
             stop=stop,
         )
-    publish(out, start, task, summary.losses["depth"])
-    remove(out / "unfinished")
+    if is_speaker():
+        publish(out, start, task, summary.losses["depth"])
+        remove(out / "unfinished")
     return facts | {
         "resumed_at": summary.resumed_from,
         "final_loss": summary.losses["depth"],

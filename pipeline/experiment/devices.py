@@ -66,8 +66,8 @@ def _choose_of_ranks(device: torch.device, count: int, reason: str) -> torch.dev
         )
     if count < local_world_size():
         raise UserError(
-            f"{local_world_size()} processes were started on this machine, but its GPUs are {count}{reason}; start one "
-            f"for each (torchrun --nproc-per-node {count or 1}), or use --device cpu"
+            f"{local_world_size()} processes were started on this machine, which has {count} GPUs{reason}; "
+            f"{f'start one for each (torchrun --nproc-per-node {count}), or ' if count else ''}use --device cpu"
         )
     torch.cuda.set_device(local_rank())
     return torch.device("cuda", local_rank())

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from data_cache.errors import UserError
 from data_cache.ranks import broadcast_object, check_alike, world_size
 from pipeline.experiment.plan import Node, Plan, PlannedRun, content_hash
-from pipeline.job import check_shared_folder
+from pipeline.job import check_batch, check_shared_folder
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +26,7 @@ def check_ranks(plan: Plan, workspace: Workspace, device: torch.device) -> None:
     names = [*sorted(plan.nodes), *(run.name for run in plan.runs)]
     check_alike({"plan (recipe, data, depth)": content_hash(names, 12), "device": device.type})
     check_shared_folder(workspace.root)
-    fewest = min(min(run.config.training.batch_size, run.facts.num_images) for run in plan.runs)
-    if fewest < world_size():
-        raise UserError(
-            f"{world_size()} processes share every batch, but a batch here has {fewest} images; start at most "
-            f"{fewest} (torchrun --nproc-per-node), or raise --batch-size, to not more than the images of the split"
-        )
+    check_batch(min(min(run.config.training.batch_size, run.facts.num_images) for run in plan.runs))
 
 
 def announce(name: str | None) -> None:

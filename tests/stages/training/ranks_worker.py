@@ -8,12 +8,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from toy_network import ToyNetwork, build_toy, make_batch
 
-from data_cache.ranks import World, gather_over_ranks, is_speaker, join, leave, share_of
+from data_cache.errors import UserError
+from data_cache.ranks import World, check_alike, gather_over_ranks, is_speaker, join, leave, rank, share_of
 from data_cache.sample import IGNORE_INDEX, PackedBatch
 from stages.pseudo_depth.depth_losses import metric_depth_loss, relative_depth_loss
 from stages.training.loop import train_phase
@@ -118,6 +120,9 @@ def main(folder: Path) -> None:
         assert sums[0] == sums[1], name
         if is_speaker():
             save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
+    check_alike({"recipe": "the same"})
+    with pytest.raises(UserError, match="rank 0 and rank 1 of this job are not alike .recipe: of 0 and of 1.; start"):
+        check_alike({"recipe": f"of {rank()}", "program": "the same"})
     leave()
 
 
