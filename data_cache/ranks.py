@@ -63,16 +63,22 @@ class World(NamedTuple):
         Raises:
             UserError: it says a part, or nonsense.
         """
-        if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+        if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
             return cls()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-        if missing:
+        given = {name: os.environ.get(name, "") for name in (*names, "MASTER_ADDR", "MASTER_PORT")}
+        wrong = [
+            name for name, value in given.items() if not value or (name != "MASTER_ADDR" and not value.isdecimal())
+        ]
+        if not wrong and not int(given["RANK"]) < int(given["WORLD_SIZE"]):
+            wrong = ["RANK"]
+        if wrong:
             raise UserError(
-                f"WORLD_SIZE says that this is one of {os.environ['WORLD_SIZE']} processes, but {', '.join(missing)} "
-                "is not set; start them with: torchrun --nproc-per-node N -m pipeline …, or unset WORLD_SIZE"
+                f"the environment says WORLD_SIZE={given['WORLD_SIZE']}, so this is one of several processes, but "
+                f"{', '.join(f'{name} is {given[name]!r}' for name in wrong)}; start them with: torchrun "
+                "--nproc-per-node N -m pipeline …, or unset WORLD_SIZE"
             )
-        return cls(*(int(os.environ[name]) for name in names))
+        return cls(*(int(given[name]) for name in names))
 
 
 _world = _wanted = World()

@@ -53,4 +53,9 @@ CASES = [
          ("notes.txt", "did not write", "--overwrite"), check=_nothing_written),
     Case("a job script where a folder is", _plan("dcsa", "--slurm", "{user}", "--gpus", "2"),
          ("--slurm", "is a folder", "jobs.sh"), check=_nothing_written),
+    Case("one of several processes, but nobody says which", _table(), ("WORLD_SIZE=4", "RANK is ''", "torchrun"),
+         environment={"WORLD_SIZE": "4"}),
+    Case("a process beyond the last one", _table(), ("WORLD_SIZE=2", "RANK is '2'", "torchrun"),
+         environment={"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
+                      "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}),
 ]  # fmt: skip

@@ -121,7 +121,7 @@ def main(folder: Path) -> None:
         if is_speaker():
             save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
     check_alike({"recipe": "the same"})
-    with pytest.raises(UserError, match="rank 0 and rank 1 of this job are not alike .recipe: of 0 and of 1.; start"):
+    with pytest.raises(UserError, match=r"rank 0 and rank 1 of this job are not alike \(recipe: of 0 and of 1\); "):
         check_alike({"recipe": f"of {rank()}", "program": "the same"})
     leave()
 
