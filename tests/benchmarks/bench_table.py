@@ -50,11 +50,11 @@ def lines(*, small: bool) -> Iterator[Line]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         recipe = folder / "recipe.toml"
-        recipe.write_text(RECIPE.format(iterations=1 if small else 10))
+        recipe.write_text(RECIPE.format(iterations=1 if small else 12))
         run(folder / "prepared", "pseudo-depth", "--recipe", recipe, "--split", "train", "--split", "val")
         turns = alternate(
             [prepare(folder, recipe, *words) for words in (["--no-reuse"], [], ["--jobs", "2"])],
-            1 if small else 2,
+            passes=1,  # of minutes each, in which a moment's disturbance counts little
             warm_up=0,
         )
     seconds = [f"{turns.seconds(side):.0f} s" for side in range(3)]
