@@ -84,8 +84,8 @@ def find_device(name: str) -> str:
 def choose_workers(wanted: int | Literal["auto"], device: torch.device) -> int:
     """Return how many processes load the data of a training or evaluation on a device.
 
-    On a CPU a loader's process takes the time that it gives: 0, measured. A GPU leaves this process's share of the
-    cores idle but one.
+    On a CPU all cores compute already, and a loader's process takes from them what it gives. A GPU leaves this
+    process's share of the cores idle but one.
     """
     if wanted != "auto":
         return wanted

@@ -91,6 +91,8 @@ CASES = [
     Case("a batch of 10^9 images", _plan("--batch-size", "1000000000"), ("training.batch_size", "65536")),
     Case("a scale of 10^6", _set("data.scale=[1.0,1e6]"), ("scale", "0.0625 to 16")),
     Case("a crop of 10^6 px", _set("data.crop=[1000000,1000000]"), ("crop", "16384 px")),
+    Case("less than no memory for images", _set("data.cache_limit_gb=-1"), ("data.cache_limit_gb", "equal to 0")),
+    Case("a codec that there is not", _set("depth.codec=zip"), ("depth.codec", "'blosc'", "found 'zip'")),
     Case("10^6 loaders", _plan("--workers", "1000000"), ("data.workers", "256")),
     Case("10^18 steps", _plan("--iterations", "1000000000000000000"), ("training.iterations", "1000000000")),
     Case(
