@@ -274,3 +274,16 @@ def test_images_that_changed_size_are_refused(source):
 def test_an_empty_split_is_refused(source):
     with pytest.raises(UserError, match="ramps train has no images"):
         load(replace(source, dataset=replace(source.dataset, sizes=())))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_knows_how_long_it_was_waited_for(source, workers):
+    loader = build_training_loader(
+        source, augmentation=AUGMENTATION, batch_size=2, seed=0, first_step=0, last_step=4, workers=workers,
+        with_depth=True,
+    )  # fmt: skip
+    batches = iter(loader)
+    next(batches)
+    assert loader.waited_s == loader.wait_share == 0, "the first batch waits for workers to start"
+    list(batches)
+    assert loader.waited_s > 0 and 0 < loader.wait_share <= 1
