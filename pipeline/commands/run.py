@@ -32,7 +32,8 @@ def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool, 
     from data_cache.ranks import speaker_first
     from pipeline.experiment.artifacts import wait_for_stores
     from pipeline.experiment.devices import choose_device
-    from pipeline.experiment.execute import Here, execute_plan
+    from pipeline.experiment.engines.here import Here
+    from pipeline.experiment.execute import execute_plan
     from pipeline.experiment.expand import expand_rows, make_plan
     from pipeline.experiment.tabulate import tabulate
     from pipeline.session import Result

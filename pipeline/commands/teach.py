@@ -71,7 +71,7 @@ def teach_estimator(
     from data_cache.sample import DepthKind
     from pipeline.experiment.artifacts import open_split
     from pipeline.experiment.devices import choose_device
-    from pipeline.experiment.execute import show_steps
+    from pipeline.experiment.training import show_steps
     from pipeline.session import Result
     from stages.training.interruption import stop_on_signals
 

@@ -74,6 +74,6 @@ def open_engine(spread: Spread, session: Session, device: str) -> Iterator[Engin
         with LocalJobs(spread.jobs, session, chosen) as jobs:
             yield jobs
         return
-    from pipeline.experiment.execute import Here
+    from pipeline.experiment.engines.here import Here
 
     yield Here(session, chosen)

@@ -1,0 +1,167 @@
+"""A node is trained unless it is trained already: from its parent's weights, with its data, in its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from data_cache.content import ContentHashes
+from data_cache.errors import UserError
+from data_cache.files import hold_folder, write_json
+from data_cache.leftovers import remove
+from data_cache.ranks import broadcast_object, is_speaker
+from data_cache.samples import Source
+from data_cache.split_depth import SplitDepth
+from pipeline.console import Advance
+from pipeline.experiment.artifacts import find_labels, open_split
+from pipeline.experiment.feeding import Feed
+from pipeline.experiment.nodes import NodeRecord, load_node
+from pipeline.experiment.plan import Node, describe_network
+from pipeline.experiment.provenance import describe_environment, describe_numerics
+from pipeline.experiment.together import announce
+from pipeline.session import Session
+from pipeline.workspace import NodeFolder, Workspace
+from stages.networks import build_network, build_without_weights
+from stages.networks.interface import Network
+from stages.networks.precision import resolve_dtype
+from stages.training.checkpoint import save_weights
+from stages.training.interruption import stop_on_signals
+from stages.training.loop import PhaseSummary, train_phase
+from stages.training.metrics_log import MetricsLog, StepReport
+from stages.training.settings import TrainingSettings
+from stages.training.transfer import CopyReport, copy_part
+
+_SHOWN_SHARE = 0.05
+"""Of the time; shorter waits for data are nobody's concern."""
+
+
+def finish_node(node: Node, session: Session, device: torch.device) -> bool:
+    """Train a node unless it is trained already; return whether that was done."""
+    folder = session.workspace.node(node.folder)
+    if folder.finished:
+        return False
+    with hold_folder(folder.path, "training this phase"):
+        if folder.finished:  # another process may have finished it between the look and the lock
+            return False
+        announce(node.folder)
+        train_node(node, folder, session, device)
+    return True
+
+
+def train_node(node: Node, folder: NodeFolder, session: Session, device: torch.device) -> None:
+    """Train a node, or this rank's share of it; the speaker, who holds the folder, writes what is left of it there."""
+    config, training = node.config, node.config.training
+    dataset = open_split(config, session.workspace, "train")
+    store = find_labels(config, session.workspace, dataset) if node.phase.needs_depth else None
+    network = _build_start(node, session.workspace, len(dataset.classes))
+    copies = [copy_part(network, copy.source, copy.target) for copy in node.copies]
+    title = f"{config.network.label} s{config.seed} {config.loss.describe_step(node.phase)}"
+    with (
+        stop_on_signals() as stop,  # only here: elsewhere an interruption has nothing to save and may come at once
+        session.console.progress(title, node.steps) as advance,
+        _open_log(folder, training) as log,
+    ):
+        feed = Feed(node, Source(dataset, store, config.depth.target), device)
+        summary = train_phase(
+            network,
+            node.phase,
+            feed,
+            total_steps=node.steps,
+            seed=node.seed,
+            key=node.key,
+            settings=training,
+            losses=config.loss,
+            device=device,
+            dtype=resolve_dtype(training.precision, str(device)),
+            checkpoint_folder=folder.checkpoint,
+            log=log,
+            on_step=show_steps(advance, feed),
+            stop=stop,
+        )
+        if is_speaker():
+            folder.record.unlink(missing_ok=True)  # it may tell of weights that were removed
+            save_weights(network, folder.weights)
+            write_json(folder.record, _describe_node(node, folder, copies, summary, store, device) | feed.describe())
+            remove(folder.checkpoint)
+            feed.tell_long_waits()
+    if broadcast_object(stop.is_set()):
+        raise KeyboardInterrupt(f"phase {node.phase.name!r} was finished")
+
+
+def _open_log(folder: NodeFolder, training: TrainingSettings) -> contextlib.AbstractContextManager[MetricsLog | None]:
+    """Return the log of a phase, which is the speaker's to write."""
+    if not is_speaker():
+        return contextlib.nullcontext()
+    board = folder.path / "tensorboard" if training.tensorboard else None
+    return MetricsLog(folder.metrics, log_every=training.log_every, tensorboard=board)
+
+
+def _build_start(node: Node, workspace: Workspace, num_classes: int) -> Network:
+    """Build the network a node starts from: its parent's last weights, or the one its seed gives.
+
+    Only the speaker's has weights, which it gives to the other ranks when the training begins.
+    """
+    wanted = node.config.network
+    begins = node.parent is None and is_speaker()
+    build = build_network if begins else build_without_weights  # the parent's weights hold them already
+    torch.manual_seed(node.config.seed)
+    network = build(wanted.name, num_classes, **wanted.options)
+    if not is_speaker():
+        return network
+    if node.parent is not None:
+        load_node(network, workspace.node(node.parent))
+    elif describe_network(wanted) != node.network:
+        raise UserError(
+            f"the weights file {wanted.options.get('encoder_weights')} has changed since this training was planned; "
+            "repeat the command when it no longer changes"
+        )
+    return network
+
+
+def show_steps(advance: Advance, feed: Feed | None = None) -> Callable[[StepReport], None]:
+    """Return what tells a progress bar of every step: losses, their shares, images per second, waits for data."""
+    started_at = time.perf_counter()
+    images = 0
+
+    def show(report: StepReport) -> None:
+        nonlocal images
+        images += report.images
+        losses = " ".join(f"{name} {value:.4f} ({report.share[name]:.0%})" for name, value in report.raw.items())
+        waits = f", {feed.wait_share:.0%} waiting for data" if feed and feed.wait_share >= _SHOWN_SHARE else ""
+        advance(report.step, f"{losses} {images / (time.perf_counter() - started_at):.1f} images/s{waits}")
+
+    return show
+
+
+def _describe_node(
+    node: Node,
+    folder: NodeFolder,
+    copies: list[CopyReport],
+    summary: PhaseSummary,
+    store: SplitDepth | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    return {
+        "format": NodeRecord.VERSION,
+        "weights": ContentHashes().hash((folder.weights,)),
+        "phase": node.phase.name,
+        "loss": node.config.loss.describe(node.phase),
+        "trains": node.phase.trains.names(),
+        "key": node.key,
+        "parent": node.parent,
+        "steps": node.steps,
+        "copied": sum(len(copy.copied) for copy in copies),
+        "depth_store": asdict(store.provenance) if store else None,
+        "losses": summary.losses,
+        "shares": summary.shares,
+        "seconds": round(summary.seconds, 3),
+        "images_per_second": round(summary.images_per_second, 3),
+        "resumed_from": summary.resumed_from,
+        "numerics": describe_numerics(device, node.config.training),
+        "environment": describe_environment(),
+    }
