@@ -6,11 +6,11 @@ A training sample is a function of (seed, epoch, index) and a batch of (seed, st
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from multiprocessing.queues import Queue
 from typing import Any
 
@@ -19,12 +19,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_cache.errors import UserError
+from data_cache.idleness import IdleClock, find_marks
 from data_cache.order import steps_per_epoch
 from data_cache.ranks import share_of, world_size
 from data_cache.sample import PackedBatch
 from data_cache.samples import EvaluationSamples, Failure, Sample, Samples, Source, TrainingSamples, check_source
 from data_cache.settings import AugmentationSettings, Size
 
+_CPU = torch.device("cpu")
 _ORDER_STREAM = 0
 """First word of the random streams of orders, see ``samples.SAMPLE_STREAM``."""
 
@@ -38,7 +40,7 @@ def build_training_loader(
     first_step: int,
     last_step: int,
     workers: int = 0,
-    pin_memory: bool = False,
+    device: torch.device = _CPU,
     with_depth: bool,
 ) -> Loader:
     """Return the batches of steps ``first_step`` to ``last_step - 1`` of a phase, of several ranks this one's rows.
@@ -47,7 +49,7 @@ def build_training_loader(
         batch_size: images of all ranks.
         seed: of order and augmentation, at least 0.
         workers: processes that read and augment; 0 does so in this one. The batches are the same.
-        pin_memory: put batches into page-locked memory, from which a GPU fetches them by itself.
+        device: whom the batches are for; a GPU fetches them by itself, from page-locked memory.
         with_depth: whether batches carry depth; images and labels are the same either way.
 
     Raises:
@@ -58,8 +60,8 @@ def build_training_loader(
     steps = _Steps(len(source.dataset), batch_size, seed, first_step, last_step)
     samples = TrainingSamples(source, augmentation, seed, with_depth)
     if world_size() == 1:
-        return Loader(samples, steps, workers, pin_memory)
-    return SharedLoader(samples, steps, workers, pin_memory, source.dataset.image_ids)
+        return Loader(samples, steps, workers, device)
+    return SharedLoader(samples, steps, workers, device, source.dataset.image_ids)
 
 
 def build_evaluation_loader(
@@ -68,7 +70,7 @@ def build_evaluation_loader(
     size: Size | None,
     batch_size: int,
     workers: int = 0,
-    pin_memory: bool = False,
+    device: torch.device = _CPU,
     with_depth: bool,
     together: bool = False,
 ) -> Loader:
@@ -79,6 +81,7 @@ def build_evaluation_loader(
 
     Args:
         size: (height, width) the images are resized to; None leaves them as they are.
+        device: as for training.
         together: whether the ranks of the job share the batches, which are those of one process: each gets some.
 
     Raises:
@@ -90,7 +93,7 @@ def build_evaluation_loader(
     if together:
         chunks = [chunks[place] for place in share_of(len(chunks))]
     samples = EvaluationSamples(source, size, with_depth)
-    return Loader(samples, chunks, workers, pin_memory)
+    return Loader(samples, chunks, workers, device)
 
 
 def batch_of_step(step: int, num_images: int, batch_size: int, seed: int) -> tuple[int, list[int]]:
@@ -145,46 +148,52 @@ class _Rows:
 class Loader:
     """Batches, as often as it is iterated over; ``len`` counts what the workers are sent, not always batches."""
 
-    def __init__(self, samples: Samples, keys: Any, workers: int, pin_memory: bool) -> None:
+    def __init__(self, samples: Samples, keys: Any, workers: int, device: torch.device) -> None:
         self._loader = DataLoader(
             samples,
             batch_sampler=keys,
             collate_fn=_collate,
             num_workers=workers,
-            pin_memory=pin_memory,
+            pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
             worker_init_fn=_prepare_worker,
             generator=torch.Generator(),  # its own, or every iteration would draw from the global state
         )
         self.workers = workers
-        self._waited_s, self._first_at, self._last_at = 0.0, math.inf, -math.inf
+        self._idle = IdleClock(find_marks(device))
+        self._first_at: float | None = None
+        self._last_at = 0.0
 
     def __len__(self) -> int:
         return len(self._loader)
 
     @property
     def waited_s(self) -> float:
-        """Seconds spent waiting for batches, but for the first, which waits for workers to start."""
-        return self._waited_s
+        """Seconds in which the device idled for want of batches, but for the first, which waits for workers to start.
+
+        A GPU that still has steps to do does not idle, however long this process waits.
+        """
+        return self._idle.seconds
 
     @property
     def wait_share(self) -> float:
-        """Share of the time since the first batch that was spent waiting for others; 0 to 1."""
-        return self._waited_s / max(self._last_at - self._first_at, 1e-9) if self._waited_s else 0.0
+        """Share of the time since the first batch in which the device idled for want of others; 0 to 1."""
+        return 0.0 if self._first_at is None else self.waited_s / max(self._last_at - self._first_at, 1e-9)
 
     def __iter__(self) -> Iterator[PackedBatch]:
         try:
-            asked_at = time.perf_counter()
-            for collated in self._loader:
+            fetched = iter(self._loader)
+            while True:
+                with nullcontext() if self._first_at is None else self._idle.count():
+                    collated = next(fetched, None)
+                self._last_at = time.perf_counter()
+                if self._first_at is None:
+                    self._first_at = self._last_at
+                if collated is None:
+                    return
                 if isinstance(collated, Failure):
                     raise UserError(collated.message)
-                for batch in collated:
-                    self._last_at = time.perf_counter()
-                    if self._first_at < self._last_at:
-                        self._waited_s += self._last_at - asked_at
-                    self._first_at = min(self._first_at, self._last_at)
-                    yield batch
-                    asked_at = time.perf_counter()
+                yield from collated
         except (RuntimeError, ConnectionError, EOFError) as error:
             # A dead worker is a RuntimeError of torch's, or a broken pipe while its tensors were being handed over.
             if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
@@ -200,9 +209,9 @@ class SharedLoader(Loader):
     """This rank's rows of the batches of several ranks, with the ids of all their images."""
 
     def __init__(
-        self, samples: Samples, steps: _Steps, workers: int, pin_memory: bool, image_ids: Sequence[str]
+        self, samples: Samples, steps: _Steps, workers: int, device: torch.device, image_ids: Sequence[str]
     ) -> None:
-        super().__init__(samples, _Rows(steps), workers, pin_memory)
+        super().__init__(samples, _Rows(steps), workers, device)
         self._steps, self._image_ids = steps, image_ids
 
     def __iter__(self) -> Iterator[PackedBatch]:

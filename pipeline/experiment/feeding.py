@@ -51,14 +51,14 @@ class Feed:
             first_step=first_step,
             last_step=self._node.steps,
             workers=self._workers,
-            pin_memory=self._device.type == "cuda",
+            device=self._device,
             with_depth=self._node.phase.needs_depth,
         )
         return self._loader
 
     @property
     def wait_share(self) -> float:
-        """Share of the time so far that was spent waiting for batches; 0 to 1."""
+        """Share of the time so far in which the device idled for want of batches; 0 to 1."""
         return self._loader.wait_share if self._loader else 0.0
 
     def describe(self) -> dict[str, Any]:

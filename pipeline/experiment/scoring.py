@@ -135,7 +135,7 @@ def evaluate_split(
         size=config.data.crop if config.evaluation.size == "recipe" else None,
         batch_size=config.evaluation.batch_size,
         workers=choose_workers(config.data.workers, device),
-        pin_memory=device.type == "cuda",
+        device=device,
         with_depth=store is not None,
         together=together,
     )
