@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.errors import UserError
+from data_cache.idleness import IdleClock, find_marks
 from data_cache.images import ImageNote
 from stages.pseudo_depth.batching import Batching
 from stages.pseudo_depth.depth_source import DepthSource
@@ -51,16 +51,16 @@ class Waits:
     """Seconds in which the device had nothing to do, by what it waited for."""
 
     def __init__(self, device: torch.device) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(get_args(Waited), 0.0)
-        self._device = device
+        self._clocks: dict[str, IdleClock] = {what: IdleClock(find_marks(device)) for what in get_args(Waited)}
 
-    @contextmanager
-    def count(self, what: Waited) -> Iterator[None]:
-        """Count the time spent within, unless the device still has work from before when it is over."""
-        started = time.perf_counter()
-        yield
-        if self._device.type != "cuda" or torch.cuda.current_stream(self._device).query():
-            self.seconds[what] += time.perf_counter() - started
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What was counted so far."""
+        return {what: clock.seconds for what, clock in self._clocks.items()}
+
+    def count(self, what: Waited) -> AbstractContextManager[None]:
+        """Return a context whose time counts, but for that in which the device still has work from before."""
+        return self._clocks[what].count()
 
     def count_each(self, what: Waited, batches: Iterator[list[Prepared]]) -> Iterator[list[Prepared]]:
         """Yield batches, counting the time it takes to get each."""

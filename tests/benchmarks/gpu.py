@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from data_cache.datasets import open_dataset
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.errors import UserError
+from data_cache.idleness import IdleClock, find_marks
 from data_cache.loaders import build_training_loader
 from data_cache.sample import PackedBatch
 from data_cache.samples import Source
@@ -262,13 +263,14 @@ def bench_data(device: torch.device, folder: Path, sizes: Sizes) -> Iterator[Lin
 def measure_waits(
     dataset: SegmentationDataset, device: torch.device, sizes: Sizes, workers: int
 ) -> tuple[float, float]:
-    """Train from files; return the share of time in which the loop waited for the loader, and images per second."""
+    """Train from files; return the share of time in which the device idled for want of data, and images per second."""
     warm_up = 2 * workers
     steps = warm_up + 3 * sizes.steps
-    waited_s = began_at = 0.0
+    idle = IdleClock(find_marks(device))
+    began_at = before_s = 0.0
 
     def batches(first_step: int) -> Iterator[PackedBatch]:
-        nonlocal waited_s, began_at
+        nonlocal before_s, began_at
         loader = iter(
             build_training_loader(
                 Source(dataset, None),
@@ -278,17 +280,16 @@ def measure_waits(
                 first_step=first_step,
                 last_step=steps,
                 workers=workers,
-                pin_memory=device.type == "cuda",
+                device=device,
                 with_depth=False,
             )
         )
         for step in range(steps):
             if step == warm_up:
                 wait_for(device)
-                began_at, waited_s = time.perf_counter(), 0.0
-            asked_at = time.perf_counter()
-            batch = next(loader)
-            waited_s += time.perf_counter() - asked_at
+                began_at, before_s = time.perf_counter(), idle.seconds
+            with idle.count():
+                batch = next(loader)
             yield batch
 
     train_phase(
@@ -297,7 +298,7 @@ def measure_waits(
     )  # fmt: skip
     wait_for(device)
     seconds = time.perf_counter() - began_at
-    return waited_s / seconds, (steps - warm_up) * sizes.batch_size / seconds
+    return (idle.seconds - before_s) / seconds, (steps - warm_up) * sizes.batch_size / seconds
 
 
 def bench_codec(folder: Path, small: bool) -> Iterator[Line]:
