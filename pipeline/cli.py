@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from data_cache.errors import UserError, nearest
+from data_cache.ranks import wait_for_all
 from pipeline.commands import COMMANDS
 from pipeline.interruption import KEPT, interruptible, was_interrupted
-from pipeline.job import end_job, ending_together, join_job, leave_job, share_or_stand_back
+from pipeline.job import end_job, ending_together, join_job, share_or_stand_back
 from pipeline.options import EncodableHelp, GivenPath
 from pipeline.problems import explain_problem
 from pipeline.silence import showing_notices, silence_libraries
@@ -110,7 +111,7 @@ def _run(arguments: list[str]) -> int:
             join_job(arguments)
             status = _call(arguments)
             sys.stdout.flush()
-            leave_job()
+            wait_for_all()  # each has done its part
             return status
     except UserError as problem:
         find_console().error(str(problem))

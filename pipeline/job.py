@@ -32,7 +32,6 @@ from data_cache.ranks import (
     local_world_size,
     rank,
     take_leave,
-    wait_for_all,
     world_size,
 )
 from pipeline.interruption import start_answering
@@ -99,13 +98,6 @@ def check_batch(num_images: int) -> None:
         )
 
 
-def leave_job() -> None:
-    """Wait until all have done their parts; each then ends by itself."""
-    if world_size() > 1:
-        wait_for_all()
-        leave()
-
-
 @contextmanager
 def ending_together() -> Iterator[None]:
     """End this process where the block fails with a bug: of a job's processes only the first of them shows it."""
@@ -121,7 +113,7 @@ def ending_together() -> Iterator[None]:
 
 
 def end_job(status: int) -> None:
-    """End a process that is still in its job with the status of the first that ended; does nothing for other ones."""
+    """End a process that is in a job, with the status of the first that ended; does nothing for other ones."""
     if world_size() == 1:
         return
     start_answering()  # torchrun ends the others as soon as it sees that one has ended
@@ -130,7 +122,9 @@ def end_job(status: int) -> None:
             stream.flush()
     status = find_last_status() or status
     take_leave()
-    os._exit(status)  # in order it would wait for the others, which wait for this one
+    # In order it would wait for the others, which wait for this one; and where all have done their parts, Python might
+    # abort, because a thread of gloo lets go of a tensor while the interpreter ends.
+    os._exit(status)
 
 
 def _hash_program() -> str:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from toy_network import ToyNetwork, build_toy, make_batch
 
 from data_cache.errors import UserError
-from data_cache.ranks import World, check_alike, gather_over_ranks, is_speaker, join, leave, rank, share_of
+from data_cache.ranks import World, check_alike, gather_over_ranks, is_speaker, join, rank, share_of
 from data_cache.sample import IGNORE_INDEX, PackedBatch
+from pipeline.job import end_job
 from stages.pseudo_depth.depth_losses import metric_depth_loss, relative_depth_loss
 from stages.training.loop import train_phase
 from stages.training.schedule import Phase
@@ -123,7 +124,7 @@ def main(folder: Path) -> None:
     check_alike({"recipe": "the same"})
     with pytest.raises(UserError, match=r"rank 0 and rank 1 of this job are not alike \(recipe: of 0 and of 1\); "):
         check_alike({"recipe": f"of {rank()}", "program": "the same"})
-    leave()
+    end_job(0)
 
 
 if __name__ == "__main__":
