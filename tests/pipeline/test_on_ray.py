@@ -21,8 +21,8 @@ def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Order:
     work, folder = tmp_path / "work", tmp_path / "called here"
     work.mkdir()
     folder.mkdir()
-    (work / "token").write_text("secret")
-    return _Order(work, str(folder), ["pipeline", "table"], "head", work / "token", "secret", _find_versions())
+    (work / "token").touch()
+    return _Order(work, str(folder), ["pipeline", "table"], "head", work / "token", _find_versions())
 
 
 def test_a_worker_is_where_and_what_the_command_was(order: _Order) -> None:
@@ -30,9 +30,8 @@ def test_a_worker_is_where_and_what_the_command_was(order: _Order) -> None:
     assert (str(Path.cwd()), sys.argv) == (order.folder, ["pipeline", "table"])
 
 
-@pytest.mark.parametrize("token", ["another", None])
-def test_a_worker_that_sees_another_work_directory_refuses(order: _Order, token: str | None) -> None:
-    order.token.unlink() if token is None else order.token.write_text(token)
+def test_a_worker_that_sees_another_work_directory_refuses(order: _Order) -> None:
+    order.token.unlink()
     with pytest.raises(UserError, match=r"work is not the same on .* as on head.*--workdir"):
         order.begin()
 

@@ -10,7 +10,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +163,19 @@ def reports(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return first, second
 
 
-@pytest.fixture(scope="module")
-def alone(place: Path) -> LabelReport:
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with as many threads as each rank has."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    report = label(place, "one")
+    yield
     torch.set_num_threads(threads)
-    return report
+
+
+@pytest.fixture(scope="module")
+def alone(place: Path) -> LabelReport:
+    with one_thread():
+        return label(place, "one")
 
 
 def read_all(folder: Path) -> dict[str, np.ndarray]:
@@ -205,19 +212,15 @@ def test_a_killed_rank_loses_its_batch_and_one_process_goes_on(place, alone):
     folder = next((place / "killed" / "folder").iterdir())
     kept = set(DepthStore(folder).image_ids)
     assert kept >= {f"{index:02d}" for index in range(IMAGES // 2)}, "the other rank's are all there"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    report = label(place, "killed")
-    torch.set_num_threads(threads)
+    with one_thread():
+        report = label(place, "killed")
     assert (report.skipped, report.labelled) == (len(kept), IMAGES - len(kept)) and len(kept) < IMAGES
     assert_same_maps(folder, alone.store)
 
 
 def test_ranks_score_what_one_process_scores(place, reports):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    expected = score(place, "one")
-    torch.set_num_threads(threads)
+    with one_thread():
+        expected = score(place, "one")
     for report in reports:
         scores = report["scores"]
         assert scores["confusion"] == expected["confusion"] and scores["images"] == SCENES

@@ -1,6 +1,6 @@
 """The workers of a Ray cluster: each task is a Ray task, which Ray gives to another worker when its own dies.
 
-The one place that knows Ray. All machines must see the same work directory; a random file in it shows whether they do.
+The one place that knows Ray. All machines must see the same work directory; a file of a temporary name in it shows whether they do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import os
 import re
-import secrets
 import signal
 import socket
 import sys
@@ -81,7 +80,7 @@ class _Order(NamedTuple):
     command: list[str]
     host: str
     token: Path
-    secret: str
+    """In the work directory."""
     versions: dict[str, str]
 
     def begin(self) -> Session:
@@ -96,11 +95,7 @@ class _Order(NamedTuple):
         sys.argv = list(self.command)
         with contextlib.suppress(OSError):  # where it is not, relative paths lead nowhere, and that is told
             os.chdir(self.folder)
-        try:
-            shared = self.token.read_text(encoding="ascii") == self.secret
-        except OSError:
-            shared = False
-        if not shared:
+        if not self.token.exists():
             raise UserError(
                 f"work directory {self.root} is not the same on {socket.gethostname()} as on {self.host}, where the "
                 "command was called; choose one on a disk that all machines of the cluster share (--workdir)"
@@ -152,10 +147,9 @@ class RayTasks:
             sys.argv,
             socket.gethostname(),
             name_temporary(root / "token"),
-            secrets.token_hex(),
             _find_versions(),
         )
-        self._order.token.write_text(self._order.secret, encoding="ascii")
+        self._order.token.touch()
 
     def __enter__(self) -> RayTasks:
         return self
