@@ -53,6 +53,8 @@ def choose_device(name: str) -> torch.device:
     if (device.index or 0) >= count:
         have = ", ".join(f"cuda:{index}" for index in range(count)) or "none"
         raise UserError(f"device {name!r} is not there: GPUs of this machine: {have}{reason}; use --device auto or cpu")
+    if device.index is not None:
+        torch.cuda.set_device(device)  # else page-locked memory, for one, would open the first GPU as well
     return device
 
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from data_cache.arrival import Arrival
 from data_cache.content import ContentHashes
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.depth_file_build import StoredMap
@@ -246,7 +246,7 @@ class _Labelling:
                 maps = batching.predict(images)
                 if done == 0:
                     self._source.check_alive(images, maps)
-                waiting.append(disk.submit(self._store, batch, maps))
+                waiting.append(disk.submit(self._store, batch, Arrival(maps)))
                 if len(waiting) > _QUEUED_BATCHES:
                     with self.waits.count("disk"):
                         waiting.popleft().result()
@@ -261,9 +261,9 @@ class _Labelling:
         bytes_needed = int(self._total * shape[-2] * shape[-1] * 2 * _STORED_SHARE)
         check_space(self._writer.folder, bytes_needed, f"the depth maps of {self._total} images")
 
-    def _store(self, batch: list[Prepared], maps: Tensor) -> None:
-        """Fetch the maps (B, h, w) of a batch from the device, check and write them; unusable ones are failures."""
-        for image, stored in zip(batch, self._packers.map(self._pack, batch, maps.cpu().numpy()), strict=True):
+    def _store(self, batch: list[Prepared], maps: Arrival) -> None:
+        """Check and write the maps (B, h, w) of a batch; unusable ones are failures."""
+        for image, stored in zip(batch, self._packers.map(self._pack, batch, maps.wait().numpy()), strict=True):
             try:
                 if isinstance(stored, UnfitMap):
                     raise stored

@@ -200,17 +200,19 @@ class MovingAverage:
         self._average = {name: value.detach().clone() for name, value in self._live.items()}
         floats = [name for name, value in self._live.items() if value.is_floating_point()]
         self._floats = ([self._average[name] for name in floats], [self._live[name] for name in floats])
-        self._others = [name for name in self._live if name not in set(floats)]
+        others = [name for name in self._live if name not in set(floats)]
+        self._others = ([self._average[name] for name in others], [self._live[name] for name in others])
 
     @torch.no_grad()
     def update(self, step: int, holds: Tensor) -> None:
         """Move towards the live weights after the step-th update, counted from 1, unless that update was left out."""
         decay = min(self._decay, (1 + step) / (10 + step))
         averages, live = self._floats
-        weight = torch.where(holds, 0.0, 1 - decay)
-        torch._foreach_lerp_(averages, live, [weight] * len(live))
-        for name in self._others:
-            self._average[name].copy_(self._live[name])
+        moves = torch._foreach_sub(live, averages)  # a lerp by a tensor would be a kernel per weight on a GPU
+        torch._foreach_mul_(moves, torch.where(holds, 0.0, 1 - decay))
+        torch._foreach_add_(averages, moves)
+        if self._others[0]:
+            torch._foreach_copy_(*self._others)
 
     @torch.no_grad()
     def hand_over(self) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from data_cache.arrival import Arrival
 from data_cache.errors import UserError
 from stages.training.metrics_log import StepReport
 
@@ -58,7 +59,7 @@ class ReportQueue:
         self._interval, self._longest_s = interval, longest_s
         self._facts: list[StepFacts] = []
         self._numbers: list[Tensor] = []
-        self._sent: deque[tuple[list[StepFacts], Tensor, torch.cuda.Event | None]] = deque()
+        self._sent: deque[tuple[list[StepFacts], Arrival]] = deque()
         self._sent_at = time.monotonic()
 
     def add(self, facts: StepFacts, numbers: Tensor) -> None:
@@ -77,20 +78,12 @@ class ReportQueue:
         if wait and self._facts:
             self._send()
         while len(self._sent) > (0 if wait else 1):
-            facts, numbers, arrival = self._sent.popleft()
-            if arrival is not None:
-                arrival.synchronize()
-            for each, values in zip(facts, numbers.tolist(), strict=True):
+            facts, numbers = self._sent.popleft()
+            for each, values in zip(facts, numbers.wait().tolist(), strict=True):
                 yield _describe(each, values)
 
     def _send(self) -> None:
-        rows = torch.stack(self._numbers)
-        on_gpu = rows.device.type == "cuda"
-        arriving = rows.to("cpu", non_blocking=on_gpu)  # into page-locked memory, behind the steps so far
-        arrival = torch.cuda.Event() if on_gpu else None
-        if arrival is not None:
-            arrival.record(torch.cuda.current_stream(rows.device))
-        self._sent.append((self._facts, arriving, arrival))
+        self._sent.append((self._facts, Arrival(torch.stack(self._numbers))))
         self._facts, self._numbers, self._sent_at = [], [], time.monotonic()
 
 
