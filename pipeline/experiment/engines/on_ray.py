@@ -1,6 +1,6 @@
 """The workers of a Ray cluster: each task is a Ray task, which Ray gives to another worker when its own dies.
 
-The one place that knows Ray. All machines must see the same work directory; a file of a temporary name in it shows whether they do.
+The one place that knows Ray. All machines must see the same work directory; a file in it shows whether they do.
 """
 
 from __future__ import annotations
