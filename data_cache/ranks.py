@@ -86,7 +86,7 @@ _store: Store | None = None
 """Where the job's processes meet; it outlives each of them but, without torchrun, rank 0."""
 
 
-def join(world: World, timeout_s: float = _JOIN_TIMEOUT_S) -> None:
+def join(world: World) -> None:
     """Become one of a job's processes; does nothing for one that is alone.
 
     CPU tensors travel by gloo, CUDA tensors by NCCL.
@@ -103,18 +103,18 @@ def join(world: World, timeout_s: float = _JOIN_TIMEOUT_S) -> None:
 
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
-        store, *_ = next(dist.rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=timeout_s)))
+        store, *_ = next(dist.rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=_JOIN_TIMEOUT_S)))
         store.set(f"here/{world.rank}", "")
-        store.wait([f"here/{other}" for other in range(world.size)], timedelta(seconds=timeout_s))
+        store.wait([f"here/{other}" for other in range(world.size)], timedelta(seconds=_JOIN_TIMEOUT_S))
         store.set_timeout(_PATIENCE)
         backend = "cpu:gloo,cuda:nccl" if is_available() and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=_PATIENCE)
     except (RuntimeError, ValueError) as problem:
         reason = str(problem).partition("\n")[0]
         raise UserError(
-            f"rank {world.rank} of {world.size} did not find the others of its job at {where} within {timeout_s:.0f} s "
-            f"({reason}); see that all are started, and that MASTER_ADDR (torchrun: --rdzv-endpoint) is a machine and "
-            "port that every machine reaches"
+            f"rank {world.rank} of {world.size} did not find the others of its job at {where} within "
+            f"{_JOIN_TIMEOUT_S:.0f} s ({reason}); see that all are started, and that MASTER_ADDR (torchrun: "
+            "--rdzv-endpoint) is a machine and port that every machine reaches"
         ) from problem
     _world, _store = world, store
 

@@ -1,4 +1,7 @@
-"""What the scores of an evaluation cost beside the inference they are of: the camvid recipe's network and images."""
+"""What the scores of an evaluation cost beside the inference they are of: the camvid recipe's network and images.
+
+The inference is float32, as that of an evaluation always is.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from stages.evaluation.boundary import BoundaryScores
 from stages.evaluation.metrics import SegCounts
 from stages.evaluation.tiling import predict
 from stages.networks import build_network
-from stages.networks.precision import resolve_dtype
 from tests.benchmarks.drawings import draw_mask, draw_surface
 from tests.benchmarks.harness import Goal, Line, alternate
 
@@ -33,11 +35,10 @@ def lines(*, small: bool) -> Iterator[Line]:
     guesses = torch.where(torch.rand(labels.shape) < 0.9, labels, labels.roll(9, dims=-1)).byte()  # like a network's
     images = torch.randn(BATCH, 3, *size).to(memory_format=torch.channels_last)
     counts, boundary = SegCounts(CLASSES, background=None), BoundaryScores(CLASSES)
-    precision = resolve_dtype("auto", "cpu")
 
     @torch.inference_mode()
     def infer() -> None:
-        predict(network, images, size, precision=precision, depth=False)
+        predict(network, images, size, depth=False)
 
     @torch.inference_mode()
     def score() -> None:
@@ -48,5 +49,5 @@ def lines(*, small: bool) -> Iterator[Line]:
     scoring, inference = (1e3 * turns.seconds(side) / BATCH for side in range(2))
     yield Line(
         "evaluation's metrics / inference (ResNet18 U-Net, 360×480, 11 classes)", turns.ratio(0, 1),
-        Goal(at_most=0.03), f"{scoring:.1f} and {inference:.0f} ms per image, inference in {precision}", WHY,
+        Goal(at_most=0.03), f"{scoring:.1f} and {inference:.0f} ms per image, inference in float32", WHY,
     )  # fmt: skip
