@@ -119,9 +119,16 @@ class PhaseTrainer:
         return self._reports.read(wait=wait)
 
     def finish(self) -> None:
-        """Leave the network with what the phase hands on: the last weights, or their moving average if one is kept."""
+        """Leave the network with what the phase hands on: the last weights, or their moving average if one is kept.
+
+        What else a training holds on the device is given back, for the evaluation that follows.
+        """
+        self._optimiser.zero_grad()
         if self._average:
             self._average.hand_over()
+        if self._forward is not self._network:
+            # CUDA graphs would keep their memory, and torch compiles no ninth form of a network: it says so nowhere.
+            torch.compiler.reset()
 
     def state(self) -> dict[str, Tensor]:
         """Return all of it as ``<group>/<name>``."""

@@ -195,6 +195,12 @@ def test_compiled_network_learns_the_same():
         torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_after_a_phase_no_gradient_takes_memory():
+    network = build_toy()
+    train(network, JOINT)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
 def test_compiling_without_a_compiler_is_explained(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match=r"--compile on a CPU needs a C\+\+ compiler"):
