@@ -16,15 +16,12 @@ from stages.training.freezing import trained_modules
 from stages.training.schedule import Phase
 from stages.training.settings import TrainingSettings
 
-_MASKING = ("cpu", "cuda")
-"""Where torch's fused optimisers leave out an update when a tensor on the device says so; elsewhere the host asks."""
-OPTIMIZERS: dict[str, Callable[[list[dict], TrainingSettings, bool], torch.optim.Optimizer]] = {
-    "adam": lambda groups, settings, fused: torch.optim.Adam(groups, lr=settings.lr, fused=fused),
-    "adamw": lambda groups, settings, fused: torch.optim.AdamW(groups, lr=settings.lr, fused=fused),
-    "sgd": lambda groups, settings, fused: torch.optim.SGD(
-        groups, lr=settings.lr, momentum=settings.momentum, fused=fused
-    ),
+OPTIMIZERS: dict[str, Callable[[list[dict], TrainingSettings], torch.optim.Optimizer]] = {
+    "adam": lambda groups, settings: torch.optim.Adam(groups, lr=settings.lr, fused=True),
+    "adamw": lambda groups, settings: torch.optim.AdamW(groups, lr=settings.lr, fused=True),
+    "sgd": lambda groups, settings: torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True),
 }
+"""Fused ones leave out an update when a tensor on the device says so."""
 LR_SCHEDULES: dict[str, Callable[[float, TrainingSettings], float]] = {
     "constant": lambda _progress, _settings: 1.0,
     "poly": lambda progress, settings: (1 - progress) ** settings.poly_power,
@@ -98,7 +95,6 @@ class PhaseOptimiser:
         self.named_parameters = named
         self._factors = [group.pop("lr_factor") for group in groups]
         self._optimizer = _build(settings, groups)  # each step sets its own rate
-        self._masks_on_device = next(iter(named.values())).device.type in _MASKING
 
     def prepare(self, step: int) -> float:
         """Set the learning rates for the step that follows ``step`` finished ones; returns the rate of factor 1."""
@@ -127,13 +123,8 @@ class PhaseOptimiser:
         if clip is not None:  # as torch's clip_grad_norm_: by clip / (norm + 1e-6), unless that is above 1
             excess = ((norm + 1e-6) / clip).clamp_min(1.0)
             divisor = excess if divisor is None else divisor * excess
-        if self._masks_on_device:
-            # What torch's GradScaler tells fused optimisers: they divide and leave out in the pass of the update.
-            optimizer.found_inf, optimizer.grad_scale = holds.float(), divisor  # type: ignore[attr-defined]
-        elif bool(holds):
-            return
-        elif divisor is not None:
-            torch._foreach_div_(list(self.gradients().values()), divisor)
+        # What torch's GradScaler tells fused optimisers: they divide and leave out in the pass of the update.
+        optimizer.found_inf, optimizer.grad_scale = holds.float(), divisor  # type: ignore[attr-defined]
         optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
@@ -164,7 +155,7 @@ class PhaseOptimiser:
                 # pair the wrong elements, without any message.
                 placed = torch.empty_like(parameter, requires_grad=False).copy_(value)
             else:
-                placed = value.to(parameter.device) if _fuses(parameter.device) else value.clone()
+                placed = value.to(parameter.device)
             self._optimizer.state[parameter][kind] = placed
 
     def _check_state(self, state: Mapping[str, Tensor], what: str, remedy: str) -> None:
@@ -252,7 +243,7 @@ def _group_weighting(weighting: nn.Module, named: dict[str, nn.Parameter]) -> It
 def _build(settings: TrainingSettings, groups: list[dict]) -> torch.optim.Optimizer:
     if not groups:
         raise UserError("the parts to train hold no parameters; name others in the phase's `trains`")
-    optimizer = OPTIMIZERS[settings.optimizer](groups, settings, _fuses(groups[0]["params"][0].device))
+    optimizer = OPTIMIZERS[settings.optimizer](groups, settings)
     if settings.optimizer == "sgd" and settings.momentum:
         # Zeros are where SGD starts from; torch's fused kernel (2.15) would start from memory as it finds it if the
         # first update is left out.
@@ -268,7 +259,3 @@ def _find_state_kinds(settings: TrainingSettings) -> set[str]:
     optimizer = _build(settings, [{"params": [probe]}])
     optimizer.step()
     return {kind for kind, value in optimizer.state[probe].items() if isinstance(value, Tensor)}
-
-
-def _fuses(device: torch.device) -> bool:
-    return device.type in ("cpu", "cuda", "mps")

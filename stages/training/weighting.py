@@ -91,9 +91,8 @@ class DynamicWeightAverage(LossWeighting):
     def __init__(self, phase: Phase, aux_weight: float, window: int, device: torch.device) -> None:
         super().__init__(phase, aux_weight)
         self._window = window
-        exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS lacks
         for name in ("running_sums", "last_means", "means_before"):
-            self.register_buffer(name, torch.zeros(2, dtype=exact, device=device))
+            self.register_buffer(name, torch.zeros(2, dtype=torch.float64, device=device))
         self.register_buffer("observed_steps", torch.zeros((), dtype=torch.int64, device=device))
 
     def observe(self, raw: Mapping[str, Tensor], holds: Tensor) -> None:

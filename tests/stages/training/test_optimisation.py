@@ -8,7 +8,6 @@ from toy_network import build_toy
 
 from data_cache.errors import UserError
 from stages.networks.parts import DEPTH_BRANCH, ENCODER, EVERYTHING, SEG_BRANCH, Part
-from stages.training import optimisation
 from stages.training.encoder_policy import parts_to_train
 from stages.training.freezing import trained_modules, training_parts
 from stages.training.optimisation import (
@@ -197,27 +196,6 @@ def test_clipping_is_torchs():
 def describe(state):
     """What fused kernels presume: they walk the memory of weights and momenta side by side, and count on the device."""
     return {name: (value.shape, value.stride(), value.dtype, value.device) for name, value in state.items()}
-
-
-@pytest.mark.parametrize("scale", [None, 64.0])
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_where_kernels_cannot_leave_out_an_update_the_host_does(monkeypatch, optimizer, scale):
-    """Same weights and momenta on a device of which nothing is known, up to the rounding of a division."""
-    ends = []
-    for kinds in (("cpu",), ()):
-        monkeypatch.setattr(optimisation, "_MASKING", kinds)
-        network = build_toy()
-        ours = build(network, JOINT, TrainingSettings(optimizer=optimizer, lr=0.1, clip_norm=0.5))
-        for step, holds in enumerate((True, False, True, False)):
-            fill_gradients(network, step)
-            norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in network.parameters()])
-            ours.prepare(step)
-            scaled = None if scale is None else torch.tensor(scale)
-            ours.update(norm if scaled is None else norm / scaled, torch.tensor(holds), scaled)
-        ends.append((list(network.parameters()), ours.state()))
-    (first, momenta), (second, others) = ends
-    torch.testing.assert_close(first, second)
-    torch.testing.assert_close(momenta, others)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
