@@ -36,12 +36,21 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {what} {quoted(name)}{nearest(name, names)}; known: {', '.join(names)}")
 
 
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: ",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What a RuntimeError of torch's says of the CPU, of the driver, and of libraries that want memory beside torch's."""
+
+
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether an exception says that memory ran out; torch has a class for GPUs only, and for the CPU a text."""
+    """Whether an exception says that memory ran out; torch has a class for its own memory on GPUs alone."""
     return (
         isinstance(problem, MemoryError)
         or type(problem).__name__ == "OutOfMemoryError"
-        or (isinstance(problem, RuntimeError) and "DefaultCPUAllocator: " in str(problem))
+        or (isinstance(problem, RuntimeError) and any(sign in str(problem) for sign in _OUT_OF_MEMORY))
     )
 
 

@@ -98,7 +98,9 @@ def _measure_largest_px(source: DepthSource, shape: torch.Size) -> int:
     try:
         with torch.compiler.set_stance("force_eager"):  # compiled for this batch, it would be compiled again
             source.predict(torch.zeros((2, *shape), dtype=torch.uint8))
-    except torch.OutOfMemoryError:
+    except RuntimeError as problem:
+        if not is_out_of_memory(problem):
+            raise
         return _area(shape)
     torch.cuda.synchronize(device)
     need = torch.cuda.max_memory_allocated(device) - before

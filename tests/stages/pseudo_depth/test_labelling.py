@@ -20,7 +20,7 @@ from torch import nn
 from data_cache.content import ContentHashes
 from data_cache.datasets import open_dataset
 from data_cache.depth_store import DepthStore, find_store
-from data_cache.errors import Notice, UserError
+from data_cache.errors import Notice, UserError, is_out_of_memory
 from data_cache.sample import DepthKind
 from stages.pseudo_depth.aliases import ESTIMATORS
 from stages.pseudo_depth.batching import compute_largest_px
@@ -229,6 +229,16 @@ def test_an_image_too_large_for_the_memory_is_refused_with_what_to_do(tmp_path, 
     estimator, _ = open_hungry(room=0)
     with pytest.raises(UserError, match=r"cpu has too little memory for one image of 56x84; choose a smaller --input"):
         label_split(dataset, estimator, tmp_path / "depth", batch_size=2)
+
+
+@pytest.mark.parametrize(("said", "ran_out"), [
+    ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", True),
+    ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+    ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+    ("CUDA error: an illegal memory access was encountered", False),
+])  # fmt: skip
+def test_memory_that_drivers_and_libraries_lack_has_run_out_too(said, ran_out):
+    assert is_out_of_memory(RuntimeError(said)) == ran_out
 
 
 def test_automatic_batches_fill_the_free_memory_and_no_more():
