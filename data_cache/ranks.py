@@ -25,8 +25,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +43,7 @@ _JOIN_TIMEOUT_S = 300.0
 """So long a job waits for its processes to start."""
 _PATIENCE = timedelta(days=7)
 """So long ranks wait for each other: the speaker may hash or save for hours, and an end is noticed at once anyway."""
+_LARGEST_PORT = 65535
 _COURTESY_S = 3.0
 """So long the other ranks hold back what the speaker probably says as well."""
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL", "Gloo ")
@@ -70,8 +73,12 @@ class World(NamedTuple):
         wrong = [
             name for name, value in given.items() if not value or (name != "MASTER_ADDR" and not value.isdecimal())
         ]
-        if not wrong and not int(given["RANK"]) < int(given["WORLD_SIZE"]):
-            wrong = ["RANK"]
+        if not wrong:
+            number = {name: int(value) for name, value in given.items() if name != "MASTER_ADDR"}
+            places = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+            wrong = [place for place, size in places if number[place] >= number[size]]
+            wrong += ["LOCAL_WORLD_SIZE"] if number["LOCAL_WORLD_SIZE"] > number["WORLD_SIZE"] else []
+            wrong += ["MASTER_PORT"] if number["MASTER_PORT"] > _LARGEST_PORT else []
         if wrong:
             raise UserError(
                 f"the environment says WORLD_SIZE={given['WORLD_SIZE']}, so this is one of several processes, but "
@@ -103,9 +110,7 @@ def join(world: World) -> None:
 
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
-        store, *_ = next(dist.rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=_JOIN_TIMEOUT_S)))
-        store.set(f"here/{world.rank}", "")
-        store.wait([f"here/{other}" for other in range(world.size)], timedelta(seconds=_JOIN_TIMEOUT_S))
+        store = _hearing_signals(lambda: _meet(world, timedelta(seconds=_JOIN_TIMEOUT_S)))
         store.set_timeout(_PATIENCE)
         backend = "cpu:gloo,cuda:nccl" if is_available() and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=_PATIENCE)
@@ -117,6 +122,30 @@ def join(world: World) -> None:
             "--rdzv-endpoint) is a machine and port that every machine reaches"
         ) from problem
     _world, _store = world, store
+
+
+def _meet(world: World, timeout: timedelta) -> Store:
+    """Return the place where all of a job's processes have come to."""
+    import torch.distributed as dist
+
+    store, *_ = next(dist.rendezvous("env://", world.rank, world.size, timeout=timeout))
+    store.set(f"here/{world.rank}", "")
+    store.wait([f"here/{other}" for other in range(world.size)], timeout)
+    return store
+
+
+def _hearing_signals(wait: Callable[[], Store]) -> Store:
+    """Return what a call returns that waits outside Python, where no signal could end it."""
+    answer: Future[Store] = Future()
+
+    def fulfil() -> None:
+        try:
+            answer.set_result(wait())
+        except Exception as problem:  # noqa: BLE001 - raised again where the answer is asked for
+            answer.set_exception(problem)
+
+    threading.Thread(target=fulfil, daemon=True).start()  # a pool's thread would be waited for at the end
+    return answer.result()
 
 
 def leave() -> None:

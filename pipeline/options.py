@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import sys
@@ -144,6 +145,16 @@ class _NumberOr(click.ParamType):
         return value if value in self.words else click.INT.convert(value, param, ctx)
 
 
+class _Share(click.FloatRange):
+    """A range without NaN, which no comparison refuses."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number, or fail."""
+        if math.isnan(number := super().convert(value, param, ctx)):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
 class EncodableHelp(click.HelpFormatter):
     """Help in letters that stdout can write; click would write UTF-8 to a terminal that has only ASCII."""
 
@@ -232,7 +243,7 @@ spread_options = stack(
     ),
     click.option(
         "--gpus-per-training",
-        type=click.FloatRange(0, 1),
+        type=_Share(0, 1),
         show_default="1 where the cluster has GPUs",
         help="GPU of each training on Ray, or its share of one.",
     ),

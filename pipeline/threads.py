@@ -24,8 +24,8 @@ def choose_thread_defaults() -> None:
     if _torchrun_chose_threads():
         del os.environ["OMP_NUM_THREADS"]
     on_machine = os.environ.get("LOCAL_WORLD_SIZE", "")  # processes of this job, as torchrun tells it
-    share = count_usable_cpus() // int(on_machine) if on_machine.isdecimal() else count_usable_cpus()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+    processes = max(1, int(on_machine)) if on_machine.isdecimal() else 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_usable_cpus() // processes)))
 
 
 def _torchrun_chose_threads() -> bool:

@@ -58,4 +58,10 @@ CASES = [
     Case("a process beyond the last one", _table(), ("WORLD_SIZE=2", "RANK is '2'", "torchrun"),
          environment={"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}),
+    Case("no process of a job on this machine, and a port beyond the last one", _table(),
+         ("LOCAL_RANK is '0'", "MASTER_PORT is '99999'", "torchrun"),
+         environment={"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "0",
+                      "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "99999"}),
+    Case("a share of a GPU that is no number", _table("--on", "ray", "--gpus-per-training", "nan"),
+         ("--gpus-per-training", "0<=x<=1")),
 ]  # fmt: skip
