@@ -5,6 +5,9 @@ PYTHON    ?= python3
 RECIPE    ?= demo
 BIN       := .venv/bin
 INSTALLED := .venv/.installed
+# one more than there are cores: many tests wait for processes that they start
+PYTEST    := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal \
+             --numprocesses $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 RECIPE_ARGS = --recipe $(RECIPE) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(ARGS)
 
 .DEFAULT_GOAL := help
@@ -40,7 +43,7 @@ report: $(INSTALLED)  ## one self-contained page about all runs
 	$(BIN)/pipeline report $(ARGS)
 
 test: $(INSTALLED)  ## all tests (no GPU, no network)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-crash: $(INSTALLED)  ## kill real commands some 340 times, and prove that repeating them ends the same
 	$(BIN)/python -m tests.crash --kills 130 --json tests/crash/figures.json $(ARGS)
@@ -49,7 +52,7 @@ check: $(INSTALLED)  ## lint, types, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 audit: $(INSTALLED)  ## look up the pinned versions in the database of known vulnerabilities (needs a network)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[audit]'
