@@ -22,6 +22,8 @@ LARGEST_SCALE = 16.0
 LARGEST_BATCH = 65_536
 """Images; the bounds of settings are far beyond what is of use, and keep typing errors from machines."""
 
+LabelledBy = Literal["random", "depth-features", "depth-map", "difficulty"]
+
 
 class Decides(StrEnum):
     """What changes when a setting changes."""
@@ -36,6 +38,10 @@ class Decides(StrEnum):
     """Only phases with a depth loss."""
     JOINT_LOSS = "joint loss"
     """Only phases with both."""
+    POOL = "pool"
+    """Only phases whose batches mix images with and without masks."""
+    MIX = "mixed images"
+    """Only phases that train on images laid over each other."""
     OPTIMISATION = "optimisation"
     """How gradients become weights, and for how long."""
     SCHEDULE = "schedule"
@@ -177,6 +183,14 @@ class DataSettings(AugmentationSettings):
     """Folder of the dataset; drawn scenes need none."""
     options: dict[str, Any] = setting({}, Decides.DATA, Decides.SCORES, resolved=True)
     """Further arguments of the dataset (for scenes: size, counts, seed)."""
+    labelled_fraction: float | str = setting(1.0, Decides.DATA, resolved=True, flag="--labelled-fraction")
+    """Share of the training images whose masks are used, as 0.125 or "1/8", or a file with their ids; the others are
+    treated as if nobody had labelled them."""
+    labelled_by: LabelledBy = setting("random", Decides.DATA, resolved=True)
+    """How those of a share are chosen; random is by the run's seed (see `pipeline select`)."""
+    unlabelled: Literal["pool", "allow", "ignore"] = setting("pool", Decides.DATA, resolved=True, flag="--unlabelled")
+    """Whether phases that ask for all images read those that the dataset offers without masks; allow also takes
+    training images whose mask is missing for such, and ignore reads none."""
     workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = setting("auto", Decides.NOTHING, flag="--workers")
     """Loader processes; 0 loads in the training process. auto is as many as a GPU's training has threads, and 0 on a
     CPU, where they would take time from the training."""
@@ -186,7 +200,25 @@ class DataSettings(AugmentationSettings):
     """Memory for decoded images, GB; half of what is free where it is not given."""
 
     @model_validator(mode="after")
+    def _check_fraction(self) -> DataSettings:
+        share = parse_share(self.labelled_fraction)
+        if share is not None and not 0 < share <= 1:
+            raise ValueError(f"labelled_fraction {self.labelled_fraction} must be above 0 and at most 1")
+        return self
+
+    @model_validator(mode="after")
     def _check_crop(self) -> DataSettings:
         if min(self.crop) < SMALLEST_CROP_PX:
             raise ValueError(f"crop {list(self.crop)} must be at least {SMALLEST_CROP_PX} px a side")
         return self
+
+
+def parse_share(value: float | str) -> float | None:
+    """Return the number that is meant by 0.125, "0.125" or "1/8"; None where the text is none, so names a file."""
+    if not isinstance(value, str):
+        return float(value)
+    above, slash, below = value.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError):
+        return None

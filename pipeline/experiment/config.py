@@ -28,7 +28,7 @@ from stages.networks.settings import NetworkSettings
 from stages.pseudo_depth.aliases import GROUND_TRUTH
 from stages.pseudo_depth.settings import DepthSettings
 from stages.training.schedule import Schedule
-from stages.training.settings import LossSettings, ScheduleSettings, StepSettings, TrainingSettings
+from stages.training.settings import LossSettings, MixSettings, ScheduleSettings, StepSettings, TrainingSettings
 
 
 class Card(Section):
@@ -69,6 +69,7 @@ class RunConfig(Section):
     """Row of a table → what it changes in this recipe besides, under dotted keys; overrides of the recipe win."""
     training: TrainingSettings = TrainingSettings()
     loss: LossSettings = LossSettings()
+    mix: MixSettings = MixSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 

@@ -107,7 +107,7 @@ def make_plan(rows: Iterable[Row], session: Session, *, reuse: bool) -> Plan:
     classes: dict[str, int] = {}
 
     def find_facts(row: Row) -> DataFacts:
-        needs_depth = row.schedule.needs_depth
+        needs_depth = row.schedule.reads_depth
         data = [_name_data(row.config), row.config.evaluation.split]
         of_data = content_hash(data, 16)
         if of_data not in classes:

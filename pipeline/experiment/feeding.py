@@ -52,7 +52,7 @@ class Feed:
             last_step=self._node.steps,
             workers=self._workers,
             device=self._device,
-            with_depth=self._node.phase.needs_depth,
+            with_depth=self._node.phase.reads_depth,
         )
         return self._loader
 

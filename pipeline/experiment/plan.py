@@ -26,7 +26,7 @@ from stages.networks.settings import NetworkSettings
 from stages.training.encoder_policy import find_encoder_lr_factor, freezes_encoder, parts_to_train
 from stages.training.schedule import CopyWeights, Phase, Schedule
 
-TRAINING_VERSION = 3
+TRAINING_VERSION = 4
 """Raised by hand when the meaning of a training changes, so that nodes trained before are no longer reused."""
 
 
@@ -116,7 +116,7 @@ class PlannedRun:
         """
         kinds = {Decides.FIRST_WEIGHTS, Decides.DATA, Decides.NUMERICS, Decides.SCORES}
         kinds |= {kind for phase in self.schedule.phases for kind in _kinds_of(phase)}
-        described = self.config.describe(*kinds, needs_depth=self.schedule.needs_depth)
+        described = self.config.describe(*kinds, needs_depth=self.schedule.reads_depth)
         del described["seed"]
         losses, network = self.config.loss, describe_network(self.config.network)
         return described | {
@@ -215,7 +215,7 @@ def _check_row(row: Row, facts: DataFacts) -> None:
             f"schedule {schedule.name!r} trains a depth branch, but network.with_depth is false; build the network "
             "with it, or choose a schedule without depth (seg-only)"
         )
-    elif schedule.needs_depth and facts.depth is None:
+    elif schedule.reads_depth and facts.depth is None:
         problems.append(f"schedule {schedule.name!r} reads depth; label first with: pipeline pseudo-depth")
     if isinstance(weights, tuple) and len(weights) != facts.num_classes and any(p.needs_seg for p in schedule.phases):
         problems.append(
@@ -291,7 +291,9 @@ def _describe_phase(phase: Phase, config: RunConfig, facts: DataFacts) -> dict[s
         "trains": phase.trains.names(),
         "weights": [phase.seg, phase.depth],
         "encoder": [freezes_encoder(policy, phase), find_encoder_lr_factor(policy, phase)],
-        "depth": facts.depth if phase.needs_depth else None,
+        "depth": facts.depth if phase.reads_depth else None,
+        "images": phase.reads,
+        "mix": phase.mix,
         **config.describe(*_kinds_of(phase)),
     }
 
@@ -303,5 +305,7 @@ def _kinds_of(phase: Phase) -> set[Decides]:
         Decides.SEG_LOSS: phase.needs_seg,
         Decides.DEPTH_LOSS: phase.needs_depth,
         Decides.JOINT_LOSS: phase.needs_seg and phase.needs_depth,
+        Decides.POOL: phase.needs_seg and phase.reads == "all",
+        Decides.MIX: phase.mix != "none",
     }
     return {kind for kind, needed in read.items() if needed}

@@ -57,7 +57,7 @@ def train_node(node: Node, folder: NodeFolder, session: Session, device: torch.d
     """Train a node, or this rank's share of it; the speaker, who holds the folder, writes what is left of it there."""
     config, training = node.config, node.config.training
     dataset = open_split(config, session.workspace, "train")
-    store = find_labels(config, session.workspace, dataset) if node.phase.needs_depth else None
+    store = find_labels(config, session.workspace, dataset) if node.phase.reads_depth else None
     network = _build_start(node, session.workspace, len(dataset.classes))
     copies = [copy_part(network, copy.source, copy.target) for copy in node.copies]
     title = f"{config.network.label} s{config.seed} {config.loss.describe_step(node.phase)}"

@@ -7,6 +7,8 @@ from typing import Literal
 from data_cache.settings import LARGEST_BATCH, Decides, Section, setting
 from stages.networks.precision import Precision
 
+DepthSource = Literal["teacher", "dataset", "shuffled", "constant", "gray", "noise"]
+
 
 class DepthSettings(Section):
     """The estimator of the pseudo depth, and the target a depth decoder learns."""
@@ -19,6 +21,9 @@ class DepthSettings(Section):
     """What the numbers of an estimator without an alias mean; an alias knows."""
     input_size: int | None = setting(None, Decides.DEPTH_LOSS, Decides.SCORES, resolved=True, ge=28, le=8192)
     """Short side at which the estimator sees the image, px; the estimator's recommendation where it is not given."""
+    source: DepthSource = setting("teacher", Decides.DEPTH_LOSS, resolved=True, flag="--depth-source")
+    """What the depth decoder learns: the estimator's maps, the dataset's own depth, or a control that holds no geometry
+    of the image: another image's map, a constant, the image's luminance, noise. Scores hold against the estimator."""
     target: Literal["robust", "minmax", "zscore", "log", "metric"] = setting(
         "robust", Decides.DEPTH_LOSS, Decides.SCORES
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from stages.networks.parts import DEPTH_BRANCH, ENCODER, EVERYTHING, SEG_BRANCH, Part
 
+Images = Literal["labelled", "all"]
+Mix = Literal["none", "depth", "class", "cut"]
 COPY_SUFFIX = "+copy"
 """Behind the name of a schedule whose first decoder is copied onto the other."""
 
@@ -22,6 +25,9 @@ class Phase:
         epochs: passes over the training split; None means the recipe's number.
         lr: learning rate; None means the recipe's.
         budget_factor: multiplies the recipe's epochs (for controls with the budget of several phases).
+        images: whether it reads labelled images or all; None is labelled ones, unless it has a depth loss or mixes. A
+            phase with both losses gets batches of both kinds.
+        mix: how images without masks are laid over each other to learn segmentation from them, too.
     """
 
     name: str
@@ -31,6 +37,8 @@ class Phase:
     epochs: int | None = None
     lr: float | None = None
     budget_factor: int = 1
+    images: Images | None = None
+    mix: Mix = "none"
 
     def __post_init__(self) -> None:
         for weight, value, branch, what in (
@@ -60,6 +68,11 @@ class Phase:
             raise ValueError(f"phase {self.name!r}: lr {self.lr} must be finite and positive")
         if self.budget_factor < 1:
             raise ValueError(f"phase {self.name!r}: budget_factor {self.budget_factor} must be at least 1")
+        if self.mix != "none" and (self.seg == 0 or self.images == "labelled"):
+            raise ValueError(
+                f"phase {self.name!r} has mix {self.mix!r}, which learns segmentation from images without masks: give "
+                'it a seg weight, and images = "all"'
+            )
 
     @property
     def needs_seg(self) -> bool:
@@ -68,8 +81,18 @@ class Phase:
 
     @property
     def needs_depth(self) -> bool:
-        """Whether the depth branch is run, and depth targets are read, at all."""
+        """Whether the depth branch is run, and depth targets are learned, at all."""
         return self.depth > 0
+
+    @property
+    def reads_depth(self) -> bool:
+        """Whether depth maps are read: to be learned, or to tell which image is nearer."""
+        return self.needs_depth or self.mix == "depth"
+
+    @property
+    def reads(self) -> Images:
+        """Whether images without masks are read beside the labelled ones."""
+        return self.images or ("all" if self.needs_depth or self.mix != "none" else "labelled")
 
     def __str__(self) -> str:
         return self.name
@@ -142,8 +165,13 @@ class Schedule:
 
     @property
     def needs_depth(self) -> bool:
-        """Whether any phase reads depth targets."""
+        """Whether any phase learns depth."""
         return any(phase.needs_depth for phase in self.phases)
+
+    @property
+    def reads_depth(self) -> bool:
+        """Whether any phase reads depth maps."""
+        return any(phase.reads_depth for phase in self.phases)
 
     def with_copy(self) -> Schedule:
         """Return this schedule, named ``…+copy``, with the first trained decoder copied onto the other.
@@ -176,8 +204,13 @@ class Schedule:
 
         return replace(self, steps=tuple(reweighted(step) for step in self.steps))
 
+    def with_mix(self, mix: Mix) -> Schedule:
+        """Return this schedule with mixed images in its phases with a segmentation loss; their names stay."""
+        steps = (replace(s, mix=mix) if isinstance(s, Phase) and s.needs_seg else s for s in self.steps)
+        return replace(self, steps=tuple(steps))
+
 
 __all__ = [
     "COPY_SUFFIX", "DEPTH_BRANCH", "ENCODER", "EVERYTHING", "SEG_BRANCH",
-    "CopyWeights", "Part", "Phase", "Schedule", "Step",
+    "CopyWeights", "Images", "Mix", "Part", "Phase", "Schedule", "Step",
 ]  # fmt: skip

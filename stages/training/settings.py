@@ -14,7 +14,7 @@ from data_cache.settings import LARGEST_BATCH, Decides, Section, setting
 from stages.networks.parts import NAMED_PARTS
 from stages.networks.precision import Precision
 from stages.training.encoder_policy import EncoderPolicy
-from stages.training.schedule import CopyWeights, Part, Phase, Schedule, Step
+from stages.training.schedule import CopyWeights, Images, Mix, Part, Phase, Schedule, Step
 from stages.training.schedules import SCHEDULES, split_name
 
 LONGEST = 1_000_000_000
@@ -38,7 +38,9 @@ class TrainingSettings(Section):
     budget: Literal["phase", "total"] = setting("phase", Decides.OPTIMISATION, resolved=True, flag="--budget")
     """Whether each phase gets the epochs, as in the paper, or all phases of a schedule share them."""
     batch_size: int = setting(8, Decides.DATA, Decides.OPTIMISATION, ge=1, le=LARGEST_BATCH, flag="--batch-size")
-    """Images per step."""
+    """Images per step; labelled ones where batches also hold images without masks, which come on top."""
+    unlabelled_share: float = setting(0.5, Decides.POOL, ge=0, le=0.9)
+    """Share of images without masks in batches of phases that learn segmentation and read all images."""
     optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", Decides.OPTIMISATION)
     """Adam couples weight decay into the gradient (L2), as torch's does; AdamW does not."""
     lr: float = setting(
@@ -84,6 +86,8 @@ class TrainingSettings(Section):
     """Minutes between checkpoints; an interruption by signal writes one at once."""
     log_every: int = setting(10, Decides.NOTHING, ge=1, le=LONGEST)
     """Steps between lines of metrics.jsonl."""
+    log_gradients_every: int = setting(0, Decides.NOTHING, ge=0, le=LONGEST)
+    """Steps between looks at what each of two losses asks of the encoder, by norms and cosine; 0 never looks."""
     tensorboard: bool = setting(False, Decides.NOTHING)
     """Also write TensorBoard files (needs the extra of that name)."""
     removed: ClassVar[Mapping[str, str]] = {"checkpoint_every": "checkpoints are written by time: checkpoint_minutes"}
@@ -122,11 +126,12 @@ class LossSettings(Section):
     """Weight of the depth loss in joint phases of named schedules."""
     weighting: LossWeightingMode = setting("fixed", Decides.JOINT_LOSS)
     """How phases with both losses weight them: as the phase says, or adapting from there (see ``weighting.py``)."""
+    balance: Literal["weights", "share"] = setting("weights", Decides.JOINT_LOSS)
+    """What the weights of phases with both losses are: factors, or the shares of the sum that the two losses begin
+    with."""
     dwa_window: int = setting(100, Decides.JOINT_LOSS, ge=1, le=LONGEST)
     """Steps whose mean losses `dwa` compares; the paper compares epochs."""
-    renamed: ClassVar[Mapping[str, str]] = {
-        "joint_focal": "joint_seg", "joint_mse": "joint_depth", "balance": "weighting",
-    }  # fmt: skip
+    renamed: ClassVar[Mapping[str, str]] = {"joint_focal": "joint_seg", "joint_mse": "joint_depth"}
 
     @model_validator(mode="after")
     def _check_class_weights(self) -> LossSettings:
@@ -139,6 +144,8 @@ class LossSettings(Section):
         """Return a phase's losses as people write them, for example "0.85 focal + 0.15 mse"."""
         terms = ((phase.seg, self.seg), (phase.depth, self.depth))
         described = " + ".join(f"{weight:g} {name}" for weight, name in terms if weight)
+        mixed = f" + {phase.seg:g} {self.seg} of images mixed by {phase.mix}" if phase.mix != "none" else ""
+        described += mixed
         adapts = self.weighting != "fixed" and phase.needs_seg and phase.needs_depth
         return f"{described} ({self.weighting})" if adapts else described
 
@@ -148,6 +155,22 @@ class LossSettings(Section):
             return str(step)
         budget = f", ×{step.budget_factor} epochs" if step.budget_factor > 1 else ""
         return f"{step.name} ({self.describe(step)}{budget})"
+
+
+class MixSettings(Section):
+    """How phases with ``mix`` learn segmentation from images without masks: two are laid over each other, and labelled
+    by the moving average of the network."""
+
+    decay: float = setting(0.99, Decides.MIX, gt=0, lt=1)  # DepthMix, Hoyer et al. 2021
+    """Of the moving average that labels them; after t steps at most 1 - 1/(t + 1)."""
+    confidence: float = setting(0.968, Decides.MIX, ge=0, le=1)  # DepthMix, Hoyer et al. 2021
+    """Probability from which a label is trusted; the loss is weighed by the share of such pixels."""
+    margin: float = setting(0.03, Decides.MIX, ge=0, le=1)  # DepthMix, Hoyer et al. 2021
+    """Inverse depth, in [0, 1], by which the image on top may be farther than what it covers (mix = "depth")."""
+    jitter: float = setting(0.2, Decides.MIX, ge=0, le=1)
+    """Strength of brightness, contrast and saturation jitter on mixed images."""
+    blur: float = setting(0.5, Decides.MIX, ge=0, le=1)
+    """Probability of a Gaussian blur of a mixed image."""
 
 
 class StepSettings(Section):
@@ -165,6 +188,10 @@ class StepSettings(Section):
     """Passes over the training split; the recipe's where it is not given."""
     lr: float | None = setting(None, Decides.SCHEDULE, resolved=True, gt=0, le=LARGEST_WEIGHT)
     """Learning rate; the recipe's where it is not given."""
+    images: Images | None = setting(None, Decides.SCHEDULE, resolved=True)
+    """Which images are read; where it is not given, phases with a depth loss read all and others the labelled ones."""
+    mix: Mix = setting("none", Decides.SCHEDULE, resolved=True)
+    """How images without masks are laid over each other to learn segmentation from them, too."""
     copy_from: str | None = setting(None, Decides.SCHEDULE, resolved=True)
     """Decoder whose weights a copy takes."""
     copy_to: str | None = setting(None, Decides.SCHEDULE, resolved=True)
@@ -180,7 +207,7 @@ class StepSettings(Section):
         trains = Part(0)
         for name in self.trains:
             trains |= Part.parse(name)
-        return Phase(self.phase, trains, self.seg, self.depth, self.epochs, self.lr)
+        return Phase(self.phase, trains, self.seg, self.depth, self.epochs, self.lr, images=self.images, mix=self.mix)
 
 
 class ScheduleSettings(Section):
@@ -190,6 +217,8 @@ class ScheduleSettings(Section):
     """A row of `pipeline schedules`, for example depth-first or depth-first+copy; or what the own steps are called."""
     copy_weights: bool | None = setting(None, Decides.SCHEDULE, resolved=True, flag="--copy-weights")
     """Copy the first trained decoder onto the other after the first phase; where it is not given, the name says it."""
+    mix: Mix = setting("none", Decides.SCHEDULE, resolved=True)
+    """Mixed images in the phases of a named schedule that have a segmentation loss."""
     steps: tuple[StepSettings, ...] = setting((), Decides.SCHEDULE, resolved=True)
     """Own steps; empty for a named schedule."""
 
@@ -222,13 +251,17 @@ class ScheduleSettings(Section):
             )
         if not self.own and base not in SCHEDULES:
             raise unknown_name("schedule", base, SCHEDULES)
+        if self.own and self.mix != "none":
+            raise UserError(
+                "schedule.mix is of named schedules; give the phases among schedule.steps a mix of their own"
+            )
         if copy and self.copy_weights is False:
             raise UserError(f"schedule {self.name!r} copies weights, but copy_weights is false; give only one of them")
         try:
             if self.own:
                 schedule = Schedule(base, tuple(step.to_step() for step in self.steps))
             else:
-                schedule = SCHEDULES[base].with_loss_weights(losses.joint_seg, losses.joint_depth)
+                schedule = SCHEDULES[base].with_loss_weights(losses.joint_seg, losses.joint_depth).with_mix(self.mix)
             return schedule.with_copy() if copy or self.copy_weights else schedule
         except ValueError as problem:
             raise UserError(str(problem)) from problem

@@ -113,7 +113,6 @@ def test_joint_weights_of_the_recipe_reach_named_schedules() -> None:
     ("assignment", "line"),
     [
         ("loss.joint_focal=0.9", r"loss\.joint_focal is called 'joint_seg' now; write: joint_seg = 0\.9"),
-        ("loss.balance=dwa", "write: weighting = 'dwa'"),
         ("training.checkpoint_every=100", r"training\.checkpoint_every is gone: checkpoints are written by time"),
         ("schedule.steps=[{phase='a', trains=['everything'], focal=1.0}]", r"steps\.0\.focal is called 'seg' now"),
     ],

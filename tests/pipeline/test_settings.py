@@ -11,7 +11,7 @@ from data_cache.errors import UserError
 from data_cache.settings import Decides, Section, find_declaration, setting
 from pipeline.experiment.config import RunConfig, content_hash, iterate_keys
 from pipeline.experiment.expand import list_rows
-from pipeline.experiment.plan import DataFacts, PlannedRun, Row, evaluation_key, plan_runs
+from pipeline.experiment.plan import DataFacts, PlannedRun, Reported, Row, evaluation_key, plan_runs
 from stages.training.settings import StepSettings
 
 BASE = RunConfig().changed(
@@ -30,6 +30,8 @@ OTHER: dict[str, Any] = {
     "data.scale": (0.5, 2.0),
     "data.root": "elsewhere",
     "data.options": {"seed": 2},
+    "data.labelled_fraction": 0.5,
+    "training.unlabelled_share": 0.25,
     "depth.kind": "metric",
     "depth.input_size": 56,
     "depth.batch_size": 3,
@@ -59,6 +61,8 @@ PHASES_OF = {
     Decides.SEG_LOSS: {"seg", "joint"},
     Decides.DEPTH_LOSS: {"depth", "joint"},
     Decides.JOINT_LOSS: {"joint"},
+    Decides.POOL: {"joint"},
+    Decides.MIX: set(),
     Decides.SCHEDULE: {"path"},
     Decides.SCORES: {"scores"},
     Decides.NOTHING: set(),
@@ -71,7 +75,8 @@ def find_facts(row: Row) -> DataFacts:
     data, depth = row.config.data, row.config.depth
     images = content_hash([data.dataset, data.root, data.options], 8)
     maps = content_hash([images, depth.estimator, depth.kind, depth.input_size, depth.precision], 8)
-    return DataFacts(400, 8, images, maps)
+    labelled = content_hash([images, data.labelled_fraction, data.labelled_by, data.unlabelled], 8)
+    return DataFacts(400, 8, labelled, content_hash([maps, depth.source], 8), Reported(images, maps))
 
 
 def plan_one(config: RunConfig, schedule: str | None = None) -> PlannedRun:
@@ -89,7 +94,7 @@ def find_keys(config: RunConfig) -> dict[str, str]:
         "seg": seg_first.nodes[0].key,
         "joint": depth_first.nodes[2].key,
         "path": own.nodes[-1].key,
-        "scores": evaluation_key("weights", own.config, facts.fingerprint, facts.depth, needs_depth=True),
+        "scores": evaluation_key("weights", own.config, *facts.reported, needs_depth=True),
     }
 
 
@@ -144,7 +149,8 @@ def test_options_of_a_network_decide_its_first_weights() -> None:
 
 
 @pytest.mark.parametrize("change", [{"seg": 2.0}, {"depth": 2.0}, {"trains": ("seg-branch", "depth-branch")},
-                                    {"epochs": 7}, {"lr": 0.5}], ids=str)  # fmt: skip
+                                    {"epochs": 7}, {"lr": 0.5}, {"images": "labelled"},
+                                    {"mix": "cut"}], ids=str)  # fmt: skip
 def test_every_field_of_an_own_step_but_its_name_decides_the_path(change: Mapping[str, Any]) -> None:
     step = {"phase": "own", "trains": ("everything",), "seg": 1.0, "depth": 1.0}
     runs = [
@@ -153,7 +159,7 @@ def test_every_field_of_an_own_step_but_its_name_decides_the_path(change: Mappin
     ]
     assert runs[0].nodes[-1].key != runs[1].nodes[-1].key
     assert runs[0].nodes[-1].key == runs[2].nodes[-1].key
-    covered = {"phase", "trains", "seg", "depth", "epochs", "lr", "copy_from", "copy_to"}
+    covered = {"phase", "trains", "seg", "depth", "epochs", "lr", "images", "mix", "copy_from", "copy_to"}
     assert set(StepSettings.model_fields) == covered, "add the new field to this test"
 
 
