@@ -43,6 +43,14 @@ class PackedBatch(NamedTuple):
     """(B, 4) int32: top, left, height and width of each image on its canvas; None where all are as large as that."""
     jitter: Tensor | None = None
     """(B, 3) float32: factors of brightness, contrast and saturation; None where colours stay."""
+    num_labelled: int | None = None
+    """Rows before this one have labels, the others are void everywhere; None where all have. Where several ranks share
+    a batch, it is of this one's rows."""
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All but the ids and the count, in order."""
+        return self[1:6]
 
 
 class Batch(NamedTuple):
@@ -57,3 +65,10 @@ class Batch(NamedTuple):
     """(B, H, W) float32; 0 where invalid."""
     depth_valid: Tensor | None
     """(B, H, W) bool."""
+    num_labelled: int
+    """Rows before this one have labels, the others are void everywhere."""
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All but the ids and the count, in order."""
+        return self[1:5]

@@ -25,7 +25,7 @@ def unpack(packed: PackedBatch, normalisation: Normalisation, device: torch.devi
         device: where to compute; from page-locked memory the transfer goes on behind the caller's back.
     """
     images, labels, depth, placed, jitter = (
-        None if tensor is None else tensor.to(device, non_blocking=True) for tensor in packed[1:]
+        None if tensor is None else tensor.to(device, non_blocking=True) for tensor in packed.tensors
     )
     assert images is not None
     assert labels is not None
@@ -44,6 +44,7 @@ def unpack(packed: PackedBatch, normalisation: Normalisation, device: torch.devi
         labels.long(),
         None if widened is None or valid is None else widened.where(valid, 0.0),
         valid,
+        len(images) if packed.num_labelled is None else packed.num_labelled,
     )
 
 

@@ -86,8 +86,8 @@ def test_an_image_is_the_same_in_any_company():
     packed, _ = draw(jitter=JITTER)
     together = unpack(packed, IMAGENET, CPU)
     for row in range(3):
-        alone = unpack(PackedBatch((str(row),), *(field[row : row + 1] for field in packed[1:])), IMAGENET, CPU)
-        for one, all_of_them in zip(alone[1:], together[1:], strict=True):
+        alone = unpack(PackedBatch((str(row),), *(field[row : row + 1] for field in packed.tensors)), IMAGENET, CPU)
+        for one, all_of_them in zip(alone.tensors, together.tensors, strict=True):
             assert torch.equal(one[0], all_of_them[row])
 
 
@@ -105,10 +105,10 @@ def test_labels_and_depth_are_widened():
 
 def test_the_packed_batch_is_left_alone():
     packed, _ = draw(jitter=JITTER)
-    before = [field.clone() for field in packed[1:]]
+    before = [field.clone() for field in packed.tensors]
     unpack(packed, IMAGENET, CPU)
     assert all(
-        torch.equal(one.nan_to_num(7), other.nan_to_num(7)) for one, other in zip(packed[1:], before, strict=True)
+        torch.equal(one.nan_to_num(7), other.nan_to_num(7)) for one, other in zip(packed.tensors, before, strict=True)
     )
 
 
@@ -116,7 +116,7 @@ def test_nothing_waits_for_the_device():
     """A number that the host needs would have to be computed, and a fake tensor has none."""
     packed, _ = draw(jitter=JITTER)
     with torch._subclasses.FakeTensorMode() as mode:
-        fake = PackedBatch(packed.image_ids, *map(mode.from_tensor, packed[1:]))
+        fake = PackedBatch(packed.image_ids, *map(mode.from_tensor, packed.tensors))
         batch = unpack(fake, IMAGENET, torch.device("cuda"))
-    assert {field.device.type for field in batch[1:]} == {"cuda"}
+    assert {field.device.type for field in batch.tensors} == {"cuda"}
     assert batch.images.shape == (3, 3, 12, 20) and batch.images.is_contiguous(memory_format=torch.channels_last)

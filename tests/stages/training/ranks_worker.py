@@ -87,7 +87,7 @@ def batches_from(first_step: int) -> Iterator[PackedBatch]:
             batch.seg_labels[row, : 2 * row] = IGNORE_INDEX
             batch.inverse_depth[row, :, row:] = torch.nan
         rows = share_of(BATCH)
-        _, *tensors = (part if part is None else part[rows.start : rows.stop] for part in batch)
+        tensors = (part if part is None else part[rows.start : rows.stop] for part in batch.tensors)
         yield PackedBatch(batch.image_ids, *tensors)
 
 

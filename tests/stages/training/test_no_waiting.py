@@ -204,8 +204,8 @@ def test_a_gpu_is_not_waited_for(optimizer):
     network = build_toy(aux=True).to(GPU, memory_format=torch.channels_last)
     losses = LossSettings(seg="ohem", weighting="dwa", dwa_window=2, class_weights=(1.0, 2.0, 0.5, 1.0))
     batches = [
-        PackedBatch(ids, *(None if each is None else each.pin_memory() for each in tensors))
-        for ids, *tensors in map(toy_network.make_batch, range(3))
+        PackedBatch(batch.image_ids, *(None if each is None else each.pin_memory() for each in batch.tensors))
+        for batch in map(toy_network.make_batch, range(3))
     ]
     with training_parts(network, JOINT.trains):
         trainer = PhaseTrainer(
