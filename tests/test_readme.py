@@ -1,6 +1,6 @@
 """The README's tables are what the code says.
 
-Rewrite them with ``python tests/test_readme.py``. The measured column stays as it is, unless it is measured anew with
+Rewrite them with ``python -m tests.test_readme``. The measured column stays as it is, unless it is measured anew with
 ``pipeline --json table networks --recipe scenes-small > TABLE.json`` and the file is named.
 """
 
@@ -138,7 +138,7 @@ def test_the_readme_says_what_the_code_says(name: str) -> None:
     text = README.read_text(encoding="utf8")
     start, end = block(text, name)
     expected = blocks(measured_in_readme())[name]
-    assert text[start:end].splitlines() == expected, "run: python tests/test_readme.py"
+    assert text[start:end].splitlines() == expected, "run: python -m tests.test_readme"
 
 
 def test_the_page_of_bad_inputs_has_every_case() -> None:
