@@ -1,0 +1,123 @@
+"""What each image of a split scored: ``images.npz``, which opens with numpy (and from there pandas). Imports no torch.
+
+Arrays, N images and C classes; there is no pickle in the file, and equal scores are equal bytes:
+
+- ``image_ids`` (N,) and ``classes`` (C,): texts;
+- ``tp``, ``fp``, ``fn`` (N, C) int64: pixels of an image, void left out; ``void`` (N, C) int64: pixels predicted as a
+  class where the truth is void;
+- ``miou_imagewise``, ``pixel_acc``, ``boundary_f1``, ``depth_mse``, ``depth_absrel``, ``depth_delta1`` (N,) float64:
+  the metrics of these names for one image; NaN where an image has none.
+
+It lies here because evaluation writes it, comparison reads it, and stages do not import each other.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from data_cache.errors import UserError
+from data_cache.files import atomic_file
+from data_cache.outputs import WriteFile
+
+IMAGES_FILE = "images.npz"
+_LARGEST_TEXT = 1 << 16
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
+
+
+class ImageScores(NamedTuple):
+    """The scores of every image of a split, in the order of the split."""
+
+    image_ids: NDArray[np.str_]
+    classes: NDArray[np.str_]
+    tp: NDArray[np.int64]
+    fp: NDArray[np.int64]
+    fn: NDArray[np.int64]
+    void: NDArray[np.int64]
+    miou_imagewise: NDArray[np.float64]
+    pixel_acc: NDArray[np.float64]
+    boundary_f1: NDArray[np.float64]
+    depth_mse: NDArray[np.float64]
+    depth_absrel: NDArray[np.float64]
+    depth_delta1: NDArray[np.float64]
+
+    def find_examples(self, count: int = 3) -> dict[str, list[dict[str, Any]]]:
+        """Return the ids of the worst, median and best images by ``miou_imagewise``, with their scores.
+
+        Images of one score keep their order; those without a labelled pixel are left out.
+        """
+        order = [place for place in np.argsort(self.miou_imagewise, kind="stable") if self.miou_imagewise[place] >= 0]
+        middle = max(0, (len(order) - count) // 2)
+        chosen = {"worst": order[:count], "median": order[middle : middle + count], "best": order[: -count - 1 : -1]}
+        return {
+            name: [
+                {"image": str(self.image_ids[place]), "miou_imagewise": float(self.miou_imagewise[place])}
+                for place in places
+            ]
+            for name, places in chosen.items()
+        }
+
+
+_COUNTS = ("tp", "fp", "fn", "void")
+_TEXTS = ("image_ids", "classes")
+
+
+def write_image_scores(scores: ImageScores, path: Path, write_file: WriteFile = atomic_file) -> None:
+    """Write the scores of a split's images."""
+    with write_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, values in scores._asdict().items():
+            entry = zipfile.ZipInfo(f"{name}.npy")  # of a fixed date
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w", force_zip64=True) as stream:
+                npy.write_array(stream, values, allow_pickle=False)
+
+
+def read_image_scores(path: Path) -> ImageScores:
+    """Return the scores of a split's images.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    remedy = "remove it and repeat the command, which scores the run's weights anew where they still are"
+    if not path.exists():
+        raise UserError(f"{path} is missing; repeat the command, which scores the run's weights anew")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            texts = {name: _read_array(archive, name, "U", None) for name in _TEXTS}
+            images, classes = (len(texts[name]) for name in _TEXTS)
+            numbers = {
+                name: _read_array(archive, name, "i", (images, classes))
+                if name in _COUNTS
+                else _read_array(archive, name, "f", (images,))
+                for name in ImageScores._fields
+                if name not in _TEXTS
+            }
+        if any((numbers[name] < 0).any() for name in _COUNTS):
+            raise ValueError("a count is negative")
+    except _DAMAGED as problem:
+        reason = str(problem) or type(problem).__name__
+        raise UserError(f"{path} is damaged ({reason.splitlines()[0]}); {remedy}") from problem
+    return ImageScores(**texts, **numbers)
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, kind: str, shape: tuple[int, ...] | None) -> NDArray[Any]:
+    """Return an array whose header fits; None asks for a single row of any length. No memory is taken for others."""
+    entry = archive.getinfo(f"{name}.npy")
+    with archive.open(entry) as stream:
+        npy.read_magic(stream)
+        found, _, dtype = npy.read_array_header_1_0(stream)
+        fits = dtype.kind == kind and dtype.itemsize <= (4 * _LARGEST_TEXT if kind == "U" else 8)
+        if not fits or (found != shape if shape else len(found) != 1):
+            raise ValueError(f"{name} has shape {found} and type {dtype}")
+        if dtype.itemsize * int(np.prod(found, dtype=object)) > entry.file_size:
+            raise ValueError(f"{name} ends early")
+    with archive.open(entry) as stream:
+        array: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
+    return array
