@@ -111,31 +111,6 @@ class DepthStoreWriter:
         found = [one for one in self._records.get(image_id, ()) if (one.checksum, one.depth_checksum) == made_from]
         return found[-1] if found else None
 
-    def add(
-        self,
-        image_id: str,
-        raw: NDArray[np.floating],
-        source_size: tuple[int, int],
-        checksum: str,
-        depth_checksum: str = "",
-    ) -> MapRecord:
-        """Add one map; durable after the next ``commit``.
-
-        Args:
-            raw: (h, w) at the estimator's output resolution, in its unit; non-finite where unknown.
-            source_size: (H, W) of the image, px.
-            checksum: of the image, see ``Sources``.
-            depth_checksum: of the ground-truth depth that the map was taken from.
-
-        Returns:
-            What the store remembers of it.
-
-        Raises:
-            UnfitMap: numbers the format cannot hold, or an id that is the folder of another.
-            UserError: no disk space left.
-        """
-        return self.add_prepared(self.prepare(image_id, raw, source_size, checksum, depth_checksum))
-
     def prepare(
         self,
         image_id: str,
@@ -144,10 +119,13 @@ class DepthStoreWriter:
         checksum: str,
         depth_checksum: str = "",
     ) -> StoredMap:
-        """Return a map ready for ``add_prepared``: the work on it that several threads may do at once.
+        """Return a map ready for ``add``: the work on it that several threads may do at once.
 
         Args:
-            image_id: and all others as for ``add``.
+            raw: (h, w) at the estimator's output resolution, in its unit; non-finite where unknown.
+            source_size: (H, W) of the image, px.
+            checksum: of the image, see ``Sources``.
+            depth_checksum: of the ground-truth depth that the map was taken from.
 
         Raises:
             UnfitMap: numbers the format cannot hold.
@@ -162,8 +140,16 @@ class DepthStoreWriter:
         )
         return StoredMap(image_id, values, facts, pack_values(values, self.provenance.codec))
 
-    def add_prepared(self, stored: StoredMap) -> MapRecord:
-        """Add a map that ``prepare`` has made ready; see ``add``."""
+    def add(self, stored: StoredMap) -> MapRecord:
+        """Add a map that ``prepare`` has made ready; durable after the next ``commit``.
+
+        Returns:
+            What the store remembers of it.
+
+        Raises:
+            UnfitMap: its image's id is the folder of another, or the other way round.
+            UserError: no disk space left.
+        """
         image_id, facts = stored.image_id, stored.facts
         self._check_new(image_id, facts.checksum, facts.depth_checksum)
         if image_id in self._unmerged:  # a file holds one map of an image

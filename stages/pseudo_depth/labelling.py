@@ -267,7 +267,7 @@ class _Labelling:
             try:
                 if isinstance(stored, UnfitMap):
                     raise stored
-                self.records[image.image_id] = self._writer.add_prepared(stored)
+                self.records[image.image_id] = self._writer.add(stored)
             except UnfitMap as problem:
                 self.failed.append(FailedImage(image.image_id, str(problem)))
             if image.notes:

@@ -132,7 +132,9 @@ def _relabel(change: Callable[[int, NDArray[np.float32]], NDArray[np.float32]], 
             path.unlink()
         with DepthStoreWriter(store.folder, store.provenance) as writer:
             for number, (image_id, found) in enumerate(maps.items()):
-                writer.add(image_id, change(number, found.raw), found.source_size, found.record.checksum)
+                writer.add(
+                    writer.prepare(image_id, change(number, found.raw), found.source_size, found.record.checksum)
+                )
         return world.with_recipe(*command)
 
     return prepare

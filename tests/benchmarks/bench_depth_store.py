@@ -62,7 +62,7 @@ def bench_reading(
         place = folder / f"{map_size[1]}-{codec}"
         with DepthStoreWriter(place, build_provenance(codec)) as writer:
             for number, raw in enumerate(maps):
-                writer.add(str(number), raw, image_size, "0" * 32)
+                writer.add(writer.prepare(str(number), raw, image_size, "0" * 32))
         stores.append(DepthStore(place))
         bytes_per_map.append(sum(path.stat().st_size for path in place.glob("shard-*")) / len(maps))
     sides = [lambda store=store: [store.read(str(number)) for number in range(4)] for store in stores]

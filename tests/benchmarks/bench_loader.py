@@ -108,5 +108,5 @@ def write_depth(root: Path, dataset: SegmentationDataset, codec: str) -> SplitDe
     with DepthStoreWriter(folder, provenance) as writer:
         for index, image_id in enumerate(dataset.image_ids):
             checksums = compute_checksums(dataset, index, hashes=hashes, of_depth=False)
-            writer.add(image_id, draw_surface(MAP_SIZE, rng), SIZE, *checksums)
+            writer.add(writer.prepare(image_id, draw_surface(MAP_SIZE, rng), SIZE, *checksums))
     return match_depth(dataset, DepthStore(folder), hashes)

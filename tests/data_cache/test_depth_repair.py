@@ -29,7 +29,7 @@ def label_again(folder: Path, codec: str = "lzf") -> list[str]:
     with DepthStoreWriter(folder, replace(PROVENANCE, codec=codec), shard_size=4) as writer:
         for number, image_id in enumerate(IDS):
             if image_id not in writer.image_ids:
-                writer.add(image_id, draw_map(number), (20, 30), "sum")
+                writer.add(writer.prepare(image_id, draw_map(number), (20, 30), "sum"))
                 made.append(image_id)
     return made
 
@@ -162,7 +162,7 @@ def test_the_list_of_maps_is_made_anew_from_the_maps(folder, records):
 
 def test_a_shard_of_another_store_is_dropped_and_nothing_else(folder, tmp_path):
     with DepthStoreWriter(tmp_path / "other", replace(PROVENANCE, estimator="other")) as writer:
-        writer.add("foreign", draw_map(0), (20, 30), "sum")
+        writer.add(writer.prepare("foreign", draw_map(0), (20, 30), "sum"))
     (tmp_path / "other" / "shard-00000.h5").rename(folder / "shard-00009.h5")
     (found,) = verify_store(folder)
     assert found.file == "shard-00009.h5" and "of another store" in found.reason
@@ -182,7 +182,7 @@ def test_a_link_out_of_the_store_is_found_and_replaced(folder, tmp_path):
 def test_a_damaged_newer_map_gives_way_to_the_older(folder):
     """Both are of one image; labelling again makes just the newer anew."""
     with DepthStoreWriter(folder, PROVENANCE) as writer:
-        writer.add("town/1", draw_map(50), (20, 30), "newer")
+        writer.add(writer.prepare("town/1", draw_map(50), (20, 30), "newer"))
     damage(folder, "town/1")
     assert [found.image_id for found in verify_store(folder)] == ["town/1"]
     repair_store(folder)
@@ -194,7 +194,7 @@ def test_a_damaged_newer_map_gives_way_to_the_older(folder):
 
 def test_loose_batches_are_verified_too(folder):
     with DepthStoreWriter(folder, PROVENANCE) as writer:
-        writer.add("loose", draw_map(77), (20, 30), "sum")
+        writer.add(writer.prepare("loose", draw_map(77), (20, 30), "sum"))
         writer.commit()
         assert verify_store(folder) == []
         batch = next(folder.glob("batch-*.h5"))

@@ -51,7 +51,7 @@ def fill(folder: Path, image_ids: list[str], *, provenance: Provenance = PROVENA
     maps = {image_id: draw_map(number) for number, image_id in enumerate(image_ids)}
     with DepthStoreWriter(folder, provenance, **options) as writer:
         for image_id, raw in maps.items():
-            writer.add(image_id, raw, (60, 90), f"sum of {image_id}")
+            writer.add(writer.prepare(image_id, raw, (60, 90), f"sum of {image_id}"))
     return maps
 
 
@@ -65,7 +65,7 @@ def test_reads_float16_of_what_was_written(tmp_path, codec, shape):
     raw = draw_map(0, shape)
     raw[0, 0] = 0.0
     with DepthStoreWriter(tmp_path / "s", replace(PROVENANCE, codec=codec)) as writer:
-        writer.add("a", raw, (60, 90), "sum")
+        writer.add(writer.prepare("a", raw, (60, 90), "sum"))
     found = DepthStore(tmp_path / "s").read("a")
     assert found.raw.dtype == np.float32
     np.testing.assert_array_equal(found.raw, raw.astype(np.float16).astype(np.float32))
@@ -77,8 +77,8 @@ def test_every_float16_survives(tmp_path):
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(256, 256)
     every = np.where(np.abs(every) > 6e4, np.float16("inf"), every)
     with DepthStoreWriter(tmp_path / "s", PROVENANCE) as writer:
-        writer.add("a", every.astype(np.float32), (60, 90), "sum")
-        writer.add("finite", np.where(np.isfinite(every), every, 0).astype(np.float32), (60, 90), "sum")
+        writer.add(writer.prepare("a", every.astype(np.float32), (60, 90), "sum"))
+        writer.add(writer.prepare("finite", np.where(np.isfinite(every), every, 0).astype(np.float32), (60, 90), "sum"))
     store = DepthStore(tmp_path / "s")
     np.testing.assert_array_equal(store.read("a").raw, every.astype(np.float32))
     np.testing.assert_array_equal(store.read("finite").raw, np.where(np.isfinite(every), every, 0).astype(np.float32))
@@ -105,9 +105,9 @@ def test_index_opens_in_plain_h5py_wherever_the_folder_is_moved(tmp_path):
 
 def test_large_maps_are_chunked_for_crops(tmp_path):
     with DepthStoreWriter(tmp_path / "s", PROVENANCE) as writer:
-        writer.add("a", np.ones((800, 1000), np.float32), (800, 1000), "sum")
-        writer.add("b", np.ones((518, 1036), np.float32), (1024, 2048), "sum")
-        writer.add("c", np.ones((2, 900_000), np.float32), (2, 900_000), "sum")
+        writer.add(writer.prepare("a", np.ones((800, 1000), np.float32), (800, 1000), "sum"))
+        writer.add(writer.prepare("b", np.ones((518, 1036), np.float32), (1024, 2048), "sum"))
+        writer.add(writer.prepare("c", np.ones((2, 900_000), np.float32), (2, 900_000), "sum"))
     with h5py.File(tmp_path / "s" / "index.h5") as file:
         assert file["depth/a"].chunks == (267, 250)
         assert file["depth/b"].chunks == (259, 259)
@@ -132,7 +132,7 @@ def test_shards_fill_up_and_batches_are_merged(tmp_path):
     folder = tmp_path / "s"
     with DepthStoreWriter(folder, PROVENANCE, shard_size=4) as writer:
         for number in range(10):
-            writer.add(f"i{number}", draw_map(number), (60, 90), "sum")
+            writer.add(writer.prepare(f"i{number}", draw_map(number), (60, 90), "sum"))
             writer.commit()
         assert names(folder) == ["batch-00002-0000.h5", "batch-00002-0001.h5", "index.h5", "shard-00000.h5",
                                  "shard-00001.h5"]  # fmt: skip
@@ -145,7 +145,7 @@ def test_a_store_is_continued(tmp_path):
     fill(tmp_path / "s", ["a", "b"])
     with DepthStoreWriter(tmp_path / "s", PROVENANCE) as writer:
         assert writer.image_ids == {"a", "b"}
-        writer.add("c", draw_map(9), (60, 90), "sum")
+        writer.add(writer.prepare("c", draw_map(9), (60, 90), "sum"))
     store = DepthStore(tmp_path / "s")
     assert store.image_ids == ("a", "b", "c")
     assert len(store) == 3
@@ -155,11 +155,11 @@ def test_a_store_is_continued(tmp_path):
 def test_a_reader_outlives_merges_of_a_running_writer(tmp_path):
     folder = tmp_path / "s"
     with DepthStoreWriter(folder, PROVENANCE, shard_size=3) as writer:
-        writer.add("a", draw_map(0), (60, 90), "sum")
+        writer.add(writer.prepare("a", draw_map(0), (60, 90), "sum"))
         writer.commit()
         store = DepthStore(folder)
         for image_id in ("b", "c"):
-            writer.add(image_id, draw_map(1), (60, 90), "sum")
+            writer.add(writer.prepare(image_id, draw_map(1), (60, 90), "sum"))
         assert "batch-00000-0000.h5" not in names(folder)
         np.testing.assert_array_equal(store.read("a").raw, draw_map(0).astype(np.float16))
 
@@ -242,13 +242,13 @@ def test_a_store_never_mixes(tmp_path):
 def test_numbers_float16_cannot_hold_are_refused(tmp_path, raw, message):
     with DepthStoreWriter(tmp_path / "s", PROVENANCE) as writer:
         with pytest.raises(UserError, match=f"image 'a' .*{message}"):
-            writer.add("a", raw.astype(np.float32), (4, 4), "sum")
+            writer.add(writer.prepare("a", raw.astype(np.float32), (4, 4), "sum"))
         assert "a" not in writer.image_ids
 
 
 def test_single_tiny_pixels_of_a_large_map_are_kept(tmp_path):
     with DepthStoreWriter(tmp_path / "s", PROVENANCE) as writer:
-        writer.add("a", np.array([[1e-6, 1e-9, 0, 300]], np.float32), (4, 4), "sum")
+        writer.add(writer.prepare("a", np.array([[1e-6, 1e-9, 0, 300]], np.float32), (4, 4), "sum"))
     assert DepthStore(tmp_path / "s").read("a").raw[0, 3] == 300
 
 
@@ -257,9 +257,9 @@ def test_an_id_cannot_be_the_folder_of_another(tmp_path, first, second):
     fill(tmp_path / "s", [first])
     with DepthStoreWriter(tmp_path / "s", PROVENANCE) as writer:
         with pytest.raises(UserError, match="one id is the folder of another"):
-            writer.add(second, draw_map(0), (60, 90), "sum")
+            writer.add(writer.prepare(second, draw_map(0), (60, 90), "sum"))
         with pytest.raises(ValueError, match="already holds"):
-            writer.add(first, draw_map(0), (60, 90), f"sum of {first}")
+            writer.add(writer.prepare(first, draw_map(0), (60, 90), f"sum of {first}"))
 
 
 def test_an_unknown_codec_is_named(tmp_path):
@@ -318,7 +318,7 @@ def test_a_changed_image_gets_a_second_map_beside_the_first(tmp_path, committed)
     fill(folder, ["a", "b"])
     with DepthStoreWriter(folder, PROVENANCE) as writer:
         for number, checksum in enumerate(("new", "newer")):
-            writer.add("a", draw_map(10 + number), (60, 90), checksum)
+            writer.add(writer.prepare("a", draw_map(10 + number), (60, 90), checksum))
             if committed:
                 writer.commit()
         assert writer.find("a", "sum of a") is not None
@@ -368,7 +368,8 @@ kept = []
 try:
     with DepthStoreWriter(Path(sys.argv[1]), PROVENANCE, shard_size=1000) as writer:
         for number in range(100):
-            writer.add(f"i{number:03d}", draw_map(number, (50, 100 if number < 20 else 1000)), (60, 90), "sum")
+            raw = draw_map(number, (50, 100 if number < 20 else 1000))
+            writer.add(writer.prepare(f"i{number:03d}", raw, (60, 90), "sum"))
             writer.commit()
             kept.append(number)
 except UserError as error:
@@ -393,7 +394,7 @@ def test_opening_lists_nothing(tmp_path):
     """What is open after reading one map does not grow with the store: no list of ids, a bounded number of files."""
     with DepthStoreWriter(tmp_path / "s", PROVENANCE, shard_size=1) as writer:
         for number in range(60):
-            writer.add(f"i{number:02d}", draw_map(number), (60, 90), "sum")
+            writer.add(writer.prepare(f"i{number:02d}", draw_map(number), (60, 90), "sum"))
     store = DepthStore(tmp_path / "s")
     descriptors = Path("/dev/fd")
     before = len(list(descriptors.iterdir()))
@@ -422,8 +423,8 @@ def test_without_the_plugin_a_store_of_blosc_names_the_package_and_loses_nothing
     provenance = replace(PROVENANCE, codec="blosc")
     assert provenance.fingerprint() == PROVENANCE.fingerprint(), "how maps are packed does not change them"
     with DepthStoreWriter(tmp_path / "s", provenance) as writer:
-        writer.add("a", draw_map(0), (8, 9), "x")
-        writer.add("even", np.ones((300, 300), np.float32), (8, 9), "x")
+        writer.add(writer.prepare("a", draw_map(0), (8, 9), "x"))
+        writer.add(writer.prepare("even", np.ones((300, 300), np.float32), (8, 9), "x"))
     said = subprocess.run(
         [sys.executable, "-c", _WITHOUT_PLUGIN, str(tmp_path / "s")], capture_output=True, text=True, check=True
     )
@@ -441,7 +442,7 @@ def test_batches_that_several_killed_ranks_left_each_get_the_shard_of_their_numb
     folder.mkdir()
     for number, name in enumerate(("batch-00000-0000.h5", "shard-00001.h5", "batch-00002-0000.h5")):
         with DepthStoreWriter(tmp_path / name, PROVENANCE) as writer:
-            writer.add(f"image{number}", np.full((4, 5), 1.0 + number), (4, 5), "0")
+            writer.add(writer.prepare(f"image{number}", np.full((4, 5), 1.0 + number), (4, 5), "0"))
             writer.commit()
             if name.startswith("batch"):
                 shutil.copy(tmp_path / name / "batch-00000-0000.h5", folder / name)
@@ -449,7 +450,7 @@ def test_batches_that_several_killed_ranks_left_each_get_the_shard_of_their_numb
             shutil.copy(tmp_path / name / "shard-00000.h5", folder / name)
     with DepthStoreWriter(folder, PROVENANCE) as writer:
         assert names(folder)[:1] == ["batch-00002-0000.h5"] and "shard-00000.h5" in names(folder)
-        writer.add("image3", np.full((4, 5), 4.0), (4, 5), "0")
+        writer.add(writer.prepare("image3", np.full((4, 5), 4.0), (4, 5), "0"))
     assert sorted(path.name for path in folder.glob("shard-*.h5")) == [f"shard-0000{number}.h5" for number in range(3)]
     assert verify_store(folder) == []
     store = DepthStore(folder)

@@ -31,7 +31,7 @@ def write_rest(folder: Path, total: int, committed=None) -> None:
         for number in range(total):
             image_id = f"town/{number:04d}"
             if image_id not in writer.image_ids:
-                writer.add(image_id, draw_map(number), (20, 30), "sum")
+                writer.add(writer.prepare(image_id, draw_map(number), (20, 30), "sum"))
                 writer.commit()
             if committed is not None:
                 committed.value = number + 1

@@ -52,7 +52,7 @@ def test_what_goes_in_comes_out(
     with DepthStoreWriter(folder, PROVENANCE, shard_size=shard_size) as writer:
         for (image_id, raw), commit in zip(maps.items(), commits, strict=False):
             try:
-                writer.add(image_id, raw, (8, 9), "sum")
+                writer.add(writer.prepare(image_id, raw, (8, 9), "sum"))
             except UnfitMap:  # too small for float16, or an id that is the folder of another
                 continue
             kept[image_id] = raw.astype(np.float16)
@@ -100,7 +100,7 @@ def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     with DepthStoreWriter(folder, replace(PROVENANCE, codec="none"), shard_size=2) as writer:
         for number in range(3):
-            writer.add(f"town/{number}", rng.uniform(1, 9, (6, 7)), (60, 70), f"sum {number}")
+            writer.add(writer.prepare(f"town/{number}", rng.uniform(1, 9, (6, 7)), (60, 70), f"sum {number}"))
     return folder
 
 

@@ -78,7 +78,12 @@ def build_source(folder: Path, dataset: Ramps) -> Source:
         for index in range(len(dataset)):
             ramp = np.repeat(np.linspace(1, 5, 30, dtype=np.float32)[None], 20, 0)
             writer.add(
-                dataset.image_ids[index], ramp, dataset.sizes[index], ContentHashes().hash(dataset.sources(index).image)
+                writer.prepare(
+                    dataset.image_ids[index],
+                    ramp,
+                    dataset.sizes[index],
+                    ContentHashes().hash(dataset.sources(index).image),
+                )
             )
     return Source(dataset, match_depth(dataset, DepthStore(folder)))
 
