@@ -57,7 +57,7 @@ class Source:
         """
         if self.cache is not None and (kept := self.cache.find(index)) is not None:
             return kept
-        image, labels = self.dataset.read_image(index), self.dataset.read_labels(index)
+        image, labels = self.dataset.read_pair(index)
         if self.cache is not None:
             self.cache.add(index, image, labels)
         return image, labels

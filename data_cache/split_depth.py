@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,27 @@ class SplitDepth:
                 f"{shlex.quote(str(self.folder))}, then label again"
             )
         return found
+
+
+class JoinedDepth(SplitDepth):
+    """Depth of the images of several splits in a row, each read from its own store.
+
+    Args:
+        image_ids: of all, in order.
+        parts: the depth of each split's images.
+    """
+
+    def __init__(self, image_ids: Sequence[str], parts: Sequence[SplitDepth]) -> None:
+        self._parts, self._image_ids = parts, image_ids
+        self._store = parts[0]._store
+        self._ends = list(accumulate(len(part.image_ids) for part in parts))
+        self.doubts = tuple(doubt for part in parts for doubt in part.doubts)
+        self._fingerprint = hashlib.sha256(json.dumps([part.fingerprint() for part in parts]).encode()).hexdigest()
+
+    def read(self, index: int) -> DepthMap:
+        """Read the map of an image; UserError as for one split."""
+        number = bisect_right(self._ends, index)
+        return self._parts[number].read(index - self._ends[number] + len(self._parts[number].image_ids))
 
 
 def compute_checksums(

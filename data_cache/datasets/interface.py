@@ -102,6 +102,10 @@ class SegmentationDataset(ABC):
     def read_labels(self, index: int) -> NDArray[np.uint8]:
         """Return (H, W) train ids, IGNORE_INDEX where void; always of the image's size."""
 
+    def read_pair(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return the image (H, W, 3) and its labels (H, W)."""
+        return self.read_image(index), self.read_labels(index)
+
     def read_depth(self, index: int) -> NDArray[np.float32]:
         """Return (h, w) depth of ``ground_truth_depth_kind``; nan = unknown, inf = infinitely far (metric only).
 

@@ -53,16 +53,20 @@ def wait_for_stores(config: RunConfig, session: Session) -> None:
 
 
 def find_labels(config: RunConfig, workspace: Workspace, dataset: SegmentationDataset) -> SplitDepth:
-    """Return the depth of a split: a map of every image as it is now.
+    """Return the depth of a split, or of images of several: a map of every image as it is now.
 
     Raises:
         NoDepthStore: none was made by this estimator yet; the message has the command that makes it.
         UserError: those that were made are by other weights or settings, lack images or have other states of them.
     """
+    from data_cache.datasets.views import View
     from data_cache.depth_store import DepthStore, find_store
-    from data_cache.split_depth import match_depth
+    from data_cache.split_depth import JoinedDepth, match_depth
     from stages.pseudo_depth.identity import identify_estimator
 
+    if isinstance(dataset, View) and len(dataset.parts) > 1:
+        parts = [find_labels(config, workspace, View([part])) for part in dataset.parts]
+        return JoinedDepth(dataset.image_ids, parts)
     depth, command = config.depth, _label_command(config, dataset.split)
     estimator = identify_estimator(
         depth.estimator,

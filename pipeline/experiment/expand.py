@@ -107,15 +107,17 @@ def make_plan(rows: Iterable[Row], session: Session, *, reuse: bool) -> Plan:
     classes: dict[str, int] = {}
 
     def find_facts(row: Row) -> DataFacts:
-        needs_depth = row.schedule.reads_depth
+        phases, needs_depth = row.schedule.phases, row.schedule.reads_depth
         data = [_name_data(row.config), row.config.evaluation.split]
         of_data = content_hash(data, 16)
         if of_data not in classes:
             classes[of_data] = len(open_split(row.config, session.workspace, "train").classes)
         inspect_network(row.config.network, classes[of_data], session.workspace)  # before labels are asked for
-        key = content_hash([data, row.config.depth.model_dump() if needs_depth else None], 16)
+        read = sorted({(phase.needs_seg, phase.needs_depth, phase.reads_depth, phase.reads) for phase in phases})
+        depth, share = row.config.depth.model_dump() if needs_depth else None, row.config.training.unlabelled_share
+        key = content_hash([data, depth, read, share > 0], 16)
         if key not in known:
-            known[key] = gather_facts(row.config, session, needs_depth=needs_depth)
+            known[key] = gather_facts(row.config, session, phases)
         return known[key]
 
     plan = plan_runs(rows, find_facts, reuse=reuse)

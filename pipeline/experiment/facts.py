@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypedDict
 
@@ -16,37 +16,56 @@ from data_cache.fingerprint import dataset_fingerprint
 from data_cache.records import Record, read_record
 from pipeline.experiment.artifacts import find_labels, find_labels_if_any, open_split
 from pipeline.experiment.config import RunConfig, content_hash
-from pipeline.experiment.plan import DataFacts, Reported, describe_network
+from pipeline.experiment.plan import DataFacts, Material, Reading, Reported, describe_network, find_reading
+from pipeline.experiment.training_images import open_training_images
 from pipeline.session import Session
 from pipeline.workspace import Workspace
 from stages.networks.settings import NetworkSettings
-from stages.training.schedule import CopyWeights, Part
+from stages.training.schedule import CopyWeights, Part, Phase
+
+if TYPE_CHECKING:
+    from data_cache.split_depth import SplitDepth
 
 _LAYOUT = 4
 """Of the files in the work directory; raised when they say something else."""
 
 
-def gather_facts(config: RunConfig, session: Session, *, needs_depth: bool) -> DataFacts:
+def gather_facts(config: RunConfig, session: Session, phases: Sequence[Phase]) -> DataFacts:
     """Look at the training and the reported split as closely as training and scoring them will.
+
+    Args:
+        phases: whatever any of them reads is looked at.
 
     Raises:
         UserError: something is wrong with an image, a mask or the depth of either; all bad images are in one message.
     """
     workspace = session.workspace
+    if config.data.labelled_fraction != 1.0:
+        raise UserError("data.labelled_fraction cannot be below 1 yet")
     looked = look_at_splits(config, session, ("train", config.evaluation.split))
-    train, reported = looked[0].dataset, looked[-1]
-    depth = find_labels(config, workspace, train) if needs_depth else None
+    images, reported = open_training_images(config, workspace, None), looked[-1]
+    materials: dict[Reading, Material] = {}
+    depths: dict[Sequence[str], SplitDepth] = {}
+    for reading, with_depth in sorted({(find_reading(p, config, images.pool), p.reads_depth) for p in phases}):
+        dataset = images.select(reading)
+        if with_depth and dataset.image_ids not in depths:
+            depths[dataset.image_ids] = find_labels(config, workspace, dataset)
+        depth = depths[dataset.image_ids].fingerprint() if with_depth else None
+        fingerprint = dataset_fingerprint(dataset, workspace.content_hashes(), labels=reading.masks)
+        materials[reading] = Material(images.count_epoch(reading), fingerprint, depth)
     return DataFacts(
-        len(train),
-        len(train.classes),
-        dataset_fingerprint(train, workspace.content_hashes()),
-        depth.fingerprint() if depth else None,
-        inspect_reported(reported.dataset, config, session, needs_depth=needs_depth),
+        len(images.split.classes),
+        materials,
+        images.pool,
+        dataset_fingerprint(images.split, workspace.content_hashes()),
+        max(depths.values(), key=lambda depth: len(depth.image_ids)).fingerprint() if depths else None,
+        images.labelled,
+        inspect_reported(reported.dataset, config, session, needs_depth=any(phase.needs_depth for phase in phases)),
         reported.find_smallest(),
         (
             *(["the reported split is the training split: scores say nothing about new images"] * (len(looked) == 1)),
             *(line for each in looked for line in (*each.list_doubts(), *each.list_notes())),
-            *(depth.doubts if depth else ()),
+            *dict.fromkeys(doubt for depth in depths.values() for doubt in depth.doubts),
         ),
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -47,17 +47,41 @@ class Reported(NamedTuple):
     """Of its depth maps; None without any."""
 
 
+class Reading(NamedTuple):
+    """Which images a phase reads, and how."""
+
+    masks: bool
+    """Whether it reads the masks of the labelled images."""
+    pool: bool
+    """Whether it reads images beside the labelled ones: without masks as one list, else in batches of both."""
+
+
+class Material(NamedTuple):
+    """What phases of one reading find."""
+
+    images: int
+    """Those an epoch is counted by: of batches of both kinds the labelled ones."""
+    fingerprint: str
+    """Of the images, and of the masks where they are read."""
+    depth: str | None
+    """Of their depth maps; None when no such phase reads depth."""
+
+
 @dataclass(frozen=True)
 class DataFacts:
     """What a plan must know about the data of a recipe."""
 
-    num_images: int
-    """Images in the training split."""
     num_classes: int
-    fingerprint: str
-    """Of the training split's images, labels and classes."""
-    depth: str | None
-    """Of the training split's depth maps; None when no phase reads depth."""
+    materials: Mapping[Reading, Material]
+    """By every reading that a phase has."""
+    pool: int = 0
+    """Images that can be read beside the labelled ones."""
+    fingerprint: str = ""
+    """Of all that is read or chosen from, whatever a seed chooses: what runs of one row have in common."""
+    depth: str | None = None
+    """The same of depth; None when no phase reads depth."""
+    labelled: tuple[str, ...] | None = None
+    """Ids of the training images whose masks are used; None is all."""
     reported: Reported = field(default=Reported("", None))
     smallest: tuple[str, tuple[int, int]] | None = None
     """The reported image with the shortest side, and its (height, width)."""
@@ -76,6 +100,9 @@ class Node:
     """Folder of the node whose last weights this one starts from; None starts from the seeded network."""
     copies: tuple[CopyWeights, ...]
     phase: Phase
+    reading: Reading
+    labelled: tuple[str, ...] | None = field(repr=False)
+    """As in ``DataFacts``."""
     steps: int
     lr: float
     seed: int
@@ -115,7 +142,7 @@ class PlannedRun:
         What phases resolve (steps, rates, losses) is told per phase.
         """
         kinds = {Decides.FIRST_WEIGHTS, Decides.DATA, Decides.NUMERICS, Decides.SCORES}
-        kinds |= {kind for phase in self.schedule.phases for kind in _kinds_of(phase)}
+        kinds |= {kind for node in self.nodes for kind in _kinds_of(node.phase, node.reading)}
         described = self.config.describe(*kinds, needs_depth=self.schedule.reads_depth)
         del described["seed"]
         losses, network = self.config.loss, describe_network(self.config.network)
@@ -194,13 +221,20 @@ def _plan_run(row: Row, facts: DataFacts, reuse: bool) -> PlannedRun:
             copies.append(step)
             path.append({"copy": [step.source.names(), step.target.names()]})
             continue
-        steps, lr = count_steps(step, config, len(schedule.phases), facts.num_images), step.lr or config.training.lr
-        path.append({"steps": steps, "lr": lr} | _describe_phase(step, config, facts))
+        reading = find_reading(step, config, facts.pool)
+        material = facts.materials[reading]
+        steps, lr = count_steps(step, config, len(schedule.phases), material.images), step.lr or config.training.lr
+        path.append({"steps": steps, "lr": lr} | _describe_phase(step, reading, config, material))
         key = content_hash(path, 16)
         folder = key if reuse else content_hash([key, name, config.seed, "alone"], 16)
         parent = nodes[-1].folder if nodes else None
         seed = _seed_of_phase(config.seed, len(nodes))
-        nodes.append(Node(key, folder, parent, tuple(copies), step, steps, lr, seed, config, path[0]["network"]))
+        nodes.append(
+            Node(
+                key, folder, parent, tuple(copies), step, reading, facts.labelled, steps, lr, seed, config,
+                path[0]["network"],
+            )
+        )  # fmt: skip
         copies.clear()
     return PlannedRun(name, config, schedule, tuple(nodes), facts)
 
@@ -215,14 +249,14 @@ def _check_row(row: Row, facts: DataFacts) -> None:
             f"schedule {schedule.name!r} trains a depth branch, but network.with_depth is false; build the network "
             "with it, or choose a schedule without depth (seg-only)"
         )
-    elif schedule.reads_depth and facts.depth is None:
+    elif any(p.reads_depth and _find_material(p, config, facts).depth is None for p in schedule.phases):
         problems.append(f"schedule {schedule.name!r} reads depth; label first with: pipeline pseudo-depth")
     if isinstance(weights, tuple) and len(weights) != facts.num_classes and any(p.needs_seg for p in schedule.phases):
         problems.append(
             f"loss.class_weights has {len(weights)} weights for {facts.num_classes} classes; give one per class"
         )
     for phase in schedule.phases:
-        steps = count_steps(phase, config, len(schedule.phases), facts.num_images)
+        steps = count_steps(phase, config, len(schedule.phases), _find_material(phase, config, facts).images)
         if training.warmup_steps >= steps:
             problems.append(
                 f"phase {phase.name!r} has {steps} steps, not more than the {training.warmup_steps} of warm-up; "
@@ -236,8 +270,26 @@ def _check_row(row: Row, facts: DataFacts) -> None:
         raise UserError("\n".join(problems))
 
 
+def find_reading(phase: Phase, config: RunConfig, pool: int) -> Reading:
+    """Return what a phase reads; without a pool, or a share of it, one that asks for all reads the labelled images.
+
+    Args:
+        pool: images that can be read beside the labelled ones.
+    """
+    wanted = phase.reads == "all" and (not phase.needs_seg or config.training.unlabelled_share > 0)
+    return Reading(phase.needs_seg, wanted and pool > 0)
+
+
+def _find_material(phase: Phase, config: RunConfig, facts: DataFacts) -> Material:
+    return facts.materials[find_reading(phase, config, facts.pool)]
+
+
 def count_steps(phase: Phase, config: RunConfig, num_phases: int, num_images: int) -> int:
-    """Return the optimiser steps of a phase under the recipe's budget."""
+    """Return the optimiser steps of a phase under the recipe's budget.
+
+    Args:
+        num_images: what an epoch of it is a pass over.
+    """
     training = config.training
     if phase.epochs is not None:
         return phase.epochs * steps_per_epoch(num_images, training.batch_size)
@@ -253,11 +305,10 @@ def _seed_of_phase(run_seed: int, position: int) -> int:
 
 
 def _describe_start(config: RunConfig, facts: DataFacts) -> dict[str, Any]:
-    """Describe the state before the first step: seeded network, the data it will see, and what it computes in."""
+    """Describe the state before the first step: seeded network, how images are cut, and what it computes in."""
     assert config.training.precision != "auto", "what is auto is resolved before it is hashed"
     return {
         "version": TRAINING_VERSION,
-        "images": facts.fingerprint,
         "classes": facts.num_classes,
         "network": describe_network(config.network),
         **config.describe(Decides.DATA, Decides.NUMERICS),
@@ -283,7 +334,7 @@ def _hash_weights(path: Path, _state: tuple[int, ...]) -> str:
         return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
 
-def _describe_phase(phase: Phase, config: RunConfig, facts: DataFacts) -> dict[str, Any]:
+def _describe_phase(phase: Phase, reading: Reading, config: RunConfig, material: Material) -> dict[str, Any]:
     """Describe a phase by what decides its outcome, and by nothing else, so that equal work gets equal keys."""
     policy = config.training.encoder_policy
     assert config.loss.class_weights != "median-frequency", "named weights become numbers before the plan is made"
@@ -291,21 +342,21 @@ def _describe_phase(phase: Phase, config: RunConfig, facts: DataFacts) -> dict[s
         "trains": phase.trains.names(),
         "weights": [phase.seg, phase.depth],
         "encoder": [freezes_encoder(policy, phase), find_encoder_lr_factor(policy, phase)],
-        "depth": facts.depth if phase.reads_depth else None,
-        "images": phase.reads,
+        "images": material.fingerprint,
+        "depth": material.depth if phase.reads_depth else None,
         "mix": phase.mix,
-        **config.describe(*_kinds_of(phase)),
+        **config.describe(*_kinds_of(phase, reading)),
     }
 
 
-def _kinds_of(phase: Phase) -> set[Decides]:
+def _kinds_of(phase: Phase, reading: Reading) -> set[Decides]:
     """Return what kinds of settings a phase reads beside those of the start."""
     read = {
         Decides.OPTIMISATION: True,
         Decides.SEG_LOSS: phase.needs_seg,
         Decides.DEPTH_LOSS: phase.needs_depth,
         Decides.JOINT_LOSS: phase.needs_seg and phase.needs_depth,
-        Decides.POOL: phase.needs_seg and phase.reads == "all",
+        Decides.POOL: reading.masks and reading.pool,
         Decides.MIX: phase.mix != "none",
     }
     return {kind for kind, needed in read.items() if needed}

@@ -26,7 +26,8 @@ def check_ranks(plan: Plan, workspace: Workspace, device: torch.device) -> None:
     names = [*sorted(plan.nodes), *(run.name for run in plan.runs)]
     check_alike({"plan (recipe, data, depth)": content_hash(names, 12), "device": device.type})
     check_shared_folder(workspace.root)
-    check_batch(min(min(run.config.training.batch_size, run.facts.num_images) for run in plan.runs))
+    images = [(run, material.images) for run in plan.runs for material in run.facts.materials.values()]
+    check_batch(min(min(run.config.training.batch_size, count) for run, count in images))
 
 
 def announce(name: str | None) -> None:

@@ -18,12 +18,13 @@ from data_cache.ranks import broadcast_object, is_speaker
 from data_cache.samples import Source
 from data_cache.split_depth import SplitDepth
 from pipeline.console import Advance
-from pipeline.experiment.artifacts import find_labels, open_split
+from pipeline.experiment.artifacts import find_labels
 from pipeline.experiment.feeding import Feed
 from pipeline.experiment.nodes import NodeRecord, load_node
 from pipeline.experiment.plan import Node, describe_network
 from pipeline.experiment.provenance import describe_environment, describe_numerics
 from pipeline.experiment.together import announce
+from pipeline.experiment.training_images import open_training_images
 from pipeline.session import Session
 from pipeline.workspace import NodeFolder, Workspace
 from stages.networks import build_network, build_without_weights
@@ -56,7 +57,7 @@ def finish_node(node: Node, session: Session, device: torch.device) -> bool:
 def train_node(node: Node, folder: NodeFolder, session: Session, device: torch.device) -> None:
     """Train a node, or this rank's share of it; the speaker, who holds the folder, writes what is left of it there."""
     config, training = node.config, node.config.training
-    dataset = open_split(config, session.workspace, "train")
+    dataset = open_training_images(config, session.workspace, node.labelled).select(node.reading)
     store = find_labels(config, session.workspace, dataset) if node.phase.reads_depth else None
     network = _build_start(node, session.workspace, len(dataset.classes))
     copies = [copy_part(network, copy.source, copy.target) for copy in node.copies]

@@ -38,6 +38,9 @@ class Noise:
         assert not self.gone.exists(), "read again"
         return np.random.default_rng(index).integers(0, 256, (*SIZES[index], 3), np.uint8)
 
+    def read_pair(self, index):
+        return self.read_image(index), self.read_labels(index)
+
     def read_labels(self, index):
         return np.random.default_rng(index).integers(0, 5, SIZES[index], np.uint8)
 

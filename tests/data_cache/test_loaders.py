@@ -60,6 +60,9 @@ class Ramps:
             os.kill(os.getpid(), signal.SIGKILL)
         return np.random.default_rng(index).integers(0, 256, (*self.sizes[index], 3), np.uint8)
 
+    def read_pair(self, index):
+        return self.read_image(index), self.read_labels(index)
+
     def read_labels(self, index):
         height, width = self.sizes[index]
         return np.repeat((np.arange(width) >= width // 2).astype(np.uint8)[None], height, 0)

@@ -14,8 +14,9 @@ from pipeline.experiment.expand import list_rows
 from pipeline.experiment.plan import DataFacts, Plan, Row, plan_runs
 from pipeline.experiment.tables import TABLES, table_rows
 from stages.training.schedules import CONTROLS, PAPER_ROWS
+from tests.pipeline.drawn_facts import build_facts
 
-FACTS = DataFacts(num_images=400, num_classes=8, fingerprint="data", depth="store")
+FACTS = build_facts()
 
 
 def as_rows(config: RunConfig) -> list[Row]:
@@ -126,9 +127,40 @@ def test_seeds_of_phases_pair_wherever_rows_do_the_same_in_the_same_place() -> N
 
 
 def test_a_segmentation_phase_does_not_care_for_the_store() -> None:
-    other = DataFacts(400, 8, "data", "another store")
+    other = build_facts(depth="another store")
     assert plan("seg-only").nodes.keys() == plan("seg-only", facts=other).nodes.keys()
     assert plan("joint").nodes.keys() != plan("joint", facts=other).nodes.keys()
+
+
+def test_a_depth_phase_does_not_care_for_masks() -> None:
+    other = build_facts(masks="others")
+    (before,), (after,) = plan("depth-first").runs, plan("depth-first", facts=other).runs
+    assert [a.key == b.key for a, b in zip(before.nodes, after.nodes, strict=True)] == [True, False, False]
+
+
+def test_without_a_pool_or_a_share_of_it_nothing_is_another_training() -> None:
+    """Whatever a phase asks for; an own schedule says it, and named ones ask for all where they learn depth."""
+    step = {"phase": "x", "trains": ("everything",), "seg": 1.0, "depth": 1.0}
+    for steps in ((step,), ({"phase": "y", "trains": ("encoder", "depth-branch"), "depth": 1.0}, step)):
+        schedules = [
+            {"schedule": {"name": "own", "steps": tuple(each | {"images": images} for each in steps)}}
+            for images in ("all", "labelled")
+        ]
+        configs = [load_config("demo", {"training.precision": "float32"}).changed(change) for change in schedules]
+        keys = [[node.key for node in plan_runs(as_rows(config), FACTS).runs[0].nodes] for config in configs]
+        assert keys[0] == keys[1]
+    none = configs[0].changed({"training.unlabelled_share": 0.0})
+    pooled = [
+        [node.key for node in plan_runs(as_rows(config), build_facts(pool=50)).runs[0].nodes]
+        for config in (configs[0], none, configs[1])
+    ]
+    assert pooled[0][0] == pooled[1][0] != pooled[2][0], "the depth phase reads the pool whatever batches mix"
+    joint = [
+        plan_runs(as_rows(config.changed({"schedule.steps": (step,)})), build_facts(pool=50)).runs[0].nodes[0].key
+        for config in (configs[0], none, configs[1])
+    ]
+    assert joint[0] != joint[1]
+    assert plan_runs(as_rows(none.changed({"schedule.steps": (step,)})), FACTS).runs[0].nodes[0].key == joint[1]
 
 
 def test_rows_differ_by_what_their_phases_read_alone() -> None:
@@ -148,7 +180,7 @@ def test_a_copy_is_part_of_the_path() -> None:
 
 def test_a_depth_phase_without_a_store_is_refused() -> None:
     with pytest.raises(UserError, match="reads depth; label first with: pipeline pseudo-depth"):
-        plan("joint", facts=DataFacts(400, 8, "data", None))
+        plan("joint", facts=build_facts(depth=None))
 
 
 @pytest.mark.parametrize(

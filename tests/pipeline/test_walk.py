@@ -12,11 +12,12 @@ from data_cache.errors import InUse, UserError
 from pipeline.experiment.config import RunConfig, load_config
 from pipeline.experiment.engines import Spread
 from pipeline.experiment.engines.jobs import share_machine
-from pipeline.experiment.plan import DataFacts, Node, Plan, Row, plan_runs
+from pipeline.experiment.plan import Node, Plan, Row, plan_runs
 from pipeline.experiment.tables import TABLES
 from pipeline.experiment.walk import Outcome, Task, list_tasks, walk
+from tests.pipeline.drawn_facts import build_facts
 
-FACTS = DataFacts(num_images=400, num_classes=8, fingerprint="data", depth="store")
+FACTS = build_facts()
 DoTask = Callable[[Task], Outcome]
 
 
