@@ -19,7 +19,6 @@ ROOMS = {
     "h5py": {"data_cache/depth_file.py", "data_cache/depth_file_build.py"},
     "hdf5plugin": {"data_cache/depth_file.py"},
     "segmentation_models_pytorch": {"stages/networks/", "stages/export/proof.py"},
-    "matplotlib": {"stages/comparison/figures.py"},
     "rich": {"pipeline/"},
     "ray": {"pipeline/experiment/engines/on_ray.py"},
     "pydantic": {"pipeline/experiment/", "pipeline/workspace.py", "stages/", "data_cache/"},

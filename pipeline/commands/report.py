@@ -44,16 +44,18 @@ def report_runs(
     """Write one self-contained page about runs; arguments as in ``compare_runs``.
 
     Returns:
-        ``report``, ``rows``, ``notes``.
+        ``report``, ``answer``, ``rows``, ``notes``.
 
     Raises:
         UserError: ``out`` is a file that this program did not write, and ``overwrite`` was not asked for.
     """
+    from data_cache.escaping import printable_text
     from data_cache.outputs import check_page
     from pipeline.experiment.tables import find_table, tables_of
     from pipeline.experiment.tabulate import SCHEDULES, find_runs, tabulate
     from pipeline.session import Result
-    from stages.comparison.report import write_report
+    from stages.comparison.answer import find_answer
+    from stages.comparison.report import TITLE, write_report
 
     out = out or session.workspace.root / (f"report-{table}.html" if table else "report.html")
     session.workspace.check_output(out, "--out")
@@ -62,8 +64,8 @@ def report_runs(
     found = find_runs(session, references, spec)
     compared = tabulate(found.records, spec, baseline, found.notes)
     titles = [found.title for found in tables_of(row.name for row in compared.rows) if found is not SCHEDULES]
-    title = {"title": titles[0]} if len(titles) == 1 else {}
-    file = write_report(compared, out, **title, overwrite=overwrite, on_wait=session.console.info)
-    return Result(
-        {"report": str(file), "rows": compared.to_json()["rows"], "notes": list(compared.notes)}, f"report: {file}"
-    )
+    title = titles[0] if len(titles) == 1 else TITLE
+    file = write_report(compared, out, title=title, overwrite=overwrite, on_wait=session.console.info)
+    answer = find_answer(compared).text
+    facts = {"report": str(file), "answer": answer, "rows": compared.to_json()["rows"], "notes": list(compared.notes)}
+    return Result(facts, f"{printable_text(answer)}\nreport: {file}")

@@ -1,181 +1,211 @@
-"""The figures of the report, as inline SVG. The only file that imports matplotlib."""
+"""The figures of the report, as HTML and SVG of our own: marks stretch with the page, text stays text at its size.
+
+Marks are drawn in a square of 100 x 100 that takes any shape; their widths, and the dots, which are lines of no length
+with round ends, are in pixels of the screen. Colours are classes of the page's style, so they follow light and dark.
+"""
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from data_cache.escaping import printable_text, width_of
+from data_cache.escaping import html_text
 from data_cache.metrics import HEADLINE, METRICS
+from stages.comparison.answer import signed
 from stages.comparison.losses import LossCurves
 from stages.comparison.rows import Row
+from stages.comparison.statistics import Estimate
 from stages.comparison.table import Table
 
-INK, MUTED, RULE = "#1f2430", "#7a8291", "#e3e6eb"
-SERIES = ("#9aa3b2", "#2f6db5", "#d0722b", "#3f8f6b")
-"""Grey for the baseline, then the rows that are held against it; they differ in grey print too."""
-MIN_SCORE_RANGE = 0.1
-"""The score axis shows at least this much, or two nearly equal rows would look far apart."""
-LOSS_COLOURS = {"seg": "#2f6db5", "depth": "#d0722b"}
-"""Other terms have the last colour of SERIES."""
-_STYLE = {
-    "font.size": 9,
-    "text.parse_math": False,  # a name with two dollar signs is no formula
-    "svg.fonttype": "none",  # text stays text: the page's own font, and it can be searched
-    "axes.edgecolor": "#c5cad3",
-    "axes.labelcolor": MUTED,
-    "axes.titlesize": 9,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-}
+NUM_SERIES = 5
+"""Colours that the style has for rows side by side; the first is grey, for the baseline."""
+TERMS = {"seg": 1, "depth": 2}
+"""Colours of losses; others have the third."""
+FEW_POINTS = 12
+"""A curve of so few points shows each of them."""
+
+
+class Axis(NamedTuple):
+    """A range of numbers, and where in it one lies."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def place(self, value: float) -> float:
+        """Return the place of a number in per cent of the axis, cut to it."""
+        low, high, at = (math.log(x) if self.log else x for x in (self.low, self.high, max(value, 1e-300)
+                                                                  if self.log else value))  # fmt: skip
+        return round(100 * min(1.0, max(0.0, (at - low) / ((high - low) or 1.0))), 2)
+
+    def ticks(self, count: int = 5) -> list[float]:
+        """Return round numbers within it, at most ``count``."""
+        if self.log:
+            decades = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
+            found = [10.0**decade for decade in decades]
+            return found[:: -(-len(found) // count)] if found else [self.low, self.high]
+        span = (self.high - self.low) or 1.0
+        power = 10.0 ** math.floor(math.log10(span / count))
+        step = next(power * factor for factor in (1, 2, 5, 10, 20) if span / (power * factor) <= count - 1)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [round(step * place, 12) + 0.0 for place in range(first, last + 1)]
+
+
+def fit_scores(estimates: Iterable[Estimate], values: Iterable[float], metric: str = HEADLINE) -> Axis:
+    """Return an axis around single values; intervals that are far wider are cut at its ends.
+
+    It never leaves what the metric can be, and shows at least a tenth, or two nearly equal rows would look far apart.
+    """
+    values = [*values, *(estimate.mean for estimate in estimates)]
+    low, high = min(values), max(values)
+    margin = max(0.75 * (high - low), 0.05)
+    bounds = (0.0, 1.0) if METRICS[metric].unit == "fraction" else (-math.inf, math.inf)
+    return Axis(max(bounds[0], low - margin), min(bounds[1], high + margin))
 
 
 def draw_scores(table: Table) -> str:
-    """Return each row's seeds as dots, its mean as a bar with its interval, and the baseline as a line.
+    """Return each row's seeds as dots, its mean as a line with its interval, and its baseline as a dashed line.
 
     Rows without the headline metric are left out; at least one has it.
     """
-    labels, rows = zip(*(pair for pair in table.labelled if HEADLINE in pair[1].metrics), strict=True)
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(8.4, 0.55 + 0.3 * len(rows)), layout="constrained")
-        axes = figure.add_subplot()
-        for place, row in enumerate(rows):
-            _draw_row(axes, place, row, is_baseline=row in table.bases)
-        if len(table.bases) == 1:
-            axes.axvline(
-                table.bases[0].metrics[HEADLINE].mean, color=SERIES[0], linewidth=1, linestyle=(0, (4, 3)), zorder=1
-            )
-        axes.set_yticks(range(len(rows)), list(map(printable_text, labels)))
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        low, high = axes.get_xlim()
-        widen = max(0.0, MIN_SCORE_RANGE - (high - low)) / 2
-        axes.set_xlim(low - widen, high + widen)
-        axes.grid(visible=False, axis="y")
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel(f"{HEADLINE} ({METRICS[HEADLINE].label}, {METRICS[HEADLINE].direction})")
-        return _to_svg(figure, "scores")
+    pairs = [(label, row) for label, row in table.labelled if HEADLINE in row.metrics]
+    seeds = [value for _, row in pairs for value in row.by_seed(HEADLINE).values()]
+    axis = fit_scores([row.metrics[HEADLINE] for _, row in pairs], seeds)
+    ticks = axis.ticks()
+    bases = table.bases
+    lines = [_draw_row(label, row, axis, ticks, is_base=row in bases) for label, row in pairs]
+    name = f"{METRICS[HEADLINE].label}, {METRICS[HEADLINE].direction}"
+    labels = "".join(f'<span style="left:{axis.place(tick):g}%">{_number(tick)}</span>' for tick in ticks)
+    lines.append(f'<div class="row axis"><span class="name">{name}</span><div class="ticks">{labels}</div></div>')
+    return f'<div class="rows">{"".join(lines)}</div>'
 
 
-def _draw_row(axes: Axes, place: int, row: Row, *, is_baseline: bool) -> None:
-    estimate = row.metrics[HEADLINE]
-    colour = MUTED if is_baseline else SERIES[1]
+def _draw_row(label: str, row: Row, axis: Axis, ticks: Sequence[float], *, is_base: bool) -> str:
+    estimate, values = row.metrics[HEADLINE], list(row.by_seed(HEADLINE).values())
+    series = "s0" if is_base or row.base is None else "s1"
+    marks = [_line(axis.place(tick), 0, axis.place(tick), 100, "grid") for tick in ticks]
+    guide = row if is_base else row.base
+    if guide is not None:
+        at = axis.place(guide.metrics[HEADLINE].mean)
+        marks.append(_line(at, 0, at, 100, "guide"))
+    words, cut = [f"mean {estimate.mean:.3f}"], ""
     if estimate.half_width is not None:
-        ends = (estimate.mean - estimate.half_width, estimate.mean + estimate.half_width)
-        axes.plot(ends, (place, place), color=colour, linewidth=2, alpha=0.45, solid_capstyle="butt", zorder=2)
-    values = list(row.by_seed(HEADLINE).values())
-    axes.scatter(values, [place] * len(values), s=22, color=colour, alpha=0.6, linewidths=0, zorder=3)
-    axes.scatter([estimate.mean], [place], s=120, marker="|", color=colour, linewidths=2.4, zorder=4)
+        low, high = estimate.mean - estimate.half_width, estimate.mean + estimate.half_width
+        marks.append(_line(axis.place(low), 50, axis.place(high), 50, f"interval {series}"))
+        words.append(f"95 % interval {max(low, 0):.3f} to {min(high, 1):.3f}")
+        cut = ('<span class="cut left">‹</span>' if low < axis.low else "") + (
+            '<span class="cut right">›</span>' if high > axis.high else ""
+        )
+    at = axis.place(estimate.mean)
+    marks += [_dot(axis.place(value), 50, f"seed {series}") for value in values]
+    marks.append(_line(at, 16, at, 84, f"mean {series}"))
+    words.append("seeds " + ", ".join(f"{value:.3f}" for value in values))
+    found = row.differences.get(HEADLINE)
+    difference = ""
+    if found is not None:
+        spread = "" if found.half_width is None else f"<small>±{found.half_width:.3f}</small>"
+        difference = f'<span class="{_verdict(found.mean, found.is_clear)}">{signed(found.mean)}{spread}</span>'
+    return (
+        f'<div class="row{" base" if is_base else ""}"><span class="name">{html_text(label)}</span>'
+        f'<div class="strip">{_svg(marks, "; ".join(words))}{cut}</div>'
+        f'<span class="value"><b>{estimate.mean:.3f}</b> {difference}</span></div>'
+    )
+
+
+def _verdict(mean: float, is_clear: bool) -> str:
+    return ("up" if mean > 0 else "down") if is_clear else "even"
 
 
 def draw_classes(classes: Sequence[str], rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
-    """Return per-class IoU as grouped bars.
+    """Return per-class IoU as bars side by side under one legend.
 
     Args:
         classes: in the order drawn.
-        rows: row name and IoU in [0, 1] by class; at most as many as SERIES has colours, the baseline first.
+        rows: row name and IoU in [0, 1] by class; at most NUM_SERIES, the baseline first.
     """
-    bar = 0.8 / len(rows)
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(8.4, 2.9), layout="constrained")
-        axes = figure.add_subplot()
-        drawn = []
-        for index, (_, scores) in enumerate(rows):
-            values = [scores.get(name, 0.0) for name in classes]
-            places = [place + (index - (len(rows) - 1) / 2) * bar for place in range(len(classes))]
-            drawn.append(axes.bar(places, values, bar * 0.86, color=SERIES[index])[0])
-        names = [printable_text(name) for name in classes]
-        slanted = max(map(width_of, names), default=0) * len(names) > 90
-        axes.set_xticks(
-            range(len(names)),
-            names,
-            rotation=35 if slanted else 0,
-            ha="right" if slanted else "center",
-            rotation_mode="anchor" if slanted else None,
+    groups = []
+    for name in classes:
+        bars = "".join(
+            f'<div class="bar s{place}"><i style="width:{100 * scores[name]:.1f}%"></i><span>{scores[name]:.3f}</span>'
+            "</div>"
+            if name in scores
+            else '<div class="bar absent"><span>in neither truth nor prediction</span></div>'
+            for place, (_, scores) in enumerate(rows)
         )
-        axes.tick_params(axis="x", labelcolor=INK)
-        axes.tick_params(axis="y", labelcolor=MUTED)
-        axes.set_ylim(0, 1)
-        axes.set_xlim(-0.6, len(classes) - 0.4)
-        axes.set_ylabel("IoU")
-        axes.grid(visible=False, axis="x")
-        labels = [printable_text(row) for row, _ in rows]  # given by hand: matplotlib hides labels that begin with "_"
-        figure.legend(drawn, labels, loc="outside upper left", ncols=len(rows), handlelength=0.9, handleheight=0.9)
-        return _to_svg(figure, "classes")
+        groups.append(f'<div class="group"><span class="name">{html_text(name)}</span><div>{bars}</div></div>')
+    return draw_legend([label for label, _ in rows]) + f'<div class="bars">{"".join(groups)}</div>'
+
+
+def draw_legend(labels: Sequence[str], series: Sequence[int] | None = None) -> str:
+    """Return what the colours of series stand for."""
+    chips = zip(labels, series or range(len(labels)), strict=True)
+    items = "".join(f'<li><i class="chip s{place}"></i>{html_text(label)}</li>' for label, place in chips)
+    return f'<ul class="legend">{items}</ul>'
 
 
 def draw_losses(curves: Mapping[str, LossCurves]) -> str:
-    """Return one small figure per row: unweighted losses on a log scale over the run's steps, phases marked."""
-    columns = min(3, len(curves))
-    num_lines = -(-len(curves) // columns)
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(8.4, 0.35 + 1.55 * num_lines), layout="constrained")
-        grid = figure.subplots(num_lines, columns, squeeze=False, sharey=True)
-        for axes, (name, found) in zip(grid.flat, curves.items(), strict=False):
-            _draw_run_losses(axes, name, found)
-        for axes in list(grid.flat)[len(curves) :]:
-            axes.set_visible(False)
-        terms = dict.fromkeys(term for found in curves.values() for term in found.curves)
-        handles = [grid.flat[0].plot([], [], color=LOSS_COLOURS.get(term, SERIES[3]))[0] for term in terms]
-        labels = [printable_text(f"{term} loss") for term in terms]
-        figure.legend(handles, labels, loc="outside upper left", ncols=len(terms), handlelength=1.4)
-        return _to_svg(figure, "losses")
+    """Return a small figure per row: unweighted losses on one log scale over the run's steps, phases marked."""
+    values = [value for found in curves.values() for points in found.curves.values() for _, value in points]
+    values = [value for value in values if value > 0]
+    low, high = (min(values), max(values)) if values else (0.1, 1.0)
+    axis = Axis(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high) + 1e-9), log=True)
+    terms = list(dict.fromkeys(term for found in curves.values() for term in found.curves))
+    legend = draw_legend([f"{term} loss" for term in terms], [TERMS.get(term, 3) for term in terms])
+    return legend + '<div class="curves">' + "".join(_draw_run(*item, axis) for item in curves.items()) + "</div>"
 
 
-def _draw_run_losses(axes: Axes, name: str, found: LossCurves) -> None:
+def _draw_run(name: str, found: LossCurves, axis: Axis) -> str:
+    last = max([phase.last_step for phase in found.phases] or [1])
+    steps = Axis(0, last)
+    marks = [_line(0, 100 - axis.place(tick), 100, 100 - axis.place(tick), "grid") for tick in axis.ticks()]
+    marks += [_line(steps.place(phase.first_step), 0, steps.place(phase.first_step), 100, "bound")
+              for phase in found.phases if phase.first_step]  # fmt: skip
     for term, points in found.curves.items():
-        steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=LOSS_COLOURS.get(term, SERIES[3]), linewidth=1.2)
-    for phase in found.phases:
-        if phase.first_step:
-            axes.axvline(phase.first_step, color="#b4bac5", linewidth=0.8)
-        middle = (phase.first_step + phase.last_step) / 2
-        axes.text(
-            middle,
-            0.97,
-            printable_text(phase.name),
-            transform=axes.get_xaxis_transform(),
-            ha="center",
-            va="top",
-            color=MUTED,
-            fontsize=7.5,
-        )
-    axes.set_title(printable_text(name))
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _place: f"{value:g}")  # matplotlib's own writes powers as formulas
-    axes.minorticks_off()
-    axes.margins(y=0.25)
-    axes.tick_params(labelsize=7.5, labelcolor=MUTED)
-    axes.set_xlim(0, found.phases[-1].last_step if found.phases else 1)
-    axes.locator_params(axis="x", nbins=4)
+        marks += _draw_curve(points, steps, axis, f"s{TERMS.get(term, 3)}")
+    labels = "".join(f'<span style="top:{100 - axis.place(tick):g}%">{_number(tick)}</span>' for tick in axis.ticks())
+    phases = "".join(
+        f'<span style="width:{(phase.last_step - phase.first_step) / last:.2%}">{html_text(phase.name)}</span>'
+        for phase in found.phases
+    )
+    words = f"losses of {name} over {last} steps, phases {', '.join(phase.name for phase in found.phases)}"
+    return (
+        f'<div class="curve"><h3>{html_text(name)}</h3><div class="y">{labels}</div>{_svg(marks, words)}'
+        f'<div class="phases">{phases}</div><div class="end">{last:,} steps</div></div>'
+    )
 
 
-def _to_svg(figure: Figure, name: str) -> str:
-    """Return an ``<svg>`` element that scales with the page; equal figures give equal text."""
-    stream = io.StringIO()
-    with rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the text stays text: the page's fonts have it
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    text = stream.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    head, rest = text.split(">", 1)
-    head = re.sub(r' (xmlns(:\w+)?|width|height)="[^"]*"', "", head)  # inline SVG needs no namespaces: no addresses
-    return f"{head}>{rest}".replace("xlink:href", "href")
+def _draw_curve(points: Sequence[tuple[float, float]], x: Axis, y: Axis, series: str) -> list[str]:
+    """Return the stretches of a curve between its gaps; where there are few points, these, too."""
+    stretches: list[list[tuple[float, float]]] = [[]]
+    for step, value in points:
+        if math.isnan(value):
+            stretches.append([])
+        else:
+            stretches[-1].append((x.place(step), 100 - y.place(value)))
+    marks = []
+    for stretch in filter(None, stretches):
+        marks.append(f'<polyline class="line {series}" points="{" ".join(f"{a:g},{b:g}" for a, b in stretch)}"/>')
+        if len(stretch) <= FEW_POINTS:
+            marks += [_dot(*point, f"point {series}") for point in stretch]
+    return marks
+
+
+def _svg(marks: Iterable[str], words: str) -> str:
+    """Return marks as a picture that is also described in words."""
+    return (
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{html_text(words)}">'
+        f"{''.join(marks)}</svg>"
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<path class="{kind}" d="M{x1:g} {y1:g}L{x2:g} {y2:g}"/>'
+
+
+def _dot(x: float, y: float, kind: str) -> str:
+    return f'<path class="{kind}" d="M{x:g} {y:g}h0"/>'
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}".replace("-", "−")

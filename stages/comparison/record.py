@@ -112,6 +112,7 @@ class RunFile(Record):
     environment: Environment = Environment()
     schedule: ScheduleFacts = ScheduleFacts()
     config: dict[str, Any] = Field(default_factory=dict)
+    confusion: tuple[tuple[Count, ...], ...] = ()
 
 
 class TrainedRun(RunFile):
@@ -156,6 +157,7 @@ class TrainedRun(RunFile):
 
 _SHARED = (
     "name", "seed", "network", "dataset", "recipe", "phases", "per_class", "parameters", "split", "command", "identity",
+    "confusion",
 )  # fmt: skip
 """What a comparison takes from run.json as it is."""
 
@@ -198,6 +200,8 @@ class RunRecord:
     """Folder of the dataset; None for those that need none."""
     evaluation: int = 0
     """Version of the metrics that scored it; 0 where that was not written down."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Pixels by truth, then prediction."""
 
     @property
     def place(self) -> str:

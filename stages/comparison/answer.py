@@ -1,0 +1,163 @@
+"""Whether pseudo depth helped: one sentence that says no more than a table holds. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from data_cache.metrics import HEADLINE, METRICS
+from stages.comparison.rows import Row
+from stages.comparison.statistics import Difference, compare_paired
+from stages.comparison.table import Table
+
+YES, PERHAPS, NOT_SHOWN, NO, UNKNOWN = "Yes", "Perhaps", "Not shown", "No", "It cannot be told"
+SOURCE_MARK = "@"
+"""Before the source of the depth in the name of a row whose depth is none of the image."""
+
+
+class Name(str):
+    """A row's name within a sentence."""
+
+    __slots__ = ()
+
+
+class Answer(NamedTuple):
+    """What a table says, and the rows it says it of."""
+
+    verdict: str
+    """One of YES, PERHAPS, NOT_SHOWN, NO, UNKNOWN; "" where no row learned depth."""
+    words: tuple[str, ...]
+    """The rest of the sentence; labels of rows are a ``Name``."""
+    rows: tuple[tuple[str, Row], ...]
+    """The baseline, the best row, and the controls it is held against, behind their labels."""
+
+    @property
+    def text(self) -> str:
+        """The sentence."""
+        return "".join((f"{self.verdict}: " if self.verdict else "", *self.words))
+
+
+class _Control(NamedTuple):
+    """A row that shares everything with the best one but what is credited."""
+
+    label: str
+    row: Row
+    what: str
+    """What it has in place of the image's depth."""
+    found: Difference
+    """Best row minus this one."""
+
+
+def learns_depth(row: Row) -> bool:
+    """Return whether a row learned depth, of whatever source."""
+    if row.first.identity is not None:
+        return row.first.identity.depth is not None
+    return any(phase.name in ("depth", "joint") for phase in row.first.phases)
+
+
+def find_answer(table: Table) -> Answer:
+    """Return whether the best row with pseudo depth beats its baseline and the controls that are among the rows.
+
+    Only a difference whose interval leaves out 0 counts, and only where no row without depth that trained as long, and
+    no row with depth of another source, comes as far.
+    """
+    scored = [(label, row) for label, row in table.labelled if HEADLINE in row.metrics]
+    compared = [(label, row) for label, row in scored if row.base is not None and HEADLINE in row.differences]
+    with_depth = [pair for pair in compared if learns_depth(pair[1]) and SOURCE_MARK not in pair[1].name]
+    candidates = with_depth or compared
+    if not candidates:
+        return _answer_without_baseline(scored)
+    label, best = max(candidates, key=lambda pair: pair[1].differences[HEADLINE].mean)
+    base = best.base
+    assert base is not None
+    base_label = next(label for label, row in scored if row is base)
+    controls = _find_controls(scored, best, base) if with_depth else []
+    verdict, reason = _judge(best, base, controls)
+    number = f"the best of {len(candidates)} rows" + (" with pseudo depth, " if with_depth else ", ")
+    words = (
+        number if len(candidates) > 1 else "",
+        Name(label),
+        f" has {best.metrics[HEADLINE].mean:.3f} {METRICS[HEADLINE].label}, "
+        f"{_describe(best.differences[HEADLINE])} against ",
+        Name(base_label),
+        *reason,
+        ".",
+    )
+    rows = ((base_label, base), (label, best), *((control.label, control.row) for control in controls))
+    return Answer(verdict if with_depth else "", words, rows)
+
+
+def _answer_without_baseline(scored: Sequence[tuple[str, Row]]) -> Answer:
+    ranked = sorted(scored, key=lambda pair: -pair[1].metrics[HEADLINE].mean)
+    if not ranked:
+        return Answer(UNKNOWN, (f"no row has a {METRICS[HEADLINE].label}.",), ())
+    label, best = ranked[0]
+    words = (Name(label), f" has {best.metrics[HEADLINE].mean:.3f} {METRICS[HEADLINE].label}")
+    return Answer(UNKNOWN, (*words, ", and no row is there that it could be compared with."), tuple(ranked))
+
+
+def _find_controls(scored: Sequence[tuple[str, Row]], best: Row, base: Row) -> list[_Control]:
+    """Return the best of the rows without depth that trained as long, unless it is the baseline; then other sources."""
+    alike = [
+        (label, row) for label, row in scored
+        if row is not best and row.is_measured_as(best) and row.first.network == best.first.network
+    ]  # fmt: skip
+    plain = [pair for pair in alike if not learns_depth(pair[1]) and pair[1].total_steps >= best.total_steps]
+    strongest = sorted(plain, key=lambda pair: -pair[1].metrics[HEADLINE].mean)[:1]
+    found = [(label, row, "as many steps without depth") for label, row in strongest if row is not base]
+    for label, row in alike:
+        name, mark, source = row.name.partition(SOURCE_MARK)
+        if mark and name == best.name:
+            found.append((label, row, f"{source} depth"))
+    differences = [compare_paired(best.by_seed(HEADLINE), row.by_seed(HEADLINE)) for _, row, _ in found]
+    return [_Control(*each, held) for each, held in zip(found, differences, strict=True) if held is not None]
+
+
+def _judge(best: Row, base: Row, controls: Sequence[_Control]) -> tuple[str, tuple[str, ...]]:
+    """Return the verdict, and why, as the end of the sentence."""
+    found = best.differences[HEADLINE]
+    shown = _describe_controls(controls)
+    if found.half_width is None:
+        return UNKNOWN, (", and one seed cannot tell an effect from chance", *shown)
+    if not found.is_clear:
+        return NOT_SHOWN, (", which includes 0, so chance alone could explain it", *shown)
+    if found.mean < 0:
+        return NO, (", which leaves out 0", *shown)
+    longer = best.total_steps > base.total_steps
+    if longer and not any(not learns_depth(control.row) for control in controls):
+        return NOT_SHOWN, (
+            f", which leaves out 0, but it took {best.total_steps} steps to the other's {base.total_steps}, and no row "
+            "without depth trained as long",
+            *shown,
+        )
+    if any(not (control.found.is_clear and control.found.mean > 0) for control in controls):
+        return NOT_SHOWN, (", which leaves out 0, but not every control stays clearly behind", *shown)
+    if not any(learns_depth(control.row) for control in controls):
+        return PERHAPS, (
+            ", which leaves out 0, but no control tells depth from any other second task: none learned depth of "
+            "another image",
+            *shown,
+        )
+    return YES, (", which leaves out 0, and every control stays clearly behind", *shown)
+
+
+def _describe_controls(controls: Sequence[_Control]) -> list[str]:
+    words: list[str] = []
+    for place, control in enumerate(controls):
+        words += ["; against " if place == 0 else ", against ", Name(control.label), f" ({control.what}) "]
+        words.append(_describe(control.found, short=True))
+    return words
+
+
+def _describe(found: Difference, *, short: bool = False) -> str:
+    """Return a difference with its interval in words."""
+    if found.half_width is None:
+        return signed(found.mean)
+    low, high = found.mean - found.half_width, found.mean + found.half_width
+    over = "" if short else f" over {len(found.seeds)} seeds"
+    return f"{signed(found.mean)} (95 % interval {signed(low)} to {signed(high)}{over})"
+
+
+def signed(value: float) -> str:
+    """Return a difference as people print it."""
+    return f"{value:+.3f}".replace("-", "−")

@@ -1,0 +1,81 @@
+"""The sentence on top of the page says what the table holds, and no more."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from data_cache.metrics import HEADLINE
+from stages.comparison.answer import NO, NOT_SHOWN, PERHAPS, UNKNOWN, YES, find_answer
+from stages.comparison.identity import Identity
+from stages.comparison.record import RunRecord
+from stages.comparison.table import build_table
+
+PLAIN, DEPTH = ("seg-only", "seg-seg-seg"), "depth-first+copy"
+
+
+def answer(scores: dict[str, float], *, seeds: int = 3, steps: dict[str, int] | None = None, noise: float = 0.002):
+    """Return the answer of rows that differ by a constant, besides ``noise`` of their own on every second seed."""
+    runs = [
+        RunRecord(
+            name, seed, "unet", "scenes", "demo",
+            {HEADLINE: score + seed / 50 + noise * ((seed + place) % 2)},
+            total_steps=(steps or {}).get(name, 100),
+            identity=Identity("d", "v", None if name in PLAIN else "store", {}, 1, {}),
+        )
+        for place, (name, score) in enumerate(scores.items())
+        for seed in range(seeds)
+    ]  # fmt: skip
+    return find_answer(build_table(runs))
+
+
+GAIN = {"seg-only": 0.60, DEPTH: 0.64}
+
+
+@pytest.mark.parametrize(
+    ("scores", "more", "verdict", "reason"),
+    [
+        (GAIN | {f"{DEPTH}@shuffled": 0.60}, {}, YES, "every control stays clearly behind"),
+        (GAIN | {f"{DEPTH}@shuffled": 0.64}, {}, NOT_SHOWN, "not every control stays clearly behind"),
+        (GAIN | {f"{DEPTH}@shuffled": 0.60, f"{DEPTH}@gray": 0.65}, {}, NOT_SHOWN, "(gray depth) −0.010"),
+        (GAIN, {}, PERHAPS, "none learned depth of another image"),
+        (GAIN, {"noise": 0.09}, NOT_SHOWN, "chance alone could explain it"),
+        (GAIN, {"seeds": 1}, UNKNOWN, "one seed cannot tell an effect from chance"),
+        (GAIN, {"steps": {DEPTH: 300}}, NOT_SHOWN, "it took 300 steps to the other's 100, and no row without depth"),
+        (GAIN | {"seg-seg-seg": 0.65}, {"steps": {DEPTH: 300, "seg-seg-seg": 300}}, NOT_SHOWN, "seg-seg-seg (as many"),
+        ({"seg-only": 0.60, DEPTH: 0.50}, {}, NO, "which leaves out 0"),
+    ],
+)  # fmt: skip
+def test_verdict_follows_difference_controls_and_budget(scores, more, verdict, reason):
+    found = answer(scores, **more)
+    assert found.verdict == verdict and reason in found.text
+    assert re.findall(r"\.(?!\d)", found.text) == ["."], "one sentence"
+    assert [label for label, _ in found.rows[:2]] == ["seg-only", DEPTH]
+
+
+def test_numbers_are_those_of_the_table():
+    found = answer(GAIN | {f"{DEPTH}@shuffled": 0.60})
+    difference = found.rows[1][1].differences[HEADLINE]
+    low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
+    assert f"{difference.mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f} over 3 seeds)" in found.text
+
+
+def test_a_single_seed_gives_no_interval():
+    assert "interval" not in answer(GAIN, seeds=1).text
+
+
+def test_controls_are_never_the_best_row():
+    assert answer(GAIN | {f"{DEPTH}@gray": 0.9}).rows[1][0] == DEPTH
+
+
+def test_rows_without_depth_are_compared_without_a_verdict_on_it():
+    found = answer({"seg-only": 0.60, "seg-seg-seg": 0.64})
+    assert found.verdict == "" and found.text.startswith("seg-seg-seg has 0.")
+
+
+def test_nothing_to_compare_is_said():
+    assert answer({DEPTH: 0.6}).verdict == UNKNOWN
+    assert (
+        find_answer(build_table([RunRecord("a", 0, "u", "s", "r", {})])).text == "It cannot be told: no row has a mIoU."
+    )
