@@ -29,6 +29,7 @@ TORCH_FREE = (
     "stages/training/schedule.py",
     "stages/training/schedules.py",
     "stages/comparison/",
+    "stages/selection/",
     "stages/export/formats.py",
     "data_cache/metrics.py",
     "data_cache/escaping.py",
@@ -36,6 +37,7 @@ TORCH_FREE = (
     "pipeline/experiment/config.py",
     "pipeline/experiment/expand.py",
     "pipeline/experiment/tabulate.py",
+    "pipeline/experiment/selecting.py",
     *(path.as_posix() for path in FILES if path.name == "settings.py"),
     "data_cache/sample.py",
     "data_cache/order.py",
@@ -132,5 +134,5 @@ def test_the_guard_sees_what_it_guards(path: str, source: str) -> None:
 def test_there_is_something_to_guard() -> None:
     assert {path.parts[0] for path in FILES} == set(PACKAGES)
     assert {path.parts[1] for path in FILES if path.parts[0] == "stages"} >= {
-        "pseudo_depth", "training", "evaluation", "comparison", "export", "networks",
+        "pseudo_depth", "selection", "training", "evaluation", "comparison", "export", "networks",
     }  # fmt: skip

@@ -22,10 +22,11 @@ from pipeline.commands.recipes import recipes
 from pipeline.commands.report import report
 from pipeline.commands.run import run
 from pipeline.commands.schedules import schedules
+from pipeline.commands.select import select
 from pipeline.commands.table import table
 from pipeline.commands.teach import teach
 
 COMMANDS: list[click.Command] = [
     demo, pseudo_depth, run, plan, table, evaluate, compare, report, predict, export, teach, fetch, cache,
-    datasets, networks, schedules, estimators, recipes, advise, doctor,
+    select, datasets, networks, schedules, estimators, recipes, advise, doctor,
 ]  # fmt: skip

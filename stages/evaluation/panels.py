@@ -133,12 +133,12 @@ def _depth_tiles(item: PanelItem) -> list[tuple[str, NDArray[np.uint8]]]:
 
 
 class SheetItem(NamedTuple):
-    """One image and its raw depth map, for a contact sheet."""
+    """One image and its raw depth map, if it has one, for a contact sheet."""
 
     caption: str
     image: NDArray[np.uint8]
     """(H, W, 3) RGB."""
-    depth: NDArray[np.floating]
+    depth: NDArray[np.floating] | None
     """(h, w) as stored."""
     large_is_near: bool = True
     """False for metres: they are drawn as 1 / d, so bright is near everywhere."""
@@ -149,10 +149,14 @@ def contact_sheet(
 ) -> Path:
     """Write a PNG with image and depth side by side for each item; each map is scaled by its own 2nd…98th percentile.
 
+    Items without depth take half the width, if none has any.
+
     Raises:
         ValueError: there is no item.
     """
-    cells = [_draw_cell(item) for item in items]
+    items = list(items)
+    with_depth = any(item.depth is not None for item in items)
+    cells = [_draw_cell(item, with_depth=with_depth) for item in items]
     if not cells:
         raise ValueError("a contact sheet needs at least one item")
     columns = min(columns, len(cells))
@@ -169,19 +173,21 @@ def contact_sheet(
     return out
 
 
-def _draw_cell(item: SheetItem) -> Image.Image:
+def _draw_cell(item: SheetItem, *, with_depth: bool) -> Image.Image:
     width = 192
     height = max(1, round(item.image.shape[0] * width / item.image.shape[1]))
-    inverse = np.asarray(item.depth, dtype=np.float32)
-    if not item.large_is_near:
-        inverse = np.where(inverse > 0, 1 / np.maximum(inverse, 1e-6), np.nan)
-    known = np.isfinite(inverse)
-    low, high = np.percentile(inverse[known], (2, 98)) if known.any() else (0.0, 1.0)
-    cell = Image.new("RGB", (2 * width + 2, _CAPTION_PX + height), PAPER)
-    text, font = _shorten(item.caption, 2 * width, _TEXT_PX - 1)
+    cell_width = 2 * width + 2 if with_depth else width
+    cell = Image.new("RGB", (cell_width, _CAPTION_PX + height), PAPER)
+    text, font = _shorten(item.caption, cell_width, _TEXT_PX - 1)
     ImageDraw.Draw(cell).text((0, 0), text, MUTED, font=font)
     cell.paste(_resize(item.image, (width, height)), (0, _CAPTION_PX))
-    cell.paste(_resize(colour_depth(inverse, float(low), float(high)), (width, height)), (width + 2, _CAPTION_PX))
+    if item.depth is not None:
+        inverse = np.asarray(item.depth, dtype=np.float32)
+        if not item.large_is_near:
+            inverse = np.where(inverse > 0, 1 / np.maximum(inverse, 1e-6), np.nan)
+        known = np.isfinite(inverse)
+        low, high = np.percentile(inverse[known], (2, 98)) if known.any() else (0.0, 1.0)
+        cell.paste(_resize(colour_depth(inverse, float(low), float(high)), (width, height)), (width + 2, _CAPTION_PX))
     return cell
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data_cache.errors import Notice, UserError, is_out_of_memory
-from stages.pseudo_depth.depth_source import DepthSource
+from stages.pseudo_depth.depth_source import Batched
 
 CPU_BATCH_PX = 400_000
 """Input pixels per batch on a CPU: enough to keep its cores busy, small enough for its caches."""
@@ -26,11 +26,11 @@ class Batching:
     all that follows; what is stored is the same, up to the rounding of another batch size.
 
     Args:
-        source: what gives the maps.
+        source: what is run.
         wanted: images per batch; None chooses.
     """
 
-    def __init__(self, source: DepthSource, wanted: int | None) -> None:
+    def __init__(self, source: Batched, wanted: int | None) -> None:
         self._source = source
         self._wanted = wanted
         self._largest_px: int | None = None
@@ -45,7 +45,7 @@ class Batching:
         return max(1, min(self._wanted or LARGEST_AUTO_BATCH, self._largest_px // _area(shape)))
 
     def predict(self, images: Tensor) -> Tensor:
-        """Return the maps of a batch.
+        """Return what the source makes of a batch.
 
         Raises:
             UserError: the device has too little memory for a single image.
@@ -87,7 +87,7 @@ def _area(shape: torch.Size) -> int:
     return shape[-2] * shape[-1]
 
 
-def _measure_largest_px(source: DepthSource, shape: torch.Size) -> int:
+def _measure_largest_px(source: Batched, shape: torch.Size) -> int:
     """Return how many input pixels fit on the source's device at once."""
     device = source.device
     if device.type != "cuda":

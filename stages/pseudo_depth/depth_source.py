@@ -28,10 +28,20 @@ class Reading(NamedTuple):
     notes: tuple[ImageNote, ...]
 
 
-class DepthSource(Protocol):
-    """What gives a map for every image of a split."""
+class Batched(Protocol):
+    """What is computed of the images of a split in batches of one size."""
 
     device: torch.device
+
+    def read(self, dataset: SegmentationDataset, index: int) -> Reading:
+        """Read an image of the dataset; called from several threads."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return (B, …) of what was read of B images, stacked; it may still be computed."""
+
+
+class DepthSource(Batched, Protocol):
+    """What gives a raw map (h', w') for every image of a split."""
 
     def describe(self, dataset: SegmentationDataset, provenance: Provenance) -> Provenance:
         """Return how its maps of a dataset are made, given what is the same for every source.
@@ -39,12 +49,6 @@ class DepthSource(Protocol):
         Raises:
             UserError: it has none for that dataset.
         """
-
-    def read(self, dataset: SegmentationDataset, index: int) -> Reading:
-        """Read an image of the dataset; called from several threads."""
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Return the raw maps (B, h', w') of what was read of B images, stacked; they may still be computed."""
 
     def check_alive(self, images: Tensor, maps: Tensor) -> None:
         """Raise UserError when the first maps tell that all will be worthless."""

@@ -158,6 +158,25 @@ def run_network(network: Callable[..., Any], pixels: Tensor, alias: str) -> Tens
     return depth
 
 
+def run_encoder(network: Callable[..., Any], pixels: Tensor, alias: str) -> Tensor:
+    """Return (B, C) features of normalised pixels (B, 3, h, w): the encoder's last state, its mean over all places.
+
+    Raises:
+        UserError: it fails on them, or has no such state.
+    """
+    assert isinstance(network, nn.Module)
+    encoder = next(network.children())
+    with _explaining(f"estimator {alias!r} fails on images of {pixels.shape[-2]}x{pixels.shape[-1]} px"):
+        found = encoder(pixels)
+        state: Tensor = found.feature_maps[-1] if "feature_maps" in found else found.last_hidden_state
+    if state.ndim not in (3, 4) or len(state) != len(pixels):
+        raise UserError(
+            f"the encoder of estimator {alias!r} ends in a state of shape {tuple(state.shape)} for {len(pixels)} "
+            "images, which tells no features of each; choose another estimator, or another way than depth-features"
+        )
+    return state.float().mean(dim=1 if state.ndim == 3 else (2, 3))
+
+
 def write_network(network: nn.Module, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write ``config.json`` and safetensors of a network into a folder; ``open_network`` reads it back in float32."""
     network = copy.deepcopy(network).to("cpu", dtype).to(memory_format=torch.contiguous_format)

@@ -22,7 +22,7 @@ from data_cache.sample import DepthKind
 from stages.networks.precision import Dtype, Precision, autocast, resolve_dtype
 from stages.pseudo_depth.aliases import BUNDLED_FOLDER, ESTIMATORS, GROUND_TRUTH, EstimatorSpec, is_hub_id, undescribed
 from stages.pseudo_depth.depth_source import Reading
-from stages.pseudo_depth.estimator_network import check_family, open_network, run_network
+from stages.pseudo_depth.estimator_network import check_family, open_network, run_encoder, run_network
 from stages.pseudo_depth.geometry import compute_input_size, resize_image
 from stages.pseudo_depth.model_folder import (
     LARGEST_SIZE_PX,
@@ -121,13 +121,21 @@ class DepthEstimator:
             (B, h', w') float32, at least 0, on the estimator's device, at the network's output resolution; not
             necessarily finite, which the caller checks per image.
         """
+        with autocast(self.device, self.precision):
+            raw = run_network(self._network, self._normalise(images), self.spec.alias)
+        return raw.float().clamp_min(0)  # clamp keeps nan, so the caller still sees it
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """Return float32 features (B, C) of images that are at their input size: see ``run_encoder``."""
+        with autocast(self.device, self.precision):
+            return run_encoder(self._network, self._normalise(images), self.spec.alias)
+
+    def _normalise(self, images: Tensor) -> Tensor:
         if self.device.type == "cuda":
             images = images.pin_memory()  # else the copy would wait for the batch before
         pixels = images.to(self.device, non_blocking=True)
-        pixels = ((pixels - self._mean) / self._std).to(memory_format=torch.channels_last)
-        with autocast(self.device, self.precision):
-            raw = run_network(self._network, pixels, self.spec.alias)
-        return raw.float().clamp_min(0)  # clamp keeps nan, so the caller still sees it
+        return ((pixels - self._mean) / self._std).to(memory_format=torch.channels_last)
 
     def check_alive(self, images: Tensor, maps: Tensor) -> None:
         """Refuse an estimator that sees nothing, by its first maps (B, h, w), before the data set is spent on it.

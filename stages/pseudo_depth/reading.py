@@ -16,7 +16,7 @@ from data_cache.errors import UserError
 from data_cache.idleness import IdleClock, find_marks
 from data_cache.images import ImageNote
 from stages.pseudo_depth.batching import Batching
-from stages.pseudo_depth.depth_source import DepthSource
+from stages.pseudo_depth.depth_source import Batched
 
 Waited = Literal["images", "disk"]
 _UNREADABLE = (UserError, OSError, ValueError, SyntaxError)
@@ -73,7 +73,7 @@ class Waits:
 
 
 def prepare_image(
-    dataset: SegmentationDataset, source: DepthSource, identify: Callable[[int], tuple[str, str]], index: int
+    dataset: SegmentationDataset, source: Batched, identify: Callable[[int], tuple[str, str]], index: int
 ) -> Prepared | FailedImage:
     """Read one image; what is wrong with it is a result, not an exception."""
     image_id = dataset.image_ids[index]

@@ -58,6 +58,17 @@ def _without_depth(world: World) -> Sequence[str | Path]:
     return ["--workdir", world.root / "elsewhere", *world.with_recipe("plan", "--set", "network.encoder_depth=99")]
 
 
+def _given(make: Callable[[Path], object]) -> Prepare:
+    """Return a selection of images beside a list of those that are labelled already."""
+
+    def prepare(world: World) -> Sequence[str | Path]:
+        path = world.root / "given.txt"
+        make(path)
+        return world.with_recipe("select", "--budget", "2", "--given", path, "--by", "random")
+
+    return prepare
+
+
 CASES = [
     # what is no recipe
     Case("a pipe as recipe", _place(os.mkfifo), ("own.toml", "it is no file")),
@@ -181,6 +192,29 @@ CASES = [
         ("--input-size", "too large", "16384"),
     ),
     Case("a folder of data for drawn scenes", _file(OWN, "--data-root", "/mine"), ("scenes", "--data-root", "folder")),
+    # images to label
+    Case(
+        "more images to label than there are",
+        lambda world: world.with_recipe("select", "--budget", "5"),
+        ("5 images are asked for", "4 are without a mask"),
+    ),
+    Case(
+        "a list of labelled images with another's",
+        _given(lambda path: path.write_text("train0\nnobody\n")),
+        ("given.txt", "nobody", "for example train0"),
+    ),
+    Case("a folder as list of labelled images", _given(Path.mkdir), ("given.txt", "it is a folder")),
+    Case("no list of labelled images", _given(lambda _: None), ("there is no", "given.txt", "one id a line")),
+    Case(
+        "features of a teacher that is none",
+        lambda world: world.with_recipe("select", "--budget", "2", "--estimator", "dataset"),
+        ("depth.estimator", "'dataset'", "--estimator", "depth-map"),
+    ),
+    Case(
+        "images to label among the images",
+        lambda world: world.with_recipe("select", "--budget", "2", "--out", world.data / "images" / "train"),
+        ("--out", "files that are read"),
+    ),
     # names
     Case("an own schedule called like a row", _file(f"{OWN}{STEP}"), ("'depth-first'", "name of their own")),
     Case("a schedule's name with slashes", _set("schedule.name=../../etc"), ("'../../etc'", "letter or digit")),

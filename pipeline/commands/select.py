@@ -1,0 +1,167 @@
+"""`pipeline select`: which images to label next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from data_cache.errors import UserError
+from pipeline.options import GivenPath, RecipeCommand, choices_of, device_option, overwrite_option
+
+if TYPE_CHECKING:
+    from data_cache.outputs import WriteFile
+    from data_cache.settings import LabelledBy
+    from data_cache.split_depth import SplitDepth
+    from pipeline.experiment.config import RunConfig
+    from pipeline.experiment.selecting import Place, Selection
+    from pipeline.session import Result, Session
+
+LIST_FILE, SHEET_FILE = "selected.txt", "selected.png"
+LARGEST_BUDGET = 1_000_000
+LARGEST_LIST = 1 << 28
+SHOWN_IMAGES = 60
+"""On the contact sheet."""
+_NAMED = 3
+
+
+@click.command(cls=RecipeCommand, sections=("data", "depth", "seed"), without=("--labelled-fraction",))
+@click.option("--budget", type=click.IntRange(1, LARGEST_BUDGET), required=True, help="Images to choose.")
+@click.option("--given", type=GivenPath(), help="List of images, one id a line, that are labelled already.")
+@click.option(
+    "--by",
+    type=choices_of("data.labelled_by"),
+    default="depth-features",
+    show_default=True,
+    help="Far from each other by what the depth teacher's encoder makes of them, or by their stored depth; far and "
+    "hard to learn the depth of; or at random by --seed.",
+)
+@click.option("--out", type=GivenPath(), help="Folder; default <workdir>/selection.")
+@overwrite_option
+@device_option
+@click.pass_obj
+def select(
+    session: Session,
+    config: RunConfig,
+    budget: int,
+    given: Path | None,
+    by: LabelledBy,
+    out: Path | None,
+    overwrite: bool,
+    device: str,
+) -> None:
+    """Choose the images whose masks are worth most; no mask is opened."""
+    session.show(select_images(config, session, budget, by, given, out, device=device, overwrite=overwrite))
+
+
+def select_images(
+    config: RunConfig,
+    session: Session,
+    budget: int,
+    by: LabelledBy,
+    given: Path | None = None,
+    out: Path | None = None,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Result:
+    """Order the images without masks, and write the first ones as a list and a contact sheet.
+
+    Args:
+        given: list of images that are labelled already; they count as chosen.
+        out: folder for both; None is the usual one.
+
+    Returns:
+        ``selected`` (ids in order), ``paths``, ``by``, ``pool`` and ``covered`` (numbers of images), ``out`` (the
+        list), ``sheet``.
+    """
+    from data_cache.outputs import open_output
+    from pipeline.experiment.artifacts import find_data_files
+    from pipeline.session import Result
+
+    folder = out or session.workspace.root / "selection"
+    session.workspace.check_output(folder, "--out")
+    inputs = find_data_files(config, session.workspace)
+    inputs.check_outside(folder, "--out")
+    asked = open_pool(config.changed({"data.labelled_fraction": 1.0}), session, given, device)
+    listed, sheet = folder / LIST_FILE, folder / SHEET_FILE
+    with open_output(folder, inputs, overwrite=overwrite, on_wait=session.console.info) as output:
+        output.check([listed, sheet])
+        chosen = asked.order(by, budget)
+        with output.write(listed) as temporary:
+            temporary.write_bytes("".join(f"{place.image_id}\n" for place in chosen).encode(errors="surrogateescape"))
+        draw_sheet(asked, chosen, sheet, output.write)
+    paths = [place.dataset.describe(place.at) for place in chosen]
+    facts = {
+        "selected": [place.image_id for place in chosen],
+        "paths": paths,
+        "by": by,
+        "pool": len(asked.images) - len(asked.covered),
+        "covered": len(asked.covered),
+        "out": str(listed),
+        "sheet": str(sheet),
+    }
+    return Result(facts, "\n".join([*paths, f"\nlist   {listed}", f"sheet  {sheet}"]))
+
+
+def open_pool(config: RunConfig, session: Session, given: Path | None, device: str) -> Selection:
+    """Return the images to choose from, those without masks, and those that are covered: with masks, or listed.
+
+    Of a dataset without images that lack masks the whole training split is chosen from.
+
+    Raises:
+        UserError: the list names an image that there is not.
+    """
+    from pipeline.experiment.selecting import Selection, find_parts, gather_places
+
+    parts = find_parts(config, session.workspace)
+    images, names = gather_places(parts), read_list(given) if given else []
+    known = {place.image_id for place in images}
+    if unknown := [name for name in names if name not in known]:
+        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+        raise UserError(
+            f"--given {given} names images that {config.data.dataset} does not have: "
+            f"{', '.join(unknown[:_NAMED])}{more}; an id is what a list of this command holds, for example "
+            f"{images[0].image_id}"
+        )
+    listed = set(names)
+    labelled = parts[0].dataset.split if len(parts) > 1 else None
+    covered = {row for row, place in enumerate(images) if place.dataset.split == labelled or place.image_id in listed}
+    return Selection(config, session, images, frozenset(covered), device)
+
+
+def read_list(path: Path) -> list[str]:
+    """Return the ids of a list, one a line."""
+    from data_cache.content import read_text
+
+    text = read_text(path, largest_bytes=LARGEST_LIST, remedy="name a list of images with one id a line")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def draw_sheet(asked: Selection, chosen: Sequence[Place], out: Path, write_file: WriteFile) -> None:
+    """Draw the first images in order, with their depth where there is some."""
+    from data_cache.sample import DepthKind
+    from stages.evaluation.panels import SheetItem, contact_sheet
+
+    stores = {name: _find_depth(asked, place) for name, place in {p.dataset.split: p for p in chosen}.items()}
+    items = []
+    for number, place in enumerate(chosen[:SHOWN_IMAGES], 1):
+        store = stores[place.dataset.split]
+        depth = None if store is None else store.read(place.at).raw
+        near_is_large = store is None or store.provenance.kind is DepthKind.RELATIVE
+        image = place.dataset.read_image(place.at)
+        items.append(SheetItem(f"{number}  {place.image_id}", image, depth, near_is_large))
+    contact_sheet(items, out, columns=3 if any(stores.values()) else 5, write_file=write_file)
+
+
+def _find_depth(asked: Selection, place: Place) -> SplitDepth | None:
+    """Return the depth of an image's split, None where there is none that fits; the sheet shows less without it."""
+    from pipeline.experiment.artifacts import find_labels
+
+    try:
+        return find_labels(asked.config, asked.session.workspace, place.dataset)
+    except UserError as problem:
+        asked.session.console.info(f"no depth on the sheet: {problem}")
+        return None
