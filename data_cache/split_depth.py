@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -25,6 +26,32 @@ from data_cache.errors import UserError
 from data_cache.images import format_examples
 
 _SHOWN = 3
+
+
+class DepthOfSplit(Protocol):
+    """What loaders and keys ask of the depth of a split, be it a store's or made up."""
+
+    @property
+    def image_ids(self) -> Sequence[str]:
+        """Those of the split, in its order."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the maps lie, for messages."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """How the maps were made."""
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Lines on maps that hardly look like depth."""
+
+    def fingerprint(self) -> str:
+        """Return 64 hex digits over everything that decides the maps."""
+
+    def read(self, index: int) -> DepthMap:
+        """Return the map of an image."""
 
 
 class SplitDepth:
@@ -88,12 +115,21 @@ class JoinedDepth(SplitDepth):
         parts: the depth of each split's images.
     """
 
-    def __init__(self, image_ids: Sequence[str], parts: Sequence[SplitDepth]) -> None:
+    def __init__(self, image_ids: Sequence[str], parts: Sequence[DepthOfSplit]) -> None:
         self._parts, self._image_ids = parts, image_ids
-        self._store = parts[0]._store
         self._ends = list(accumulate(len(part.image_ids) for part in parts))
         self.doubts = tuple(doubt for part in parts for doubt in part.doubts)
         self._fingerprint = hashlib.sha256(json.dumps([part.fingerprint() for part in parts]).encode()).hexdigest()
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the first split's store."""
+        return self._parts[0].folder
+
+    @property
+    def provenance(self) -> Provenance:
+        """How the maps of the first split were made."""
+        return self._parts[0].provenance
 
     def read(self, index: int) -> DepthMap:
         """Read the map of an image; UserError as for one split."""

@@ -220,7 +220,7 @@ no_reuse_option = click.option("--no-reuse", is_flag=True, help="Train every pha
 seeds_option = click.option(
     "--seeds",
     callback=lambda _ctx, _option, text: parse_seeds(text),
-    help="Comma-separated, for example 0,1,2; default the recipe's one, or the table's own (fcn8s: 0,1,2).",
+    help="Comma-separated, for example 0,1,2; default the recipe's one, or the table's own (schedules, fcn8s: 0,1,2).",
 )
 wait_option = click.option(
     "--wait", is_flag=True, help="Wait for phases, runs and depth stores that other processes are working on."

@@ -20,16 +20,16 @@ def schedules(session: Session) -> None:
 def list_schedules() -> Result:
     """List the ten rows of the paper and our controls."""
     from pipeline.console import plain_table
-    from pipeline.experiment.tables import paper_scores
+    from pipeline.experiment.config import RunConfig
+    from pipeline.experiment.tables import TABLES
     from pipeline.session import Result
-    from stages.training.schedules import CONTROLS, TABLE_ROWS
-    from stages.training.settings import LossSettings, ScheduleSettings
 
-    losses = LossSettings()
     facts: list[dict[str, Any]] = []
-    for name in TABLE_ROWS:
-        steps = [losses.describe_step(step) for step in ScheduleSettings(name=name).build(losses).steps]
-        origin = "control (ours)" if name in CONTROLS else "paper"
-        facts.append({"name": name, "steps": steps, "origin": origin, "paper": paper_scores(name)})
+    for row in TABLES["schedules"].rows:
+        config = RunConfig().changed(row.changes)
+        steps = [config.loss.describe_step(step) for step in config.build_schedule().steps]
+        steps += [f"depth is {config.depth.source}"] if config.depth.source != "teacher" else []
+        origin = "paper" if row.paper else "control (ours)"
+        facts.append({"name": row.name, "steps": steps, "origin": origin, "paper": dict(row.paper)})
     rows = [[fact["name"], " · ".join(fact["steps"]), fact["origin"], fact["paper"].get("miou", "-")] for fact in facts]
     return Result({"schedules": facts}, plain_table("Schedules", ["row", "steps", "origin", "paper mIoU"], rows))

@@ -16,10 +16,11 @@ from data_cache.sample import DepthKind
 from pipeline.experiment.config import RunConfig
 from pipeline.session import Session
 from pipeline.workspace import Workspace
+from stages.pseudo_depth.aliases import GROUND_TRUTH
 
 if TYPE_CHECKING:
     from data_cache.datasets.interface import SegmentationDataset
-    from data_cache.split_depth import SplitDepth
+    from data_cache.split_depth import DepthOfSplit, SplitDepth
 
 
 def open_split(config: RunConfig, workspace: Workspace, split: str) -> SegmentationDataset:
@@ -84,6 +85,49 @@ def find_labels(config: RunConfig, workspace: Workspace, dataset: SegmentationDa
         command=command,
     )
     return match_depth(dataset, DepthStore(folder), workspace.content_hashes(), command=command)
+
+
+def find_targets(config: RunConfig, workspace: Workspace, dataset: SegmentationDataset) -> DepthOfSplit:
+    """Return what a depth decoder learns of images: the estimator's maps, or what ``depth.source`` puts there.
+
+    Raises:
+        UserError: as ``find_labels``, where there must be a store; or the target needs metres, which no control has.
+    """
+    from data_cache.depth_controls import MADE_UP
+
+    source = config.depth.source
+    if source == "teacher":
+        return find_labels(config, workspace, dataset)
+    if source == "shuffled":
+        return _shuffle_labels(config, workspace, dataset)
+    if source == "dataset":
+        own = {"depth.estimator": GROUND_TRUTH, "depth.kind": None, "depth.input_size": None, "depth.precision": "auto"}
+        return find_labels(config.changed(own), workspace, dataset)
+    if config.depth.target == "metric":
+        raise UserError(
+            f"depth.target 'metric' asks for metres, which depth.source {source!r} has not; choose another target"
+        )
+    return MADE_UP[source](dataset, workspace.content_hashes())
+
+
+def _shuffle_labels(config: RunConfig, workspace: Workspace, dataset: SegmentationDataset) -> DepthOfSplit:
+    """Return maps shuffled within each split, so that an image has the same one whatever else is read beside it."""
+    from data_cache.datasets.views import View
+    from data_cache.depth_controls import MADE_UP, ShuffledDepth
+    from data_cache.depth_store import NoDepthStore
+    from data_cache.split_depth import JoinedDepth
+
+    if isinstance(dataset, View) and len(dataset.parts) > 1:
+        parts = [_shuffle_labels(config, workspace, View([part])) for part in dataset.parts]
+        return JoinedDepth(dataset.image_ids, parts)
+    whole, chosen = (dataset.parts[0][:2]) if isinstance(dataset, View) else (dataset, range(len(dataset)))
+    try:
+        return ShuffledDepth(dataset, chosen, find_labels(config, workspace, whole))
+    except NoDepthStore as problem:
+        raise NoDepthStore(
+            f"depth.source 'shuffled' gives each image another one's map: {problem} (controls without a store: "
+            f"{', '.join(MADE_UP)})"
+        ) from problem
 
 
 def find_labels_if_any(

@@ -61,13 +61,18 @@ def list_rows(config: RunConfig, table: str | None, seeds: tuple[int, ...] | Non
                 "loss.joint_seg and loss.joint_depth are of named schedules; the steps of schedule "
                 f"{config.schedule.name!r} have weights of their own: change those, or choose another --schedule"
             )
-        name = config.build_schedule().name
         check_row_changes(config)
-        rows = [(name, config.changed({"seed": seed})) for seed in seeds or (config.seed,)]
+        rows = [(name_row(config), config.changed({"seed": seed})) for seed in seeds or (config.seed,)]
     for _, changed in rows:
         if changed.network.name not in NETWORKS:
             raise unknown_name("network", changed.network.name, NETWORKS)
     return [Row(name, apply_transfer(changed), changed.build_schedule()) for name, changed in rows]
+
+
+def name_row(config: RunConfig) -> str:
+    """Return what the row of a recipe's own schedule is called: its name, and which control it learns, if any."""
+    schedule, source = config.build_schedule(), config.depth.source
+    return f"{schedule.name}@{source}" if schedule.reads_depth and source != "teacher" else schedule.name
 
 
 def _name_data(config: RunConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from data_cache.errors import UserError
 from data_cache.files import write_json
 from data_cache.fingerprint import dataset_fingerprint
 from data_cache.records import Record, read_record
-from pipeline.experiment.artifacts import find_labels, find_labels_if_any, open_split
+from pipeline.experiment.artifacts import find_labels_if_any, find_targets, open_split
 from pipeline.experiment.config import RunConfig, content_hash
 from pipeline.experiment.plan import DataFacts, Material, Reading, Reported, describe_network, find_reading
 from pipeline.experiment.training_images import open_training_images
@@ -24,7 +24,7 @@ from stages.networks.settings import NetworkSettings
 from stages.training.schedule import CopyWeights, Part, Phase
 
 if TYPE_CHECKING:
-    from data_cache.split_depth import SplitDepth
+    from data_cache.split_depth import DepthOfSplit
 
 _LAYOUT = 4
 """Of the files in the work directory; raised when they say something else."""
@@ -45,11 +45,11 @@ def gather_facts(config: RunConfig, session: Session, phases: Sequence[Phase]) -
     looked = look_at_splits(config, session, ("train", config.evaluation.split))
     images, reported = open_training_images(config, workspace, None), looked[-1]
     materials: dict[Reading, Material] = {}
-    depths: dict[Sequence[str], SplitDepth] = {}
+    depths: dict[Sequence[str], DepthOfSplit] = {}
     for reading, with_depth in sorted({(find_reading(p, config, images.pool), p.reads_depth) for p in phases}):
         dataset = images.select(reading)
         if with_depth and dataset.image_ids not in depths:
-            depths[dataset.image_ids] = find_labels(config, workspace, dataset)
+            depths[dataset.image_ids] = find_targets(config, workspace, dataset)
         depth = depths[dataset.image_ids].fingerprint() if with_depth else None
         fingerprint = dataset_fingerprint(dataset, workspace.content_hashes(), labels=reading.masks)
         materials[reading] = Material(images.count_epoch(reading), fingerprint, depth)

@@ -60,6 +60,11 @@ def _schedule_row(name: str) -> TableRow:
     return TableRow(name, {"schedule": {"name": name}}, dict(printed._asdict()) if printed else {})
 
 
+def _control_row(name: str, source: str) -> TableRow:
+    """Return a schedule's row that learns something else than the image's depth."""
+    return TableRow(f"{name}@{source}", {"schedule": {"name": name}, "depth.source": source})
+
+
 def _single_task_row(
     name: str, network: str, changes: Mapping[str, Any] | None = None, *, miou: float | None = None, budget: int = 1
 ) -> TableRow:
@@ -106,8 +111,10 @@ NETWORKS_NOTE = "no paper column: no paper trains these networks by the schedule
 
 # fmt: off
 TABLES = {
-    "schedules": TableSpec(
-        "Training schedules", "seg-only", tuple(_schedule_row(name) for name in TABLE_ROWS), SCHEDULES_NOTE),
+    "schedules": TableSpec("Training schedules", "seg-only", (
+        *(_schedule_row(name) for name in TABLE_ROWS),
+        *(_control_row("depth-first+copy", source) for source in ("shuffled", "gray")),
+    ), SCHEDULES_NOTE, seeds=(0, 1, 2)),
     "mff": TableSpec("Multi-path feature fusion in DeepLabV3+ (Park & Heo 2021, tables 1 and 2)", "mff-exit", (
         _fusion_row("mff-exit",      entry=False, middle=False, miou=0.77854),
         _fusion_row("mff-entry",     entry=True,  middle=False, miou=0.78918),

@@ -16,9 +16,9 @@ from data_cache.files import hold_folder, write_json
 from data_cache.leftovers import remove
 from data_cache.ranks import broadcast_object, is_speaker
 from data_cache.samples import Source
-from data_cache.split_depth import SplitDepth
+from data_cache.split_depth import DepthOfSplit
 from pipeline.console import Advance
-from pipeline.experiment.artifacts import find_labels
+from pipeline.experiment.artifacts import find_targets
 from pipeline.experiment.feeding import Feed
 from pipeline.experiment.nodes import NodeRecord, load_node
 from pipeline.experiment.plan import Node, describe_network
@@ -58,7 +58,7 @@ def train_node(node: Node, folder: NodeFolder, session: Session, device: torch.d
     """Train a node, or this rank's share of it; the speaker, who holds the folder, writes what is left of it there."""
     config, training = node.config, node.config.training
     dataset = open_training_images(config, session.workspace, node.labelled).select(node.reading)
-    store = find_labels(config, session.workspace, dataset) if node.phase.reads_depth else None
+    store = find_targets(config, session.workspace, dataset) if node.phase.reads_depth else None
     network = _build_start(node, session.workspace, len(dataset.classes))
     copies = [copy_part(network, copy.source, copy.target) for copy in node.copies]
     title = f"{config.network.label} s{config.seed} {config.loss.describe_step(node.phase)}"
@@ -144,7 +144,7 @@ def _describe_node(
     folder: NodeFolder,
     copies: list[CopyReport],
     summary: PhaseSummary,
-    store: SplitDepth | None,
+    store: DepthOfSplit | None,
     device: torch.device,
 ) -> dict[str, Any]:
     return {

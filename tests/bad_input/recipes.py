@@ -98,6 +98,17 @@ CASES = [
     Case("a key of the recipe with an empty part", _set("training..lr=1"), ("'training..lr' is no key", "--keys")),
     Case("--set with two lines", _set("training.lr=1\nx=2"), ("training.lr", r"found '1\\nx=2'")),
     Case("a recipe that names itself", _file(f'recipe = "demo"\n{OWN}'), ("'recipe' is kept for the name",)),
+    # controls
+    Case(
+        "a control of shuffled depth without a store",
+        lambda world: ["--workdir", world.root / "elsewhere", *world.with_recipe("plan", "--depth-source", "shuffled")],
+        ("'shuffled' gives each image another one's map", "no depth store", "pipeline pseudo-depth", "gray"),
+    ),
+    Case(
+        "metres asked of a control",
+        lambda world: world.with_recipe("plan", "--depth-source", "gray", "--set", "depth.target=metric"),
+        ("depth.target 'metric'", "'gray'", "another target"),
+    ),
     # sizes
     Case("a batch of 10^9 images", _plan("--batch-size", "1000000000"), ("training.batch_size", "65536")),
     Case("a scale of 10^6", _set("data.scale=[1.0,1e6]"), ("scale", "0.0625 to 16")),

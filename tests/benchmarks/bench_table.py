@@ -75,7 +75,7 @@ def prepare(folder: Path, recipe: Path, *words: str) -> Callable[[], None]:
     def train() -> None:
         work = folder / f"{'-'.join(words)}-{next(numbers)}"
         shutil.copytree(folder / "prepared", work)
-        run(work, "table", "schedules", "--recipe", recipe, *words)
+        run(work, "table", "schedules", "--seeds", "0", "--recipe", recipe, *words)
         shutil.rmtree(work)
 
     return train

@@ -74,7 +74,7 @@ JOBS = (
     Job("labelling", LABEL, (("pseudo-depth", "--split", "train", "--estimator", "dataset"),), chain=2, share=1.0),
     Job("training", TRAIN, (LABEL,), chain=2),
     Job("training, 2 loader workers", (*TRAIN, "--workers", "2"), (LABEL,), chain=2),
-    Job("tabling", ("table", "schedules", "--iterations", "1"), (LABEL,), chain=8),
+    Job("tabling", ("table", "schedules", "--seeds", "0", "--iterations", "1"), (LABEL,), chain=8),
     Job("exporting", ("export", "--formats", "safetensors"), (LABEL, TRAIN)),
     Job("drawing scenes", ("pseudo-depth", "--split", "train", "--estimator", "dataset")),
 )

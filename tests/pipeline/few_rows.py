@@ -9,7 +9,9 @@ from pipeline.experiment.tables import TABLES, TableSpec
 
 NAMES = ("seg-only", "seg-first-direct", "depth-first-direct")
 SCHEDULES = TABLES["schedules"]
-FEW: TableSpec = dataclasses.replace(SCHEDULES, rows=tuple(row for row in SCHEDULES.rows if row.name in NAMES))
+FEW: TableSpec = dataclasses.replace(
+    SCHEDULES, rows=tuple(row for row in SCHEDULES.rows if row.name in NAMES), seeds=None
+)
 
 if __name__ == "__main__":
     TABLES["few"] = FEW

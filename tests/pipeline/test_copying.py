@@ -67,9 +67,9 @@ def test_a_row_without_depth_branch_stays_as_it_is():
 
 
 @pytest.mark.parametrize("network", COPYABLE_FORMS)
-def test_the_plan_of_all_ten_schedules_holds(call, network):
+def test_the_plan_of_all_schedules_holds(call, network):
     call("pseudo-depth", "--recipe", "scenes-small", "--set", "data.options={counts={train=8,val=2,test=2}}")
     words = ("--recipe", "scenes-small", "--set", "data.options={counts={train=8,val=2,test=2}}", "--network", network)
-    answer = call("plan", "schedules", *words)
-    assert (answer.status, answer.json["nodes"]) == (0, 18)
+    answer = call("plan", "schedules", "--seeds", "0", *words)
+    assert (answer.status, answer.json["nodes"]) == (0, 24)
     assert "or a copy would carry nothing" in answer.stderr
