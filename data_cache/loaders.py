@@ -73,6 +73,7 @@ def build_evaluation_loader(
     device: torch.device = _CPU,
     with_depth: bool,
     together: bool = False,
+    only: Sequence[int] | None = None,
 ) -> Loader:
     """Return every image of a split once, in order, unaugmented.
 
@@ -83,13 +84,14 @@ def build_evaluation_loader(
         size: (height, width) the images are resized to; None leaves them as they are.
         device: as for training.
         together: whether the ranks of the job share the batches, which are those of one process: each gets some.
+        only: indices of the images wanted; None takes all.
 
     Raises:
         UserError: as for training.
     """
     check_source(source, with_depth)
-    count = len(source.dataset)
-    chunks = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
+    wanted = range(len(source.dataset)) if only is None else only
+    chunks = [list(wanted[start : start + batch_size]) for start in range(0, len(wanted), batch_size)]
     if together:
         chunks = [chunks[place] for place in share_of(len(chunks))]
     samples = EvaluationSamples(source, size, with_depth)

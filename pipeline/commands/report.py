@@ -51,6 +51,7 @@ def report_runs(
     """
     from data_cache.escaping import printable_text
     from data_cache.outputs import check_page
+    from pipeline.experiment.illustrate import illustrate
     from pipeline.experiment.tables import find_table, tables_of
     from pipeline.experiment.tabulate import SCHEDULES, find_runs, tabulate
     from pipeline.session import Result
@@ -65,7 +66,15 @@ def report_runs(
     compared = tabulate(found.records, spec, baseline, found.notes)
     titles = [found.title for found in tables_of(row.name for row in compared.rows) if found is not SCHEDULES]
     title = titles[0] if len(titles) == 1 else TITLE
-    file = write_report(compared, out, title=title, overwrite=overwrite, on_wait=session.console.info)
-    answer = find_answer(compared).text
-    facts = {"report": str(file), "answer": answer, "rows": compared.to_json()["rows"], "notes": list(compared.notes)}
-    return Result(facts, f"{printable_text(answer)}\nreport: {file}")
+    answer = find_answer(compared)
+    shown = illustrate(answer, compared.rows, session)
+    file = write_report(
+        compared, out, title=title, illustrations=shown, overwrite=overwrite, on_wait=session.console.info
+    )
+    facts = {
+        "report": str(file),
+        "answer": answer.text,
+        "rows": compared.to_json()["rows"],
+        "notes": list(compared.notes),
+    }
+    return Result(facts, f"{printable_text(answer.text)}\nreport: {file}")

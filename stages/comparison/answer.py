@@ -11,6 +11,7 @@ from stages.comparison.statistics import Difference, compare_paired
 from stages.comparison.table import Table
 
 YES, PERHAPS, NOT_SHOWN, NO, UNKNOWN = "Yes", "Perhaps", "Not shown", "No", "It cannot be told"
+ERROR_RATE = 0.05
 SOURCE_MARK = "@"
 """Before the source of the depth in the name of a row whose depth is none of the image."""
 
@@ -123,6 +124,11 @@ def _judge(best: Row, base: Row, controls: Sequence[_Control]) -> tuple[str, tup
         return NOT_SHOWN, (", which includes 0, so chance alone could explain it", *shown)
     if found.mean < 0:
         return NO, (", which leaves out 0", *shown)
+    if found.holm is not None and found.holm >= ERROR_RATE:
+        several = f", which leaves out 0, but as one of several rows it may be chance (p {found.holm:.2f} after Holm)"
+        return NOT_SHOWN, (several, *shown)
+    if found.images is not None and found.images.low <= 0:
+        return NOT_SHOWN, (", and other images of this kind could turn it around", *shown)
     longer = best.total_steps > base.total_steps
     if longer and not any(not learns_depth(control.row) for control in controls):
         return NOT_SHOWN, (
@@ -155,6 +161,8 @@ def _describe(found: Difference, *, short: bool = False) -> str:
         return signed(found.mean)
     low, high = found.mean - found.half_width, found.mean + found.half_width
     over = "" if short else f" over {len(found.seeds)} seeds"
+    if found.images is not None and not short:
+        over += f", {signed(found.images.low)} to {signed(found.images.high)} over images"
     return f"{signed(found.mean)} (95 % interval {signed(low)} to {signed(high)}{over})"
 
 

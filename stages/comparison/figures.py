@@ -45,9 +45,11 @@ class Axis(NamedTuple):
             decades = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
             found = [10.0**decade for decade in decades]
             return found[:: -(-len(found) // count)] if found else [self.low, self.high]
-        span = (self.high - self.low) or 1.0
+        span = self.high - self.low
+        if span <= 0:
+            return [self.low]
         power = 10.0 ** math.floor(math.log10(span / count))
-        step = next(power * factor for factor in (1, 2, 5, 10, 20) if span / (power * factor) <= count - 1)
+        step = next(power * factor for factor in (1, 2, 5, 10, 20) if span / (power * factor) <= count)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [round(step * place, 12) + 0.0 for place in range(first, last + 1)]
 

@@ -31,8 +31,8 @@ class Illustrations(NamedTuple):
 
     strips: tuple[Strip, ...] = ()
     about_strips: str = ""
-    legend: tuple[tuple[str, tuple[int, int, int]], ...] = ()
-    """Classes and their colours."""
+    legends: tuple[tuple[tuple[str, tuple[int, int, int]], ...], ...] = ()
+    """What colours stand for: classes, and where two rows differ."""
     maps: tuple[Picture, ...] = ()
     """Images of a depth store beside their depth."""
     about_maps: str = ""
@@ -42,20 +42,23 @@ class Illustrations(NamedTuple):
 
 def build_image_section(shown: Illustrations) -> Section:
     """Return the best, median and worst images with what each row made of them."""
-    chips = "".join(
-        f'<li><i class="chip colour" style="--s:rgb({red},{green},{blue})"></i>{html_text(name)}</li>'
-        for name, (red, green, blue) in shown.legend
+    chips = (
+        "".join(
+            f'<li><i class="chip colour" style="--s:rgb({red},{green},{blue})"></i>{html_text(name)}</li>'
+            for name, (red, green, blue) in legend
+        )
+        for legend in shown.legends
     )
-    legend = f'<ul class="legend">{chips}</ul>' if chips and shown.strips else ""
+    legends = (f'<ul class="legend">{items}</ul>' for items in chips)
     strips = (f"<h3>{html_text(strip.title)}</h3>{_build_tiles(strip.pictures)}" for strip in shown.strips)
-    return build_section("Images", shown.about_strips, legend, *strips)
+    return build_section("Images", shown.about_strips, *legends, *strips)
 
 
 def build_store_section(shown: Illustrations) -> Section | None:
     """Return a contact sheet of the depth that was learned; None where there is none."""
     if not shown.about_maps:
         return None
-    return build_section("Pseudo depth", shown.about_maps, _build_tiles(shown.maps))
+    return build_section("Pseudo depth", shown.about_maps, _build_tiles(shown.maps, "tiles pairs"))
 
 
 def build_proof_section(shown: Illustrations) -> Section | None:
@@ -70,10 +73,10 @@ def build_proof_section(shown: Illustrations) -> Section | None:
     return build_section("Exports", hint, *lists)
 
 
-def _build_tiles(pictures: Sequence[Picture]) -> str:
+def _build_tiles(pictures: Sequence[Picture], kind: str = "tiles") -> str:
     tiles = (
         f"<figure>{embed_image(picture.data, picture.caption, kind='labels' if picture.is_labels else '')}"
         f"<figcaption>{html_text(picture.caption)}</figcaption></figure>"
         for picture in pictures
     )
-    return f'<div class="tiles">{"".join(tiles)}</div>' if pictures else ""
+    return f'<div class="{kind}">{"".join(tiles)}</div>' if pictures else ""

@@ -12,7 +12,7 @@ STYLE = """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; color: var(--ink); background: var(--paper); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
-  Roboto, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; overflow-wrap: break-word; }
+  Roboto, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
 main { max-width: 1180px; margin: 0 auto; padding: 48px 32px 96px; }
 h1 { font-size: 1rem; font-weight: 600; color: var(--muted); margin: 0; }
 h2 { font-size: 1.3rem; line-height: 1.3; font-weight: 650; letter-spacing: -0.01em; margin: 0 0 4px; }
@@ -38,7 +38,7 @@ svg .mean { stroke-width: 3px; stroke-linecap: butt; }
 svg .seed { stroke-width: 8px; stroke-opacity: 0.6; } svg .line { stroke-width: 1.6px; stroke-linejoin: round; }
 svg .point { stroke-width: 5px; }
 .name { font-weight: 500; }
-.row { display: grid; grid-template-columns: minmax(9em, 15em) 1fr 10em; gap: 0 20px; align-items: center; }
+.row { display: grid; grid-template-columns: minmax(9em, 15em) minmax(0, 1fr) 10em; gap: 0 20px; align-items: center; }
 .row .strip { position: relative; } .row svg { height: 30px; }
 .row .name { font-size: 0.9rem; line-height: 1.25; } .row.base .name { color: var(--muted); }
 .row.base .name::after { content: " baseline"; font-weight: 400; font-size: 0.8rem; }
@@ -56,13 +56,13 @@ small { color: var(--muted); font-size: 0.85em; margin-left: 2px; font-weight: 4
   vertical-align: -1px; }
 .chip.colour { box-shadow: 0 0 0 1px var(--rule); }
 .bars { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 14px 40px; }
-.group { display: grid; grid-template-columns: 6.5em 1fr; gap: 12px; align-items: center; font-size: 0.85rem;
+.group { display: grid; grid-template-columns: 6.5em minmax(0, 1fr); gap: 12px; align-items: center; font-size: 0.85rem;
   break-inside: avoid; line-height: 1.25; }
 .bar { display: flex; align-items: center; gap: 8px; height: 16px; padding-right: 3.2em; }
 .bar i { height: 10px; background: var(--s); border-radius: 0 2px 2px 0; min-width: 1px; flex: none; }
 .bar span { font-size: 0.75rem; color: var(--muted); font-variant-numeric: tabular-nums; white-space: nowrap; }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 22px 32px; }
-.curve { display: grid; grid-template-columns: 3.2em 1fr; min-width: 0; break-inside: avoid; }
+.curve { display: grid; grid-template-columns: 3.2em minmax(0, 1fr); min-width: 0; break-inside: avoid; }
 .curve h3 { grid-column: 2; margin: 0 0 6px; line-height: 1.3; }
 .curve svg { height: 118px; border-bottom: 1px solid var(--rule); }
 .curve .y { position: relative; font-size: 0.75rem; color: var(--muted); }
@@ -78,7 +78,8 @@ small { color: var(--muted); font-size: 0.85em; margin-left: 2px; font-weight: 4
   radial-gradient(farthest-side at 0 50%, rgba(110, 120, 135, 0.45), transparent) left / 14px 100% no-repeat scroll,
   radial-gradient(farthest-side at 100% 50%, rgba(110, 120, 135, 0.45), transparent) right / 14px 100% no-repeat
   scroll; }
-table { border-collapse: collapse; width: 100%; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+table { overflow-wrap: normal; border-collapse: collapse; width: 100%; font-size: 0.85rem;
+  font-variant-numeric: tabular-nums; }
 th { font-weight: 550; color: var(--muted); text-align: right; vertical-align: bottom; padding: 4px 10px;
   line-height: 1.3; border-bottom: 1px solid var(--s0); }
 td { text-align: right; padding: 6px 10px; border-bottom: 1px solid var(--rule); white-space: nowrap; }
@@ -97,7 +98,8 @@ tr.baseline td:first-child::after { content: "baseline"; color: var(--muted); fo
 .notes { font-size: 0.9rem; color: var(--muted); padding-left: 20px; margin: 14px 0 0; max-width: 96ch; }
 .notes li { margin: 4px 0; }
 details { margin: 16px 0; } summary { cursor: pointer; font-weight: 550; font-size: 0.95rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(138px, 1fr)); gap: 12px; }
+.tiles.pairs { grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); }
 .tiles figure { margin: 0; } .tiles img { width: 100%; height: auto; display: block; border-radius: 3px; }
 .tiles img.labels { image-rendering: pixelated; }
 .tiles figcaption { font-size: 0.8rem; line-height: 1.3; margin: 4px 0 0; }
@@ -112,10 +114,11 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; font-
 dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 640px) {
   main { padding: 24px 16px 64px; } section { margin-top: 44px; } .answer { font-size: 1.2rem; }
-  .row { grid-template-columns: 1fr max-content; gap: 0 12px; margin-bottom: 10px; }
+  .row { grid-template-columns: minmax(0, 1fr) max-content; gap: 0 12px; margin-bottom: 10px; }
   .row .strip, .row .ticks, .row .steps { grid-column: 1 / -1; order: 3; } .row .strip, .row .ticks { margin: 0 9px; }
   th:first-child, td:first-child { max-width: 42vw; white-space: normal; }
   .tiles { grid-template-columns: repeat(2, 1fr); }
+  .tiles.pairs { grid-template-columns: 1fr; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: 8px; } .bars { grid-template-columns: 1fr; }
 }

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageFont
+from PIL import Image, ImageFont
 
 from data_cache.escaping import printable_text
+from data_cache.sample import IGNORE_INDEX
 
 RGB = tuple[int, int, int]
 
@@ -19,6 +20,11 @@ MUTED: RGB = (112, 118, 128)
 PAPER: RGB = (255, 255, 255)
 VOID: RGB = (200, 202, 206)
 """Void labels and invalid depth: a grey that is in neither palette nor depth colours."""
+
+ONE_RIGHT: RGB = (0, 114, 178)
+OTHER_RIGHT: RGB = (230, 159, 0)
+"""Blue and orange that colour-blind people tell apart (Okabe and Ito 2008)."""
+NEITHER_RIGHT: RGB = (120, 124, 132)
 
 _INFERNO = (
     (0, 0, 4), (22, 11, 57), (66, 10, 104), (106, 23, 110), (147, 38, 103), (188, 55, 84),
@@ -66,6 +72,24 @@ def colour_labels(labels: NDArray[np.uint8], palette: Sequence[RGB]) -> NDArray[
     table = np.full((256, 3), VOID, dtype=np.uint8)
     table[: len(palette)] = np.array(palette, dtype=np.uint8).reshape(-1, 3)
     return table[labels]
+
+
+def colour_differences(
+    image: NDArray[np.uint8], truth: NDArray[np.uint8], one: NDArray[np.uint8], other: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """Return (H, W, 3) RGB of where two predictions differ, over the pale image.
+
+    Blue where only the one is right, orange where only the other is, grey where neither is; void is left out.
+    """
+    grey = image.mean(axis=2)
+    if grey.shape != truth.shape:
+        grey = np.asarray(Image.fromarray(grey.astype(np.uint8)).resize(truth.shape[::-1], Image.Resampling.BILINEAR))
+    shown = np.repeat((200 + 0.2 * grey).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    differs = (one != other) & (truth != IGNORE_INDEX)
+    for where, colour in ((one == truth, ONE_RIGHT), (other == truth, OTHER_RIGHT), (truth >= 0, NEITHER_RIGHT)):
+        shown[differs & where] = colour
+        differs &= ~where
+    return shown
 
 
 def prepare_text(text: str, size_px: int) -> tuple[str, Font]:

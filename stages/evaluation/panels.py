@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +15,21 @@ from torch import Tensor
 from data_cache.files import atomic_file
 from data_cache.outputs import WriteFile
 from data_cache.sample import IGNORE_INDEX, PackedBatch
-from stages.evaluation.colour import INK, MUTED, PAPER, RGB, VOID, Font, colour_depth, colour_labels, prepare_text
+from stages.evaluation.colour import (
+    INK,
+    MUTED,
+    PAPER,
+    RGB,
+    VOID,
+    Font,
+    colour_depth,
+    colour_differences,
+    colour_labels,
+    prepare_text,
+)
 
+LARGEST_TILE_PX = 320
+"""Longer side of pictures inside a page."""
 _TILE_WIDTH_PX = 256
 _GAP_PX = 10
 _CAPTION_PX = 20
@@ -132,6 +146,62 @@ def _depth_tiles(item: PanelItem) -> list[tuple[str, NDArray[np.uint8]]]:
     return tiles
 
 
+class Tile(NamedTuple):
+    """One map of an image as a small picture."""
+
+    caption: str
+    data: bytes
+    """PNG where colours are classes, else JPEG."""
+    is_labels: bool
+
+
+def draw_tiles(item: PanelItem, palette: Sequence[RGB], *, name: str, base: PanelItem, base_name: str) -> list[Tile]:
+    """Return everything that can be shown of one image, and where two networks differ on it.
+
+    Args:
+        name: of the network that made ``item``'s prediction and depth.
+        base: of the same image, by the other network.
+    """
+    maps = [
+        ("truth", colour_labels(item.truth, palette)),
+        (f"prediction of {base_name}", colour_labels(base.prediction, palette)),
+    ]
+    if base is not item:
+        maps.append((f"prediction of {name}", colour_labels(item.prediction, palette)))
+        maps.append(("where they differ", colour_differences(item.image, item.truth, item.prediction, base.prediction)))
+    return [
+        Tile("image", _encode(_shrink(item.image)), False),
+        *(Tile(caption, _encode(_shrink(pixels, smooth=False), is_labels=True), True) for caption, pixels in maps),
+        *(Tile(caption, _encode(_shrink(pixels)), False) for caption, pixels in _depth_tiles(item)),
+    ]
+
+
+def draw_map(item: SheetItem) -> Tile:
+    """Return an image beside its raw depth, if it has one, which is scaled by its own 2nd…98th percentile."""
+    shown = [_shrink(item.image)]
+    if item.depth is not None:
+        coloured = Image.fromarray(_colour_raw(item.depth, large_is_near=item.large_is_near))
+        shown.append(coloured.resize(shown[0].size, Image.Resampling.BILINEAR))
+    return Tile(item.caption, _encode(Image.fromarray(np.concatenate(shown, axis=1))), False)
+
+
+def _encode(picture: Image.Image, *, is_labels: bool = False) -> bytes:
+    """Return a picture as it would lie in a file."""
+    stream = io.BytesIO()
+    if is_labels:
+        picture.save(stream, format="PNG", optimize=True)
+    else:
+        picture.save(stream, format="JPEG", quality=82)
+    return stream.getvalue()
+
+
+def _shrink(pixels: NDArray[np.uint8], *, smooth: bool = True) -> Image.Image:
+    """Return an image at most so wide, or so high, as a page has use for."""
+    height, width = pixels.shape[:2]
+    scale = min(1.0, LARGEST_TILE_PX / max(height, width))
+    return _resize(pixels, (max(1, round(width * scale)), max(1, round(height * scale))), smooth=smooth)
+
+
 class SheetItem(NamedTuple):
     """One image and its raw depth map, if it has one, for a contact sheet."""
 
@@ -182,13 +252,18 @@ def _draw_cell(item: SheetItem, *, with_depth: bool) -> Image.Image:
     ImageDraw.Draw(cell).text((0, 0), text, MUTED, font=font)
     cell.paste(_resize(item.image, (width, height)), (0, _CAPTION_PX))
     if item.depth is not None:
-        inverse = np.asarray(item.depth, dtype=np.float32)
-        if not item.large_is_near:
-            inverse = np.where(inverse > 0, 1 / np.maximum(inverse, 1e-6), np.nan)
-        known = np.isfinite(inverse)
-        low, high = np.percentile(inverse[known], (2, 98)) if known.any() else (0.0, 1.0)
-        cell.paste(_resize(colour_depth(inverse, float(low), float(high)), (width, height)), (width + 2, _CAPTION_PX))
+        coloured = _colour_raw(item.depth, large_is_near=item.large_is_near)
+        cell.paste(_resize(coloured, (width, height)), (width + 2, _CAPTION_PX))
     return cell
+
+
+def _colour_raw(depth: NDArray[np.floating], *, large_is_near: bool) -> NDArray[np.uint8]:
+    inverse = np.asarray(depth, dtype=np.float32)
+    if not large_is_near:
+        inverse = np.where(inverse > 0, 1 / np.maximum(inverse, 1e-6), np.nan)
+    known = np.isfinite(inverse)
+    low, high = np.percentile(inverse[known], (2, 98)) if known.any() else (0.0, 1.0)
+    return colour_depth(inverse, float(low), float(high))
 
 
 def _draw_legend(entries: Sequence[tuple[str, RGB]], width_px: int) -> Image.Image:

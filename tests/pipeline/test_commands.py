@@ -112,8 +112,12 @@ def test_export_predict_and_evaluate_the_export(call: Call, trained: Path, tmp_p
 
 
 def test_report_is_one_file(call: Call, trained: Path, tmp_path: Path) -> None:
-    page = Path(call("--workdir", trained, "report", "--out", tmp_path / "r.html").json["report"]).read_text()
-    assert "depth-first+copy" in page
+    told = call("--workdir", trained, "report", "--out", tmp_path / "r.html").json
+    page = Path(told["report"]).read_text()
+    assert "depth-first+copy" in page and told["answer"].startswith("It cannot be told")
+    for picture in ("truth", "where they differ", "predicted depth (same scale)"):
+        assert f'alt="{picture}" src="data:image/' in page
+    assert 'id="pseudo-depth"' in page
     assert 'src="http' not in page and 'href="http' not in page
 
 

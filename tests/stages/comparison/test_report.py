@@ -203,7 +203,7 @@ def test_pictures_are_in_the_page_with_words_and_without_what_is_missing(tmp_pat
     Image.new("RGB", (4, 4)).save(stream, format="PNG")
     shown = Illustrations(
         (Strip('worst: "a"', (Picture("truth", stream.getvalue(), is_labels=True),)),), "Of seed 0.",
-        (("<sky>", (1, 2, 3)),), proofs={"out": (("parameters", "2 before, 1 after"),)},
+        ((("<sky>", (1, 2, 3)),),), proofs={"out": (("parameters", "2 before, 1 after"),)},
     )  # fmt: skip
     html, text = read(write_report(build_table(make_runs(tmp_path)), tmp_path / "r.html", illustrations=shown))
     assert re.search(r'<img class="labels" alt="truth" src="data:image/png;base64,[^"]+">', html)

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from data_cache.sample import IGNORE_INDEX, PackedBatch
-from stages.evaluation.colour import VOID, build_depth_table, colour_depth, colour_labels
+from stages.evaluation.colour import (
+    NEITHER_RIGHT,
+    ONE_RIGHT,
+    OTHER_RIGHT,
+    VOID,
+    build_depth_table,
+    colour_depth,
+    colour_differences,
+    colour_labels,
+)
 from stages.evaluation.panels import (
     PanelCollector,
     PanelItem,
     SheetItem,
     contact_sheet,
+    draw_map,
     draw_panel,
+    draw_tiles,
     write_panels,
 )
 
@@ -54,6 +67,34 @@ def test_a_panel_shows_only_colours_of_the_palette_in_its_label_tiles():
 @pytest.mark.parametrize(("with_depth", "tiles"), [(True, 5), (False, 3)])
 def test_panel_has_one_tile_per_map(with_depth, tiles):
     assert draw_panel(make_item(with_depth=with_depth), class_names=NAMES, palette=PALETTE).width == 10 + tiles * 266
+
+
+def test_differences_say_who_is_right_and_leave_out_void():
+    truth, one, other = (
+        np.array([row], dtype=np.uint8) for row in ([0, 0, 0, 0, IGNORE_INDEX], [0, 1, 1, 0, 0], [1, 0, 2, 0, 1])
+    )
+    shown = colour_differences(np.full((1, 5, 3), 90, np.uint8), truth, one, other)[0].tolist()
+    assert [tuple(colour) for colour in shown[:3]] == [ONE_RIGHT, OTHER_RIGHT, NEITHER_RIGHT]
+    assert shown[3] == shown[4] == [218, 218, 218], "the pale image"
+
+
+@pytest.mark.parametrize(("with_depth", "count"), [(True, 7), (False, 5)])
+def test_tiles_show_every_map_once_and_classes_in_their_own_colours(with_depth, count):
+    item = make_item(with_depth=with_depth)
+    tiles = draw_tiles(item, PALETTE, name="a", base=item._replace(prediction=1 - item.prediction), base_name="b")
+    assert len(tiles) == count
+    truth = np.array(Image.open(io.BytesIO(next(tile.data for tile in tiles if tile.caption == "truth"))))
+    assert np.array_equal(truth, colour_labels(item.truth, PALETTE))
+    assert [tile.caption for tile in tiles if tile.is_labels] == [
+        "truth", "prediction of b", "prediction of a", "where they differ",
+    ]  # fmt: skip
+    alone = draw_tiles(item, PALETTE, name="a", base=item, base_name="a")
+    assert len(alone) == count - 2, "a run beside itself is shown once"
+
+
+def test_a_map_is_as_high_as_its_image_and_no_larger_than_a_page_needs():
+    tile = draw_map(SheetItem("x", np.zeros((400, 1600, 3), dtype=np.uint8), np.ones((4, 16))))
+    assert Image.open(io.BytesIO(tile.data)).size == (640, 80)
 
 
 def test_panels_are_written_under_safe_names(tmp_path):

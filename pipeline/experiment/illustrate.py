@@ -1,0 +1,197 @@
+"""What a page shows of runs beside their numbers: images through their networks, the depth they learned, exports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_cache.errors import UserError
+from data_cache.image_scores import IMAGES_FILE, read_image_scores
+from pipeline.session import Session
+from stages.comparison.pictures import Illustrations, Picture, Strip
+
+if TYPE_CHECKING:
+    from data_cache.datasets.interface import SegmentationDataset
+    from pipeline.experiment.models import Model
+    from stages.comparison.answer import Answer
+    from stages.comparison.record import RunRecord
+    from stages.comparison.rows import Row
+    from stages.evaluation.panels import PanelItem
+    from stages.export.proof_file import Proof
+
+IMAGES_OF_A_KIND = 2
+"""Shown of the worst, of the median and of the best images."""
+SHEET_IMAGES = 6
+
+
+def illustrate(answer: Answer, rows: Sequence[Row], session: Session) -> Illustrations:
+    """Return images, depth and proofs for the rows that an answer names; what cannot be had is said in words."""
+    pairs = [(label, row.first) for label, row in answer.rows[:2] if row.first.folder is not None]
+    shown = Illustrations(proofs=_find_proofs(rows, session))
+    if not pairs:
+        return shown
+    try:
+        shown = _show_images(pairs[-1], pairs[0], session, shown)
+    except UserError as problem:
+        shown = shown._replace(about_strips=f"No images: {problem}.")
+    try:
+        return _show_store(pairs[-1][1], session, shown)
+    except UserError as problem:
+        return shown._replace(about_maps=f"No depth maps: {problem}.")
+
+
+def _show_images(
+    best: tuple[str, RunRecord], base: tuple[str, RunRecord], session: Session, shown: Illustrations
+) -> Illustrations:
+    """Return the worst, median and best images of a run, as it and its baseline label them."""
+    from pipeline.experiment.artifacts import open_split
+    from pipeline.experiment.devices import choose_device
+    from pipeline.experiment.models import open_run
+    from stages.evaluation.colour import NEITHER_RIGHT, ONE_RIGHT, OTHER_RIGHT
+    from stages.evaluation.panels import draw_tiles
+
+    device = choose_device("auto")
+    (label, run), (base_label, base_run) = best, base
+    assert run.folder is not None and base_run.folder is not None
+    model = open_run(run.folder, device)
+    dataset = open_split(model.config, session.workspace, run.split)
+    titles = _choose_images(run.folder, dataset)
+    items = _predict(model, dataset, list(titles), session)
+    of_base = items if run is base_run else _predict(open_run(base_run.folder, device), dataset, list(titles), session)
+    strips = tuple(
+        Strip(
+            titles[index],
+            tuple(
+                Picture(*tile)
+                for tile in draw_tiles(item, dataset.palette, name=label, base=other, base_name=base_label)
+            ),
+        )
+        for index, item, other in zip(titles, items, of_base, strict=True)
+    )
+    seen = {int(number) for item in items for number in (*set(item.truth.flat), *set(item.prediction.flat))}
+    seen |= {int(number) for item in of_base for number in set(item.prediction.flat)}
+    legend = [
+        (dataset.classes[number], dataset.palette[number]) for number in sorted(seen) if number < len(dataset.classes)
+    ]
+    rows = label if run is base_run else f"{base_label} and {label}"
+    about = (
+        f"Images of {run.split} as {rows} label them (seed {run.seed}; other rows are left out); depth is bright where "
+        "it is near, pseudo depth and predicted depth on one scale."
+    )
+    differing = (
+        (f"only {label} is right", ONE_RIGHT),
+        (f"only {base_label} is right", OTHER_RIGHT),
+        ("both are wrong, differently", NEITHER_RIGHT),
+    )
+    legends = (tuple(legend), () if run is base_run else differing)
+    return shown._replace(strips=strips, about_strips=about, legends=legends)
+
+
+def _choose_images(folder: Path, dataset: SegmentationDataset) -> dict[int, str]:
+    """Return the places of images in a split, and what they are called on the page."""
+    if not (folder / IMAGES_FILE).exists():  # a run that could not be scored anew
+        step = max(1, len(dataset) // (3 * IMAGES_OF_A_KIND))
+        return {place: dataset.image_ids[place] for place in range(0, len(dataset), step)[: 3 * IMAGES_OF_A_KIND]}
+    places = {image_id: place for place, image_id in enumerate(dataset.image_ids)}
+    found = read_image_scores(folder / IMAGES_FILE).find_examples(IMAGES_OF_A_KIND)
+    titles: dict[int, str] = {}
+    for kind in ("best", "median", "worst"):
+        for example in found[kind]:
+            title = f"{kind}: {example['image']}, mIoU of the image {example['miou_imagewise']:.3f}"
+            if example["image"] in places:
+                titles.setdefault(places[example["image"]], title)
+    return titles
+
+
+def _predict(model: Model, dataset: SegmentationDataset, places: Sequence[int], session: Session) -> list[PanelItem]:
+    """Return some images of a split with everything that a model makes of them."""
+    from data_cache.loaders import build_evaluation_loader
+    from data_cache.samples import Source
+    from pipeline.experiment.artifacts import find_labels_if_any
+    from pipeline.experiment.models import check_classes
+    from stages.evaluation.evaluate import evaluate
+    from stages.evaluation.panels import PanelCollector
+
+    check_classes(model, dataset)
+    config = model.config
+    learns_depth = model.has_depth and config.build_schedule().needs_depth
+    store = find_labels_if_any(config, session.workspace, dataset) if learns_depth else None
+    device = next(model.network.parameters()).device
+    panels = PanelCollector([dataset.image_ids[place] for place in places])
+    batches = build_evaluation_loader(
+        Source(dataset, store, config.depth.target),
+        size=config.data.crop if config.evaluation.size == "recipe" else None,
+        batch_size=1,
+        device=device,
+        with_depth=store is not None,
+        only=places,
+    )
+    evaluate(
+        model.network,
+        batches,
+        normalisation=model.normalisation,
+        num_classes=len(dataset.classes),
+        class_names=dataset.classes,
+        device=device,
+        with_depth=store is not None,
+        depth_target=config.depth.target,
+        on_predictions=panels,
+    )
+    return [panels.items[place] for place in range(len(places))]
+
+
+def _show_store(run: RunRecord, session: Session, shown: Illustrations) -> Illustrations:
+    """Return some training images of a run beside the depth that it learned."""
+    from data_cache.sample import DepthKind
+    from pipeline.experiment.artifacts import find_labels_if_any, open_split
+    from pipeline.experiment.models import read_trained, restore_config
+    from stages.evaluation.panels import SheetItem, draw_map
+
+    assert run.folder is not None
+    config = restore_config(read_trained(run.folder))
+    if not config.build_schedule().needs_depth:
+        return shown
+    dataset = open_split(config, session.workspace, "train")
+    store = find_labels_if_any(config, session.workspace, dataset)
+    if store is None:
+        return shown
+    made = store.provenance
+    near = made.kind is DepthKind.RELATIVE
+    places = range(0, len(dataset), max(1, len(dataset) // SHEET_IMAGES))[:SHEET_IMAGES]
+    items = (SheetItem(dataset.image_ids[i], dataset.read_image(i), store.read(i).raw, near) for i in places)
+    maps = tuple(Picture(*draw_map(item)) for item in items)
+    about = f"Training images beside their depth by {made.estimator} ({made.licence}), each on a scale of its own."
+    return shown._replace(maps=maps, about_maps=about)
+
+
+def _find_proofs(rows: Sequence[Row], session: Session) -> dict[str, list[tuple[str, str]]]:
+    """Return what was proven of the exports that lie at the usual place of these runs."""
+    from stages.export.proof_file import PROOF_FILE, read_proof
+
+    proofs = {}
+    for run in (run for row in rows for run in row.runs if run.folder):
+        assert run.folder is not None
+        folder = session.workspace.exports / run.folder.name
+        if not (folder / PROOF_FILE).exists():
+            continue
+        try:
+            proof = read_proof(folder)
+        except UserError as problem:
+            proofs[folder.name] = [("not shown", str(problem))]
+            continue
+        proofs[folder.name] = list(_describe_proof(proof))
+    return proofs
+
+
+def _describe_proof(proof: Proof) -> Iterator[tuple[str, str]]:
+    for name, value in proof.max_abs_difference.items():
+        if value is not None:
+            yield f"largest difference, {name.replace('_', ' ')}", f"{value:g}"
+    for name, made in proof.formats.items():
+        if made.sizes:
+            yield f"largest difference of {name}", f"{max(size.max_abs_difference for size in made.sizes):.2g}"
+    cost, latency = proof.flops, proof.latency_ms
+    yield "parameters", f"{proof.parameters.before:,} before, {proof.parameters.after:,} after"
+    yield "operations", f"{cost.before / 1e9:.2f} before, {cost.after / 1e9:.2f} GFLOP after"
+    yield "latency", f"{latency.before:.1f} before, {latency.after:.1f} ms after, on {latency.device}"
