@@ -182,7 +182,11 @@ def draw_map(item: SheetItem) -> Tile:
     if item.depth is not None:
         coloured = Image.fromarray(_colour_raw(item.depth, large_is_near=item.large_is_near))
         shown.append(coloured.resize(shown[0].size, Image.Resampling.BILINEAR))
-    return Tile(item.caption, _encode(Image.fromarray(np.concatenate(shown, axis=1))), False)
+    return Tile(
+        item.caption,
+        _encode(Image.fromarray(np.concatenate([np.asarray(picture) for picture in shown], axis=1))),
+        False,
+    )
 
 
 def _encode(picture: Image.Image, *, is_labels: bool = False) -> bytes:
