@@ -23,7 +23,7 @@ from pipeline.job import end_job, ending_together, join_job, share_or_stand_back
 from pipeline.options import EncodableHelp, GivenPath
 from pipeline.problems import explain_problem
 from pipeline.silence import showing_notices, silence_libraries
-from pipeline.threads import choose_thread_defaults
+from pipeline.threads import check_threads, choose_thread_defaults
 
 if TYPE_CHECKING:
     from pipeline.console import Console
@@ -108,6 +108,7 @@ def _run(arguments: list[str]) -> int:
 
     try:
         with showing_notices(lambda text: find_console().info(text)):
+            check_threads()
             join_job(arguments)
             status = _call(arguments)
             sys.stdout.flush()

@@ -141,8 +141,13 @@ class _NumberOr(click.ParamType):
         self.words, self.name = words, "|".join(("integer", *words))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the number or the word."""
-        return value if value in self.words else click.INT.convert(value, param, ctx)
+        """Return the number or the word, or fail."""
+        if value in self.words:
+            return value
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{quoted(str(value))} is neither a whole number nor {' or '.join(self.words)}", param, ctx)
 
 
 class _Share(click.FloatRange):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 
+from data_cache.errors import UserError
+from data_cache.escaping import quoted
+
 _QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
-
-
+_MOST_THREADS = 4096
+"""More than a process can have ends it from inside the OpenMP runtime."""
 SPIN_COUNT = "10000"
 """Turns that a thread of GNU's OpenMP waits busily before it sleeps. Its own 300,000 are ruinous beside other work;
 none at all (a passive wait policy) costs a fifth more time on an idle machine. Measured in the README, "Speed"."""
@@ -19,6 +23,8 @@ def choose_thread_defaults() -> None:
 
     Does nothing for a runtime that is loaded already.
     """
+    if not os.environ.get("OMP_NUM_THREADS", "").strip():  # what is empty says nothing, but OpenMP would complain
+        os.environ.pop("OMP_NUM_THREADS", None)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     if _torchrun_chose_threads():
@@ -41,10 +47,24 @@ def _torchrun_chose_threads() -> bool:
         return False
 
 
+def check_threads() -> None:
+    """Raise a UserError when OMP_NUM_THREADS is no number of threads, which OpenMP would pass over.
+
+    A list like ``4,2`` is one, too: threads by level of nesting.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS", "1")
+    numbers = wanted.split(",")
+    if not all(re.fullmatch(r"\s*\+?[0-9]{1,9}\s*", each) and 1 <= int(each) <= _MOST_THREADS for each in numbers):
+        raise UserError(
+            f"OMP_NUM_THREADS is {quoted(wanted)}; it must be a number of threads from 1 to {_MOST_THREADS}, "
+            f"or be unset: this process may use {count_usable_cpus()} CPUs"
+        )
+
+
 def share_threads(processes: int) -> str:
     """Return OMP_NUM_THREADS for each of several processes that compute at the same time."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return str(max(1, (int(wanted) if wanted.isdecimal() else count_usable_cpus()) // processes))
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return str(max(1, (int(wanted) if wanted.strip() else count_usable_cpus()) // processes))
 
 
 def count_usable_cpus() -> int:

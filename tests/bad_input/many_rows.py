@@ -31,6 +31,10 @@ def _nothing_written(world: World, _: Answer) -> None:
 
 CASES = [
     Case("no process at all", _table("--jobs", "0"), ("--jobs", "1<=x<=256")),
+    Case("threads that are no number", _table(), ("OMP_NUM_THREADS is 'abc'", "from 1 to"),
+         environment={"OMP_NUM_THREADS": "abc"}),
+    Case("no thread at all", _plan(), ("OMP_NUM_THREADS is '0'", "from 1 to"), environment={"OMP_NUM_THREADS": "0"}),
+    Case("threads of a name that is set to nothing", _plan(), (), exit=0, environment={"OMP_NUM_THREADS": " "}),
     Case("more processes than any machine has room for", _table("--jobs", "100000"), ("--jobs", "1<=x<=256")),
     Case("processes of this machine and a cluster", _table("--jobs", "2", "--on", "ray"),
          ("--jobs 2", "--on ray", "give one of them")),

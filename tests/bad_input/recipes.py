@@ -116,6 +116,7 @@ CASES = [
     Case("less than no memory for images", _set("data.cache_limit_gb=-1"), ("data.cache_limit_gb", "equal to 0")),
     Case("a codec that there is not", _set("depth.codec=zip"), ("depth.codec", "'blosc'", "found 'zip'")),
     Case("10^6 loaders", _plan("--workers", "1000000"), ("data.workers", "256")),
+    Case("a word for loaders", _plan("--workers", "abc"), ("--workers", "'abc'", "whole number nor auto")),
     Case("10^18 steps", _plan("--iterations", "1000000000000000000"), ("training.iterations", "1000000000")),
     Case(
         "determinism asked of a network that cannot have it",
