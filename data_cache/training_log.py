@@ -27,6 +27,8 @@ class LogLine(Record):
     share: dict[str, float] | None = None
     lr: float | None = None
     grad_norm: float | None = None
+    gradients: dict[str, float] | None = None
+    """What the two losses ask of the encoder, where that was looked at: norms under seg and depth, and their cosine."""
     mean: dict[str, float] | None = None
     """Unweighted losses, means over the steps since the line before; None in files from before there were means."""
 

@@ -161,7 +161,9 @@ def _show_store(run: RunRecord, session: Session, shown: Illustrations) -> Illus
     places = range(0, len(dataset), max(1, len(dataset) // SHEET_IMAGES))[:SHEET_IMAGES]
     items = (SheetItem(dataset.image_ids[i], dataset.read_image(i), store.read(i).raw, near) for i in places)
     maps = tuple(Picture(*draw_map(item)) for item in items)
-    about = f"Training images beside their depth by {made.estimator} ({made.licence}), each on a scale of its own."
+    about = (
+        f"Training images beside their depth by {made.estimator}, each on a scale of its own; licence: {made.licence}."
+    )
     return shown._replace(maps=maps, about_maps=about)
 
 

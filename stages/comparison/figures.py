@@ -13,7 +13,7 @@ from typing import NamedTuple
 from data_cache.escaping import html_text
 from data_cache.metrics import HEADLINE, METRICS
 from stages.comparison.answer import signed
-from stages.comparison.losses import LossCurves
+from stages.comparison.losses import LossCurves, PhaseSpan, Points
 from stages.comparison.rows import Row
 from stages.comparison.statistics import Estimate
 from stages.comparison.table import Table
@@ -148,36 +148,58 @@ def draw_legend(labels: Sequence[str], series: Sequence[int] | None = None) -> s
 
 def draw_losses(curves: Mapping[str, LossCurves]) -> str:
     """Return a small figure per row: unweighted losses on one log scale over the run's steps, phases marked."""
-    values = [value for found in curves.values() for points in found.curves.values() for _, value in points]
-    values = [value for value in values if value > 0]
+    found = {name: each.curves for name, each in curves.items()}
+    return _draw_runs(curves, found, _fit_log(found), "{} loss")
+
+
+def draw_gradients(curves: Mapping[str, LossCurves]) -> tuple[str, str]:
+    """Return figures of what two losses ask of the encoder: the cosine of their gradients, and their norms."""
+    norms = {name: each.norms for name, each in curves.items()}
+    cosines = {name: each.cosines for name, each in curves.items()}
+    return (
+        _draw_runs(curves, cosines, Axis(-1, 1), "{} of the gradients"),
+        _draw_runs(curves, norms, _fit_log(norms), "norm under the {} loss"),
+    )
+
+
+def _fit_log(found: Mapping[str, Mapping[str, Points]]) -> Axis:
+    """Return whole decades around all values."""
+    values = [value for terms in found.values() for points in terms.values() for _, value in points if value > 0]
     low, high = (min(values), max(values)) if values else (0.1, 1.0)
-    axis = Axis(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high) + 1e-9), log=True)
-    terms = list(dict.fromkeys(term for found in curves.values() for term in found.curves))
-    legend = draw_legend([f"{term} loss" for term in terms], [TERMS.get(term, 3) for term in terms])
-    return legend + '<div class="curves">' + "".join(_draw_run(*item, axis) for item in curves.items()) + "</div>"
+    return Axis(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high) + 1e-9), log=True)
 
 
-def _draw_run(name: str, found: LossCurves, axis: Axis) -> str:
-    last = max([phase.last_step for phase in found.phases] or [1])
+def _draw_runs(
+    runs: Mapping[str, LossCurves], found: Mapping[str, Mapping[str, Points]], axis: Axis, words: str
+) -> str:
+    terms = list(dict.fromkeys(term for each in found.values() for term in each))
+    legend = draw_legend([words.format(term) for term in terms], [TERMS.get(term, 3) for term in terms])
+    figures = (_draw_run(name, runs[name].phases, found[name], axis) for name in runs)
+    return f'{legend}<div class="curves">{"".join(figures)}</div>'
+
+
+def _draw_run(name: str, spans: Sequence[PhaseSpan], curves: Mapping[str, Points], axis: Axis) -> str:
+    last = max([phase.last_step for phase in spans] or [1])
     steps = Axis(0, last)
-    marks = [_line(0, 100 - axis.place(tick), 100, 100 - axis.place(tick), "grid") for tick in axis.ticks()]
-    marks += [_line(steps.place(phase.first_step), 0, steps.place(phase.first_step), 100, "bound")
-              for phase in found.phases if phase.first_step]  # fmt: skip
-    for term, points in found.curves.items():
+    ticks = [(100 - axis.place(tick), _number(tick)) for tick in axis.ticks()]
+    marks = [_line(0, at, 100, at, "grid") for at, _ in ticks]
+    bounds = (steps.place(phase.first_step) for phase in spans if phase.first_step)
+    marks += [_line(at, 0, at, 100, "bound") for at in bounds]
+    for term, points in curves.items():
         marks += _draw_curve(points, steps, axis, f"s{TERMS.get(term, 3)}")
-    labels = "".join(f'<span style="top:{100 - axis.place(tick):g}%">{_number(tick)}</span>' for tick in axis.ticks())
+    labels = "".join(f'<span style="top:{at:g}%">{text}</span>' for at, text in ticks)
     phases = "".join(
         f'<span style="width:{(phase.last_step - phase.first_step) / last:.2%}">{html_text(phase.name)}</span>'
-        for phase in found.phases
+        for phase in spans
     )
-    words = f"losses of {name} over {last} steps, phases {', '.join(phase.name for phase in found.phases)}"
+    words = f"{', '.join(curves)} of {name} over {last} steps, phases {', '.join(phase.name for phase in spans)}"
     return (
         f'<div class="curve"><h3>{html_text(name)}</h3><div class="y">{labels}</div>{_svg(marks, words)}'
         f'<div class="phases">{phases}</div><div class="end">{last:,} steps</div></div>'
     )
 
 
-def _draw_curve(points: Sequence[tuple[float, float]], x: Axis, y: Axis, series: str) -> list[str]:
+def _draw_curve(points: Points, x: Axis, y: Axis, series: str) -> list[str]:
     """Return the stretches of a curve between its gaps; where there are few points, these, too."""
     stretches: list[list[tuple[float, float]]] = [[]]
     for step, value in points:

@@ -1,8 +1,8 @@
-"""The loss curves of a run, read from its metrics.jsonl. Imports no torch."""
+"""The curves of a run, read from its metrics.jsonl. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,14 +20,21 @@ class PhaseSpan(NamedTuple):
     last_step: int
 
 
+Points = tuple[tuple[float, float], ...]
+"""Step of the whole run, and value; a gap is marked by a point whose value is NaN."""
+
+
 @dataclass(frozen=True)
 class LossCurves:
-    """Unweighted losses over all steps of a run."""
+    """What was logged over all steps of a run; phases that did not log a curve leave a gap in it."""
 
     phases: tuple[PhaseSpan, ...]
-    curves: dict[str, tuple[tuple[float, float], ...]]
-    """By term (``seg``, ``depth``, …): step of the whole run, and loss. Phases without a term leave a gap, marked by a
-    point whose loss is NaN."""
+    curves: dict[str, Points]
+    """Unweighted losses by term (``seg``, ``depth``, …)."""
+    norms: dict[str, Points] = field(default_factory=dict)
+    """Norms of the gradients of both losses on the encoder, where they were looked at."""
+    cosines: dict[str, Points] = field(default_factory=dict)
+    """Their cosine, under ``cosine``."""
 
 
 def read_losses(run_folder: Path) -> LossCurves | None:
@@ -40,21 +47,26 @@ def read_losses(run_folder: Path) -> LossCurves | None:
     if not path.is_file():
         return None
     phases: list[PhaseSpan] = []
-    segments: dict[str, list[list[tuple[float, float]]]] = {}
+    segments: dict[str, dict[str, list[list[tuple[float, float]]]]] = {"losses": {}, "norms": {}, "cosines": {}}
     offset = 0
     for line in read_log(path):
         if not phases or phases[-1].name != line.phase:
             offset = phases[-1].last_step if phases else 0
             phases.append(PhaseSpan(line.phase, offset, offset))
-            for parts in segments.values():
+            for parts in (parts for kind in segments.values() for parts in kind.values()):
                 parts.append([])
         phases[-1] = phases[-1]._replace(last_step=offset + line.step)
-        for term, value in line.losses.items():
-            segments.setdefault(term, [[]])[-1].append((offset + line.step, value))
-    return LossCurves(tuple(phases), {term: _join(parts) for term, parts in segments.items()})
+        gradients = line.gradients or {}
+        cosine = {name: gradients[name] for name in gradients if name == "cosine"}
+        norms = {name: gradients[name] for name in gradients if name != "cosine"}
+        for kind, values in zip(segments.values(), (line.losses, norms, cosine), strict=True):
+            for term, value in values.items():
+                kind.setdefault(term, [[]])[-1].append((offset + line.step, value))
+    joined = ({term: _join(parts) for term, parts in kind.items()} for kind in segments.values())
+    return LossCurves(tuple(phases), *joined)
 
 
-def _join(parts: list[list[tuple[float, float]]]) -> tuple[tuple[float, float], ...]:
+def _join(parts: list[list[tuple[float, float]]]) -> Points:
     """Return the thinned parts of a curve one after another, a NaN between them."""
     size = max(1, sum(map(len, parts)) // MAX_POINTS)
     points: list[tuple[float, float]] = []

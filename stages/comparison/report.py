@@ -10,7 +10,7 @@ from data_cache.escaping import html_text
 from data_cache.metrics import HEADLINE, METRICS, explain_metrics
 from data_cache.outputs import write_page
 from stages.comparison.answer import Answer, Name, find_answer
-from stages.comparison.figures import NUM_SERIES, draw_classes, draw_losses, draw_scores
+from stages.comparison.figures import NUM_SERIES, draw_classes, draw_gradients, draw_losses, draw_scores
 from stages.comparison.formats import (
     Column,
     Value,
@@ -251,6 +251,13 @@ def _build_curves(table: Table, chosen: Sequence[tuple[str, Row]]) -> Iterable[s
     if found:
         caption = "Unweighted training losses on one log scale: means between two lines of the log, of the first seed."
         yield build_figure(draw_losses(found), caption)
+    looked = {label: log for label, log in logs.items() if log is not None and log.cosines}
+    if looked:
+        cosines, norms = draw_gradients(looked)
+        yield build_figure(
+            cosines, "What both losses ask of the encoder in joint phases: 1 is the same, −1 the opposite."
+        )
+        yield build_figure(norms, "Norms of both gradients on the encoder, on one log scale.")
     silent = [label for label, log in logs.items() if log is not None and not log.curves]
     absent = [label for label, _ in table.labelled if logs.get(label) is None]
     for words, labels in (

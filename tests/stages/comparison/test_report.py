@@ -153,6 +153,21 @@ def test_losses_of_phases_follow_one_another(tmp_path):
     assert read_losses(tmp_path) is None
 
 
+def test_gradients_are_drawn_where_they_were_logged_and_only_there(tmp_path):
+    table = build_table(make_runs(tmp_path))
+    assert "of the gradients" not in read(write_report(table, tmp_path / "r.html"))[1]
+    log = tmp_path / "unet-depth-first+copy-s0/metrics.jsonl"
+    looked = {"seg": 2.0, "depth": 0.5, "cosine": -0.25}
+    lines = [{"phase": "joint", "step": step, "raw": {"seg": 0.5}, "gradients": looked} for step in (1, 2)]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read_losses(log.parent)
+    assert found.norms == {"seg": ((1, 2.0), (2, 2.0)), "depth": ((1, 0.5), (2, 0.5))}
+    assert found.cosines == {"cosine": ((1, -0.25), (2, -0.25))}
+    html, text = read(write_report(table, tmp_path / "r.html"))
+    assert "cosine of the gradients" in text and "norm under the depth loss" in text
+    assert 'points="50,62.5 100,62.5"' in html, "-0.25 on an axis from -1 to 1"
+
+
 def test_a_term_absent_in_between_leaves_a_gap(tmp_path):
     lines = [
         {"phase": name, "step": 1, "raw": {term: 0.5}} for name, term in (("a", "seg"), ("b", "depth"), ("c", "seg"))
