@@ -65,10 +65,12 @@ class Batch(NamedTuple):
     """(B, H, W) float32; 0 where invalid."""
     depth_valid: Tensor | None
     """(B, H, W) bool."""
+    inside: Tensor | None
+    """(B, H, W) bool: where an image lies on its canvas; None where all are as large as that."""
     num_labelled: int
     """Rows before this one have labels, the others are void everywhere."""
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """All but the ids and the count, in order."""
-        return self[1:5]
+        return self[1:6]

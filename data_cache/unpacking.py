@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from data_cache.sample import Batch, PackedBatch
 
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and standard deviation per channel of RGB in [0, 1]; ``stages.networks.interface.Normalisation`` is one."""
 
+_BLUR_PX = 7
+"""Side of the kernel that blurs: Gaussians of up to 1.15 px need no larger one."""
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what "grey" means to torchvision and Pillow too
 
 
@@ -34,8 +37,9 @@ def unpack(packed: PackedBatch, normalisation: Normalisation, device: torch.devi
     if jitter is not None:
         _jitter(colours, jitter, _compute_mean_grey(images, placed))
     colours.sub_(mean).div_(std)
-    if placed is not None:
-        colours.masked_fill_(~_find_inside(placed, images.shape[-2:])[..., None], 0.0)
+    inside = None if placed is None else find_inside(placed, images.shape[-2:])
+    if inside is not None:
+        colours.masked_fill_(~inside[..., None], 0.0)
     widened = None if depth is None else depth.to(torch.float32)
     valid = None if widened is None else ~widened.isnan()
     return Batch(
@@ -44,8 +48,37 @@ def unpack(packed: PackedBatch, normalisation: Normalisation, device: torch.devi
         labels.long(),
         None if widened is None or valid is None else widened.where(valid, 0.0),
         valid,
+        inside,
         len(images) if packed.num_labelled is None else packed.num_labelled,
     )
+
+
+def restyle(
+    images: Tensor,
+    inside: Tensor,
+    normalisation: Normalisation,
+    *,
+    jitter: Tensor,
+    blurred: Tensor,
+    sigma: float,
+) -> Tensor:
+    """Return images of a batch with other colours, and some of them blurred.
+
+    Args:
+        images: (B, 3, H, W), normalised.
+        inside: (B, H, W) bool; elsewhere the canvas is empty, and stays it.
+        normalisation: by which they are normalised.
+        jitter: (B, 3) float32, as in ``PackedBatch``.
+        blurred: (B,) bool.
+        sigma: of the Gaussian that blurs, px.
+    """
+    mean, std = (_upload(values, images.device) for values in normalisation)
+    colours = images.permute(0, 2, 3, 1).mul(std).add_(mean)
+    greys = (colours @ _upload(_LUMA, images.device)).where(inside, 0.0)
+    _jitter(colours, jitter, greys.sum((1, 2)) / inside.sum((1, 2)).clamp_min(1))
+    smooth = gaussian_blur(colours.permute(0, 3, 1, 2), [_BLUR_PX, _BLUR_PX], [sigma, sigma]).permute(0, 2, 3, 1)
+    colours = torch.where(blurred[:, None, None, None], smooth, colours).sub_(mean).div_(std)
+    return colours.masked_fill_(~inside[..., None], 0.0).permute(0, 3, 1, 2)
 
 
 def _upload(values: tuple[float, float, float], device: torch.device) -> Tensor:
@@ -72,8 +105,8 @@ def _jitter(colours: Tensor, jitter: Tensor, mean_grey: Tensor) -> None:
     colours.mul_(strength * saturation).add_(grey.mul_(strength * (1 - saturation)).add_(middle)).clamp_(0, 1)
 
 
-def _find_inside(placed: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Return (B, H, W) bool: where an image lies on its canvas."""
+def find_inside(placed: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return (B, H, W) bool: where a canvas of that size is covered by its (B, 4) top, left, height and width."""
     top, left, height, width = placed.unbind(1)
     rows, columns = (torch.arange(side, device=placed.device) for side in size)
     inside_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])

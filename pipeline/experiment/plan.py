@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from data_cache.errors import UserError
 from data_cache.order import steps_per_epoch
+from data_cache.ranks import world_size
 from data_cache.settings import Decides
 from pipeline.experiment.config import RunConfig, content_hash
 from stages.evaluation.settings import EVALUATION_VERSION
@@ -262,12 +263,39 @@ def _check_row(row: Row, facts: DataFacts) -> None:
                 f"phase {phase.name!r} has {steps} steps, not more than the {training.warmup_steps} of warm-up; "
                 "train longer or set training.warmup_steps lower"
             )
+        problems += _find_mix_problems(phase, config, facts) if phase.mix != "none" else ()
         try:
             parts_to_train(training.encoder_policy, phase)
         except UserError as problem:
             problems.append(str(problem))
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _find_mix_problems(phase: Phase, config: RunConfig, facts: DataFacts) -> Iterator[str]:
+    training, what = config.training, f"phase {phase.name!r} has mix {phase.mix!r}"
+    share = training.unlabelled_share
+    in_batch = round(training.batch_size * share / (1 - share)) if facts.pool else 0
+    if facts.pool < 2:
+        yield (
+            f"{what}, which lays images without masks over each other, but the data offer {facts.pool} of them; keep "
+            "fewer masks (--labelled-fraction 1/8), add images without masks, or set mix to none"
+        )
+    elif in_batch < 2:
+        yield (
+            f"{what}, but a batch holds {in_batch} images without masks, and mixing takes two; raise "
+            f"training.unlabelled_share (now {share:g}) or --batch-size (now {training.batch_size})"
+        )
+    if phase.mix == "depth" and config.depth.target in ("zscore", "metric"):
+        yield (
+            f"{what}, which compares inverse depth in [0, 1], but depth.target {config.depth.target!r} has other "
+            "units; use robust, minmax or log, or mix by class or cut"
+        )
+    if world_size() > 1:
+        yield (
+            f"{what}, whose partners would lie in different processes; train it in one process, or on several GPUs "
+            "one run each (pipeline table --jobs)"
+        )
 
 
 def find_reading(phase: Phase, config: RunConfig, pool: int) -> Reading:
@@ -354,7 +382,7 @@ def _kinds_of(phase: Phase, reading: Reading) -> set[Decides]:
     read = {
         Decides.OPTIMISATION: True,
         Decides.SEG_LOSS: phase.needs_seg,
-        Decides.DEPTH_LOSS: phase.needs_depth,
+        Decides.DEPTH_LOSS: phase.reads_depth,
         Decides.JOINT_LOSS: phase.needs_seg and phase.needs_depth,
         Decides.POOL: reading.masks and reading.pool,
         Decides.MIX: phase.mix != "none",

@@ -77,6 +77,7 @@ def train_node(node: Node, folder: NodeFolder, session: Session, device: torch.d
             key=node.key,
             settings=training,
             losses=config.loss,
+            mixing=config.mix,
             device=device,
             dtype=resolve_dtype(training.precision, str(device)),
             checkpoint_folder=folder.checkpoint,
@@ -125,16 +126,19 @@ def _build_start(node: Node, workspace: Workspace, num_classes: int) -> Network:
 
 
 def show_steps(advance: Advance, feed: Feed | None = None) -> Callable[[StepReport], None]:
-    """Return what tells a progress bar of every step: losses, their shares, images per second, waits for data."""
+    """Return what tells a progress bar of every step: losses, their shares, images per second, what two losses ask of
+    the encoder where that is looked at, waits for data."""
     started_at = time.perf_counter()
-    images = 0
+    images, seen = 0, ""
 
     def show(report: StepReport) -> None:
-        nonlocal images
+        nonlocal images, seen
         images += report.images
+        if looked := report.gradients:
+            seen = f", depth {looked.depth_share:.0%} of the encoder's gradients (cosine {looked.cosine:.2f})"
         losses = " ".join(f"{name} {value:.4f} ({report.share[name]:.0%})" for name, value in report.raw.items())
         waits = f", {feed.wait_share:.0%} waiting for data" if feed and feed.wait_share >= _SHOWN_SHARE else ""
-        advance(report.step, f"{losses} {images / (time.perf_counter() - started_at):.1f} images/s{waits}")
+        advance(report.step, f"{losses} {images / (time.perf_counter() - started_at):.1f} images/s{seen}{waits}")
 
     return show
 

@@ -56,6 +56,10 @@ class StepGuard:
         """Take note of what the coming forward pass will move."""
         self._statistics.take()
 
+    def take_back(self) -> None:
+        """Put back what a forward pass has moved since ``remember``."""
+        self._statistics.restore_where(torch.ones_like(self._broken))
+
     def judge(self, sound: Tensor, norm: Tensor) -> Verdict:
         """Decide on a step.
 

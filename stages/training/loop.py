@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from data_cache.errors import UserError
-from data_cache.ranks import wait_for_all
+from data_cache.errors import Notice, UserError
+from data_cache.ranks import is_speaker, wait_for_all
 from data_cache.sample import PackedBatch
 from stages.networks.interface import Network
 from stages.networks.precision import Dtype
@@ -24,9 +25,12 @@ from stages.training.losses import DepthLossFunction
 from stages.training.memory import explaining_memory_of_step
 from stages.training.metrics_log import MetricsLog, StepReport
 from stages.training.schedule import Phase
-from stages.training.settings import LossSettings, TrainingSettings
+from stages.training.settings import LossSettings, MixSettings, TrainingSettings
 from stages.training.supply import Supply
 from stages.training.trainer import PhaseTrainer
+
+_FAIR_SHARES = (0.01, 0.6)
+"""Of depth in the norms of both losses' gradients on the encoder, before a person is told."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class PhaseSummary:
     resumed_from: int
     """Steps that an earlier process had done."""
     losses: dict[str, float]
-    """Unweighted losses of the last step by term: seg, aux, depth."""
+    """Unweighted losses of the last step by term: seg, aux, depth, mixed."""
     shares: dict[str, float]
     """Weighted losses of the last step as fractions of their sum."""
     seconds: float
@@ -59,6 +63,7 @@ def train_phase(
     losses: LossSettings,
     device: torch.device,
     dtype: Dtype,
+    mixing: MixSettings | None = None,
     depth_loss: DepthLossFunction | None = None,
     checkpoint_folder: Path | None = None,
     log: MetricsLog | None = None,
@@ -81,6 +86,7 @@ def train_phase(
         losses: which losses, and how two are weighted; class weights as numbers.
         device: where to train.
         dtype: type of the forward pass, which ``precision`` came to; losses are always float32.
+        mixing: how a phase with ``mix`` mixes images.
         depth_loss: in place of the one that ``losses`` names; ``key`` covers it.
         checkpoint_folder: where the state is kept; one of the same key found there is continued. None keeps none.
         log: metrics.jsonl of this phase, rewound to the checkpoint when resuming.
@@ -105,7 +111,7 @@ def train_phase(
     ):
         trainer = PhaseTrainer(
             network, phase, total_steps=total_steps, seed=seed, settings=settings, losses=losses,
-            depth_loss=depth_loss, device=device, dtype=dtype,
+            mixing=mixing, depth_loss=depth_loss, device=device, dtype=dtype,
         )  # fmt: skip
         checkpoints = Checkpoints(trainer, checkpoint_folder, key, settings.checkpoint_minutes, log)
         first_step = checkpoints.resume(phase, total_steps)
@@ -147,15 +153,32 @@ class _Teller:
     ) -> None:
         self._trainer, self._scope, self._log, self._on_step = trainer, scope, log, on_step
         self.last: StepReport | None = None
+        self._warned = not is_speaker()
 
     def tell(self, *, wait: bool) -> None:
         """Pass on what is known of the steps so far; all of them only if ``wait``."""
         told = self.last
         for report in self._trainer.read_reports(wait=wait):
             self.last = report
+            self._warn_of_shares(report)
             if self._log:
                 self._log.write(report)
             if self._on_step:
                 self._on_step(report)
         if self._on_step and self.last is not told:
             self._scope.apply()  # an evaluation in there may have changed modes
+
+    def _warn_of_shares(self, report: StepReport) -> None:
+        """Say once when depth asks so little, or so much, of the encoder that one of two tasks hardly counts."""
+        seen = report.gradients
+        if self._warned or seen is None or _FAIR_SHARES[0] <= seen.depth_share <= _FAIR_SHARES[1]:
+            return
+        self._warned = True
+        warnings.warn(
+            f"phase {report.phase!r}, step {report.step}: the depth loss has {seen.depth_share:.2%} of the gradients' "
+            f"norms on the encoder (seg {seen.seg:.3g}, depth {seen.depth:.3g}, cosine {seen.cosine:.2f}), outside "
+            f'{_FAIR_SHARES[0]:.0%} to {_FAIR_SHARES[1]:.0%}; other weights (loss.joint_depth, loss.balance = "share") '
+            "or another depth.target change that",
+            Notice,
+            stacklevel=2,
+        )

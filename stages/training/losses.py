@@ -195,6 +195,8 @@ class Terms(NamedTuple):
     aux: Tensor | None
     """Sum over the auxiliary logits of networks that have them."""
     depth: Tensor | None
+    mixed: Tensor | None = None
+    """Segmentation loss of mixed images, times the share of their labels that is trusted."""
 
     def present(self) -> dict[str, Tensor]:
         """Return the terms that exist, by name."""

@@ -18,8 +18,25 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+class EncoderGradients(NamedTuple):
+    """What the weighted losses of two tasks ask of the encoder in one step."""
+
+    seg: float
+    """Norm of the gradient of all segmentation losses."""
+    depth: float
+    """Norm of that of the depth loss."""
+    cosine: float
+    """Between the two; 0 where one of them is 0."""
+
+    @property
+    def depth_share(self) -> float:
+        """Depth's share of the norms' sum; 0 where both are 0."""
+        return self.depth / (self.seg + self.depth) if self.depth else 0.0
+
+
 class StepReport(NamedTuple):
-    """What one finished optimiser step did. Losses by term: seg, aux (networks with auxiliary heads), depth."""
+    """What one finished optimiser step did. Losses by term: seg, aux (networks with auxiliary heads), depth, mixed
+    (phases that mix images)."""
 
     phase: str
     step: int
@@ -39,6 +56,8 @@ class StepReport(NamedTuple):
     """Norm of all gradients before clipping; None in a step left out because they overflowed float16."""
     images: int
     """Images in the batch."""
+    gradients: EncoderGradients | None = None
+    """Only of steps in which they were looked at, and were finite."""
 
 
 class MetricsLog:
@@ -48,7 +67,8 @@ class MetricsLog:
 
     Args:
         path: file to append to; its folder is made.
-        log_every: steps between lines; the last step of a phase is always logged.
+        log_every: steps between lines; the last step of a phase is always logged, and every one whose gradients were
+            looked at.
         tensorboard: folder for TensorBoard files as well, or None.
 
     Raises:
@@ -69,17 +89,20 @@ class MetricsLog:
         self._num_summed += 1
         for term, value in report.raw.items():
             self._sums[term] = self._sums.get(term, 0.0) + value
-        if report.step % self._log_every and report.step != report.total_steps:
+        looked = report.gradients
+        if report.step % self._log_every and report.step != report.total_steps and looked is None:
             return
         line = report._asdict()
-        del line["total_steps"], line["images"]
+        del line["total_steps"], line["images"], line["gradients"]
+        if looked is not None:
+            line["gradients"] = looked._asdict()
         line["mean"] = {term: self._sums[term] / self._num_summed for term in report.raw}
         self._sums, self._num_summed = {}, 0
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._board:
-            for kind in ("raw", "mean", "weighted", "share"):
-                for term, value in line[kind].items():
+            for kind in ("raw", "mean", "weighted", "share", "gradients"):
+                for term, value in line.get(kind, {}).items():
                     self._board.add_scalar(f"{report.phase}/{kind}/{term}", value, report.step)
             for name in ("total", "lr", "grad_norm"):
                 if line[name] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 
@@ -177,33 +178,46 @@ class PhaseOptimiser:
 class MovingAverage:
     """Exponential moving average of the trained modules, parameters and float buffers alike.
 
-    The decay rises as min(decay, (1 + t)/(10 + t)), so that a short phase is not averaged with its starting weights.
-    Integer buffers (batch-norm counters) are taken as they are.
+    The decay rises as min(decay, 1 - 1/(t + 1)) with the updates t: until it is reached, the average is the plain mean
+    of all weights so far. Integer buffers (batch-norm counters) are taken as they are.
+
+    Source: Tarvainen & Valpola 2017, with the warm-up of their code.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
-        self._decay = decay
+    def __init__(self, network: Network, modules: Mapping[str, nn.Module], decay: float) -> None:
+        self._network, self._decay = network, decay
         self._live = {
-            f"{prefix}.{name}": value.detach()
+            f"{prefix}.{name}": value
             for prefix, module in modules.items()
             for name, value in module.state_dict(keep_vars=True).items()
         }
         self._average = {name: value.detach().clone() for name, value in self._live.items()}
         floats = [name for name, value in self._live.items() if value.is_floating_point()]
-        self._floats = ([self._average[name] for name in floats], [self._live[name] for name in floats])
+        self._floats = ([self._average[name] for name in floats], [self._live[name].detach() for name in floats])
         others = [name for name in self._live if name not in set(floats)]
         self._others = ([self._average[name] for name in others], [self._live[name] for name in others])
 
     @torch.no_grad()
     def update(self, step: int, holds: Tensor) -> None:
         """Move towards the live weights after the step-th update, counted from 1, unless that update was left out."""
-        decay = min(self._decay, (1 + step) / (10 + step))
+        decay = min(self._decay, 1 - 1 / (step + 1))
         averages, live = self._floats
         moves = torch._foreach_sub(live, averages)  # a lerp by a tensor would be a kernel per weight on a GPU
         torch._foreach_mul_(moves, torch.where(holds, 0.0, 1 - decay))
         torch._foreach_add_(averages, moves)
         if self._others[0]:
             torch._foreach_copy_(*self._others)
+
+    def build_network(self) -> Network:
+        """Return the network with the averages in place of the trained weights, in evaluation mode.
+
+        It follows all updates: only the averages are its own, what is not trained is the network's.
+        """
+        kept = {id(value): value for value in (*self._network.parameters(), *self._network.buffers())}
+        for name, value in self._live.items():
+            average = self._average[name]
+            kept[id(value)] = nn.Parameter(average, requires_grad=False) if value.requires_grad else average
+        return copy.deepcopy(self._network, kept).eval()
 
     @torch.no_grad()
     def hand_over(self) -> None:

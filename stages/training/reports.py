@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from math import isfinite
+from math import isfinite, nan
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_cache.arrival import Arrival
 from data_cache.errors import UserError
-from stages.training.metrics_log import StepReport
+from stages.training.metrics_log import EncoderGradients, StepReport
 
 
 class StepFacts(NamedTuple):
@@ -45,6 +45,10 @@ class StepNumbers(NamedTuple):
     """How many are not."""
     broken: float
     """1 from the first step on that came out bad."""
+    seg_norm: float = nan
+    """Of the gradient of the segmentation losses on the encoder; not a number where nobody looked."""
+    depth_norm: float = nan
+    cosine: float = nan
 
 
 class ReportQueue:
@@ -95,6 +99,7 @@ def _describe(facts: StepFacts, values: list[float]) -> StepReport:
     if numbers.broken:
         raise _explain(facts, raw, numbers)
     whole = sum(weighted.values())
+    gradients = EncoderGradients(numbers.seg_norm, numbers.depth_norm, numbers.cosine)
     return StepReport(
         phase=facts.phase,
         step=facts.step,
@@ -106,6 +111,7 @@ def _describe(facts: StepFacts, values: list[float]) -> StepReport:
         lr=facts.lr,
         grad_norm=numbers.grad_norm if isfinite(numbers.grad_norm) else None,
         images=len(facts.image_ids),
+        gradients=gradients if all(map(isfinite, gradients)) else None,
     )
 
 

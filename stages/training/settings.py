@@ -146,8 +146,11 @@ class LossSettings(Section):
         described = " + ".join(f"{weight:g} {name}" for weight, name in terms if weight)
         mixed = f" + {phase.seg:g} {self.seg} of images mixed by {phase.mix}" if phase.mix != "none" else ""
         described += mixed
-        adapts = self.weighting != "fixed" and phase.needs_seg and phase.needs_depth
-        return f"{described} ({self.weighting})" if adapts else described
+        if not (phase.needs_seg and phase.needs_depth):
+            return described
+        how = ["shares at the start"] if self.balance == "share" else []
+        how += [self.weighting] if self.weighting != "fixed" else []
+        return f"{described} ({', '.join(how)})" if how else described
 
     def describe_step(self, step: Step) -> str:
         """Return a step of a schedule with its losses, for example "joint (0.85 focal + 0.15 mse)"."""

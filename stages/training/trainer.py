@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 import torch
@@ -19,12 +20,20 @@ from stages.networks.precision import Dtype, autocast
 from stages.networks.tensor_files import fill_tensors
 from stages.training.distributed import ParallelNetwork
 from stages.training.guard import StepGuard
-from stages.training.losses import DepthLossFunction, compute_terms, drop_misfits, upload_class_weights
+from stages.training.losses import (
+    SEG_LOSSES,
+    DepthLossFunction,
+    Terms,
+    compute_terms,
+    drop_misfits,
+    upload_class_weights,
+)
 from stages.training.metrics_log import StepReport
+from stages.training.mixing import Mixer
 from stages.training.optimisation import MovingAverage, PhaseOptimiser, modules_of_phase
 from stages.training.reports import ReportQueue, StepFacts
 from stages.training.schedule import Phase
-from stages.training.settings import LossSettings, TrainingSettings
+from stages.training.settings import LossSettings, MixSettings, TrainingSettings
 from stages.training.weighting import build_weighting
 
 
@@ -38,6 +47,7 @@ class PhaseTrainer:
         seed: of dropout and the like; step t is seeded from (seed, t).
         settings: how gradients become weights.
         losses: which losses, and how two are weighted.
+        mixing: how a phase with ``mix`` mixes images.
         depth_loss: in place of the one that ``losses`` names.
         device: where to compute.
         dtype: of the forward pass; losses are always float32.
@@ -52,6 +62,7 @@ class PhaseTrainer:
         seed: int,
         settings: TrainingSettings,
         losses: LossSettings,
+        mixing: MixSettings | None = None,
         depth_loss: DepthLossFunction | None = None,
         device: torch.device,
         dtype: Dtype,
@@ -64,10 +75,23 @@ class PhaseTrainer:
         self._class_weights = upload_class_weights(losses, self._num_classes, device) if phase.needs_seg else None
         self._weighting = build_weighting(phase, losses, network.aux_weight, device)
         self._optimiser = PhaseOptimiser(network, phase, settings, total_steps, self._weighting)
-        modules = modules_of_phase(network, phase, settings)
-        self._average = None if settings.ema_decay is None else MovingAverage(modules, settings.ema_decay)
+        self._average, self._mixer = None, None
+        self._hands_over_average = settings.ema_decay is not None
+        mixing = mixing or MixSettings()
+        if self._hands_over_average or phase.mix != "none":
+            decay = mixing.decay if settings.ema_decay is None else settings.ema_decay
+            self._average = MovingAverage(network, modules_of_phase(network, phase, settings), decay)
+        if phase.mix != "none":
+            assert self._average is not None
+            assert self._parallel is None, "plans refuse it"
+            labeller = self._average.build_network()
+            self._mixer = Mixer(labeller, phase, mixing, seed=seed, device=device, dtype=dtype)
         self._guard = StepGuard(network, device, dtype)
         self._reports = ReportQueue(settings.log_every)
+        encoder = [value for value in network.encoder.parameters() if value.requires_grad]
+        self._encoder = encoder if phase.needs_seg and phase.needs_depth else []
+        self._looks_every = settings.log_gradients_every if self._encoder else 0
+        self._nothing_seen = [torch.full((3,), math.nan, device=device)] if self._looks_every else []
 
     def train_step(self, step: int, packed: PackedBatch) -> None:
         """Do the step that follows ``step`` finished ones, without waiting for the device: ``read_reports`` tells more.
@@ -77,13 +101,11 @@ class PhaseTrainer:
         phase, guard = self._phase, self._guard
         lr = self._optimiser.prepare(step)
         self._optimiser.zero_grad()
-        # A function of the step alone: neither a resumed run nor an evaluation in between can shift the stream.
-        torch.manual_seed(_seed_of_step(self._seed, step))
         batch, misfits = self._place(packed)
+        looks = self._looks_every > 0 and (step + 1) % self._looks_every == 0
+        seen = [self._look_at_gradients(step, batch)] if looks else self._nothing_seen
         guard.remember()
-        with autocast(self._device, self._dtype):
-            outputs = self._look_at(batch)
-        terms = compute_terms(outputs, batch, phase, self._losses, self._class_weights, self._depth_loss)
+        terms = self._compute_terms(step, batch, self._run)
         total, weighted = self._weighting(terms)
         (total if guard.scale is None else total * guard.scale).backward()
         if self._parallel:
@@ -107,7 +129,7 @@ class PhaseTrainer:
             phase.name, step + 1, self._total_steps, lr, batch.image_ids, tuple(weighted), tuple(gradients),
             self._num_classes,
         )  # fmt: skip
-        self._reports.add(facts, torch.cat([losses, others]))
+        self._reports.add(facts, torch.cat([losses, others, *seen]))
 
     def read_reports(self, *, wait: bool) -> Iterator[StepReport]:
         """Yield in order what the steps came to; those of the last interval or two only if ``wait``.
@@ -124,7 +146,7 @@ class PhaseTrainer:
         What else a training holds on the device is given back, for the evaluation that follows.
         """
         self._optimiser.zero_grad()
-        if self._average:
+        if self._average and self._hands_over_average:
             self._average.hand_over()
         if self._forward is not self._network:
             # CUDA graphs would keep their memory, and torch compiles no ninth form of a network: it says so nowhere.
@@ -165,20 +187,74 @@ class PhaseTrainer:
         averages = self._average.state() if self._average else {}
         fill_tensors(averages, groups["average"], f"the moving average in {what}", remedy)
 
-    def _look_at(self, batch: Batch) -> Outputs:
-        wanted = {"seg": self._phase.needs_seg, "depth": self._phase.needs_depth}
+    def _compute_terms(self, step: int, batch: Batch, run: Callable[..., Outputs]) -> Terms:
+        """Return the unweighted losses of a step; what is drawn is a function of the step alone.
+
+        Neither a resumed run nor an evaluation in between can shift the stream.
+        """
+        phase, mixer = self._phase, self._mixer
+        torch.manual_seed(_seed_of_step(self._seed, step))
+        learned = _leave_unlabelled(batch) if mixer and not phase.needs_depth else batch
+        with autocast(self._device, self._dtype):
+            outputs = run(learned, seg=phase.needs_seg, depth=phase.needs_depth)
+        terms = compute_terms(outputs, learned, phase, self._losses, self._class_weights, self._depth_loss)
+        if mixer is None:
+            return terms
+        mixed = mixer.mix(batch, step)
+        with autocast(self._device, self._dtype):
+            seg_logits = run(batch._replace(images=mixed.images), seg=True, depth=False).seg_logits
+        assert seg_logits is not None
+        loss = SEG_LOSSES[self._losses.seg](seg_logits, mixed.seg_labels, self._losses, self._class_weights)
+        return terms._replace(mixed=mixed.trusted * loss)
+
+    def _look_at_gradients(self, step: int, batch: Batch) -> Tensor:
+        """Return the norms of what seg and depth losses ask of the encoder, and their cosine, by passes of their own.
+
+        So a step is the same to the bit whether it is looked at or not.
+        """
+        guard = self._guard
+        guard.remember()
+        _, weighted = self._weighting(self._compute_terms(step, batch, self._run_aside))
+        depth = weighted.pop("depth")
+        losses = [torch.stack(list(weighted.values())).sum(), depth]
+        scale = 1.0 if guard.scale is None else guard.scale
+        gradients = []
+        for loss in losses:
+            each = torch.autograd.grad(
+                loss * scale, self._encoder, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            gradients.append(torch.cat([gradient.flatten() for gradient in each]) / scale)
+        guard.take_back()
+        seg, depth = sum_over_ranks(torch.stack(gradients))
+        norms = torch.linalg.vector_norm(torch.stack([seg, depth]), dim=1)
+        cosine = (seg @ depth) / norms.prod().clamp_min(torch.finfo(norms.dtype).tiny)
+        return torch.cat([norms, cosine[None]])
+
+    def _run(self, batch: Batch, **wanted: bool) -> Outputs:
         if self._parallel:
             return self._parallel.forward(batch.images, len(batch.image_ids), **wanted)
         return self._forward(batch.images, **wanted)
 
+    def _run_aside(self, batch: Batch, **wanted: bool) -> Outputs:
+        """Run the network as it is: neither compiled nor told to exchange gradients."""
+        if self._parallel:
+            return self._parallel.forward_aside(batch.images, len(batch.image_ids), **wanted)
+        return self._network(batch.images, **wanted)
+
     def _place(self, packed: PackedBatch) -> tuple[Batch, Tensor]:
         """Return the batch on the device, and how many of its pixels have labels that the network has no output for."""
-        needed = packed if self._phase.needs_depth else packed._replace(inverse_depth=None)
+        needed = packed if self._phase.reads_depth else packed._replace(inverse_depth=None)
         batch = unpack(needed, self._network.normalisation, self._device)
         if not self._phase.needs_seg:
             return batch, torch.zeros((), device=self._device)
         seg_labels, misfits = drop_misfits(batch.seg_labels, self._num_classes)
         return batch._replace(seg_labels=seg_labels), misfits
+
+
+def _leave_unlabelled(batch: Batch) -> Batch:
+    """Return what a segmentation loss needs of the labelled rows."""
+    rows = slice(batch.num_labelled)
+    return batch._replace(image_ids=batch.image_ids[rows], images=batch.images[rows], seg_labels=batch.seg_labels[rows])
 
 
 def _compute_norms(gradients: Mapping[str, Tensor], scale: Tensor | None) -> Tensor:

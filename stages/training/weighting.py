@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data_cache.ranks import world_size
+from data_cache.ranks import sum_over_ranks, world_size
 from stages.training.losses import Terms
 from stages.training.schedule import Phase
 from stages.training.settings import LossSettings
@@ -33,17 +33,28 @@ class LossWeighting(nn.Module):
     Args:
         phase: its ``seg`` and ``depth`` are the weights.
         aux_weight: weight of the auxiliary segmentation losses relative to the main one.
+        device: where the losses will be.
+        shares: whether the weights are shares of the sum at the start: the depth loss is scaled, once, so that both
+            losses (what segmentation adds to its own included) begin equally large.
     """
 
-    def __init__(self, phase: Phase, aux_weight: float) -> None:
+    depth_scale: Tensor
+    """0 before the first step with two losses to compare; only with ``shares``."""
+
+    def __init__(self, phase: Phase, aux_weight: float, device: torch.device, *, shares: bool = False) -> None:
         super().__init__()
         self._weights = {"seg": phase.seg, "depth": phase.depth}
-        self._aux_weight = aux_weight
+        self._aux_weight, self._shares = aux_weight, shares
+        if shares:
+            self.register_buffer("depth_scale", torch.zeros((), device=device))
+            self._scale_here = self.depth_scale
 
     def forward(self, terms: Terms) -> WeightedLosses:
         """Weight the terms of one batch."""
         factors = self.task_factors()
-        factors["aux"] = self._aux_weight * factors["seg"]
+        factors |= {"aux": self._aux_weight * factors["seg"], "mixed": factors["seg"]}
+        if self._shares:
+            factors["depth"] = factors["depth"] * self._find_depth_scale(terms)
         weighted = {name: factors[name] * value for name, value in terms.present().items()}
         return WeightedLosses(torch.stack(list(weighted.values())).sum(), weighted)
 
@@ -51,8 +62,22 @@ class LossWeighting(nn.Module):
         """Return the factor on the loss of each task."""
         return dict(self._weights)
 
-    def observe(self, raw: Mapping[str, Tensor], holds: Tensor) -> None:
+    def observe(self, raw: Mapping[str, Tensor], holds: Tensor) -> None:  # noqa: ARG002
         """Take note of a finished step's unweighted losses, unless the step ``holds``: it is to change nothing."""
+        if self._shares:
+            known = holds | (self.depth_scale > 0)
+            self.depth_scale.copy_(torch.where(known, self.depth_scale, self._scale_here))
+
+    def _find_depth_scale(self, terms: Terms) -> Tensor:
+        """Return what both losses, that of all ranks, are equally large by; 1 as long as one of them is 0."""
+        present = {name: value.detach() for name, value in terms.present().items()}
+        added = {"aux": self._aux_weight}
+        seg = torch.stack([added.get(name, 1.0) * value for name, value in present.items() if name != "depth"]).sum()
+        both = sum_over_ranks(torch.stack([seg, present["depth"]]))
+        ratio = both[0] / both[1]
+        self._scale_here = torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 0.0)
+        scale = torch.where(self.depth_scale > 0, self.depth_scale, self._scale_here)
+        return torch.where(scale > 0, scale, 1.0)
 
 
 class UncertaintyWeighting(LossWeighting):
@@ -61,8 +86,8 @@ class UncertaintyWeighting(LossWeighting):
     Source: Kendall et al. 2018, eq. 10.
     """
 
-    def __init__(self, phase: Phase, aux_weight: float, device: torch.device) -> None:
-        super().__init__(phase, aux_weight)
+    def __init__(self, phase: Phase, aux_weight: float, device: torch.device, *, shares: bool = False) -> None:
+        super().__init__(phase, aux_weight, device, shares=shares)
         start = [-math.log(phase.seg), -math.log(2 * phase.depth)]  # exp(−s) = seg and ½·exp(−s') = depth
         self.log_variances = nn.Parameter(torch.tensor(start, device=device))
 
@@ -88,8 +113,10 @@ class DynamicWeightAverage(LossWeighting):
     means_before: Tensor
     observed_steps: Tensor
 
-    def __init__(self, phase: Phase, aux_weight: float, window: int, device: torch.device) -> None:
-        super().__init__(phase, aux_weight)
+    def __init__(
+        self, phase: Phase, aux_weight: float, device: torch.device, *, shares: bool = False, window: int
+    ) -> None:
+        super().__init__(phase, aux_weight, device, shares=shares)
         self._window = window
         for name in ("running_sums", "last_means", "means_before"):
             self.register_buffer(name, torch.zeros(2, dtype=torch.float64, device=device))
@@ -97,6 +124,7 @@ class DynamicWeightAverage(LossWeighting):
 
     def observe(self, raw: Mapping[str, Tensor], holds: Tensor) -> None:
         """Add a finished step's unweighted losses to the current window."""
+        super().observe(raw, holds)
         losses = torch.stack([raw[task] for task in _TASKS]).to(self.running_sums)
         sums = torch.where(holds, self.running_sums, self.running_sums + losses)
         self.observed_steps += ~holds
@@ -114,12 +142,10 @@ class DynamicWeightAverage(LossWeighting):
         return {task: self._weights[task] * factor for task, factor in zip(_TASKS, factors, strict=True)}
 
 
-WEIGHTINGS: dict[str, Callable[[Phase, LossSettings, float, torch.device], LossWeighting]] = {
-    "fixed": lambda phase, _settings, aux_weight, _device: LossWeighting(phase, aux_weight),
-    "uncertainty": lambda phase, _settings, aux_weight, device: UncertaintyWeighting(phase, aux_weight, device),
-    "dwa": lambda phase, settings, aux_weight, device: DynamicWeightAverage(
-        phase, aux_weight, settings.dwa_window, device
-    ),
+WEIGHTINGS: dict[str, Callable[..., LossWeighting]] = {
+    "fixed": LossWeighting,
+    "uncertainty": UncertaintyWeighting,
+    "dwa": DynamicWeightAverage,
 }
 
 
@@ -128,9 +154,11 @@ def build_weighting(phase: Phase, settings: LossSettings, aux_weight: float, dev
 
     Args:
         phase: its ``seg`` and ``depth`` are the weights at the start.
-        settings: ``weighting`` and ``dwa_window``.
+        settings: ``weighting``, ``balance`` and ``dwa_window``.
         aux_weight: weight of the auxiliary segmentation losses relative to the main one.
         device: where the losses will be.
     """
-    mode = settings.weighting if phase.needs_seg and phase.needs_depth else "fixed"
-    return WEIGHTINGS[mode](phase, settings, aux_weight, device)
+    if not (phase.needs_seg and phase.needs_depth):
+        return LossWeighting(phase, aux_weight, device)
+    window = {"window": settings.dwa_window} if settings.weighting == "dwa" else {}
+    return WEIGHTINGS[settings.weighting](phase, aux_weight, device, shares=settings.balance == "share", **window)

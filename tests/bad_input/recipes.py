@@ -143,6 +143,11 @@ CASES = [
     Case("10^12 scenes", _file("[data.options]\ncounts = {train = 1000000000000}"), ("count of train", "at most")),
     Case("a seed of 30 digits among --seeds", _plan("--seeds", "0,1" + "0" * 30), ("--seeds", "below 2^63")),
     Case("a seed of 64 bits", _plan("--seed", str(2**63)), ("seed: ", "64 bits")),
+    Case(
+        "mixed images where every image has a mask",
+        _set("schedule.mix=cut"),
+        ("phase 'seg' has mix 'cut'", "the data offer 0", "--labelled-fraction"),
+    ),
     # two things of which one would be ignored
     Case("--epochs beside --iterations", _plan("--epochs", "3", "--set", "training.iterations=5"), ("give one of",)),
     Case("epochs beside iterations", _file(f"{OWN}[training]\nepochs = 3\niterations = 3"), ("give one of them",)),

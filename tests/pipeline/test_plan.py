@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_cache.errors import UserError
+from data_cache.ranks import World
 from pipeline.experiment.config import RunConfig, load_config
 from pipeline.experiment.expand import list_rows
 from pipeline.experiment.plan import DataFacts, Plan, Row, plan_runs
@@ -130,6 +131,38 @@ def test_a_segmentation_phase_does_not_care_for_the_store() -> None:
     other = build_facts(depth="another store")
     assert plan("seg-only").nodes.keys() == plan("seg-only", facts=other).nodes.keys()
     assert plan("joint").nodes.keys() != plan("joint", facts=other).nodes.keys()
+
+
+def plan_mixed(pool: int = 9, **changes: object) -> Plan:
+    config = load_config("demo", {"schedule.mix": "depth", "training.batch_size": 4} | changes)
+    return plan_runs(as_rows(config), build_facts(pool=pool))
+
+
+@pytest.mark.parametrize(("changes", "pool", "said"), [
+    ({}, 0, r"phase 'joint' has mix 'depth', .* the data offer 0 of them; keep fewer masks \(--labelled-fraction"),
+    ({}, 1, "the data offer 1 of them"),
+    ({"training.unlabelled_share": 0.2}, 9, "a batch holds 1 images without masks, and mixing takes two; raise train"),
+    ({"depth.target": "zscore"}, 9, "depth.target 'zscore' has other units; use robust, minmax or log, or mix by"),
+], ids=str)  # fmt: skip
+def test_mixing_what_cannot_be_mixed_is_refused_before_anything_is_trained(changes, pool, said) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        plan_mixed(pool, **{"schedule.name": "joint"}, **changes)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_mixing_in_several_processes_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr("data_cache.ranks._world", World(0, 2))
+    with pytest.raises(UserError, match="partners would lie in different processes; train it in one process"):
+        plan_mixed(**{"schedule.name": "joint"})
+
+
+def test_how_images_are_mixed_decides_only_phases_that_mix() -> None:
+    keys = [
+        [node.key for node in plan_mixed(**{"schedule.name": "depth-first"}, **change).runs[0].nodes]
+        for change in ({}, {"mix.margin": 0.1}, {"schedule.mix": "cut"}, {"schedule.mix": "none", "mix.margin": 0.1})
+    ]
+    assert len({each[0] for each in keys}) == 1
+    assert len({each[1] for each in keys}) == 4
 
 
 def test_a_depth_phase_does_not_care_for_masks() -> None:

@@ -54,6 +54,11 @@ CASES = {
     "ssi": Case(DEPTH, LossSettings(depth="ssi"), SGD),
     "uncertainty": Case(losses=LossSettings(weighting="uncertainty")),
     "dwa": Case(losses=LossSettings(weighting="dwa", dwa_window=1)),
+    "shares, gradients looked at": Case(
+        Phase("joint", JOINT.trains, seg=0.95, depth=0.05),
+        LossSettings(balance="share"),
+        settings=TrainingSettings(lr=1e-2, log_gradients_every=1),
+    ),
     "average and clipping": Case(settings=TrainingSettings(lr=1e-2, ema_decay=0.9, clip_norm=0.05)),
     "decay of what gets no gradient": Case(
         SEG, settings=TrainingSettings(lr=1e-2, optimizer="adamw", weight_decay=0.1), network={"unused": True}
@@ -106,7 +111,9 @@ def train(case: Case) -> dict[str, Tensor]:
         device=torch.device("cpu"),
         dtype=case.dtype,
         depth_loss=case.depth_loss,
-        on_step=lambda report: told.append([report.total, *report.raw.values(), report.grad_norm, report.images]),
+        on_step=lambda report: told.append(
+            [report.total, *report.raw.values(), report.grad_norm, report.images, *(report.gradients or ())]
+        ),
     )
     return {**network.state_dict(), "told": torch.tensor(told)}
 

@@ -178,7 +178,7 @@ def test_averaged_weights_are_what_the_phase_hands_on():
     first = snapshot(plain)[Part.SEG_HEAD]["weight"]
     train(plain, SEG, steps=1)
     train(averaged, SEG, steps=1, ema_decay=0.999)
-    decay = 2 / 11  # min(0.999, (1 + t)/(10 + t)) after the first step
+    decay = 1 / 2  # min(0.999, 1 - 1/(t + 1)) after the first step
     expected = decay * first + (1 - decay) * plain.seg_head.weight
     torch.testing.assert_close(averaged.seg_head.weight, expected)
     assert same(snapshot(plain)[Part.DEPTH_HEAD], snapshot(averaged)[Part.DEPTH_HEAD])

@@ -28,7 +28,9 @@ from stages.networks.precision import autocast
 from stages.pseudo_depth.depth_losses import metric_depth_loss, relative_depth_loss
 from stages.training.freezing import training_parts
 from stages.training.losses import DEPTH_LOSSES, SEG_LOSSES, compute_terms, drop_misfits, upload_class_weights
+from stages.training.mixing import MASKS
 from stages.training.optimisation import OPTIMIZERS
+from stages.training.schedule import Phase
 from stages.training.schedules import DEPTH, JOINT, SEG
 from stages.training.settings import LossSettings, TrainingSettings
 from stages.training.trainer import PhaseTrainer
@@ -76,7 +78,15 @@ def make_batch(device=CPU, side=64):
     )
 
 
-def train(network, phase, *, device=CPU, losses=None, dtype="bfloat16", steps=1, depth_loss=None, side=64, **settings):
+def make_pool_batch(device=CPU, side=64):
+    """One labelled image, and two copies of it without labels."""
+    batch = make_batch(device, side)
+    tensors = (tensor[:1].repeat(3, *[1] * (tensor.dim() - 1)) for tensor in batch.tensors)
+    return PackedBatch(("one", "two", "three"), *tensors, num_labelled=1)
+
+
+def train(network, phase, *, device=CPU, losses=None, dtype="bfloat16", steps=1, depth_loss=None, batch=None, side=64,
+          **settings):  # fmt: skip
     """Do steps as ``train_phase`` does them, up to the reading of reports."""
     with training_parts(network, phase.trains):
         trainer = PhaseTrainer(
@@ -84,7 +94,19 @@ def train(network, phase, *, device=CPU, losses=None, dtype="bfloat16", steps=1,
             losses=losses or LossSettings(), depth_loss=depth_loss,
         )  # fmt: skip
         for step in range(steps):
-            trainer.train_step(step, make_batch(side=side))
+            trainer.train_step(step, batch or make_batch(side=side))
+
+
+def stand_in_for_backward_passes(monkeypatch, network):
+    """Torch's own need a GPU that is there, and so do the reports that slow steps would send."""
+
+    def leave_gradients(_total):
+        for parameter in network.parameters():
+            parameter.grad = torch.empty_like(parameter)
+
+    monkeypatch.setattr(torch.Tensor, "backward", leave_gradients)
+    monkeypatch.setattr(torch.autograd, "grad", lambda _loss, inputs, **_: tuple(map(torch.empty_like, inputs)))
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
 
 
 @functools.cache
@@ -132,6 +154,30 @@ def test_nothing_between_gradient_and_weights_asks_for_a_value(optimizer, dtype)
         take_values(build_toy()), JOINT, steps=3, dtype=dtype, optimizer=optimizer, clip_norm=1.0, ema_decay=0.9,
         lr_schedule="poly", warmup_steps=1, weight_decay=0.1, decay_norm_and_bias=False,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=str)
+@pytest.mark.parametrize("phase", [SEG, JOINT], ids=str)
+@pytest.mark.parametrize("mix", MASKS)
+@pytest.mark.usefixtures("no_values")
+def test_mixed_images_ask_for_no_value(phase, mix, device, monkeypatch):
+    network = take_values(build_toy(aux=True), device)
+    if device is GPU:
+        stand_in_for_backward_passes(monkeypatch, network)
+    phase = Phase(phase.name, phase.trains, phase.seg, phase.depth, images="all", mix=mix)
+    train(network, phase, device=device, batch=make_pool_batch(), steps=2, losses=LossSettings(balance="share"))
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.usefixtures("no_values")
+def test_looking_at_gradients_and_shares_of_losses_ask_for_no_value(weighting, dtype, device, monkeypatch):
+    network = take_values(build_toy(aux=True), device)
+    if device is GPU:
+        stand_in_for_backward_passes(monkeypatch, network)
+    losses = LossSettings(weighting=weighting, balance="share", dwa_window=2)
+    train(network, JOINT, device=device, dtype=dtype, losses=losses, steps=3, log_gradients_every=2)
 
 
 @pytest.mark.parametrize("ask", [
@@ -184,12 +230,7 @@ def test_every_loss_stays_on_the_gpu(seg, depth, weighting):
 def test_all_of_a_step_but_its_backward_pass_stays_on_the_gpu(monkeypatch, optimizer, weighting, dtype):
     network = take_values(build_toy(aux=True), GPU)
 
-    def leave_gradients(_total):  # torch's own backward pass needs a GPU that is there
-        for parameter in network.parameters():
-            parameter.grad = torch.empty_like(parameter)
-
-    monkeypatch.setattr(torch.Tensor, "backward", leave_gradients)
-    monkeypatch.setattr("time.monotonic", lambda: 0.0)  # slow steps would send their reports, which needs a GPU too
+    stand_in_for_backward_passes(monkeypatch, network)
     train(
         network, JOINT, device=GPU, dtype=dtype, steps=3, losses=LossSettings(weighting=weighting, dwa_window=2),
         optimizer=optimizer, clip_norm=1.0, ema_decay=0.9,
@@ -198,19 +239,26 @@ def test_all_of_a_step_but_its_backward_pass_stays_on_the_gpu(monkeypatch, optim
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_gpu_is_not_waited_for(optimizer):
+@pytest.mark.parametrize(("optimizer", "mix"), [*zip(OPTIMIZERS, MASKS, strict=True)])
+def test_a_gpu_is_not_waited_for(optimizer, mix):
     """What the laws on fake tensors say, said by the GPU itself."""
     network = build_toy(aux=True).to(GPU, memory_format=torch.channels_last)
-    losses = LossSettings(seg="ohem", weighting="dwa", dwa_window=2, class_weights=(1.0, 2.0, 0.5, 1.0))
+    losses = LossSettings(
+        seg="ohem", weighting="dwa", balance="share", dwa_window=2, class_weights=(1.0, 2.0, 0.5, 1.0)
+    )
     batches = [
-        PackedBatch(batch.image_ids, *(None if each is None else each.pin_memory() for each in batch.tensors))
-        for batch in map(toy_network.make_batch, range(3))
+        PackedBatch(
+            batch.image_ids, *(None if each is None else each.pin_memory() for each in batch.tensors), num_labelled=1
+        )
+        for batch in (toy_network.make_batch(step, size=4) for step in range(3))
     ]
-    with training_parts(network, JOINT.trains):
+    phase = Phase("joint", JOINT.trains, JOINT.seg, JOINT.depth, images="all", mix=mix)
+    with training_parts(network, phase.trains):
         trainer = PhaseTrainer(
-            network, JOINT, total_steps=9, seed=0, losses=losses, device=GPU, dtype="float16",
-            settings=TrainingSettings(optimizer=optimizer, clip_norm=1.0, ema_decay=0.9, log_every=2),
+            network, phase, total_steps=9, seed=0, losses=losses, device=GPU, dtype="float16",
+            settings=TrainingSettings(
+                optimizer=optimizer, clip_norm=1.0, ema_decay=0.9, log_every=2, log_gradients_every=1
+            ),
         )  # fmt: skip
         trainer.train_step(0, batches[0])  # libraries wait when they start
         torch.cuda.set_sync_debug_mode("error")

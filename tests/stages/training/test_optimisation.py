@@ -222,7 +222,7 @@ def test_state_round_trip_continues_with_the_same_bits(optimizer):
 
 def test_moving_average_is_its_recurrence_over_weights_and_statistics():
     network = build_toy()
-    average = MovingAverage(trained_modules(network, SEG_BRANCH), decay=0.3)
+    average = MovingAverage(network, trained_modules(network, SEG_BRANCH), decay=0.6)
     weight, mean = network.seg_head.weight, network.seg_decoder[1].running_mean
     expected = [weight.detach().clone(), mean.clone()]
     untouched = network.encoder[0].weight.detach().clone()
@@ -232,7 +232,7 @@ def test_moving_average_is_its_recurrence_over_weights_and_statistics():
             mean.add_(2.0)
             network.encoder[0].weight.add_(1.0)
             network.seg_decoder[1].num_batches_tracked.add_(1)
-        decay = min(0.3, (1 + step) / (10 + step))
+        decay = min(0.6, 1 - 1 / (step + 1))
         expected = [decay * old + (1 - decay) * new for old, new in zip(expected, (weight.detach(), mean), strict=True)]
         average.update(step, GOES_ON)
     average.hand_over()

@@ -66,6 +66,29 @@ def test_dwa_favours_the_loss_that_falls_slower():
     assert float(losses.weighted["depth"]) == pytest.approx(0.15 * 2 * (1 - share) * 0.5)
 
 
+@pytest.mark.parametrize("mode", ["fixed", "uncertainty", "dwa"])
+def test_shares_hold_at_the_first_step_and_their_scale_from_then_on(mode):
+    """Also after a step that is to change nothing, and for a phase whose first batch has no labelled pixel."""
+    settings = LossSettings(weighting=mode, balance="share", dwa_window=1000)
+    weighting = build_weighting(JOINT, settings, 0.4, CPU)
+    nothing = weighting(Terms(torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0.5), torch.tensor(0.0)))
+    assert float(nothing.weighted["depth"].detach()) == pytest.approx(0.15 * 0.5)
+    observe(weighting, 0.0, 0.5)
+    weighting(Terms(torch.tensor(9.0), None, torch.tensor(0.001)))
+    observe(weighting, 9.0, 0.001, holds=True)
+    for terms in (TERMS, TERMS._replace(mixed=torch.tensor(0.7))):
+        weighted = {name: value.detach().item() for name, value in weighting(terms).weighted.items()}
+        assert weighted["depth"] / sum(weighted.values()) == pytest.approx(0.15, abs=1e-6)
+    scale = (2 + 0.4 * 3 + 0.7) / 0.5
+    observe(weighting, 2.0, 0.5)
+    resumed = build_weighting(JOINT, settings, 0.4, CPU)
+    resumed.load_state_dict(weighting.state_dict())
+    for module in (weighting, resumed):
+        later = module(Terms(torch.tensor(1.0), None, torch.tensor(0.1))).weighted
+        assert float(later["seg"].detach()) == pytest.approx(0.85)
+        assert float(later["depth"].detach()) == pytest.approx(0.15 * scale * 0.1)
+
+
 def test_dwa_state_survives_a_round_trip():
     settings = LossSettings(weighting="dwa", dwa_window=3)
     ours, resumed = build_weighting(JOINT, settings, 0.0, CPU), build_weighting(JOINT, settings, 0.0, CPU)
