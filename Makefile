@@ -1,8 +1,10 @@
 # Every target first makes .venv and installs what it needs; a fresh machine needs Python >= 3.11, make and git.
 # Variables: RECIPE= (default demo)  DATA_ROOT= (where a real dataset lies)  ARGS= (passed on)  PYTHON= (default python3)
+#            WORKDIR= (default artifacts) and RUN=1 of results
 
 PYTHON    ?= python3
 RECIPE    ?= demo
+WORKDIR   ?= artifacts
 BIN       := .venv/bin
 INSTALLED := .venv/.installed
 # one more than there are cores: many tests wait for processes that they start
@@ -11,7 +13,7 @@ PYTEST    := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal \
 RECIPE_ARGS = --recipe $(RECIPE) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pseudo-depth train table export report test test-crash check audit bench bench-gpu clean
+.PHONY: help install demo pseudo-depth train table results export report test test-crash check audit bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +40,10 @@ table: $(INSTALLED)  ## train every schedule of the schedule table
 
 export: $(INSTALLED)  ## strip the depth decoder off the newest run and write it out
 	$(BIN)/pipeline export $(ARGS)
+
+results: $(INSTALLED)  ## README's tables of results, from the runs in WORKDIR; RUN=1 trains what is missing
+	$(BIN)/python -m pipeline.results --workdir "$(WORKDIR)" $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") \
+	    $(if $(RUN),--run) $(ARGS)
 
 report: $(INSTALLED)  ## one self-contained page about all runs
 	$(BIN)/pipeline report $(ARGS)

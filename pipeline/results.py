@@ -1,0 +1,250 @@
+"""`make results`: the README's tables of results, made from finished runs, so that no figure is typed by hand.
+
+What a block of the README shows is kept in ``docs/results/<block>.json``; a test holds the README against these files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_cache.errors import UserError
+from data_cache.escaping import markdown_text
+from data_cache.files import write_json
+from data_cache.metrics import explain_metrics
+from pipeline.experiment.tables import find_table
+from pipeline.experiment.tabulate import freshen, tabulate
+from pipeline.session import Session
+from stages.comparison.answer import find_answer
+from stages.comparison.formats import FORMATS
+from stages.comparison.record import RUN_FILE, RunRecord, TrainedRun, read_run
+from stages.comparison.table import Table
+
+ROOT = Path(__file__).parent.parent
+README, FIGURES = Path("README.md"), Path("docs") / "results"
+DEMO_CARD = Path("pipeline") / "recipes" / "demo.toml"
+END = "<!-- end -->"
+DEMO = "demo"
+_KEPT = (
+    "name", "label", "seeds", "total_steps", "metrics", "intervals", "by_seed", "baseline", "difference",
+)  # fmt: skip
+"""What the figures of a row are, of all that ``compare --format json`` says."""
+
+
+class Block(NamedTuple):
+    """A marked place of the README, and the runs whose table it shows."""
+
+    name: str
+    title: str
+    table: str
+    """Name of a table, or its file in this repository."""
+    recipe: str
+    seeds: tuple[int, ...] = (0, 1, 2)
+    words: tuple[str, ...] = ()
+    """Further options of the commands."""
+    settings: Mapping[str, Any] = {}
+    """What the runs have by these options, so that others in the work directory are not taken for them."""
+    rows: tuple[str, ...] = ()
+    """Those of the table; none is all."""
+    needs_data: bool = False
+    """Whether somebody must say where the images lie."""
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The words, behind ``pipeline``, that make the runs."""
+        if self.name == DEMO:
+            return [["demo"]]
+        root = ["--data-root", "DIR"] if self.needs_data else []
+        seeds = ["--seeds", ",".join(map(str, self.seeds))]
+        common = ["--recipe", self.recipe, *root, *self.words]
+        return [["pseudo-depth", *common], ["table", self.table, *common, *seeds]]
+
+    @property
+    def place(self) -> str:
+        """The table's name, or where its file lies."""
+        return str(ROOT / self.table) if self.table.endswith(".toml") else self.table
+
+
+# fmt: off
+BLOCKS = (
+    Block(DEMO, "", "schedules", "demo", (0,), rows=("seg-only", "depth-first+copy")),
+    Block("schedules", "The schedules on drawn scenes", "schedules", "demo"),
+    Block(
+        "label-fraction", "Few masks, many images: drawn scenes, bundled teacher", "label-fraction", "demo",
+        settings={"depth.estimator": "bundled"},
+    ),
+    Block(
+        "label-fraction-exact", "Few masks, many images: drawn scenes, exact depth", "label-fraction", "demo",
+        words=("--estimator", "dataset"), settings={"depth.estimator": "dataset"},
+    ),
+    Block(
+        "camvid", "CamVid: real images, all masks and an eighth of them", "docs/tables/camvid-few-masks.toml",
+        "camvid-small", needs_data=True,
+    ),
+)
+# fmt: on
+
+
+def gather(block: Block, session: Session) -> Table:
+    """Return the table of a block's runs in the work directory.
+
+    Raises:
+        UserError: not every row has every seed, or one has several runs of other settings.
+    """
+    spec = find_table(block.place)
+    wanted = block.rows or tuple(spec.order)
+    found = [record for record in _read_runs(session) if record.name in wanted and _belongs(record, block)]
+    have = {(record.name, record.seed) for record in found}
+    if missing := [(name, seed) for name in wanted for seed in block.seeds if (name, seed) not in have]:
+        raise UserError(f"{len(missing)} of {len(wanted) * len(block.seeds)} runs are missing, {missing[0]} first")
+    table = tabulate(freshen(found, session), spec)
+    if len(table.rows) != len(wanted):
+        raise UserError(f"the runs make {len(table.rows)} rows in the place of {len(wanted)}: their settings differ")
+    return table
+
+
+def _read_runs(session: Session) -> Iterable[RunRecord]:
+    for folder in session.workspace.finished_runs():
+        try:
+            yield RunRecord.from_json(folder)
+        except UserError as problem:
+            session.console.info(f"left out: {problem}")
+
+
+def _belongs(record: RunRecord, block: Block) -> bool:
+    """Return whether a run of a row was made by a block's commands; rows without depth have no settings of it."""
+    settings = record.identity.settings if record.identity else {}
+    fits = all(settings.get(key, value) == value for key, value in block.settings.items())
+    return record.recipe == Path(block.recipe).stem and record.seed in block.seeds and fits
+
+
+def describe(block: Block, table: Table) -> dict[str, Any]:
+    """Return what is kept of a block: figures, unrounded, and the lines that show them."""
+    spent: dict[str, float] = {}
+    for run in (run for row in table.rows for run in row.runs):
+        assert run.folder is not None
+        record = read_run(run.folder / RUN_FILE)
+        nodes = record.nodes if isinstance(record, TrainedRun) else ()
+        spent |= {node: phase.elapsed_s for node, phase in zip(nodes, run.phases, strict=True)}
+    environment = table.rows[0].first.environment
+    return {
+        "title": block.title,
+        "commands": [f"pipeline {shlex.join(words)}" for words in block.commands],
+        "seeds": list(block.seeds),
+        "trainings": len(spent),
+        "hours": round(sum(spent.values()) / 3600, 2),
+        "environment": {name: environment.get(name) for name in ("threads", "python", "torch", "torchvision")},
+        "date": datetime.now(UTC).date().isoformat(),
+        "answer": find_answer(table).text,
+        "rows": [{key: row[key] for key in _KEPT} for row in table.to_json()["rows"]],
+        "lines": _show_plain(table) if block.name == DEMO else _show_markdown(table),
+    }
+
+
+def _show_markdown(table: Table) -> list[str]:
+    """Return a table as ``compare`` writes it, without what each metric is, which `pipeline compare --help` says."""
+    lines = FORMATS["markdown"](table).splitlines()
+    return lines[: len(lines) - len(explain_metrics(table.main_metrics))]
+
+
+def _show_plain(table: Table) -> list[str]:
+    lines = FORMATS["text"](table).splitlines()
+    return lines[: lines.index("", 2)]
+
+
+def show_block(figures: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a block of the README: the demo's table, or title, commands, cost, answer and table."""
+    if not figures["title"]:
+        return ["```", *figures["lines"], "```"]
+    environment = ", ".join(f"{name} {value}" for name, value in figures["environment"].items() if value is not None)
+    return [
+        f"### {figures['title']}", "", "```", *figures["commands"], "```", "",
+        f"{figures['trainings']} trainings in {figures['hours']:.1f} h, {figures['date']}; {environment}.", "",
+        f"**{markdown_text(figures['answer'])}**", "", *figures["lines"],
+    ]  # fmt: skip
+
+
+def find_block(text: str, name: str) -> tuple[int, int]:
+    """Return where a block of the README begins and ends, markers left out.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    begin = f"<!-- results: {name} -->\n"
+    start = text.find(begin)
+    end = text.find(END, start)
+    if start < 0 or end < 0:
+        raise UserError(f"README.md has no block {begin.strip()} … {END}; put it back where the table is to stand")
+    return start + len(begin), end
+
+
+def write_block(block: Block, figures: Mapping[str, Any], root: Path) -> None:
+    """Keep a block's figures, and bring README and the demo's card up to them."""
+    write_json(root / FIGURES / f"{block.name}.json", dict(figures))
+    text = (root / README).read_text(encoding="utf8")
+    start, end = find_block(text, block.name)
+    shown = "\n".join([*show_block(figures), ""])
+    (root / README).write_text(text[:start] + shown + text[end:], encoding="utf8")
+    if block.name == DEMO:
+        card = (root / DEMO_CARD).read_text(encoding="utf8")
+        card = re.sub(r"(?m)^expected = .*$", lambda _: f"expected = {json.dumps(show_demo(figures))}", card)
+        (root / DEMO_CARD).write_text(card, encoding="utf8")
+
+
+def show_demo(figures: Mapping[str, Any]) -> str:
+    """Return the score that the demo's card promises."""
+    scores = {row["name"]: f"{row['metrics']['miou_macro']:.3f}" for row in figures["rows"]}
+    return f"macro mIoU {scores['depth-first+copy']} on scenes val, seg-only {scores['seg-only']} (one seed)"
+
+
+def run_commands(block: Block, session: Session, data_root: str | None, more: Sequence[str]) -> None:
+    """Train what a block shows; what is finished is not done again.
+
+    Raises:
+        UserError: a command failed.
+    """
+    for words in block.commands:
+        instead = {"DIR": data_root or "", block.table: block.place}
+        command = [*(instead.get(word, word) for word in words), *(more if words[0] == "table" else ())]
+        session.console.info(f"pipeline {shlex.join(command)}")
+        program = [sys.executable, "-m", "pipeline", "--workdir", str(session.workspace.root)]
+        done = subprocess.run([*program, *command], stdout=sys.stderr, check=False)
+        if done.returncode:
+            raise UserError(f"pipeline {words[0]} ended with status {done.returncode}; repeat the call to go on")
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Write every block whose runs are in the work directory; name the others. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.results", description=__doc__)
+    parser.add_argument("blocks", nargs="*", metavar="BLOCK", help=", ".join(block.name for block in BLOCKS))
+    parser.add_argument("--workdir", help="where the runs are; default ./artifacts")
+    parser.add_argument("--data-root", help="where CamVid lies, for the block that needs it")
+    parser.add_argument("--run", action="store_true", help="train what is missing; takes hours")
+    parser.add_argument("--jobs", default="1", help="processes that train at once")
+    asked = parser.parse_args(arguments)
+    if unknown := set(asked.blocks).difference(block.name for block in BLOCKS):
+        parser.error(f"there is no block {', '.join(sorted(unknown))}")
+    session = Session.start(asked.workdir)
+    for block in (block for block in BLOCKS if block.name in asked.blocks or not asked.blocks):
+        try:
+            if asked.run and (asked.data_root or not block.needs_data):
+                run_commands(block, session, asked.data_root, ("--jobs", asked.jobs))
+            write_block(block, describe(block, gather(block, session)), root)
+            session.console.info(f"{block.name}: written")
+        except UserError as problem:
+            session.console.info(f"{block.name}: stays as it is; {problem}")
+            if asked.run:
+                return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

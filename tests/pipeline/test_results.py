@@ -1,0 +1,98 @@
+"""The README's tables of results hold the figures that were measured, and `make results` writes them from runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from pipeline import results
+from pipeline.commands import COMMANDS
+from pipeline.results import BLOCKS, DEMO_CARD, FIGURES, README, ROOT, Block, find_block, show_block, show_demo
+
+MEASURED = sorted((ROOT / FIGURES).glob("*.json"))
+TINY = Path(__file__).parent / "tiny.toml"
+
+
+def read_block(root: Path, name: str) -> list[str]:
+    text = (root / README).read_text(encoding="utf8")
+    start, end = find_block(text, name)
+    return text[start:end].splitlines()
+
+
+def test_every_block_has_its_place_and_only_blocks_have_figures() -> None:
+    text = (ROOT / README).read_text(encoding="utf8")
+    assert re.findall(r"<!-- results: (.+) -->", text) == [block.name for block in BLOCKS]
+    assert {path.stem for path in MEASURED} <= {block.name for block in BLOCKS}
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_the_readme_shows_what_was_measured(path: Path) -> None:
+    figures = json.loads(path.read_text(encoding="utf8"))
+    assert read_block(ROOT, path.stem) == show_block(figures), "run: make results"
+    check_lines(figures)
+    if path.stem == "demo":
+        assert f"expected = {json.dumps(show_demo(figures))}" in (ROOT / DEMO_CARD).read_text(encoding="utf8")
+
+
+def check_lines(figures: dict[str, Any]) -> None:
+    """Compute what the lines show of each row anew from its runs."""
+    for row in figures["rows"]:
+        assert sorted(map(int, row["by_seed"]["miou_macro"])) == figures["seeds"]
+        for metric, of_seeds in row["by_seed"].items():
+            assert row["metrics"][metric] == pytest.approx(fmean(of_seeds.values()))
+        (line,) = (line for line in figures["lines"] if re.match(rf"(\| )?{re.escape(row['label'])} ", line))
+        assert f"{fmean(row['by_seed']['miou_macro'].values()):.3f}" in line
+        assert str(row["total_steps"]) in line
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A folder with what the generator changes."""
+    for path in (README, DEMO_CARD):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, tmp_path / path)
+    return tmp_path
+
+
+def test_blocks_are_written_from_runs_and_others_stay(
+    house: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: Callable[..., Any]
+) -> None:
+    rows = ("seg-only", "depth-then-seg")
+    blocks = (
+        Block("schedules", "Two rows", "schedules", str(TINY), (0, 1), rows=rows),
+        Block("label-fraction", "Three seeds", "schedules", str(TINY), (0, 1, 2), rows=rows),
+    )
+    monkeypatch.setattr(results, "BLOCKS", blocks)
+    work = house / "work"
+    assert call("--workdir", work, "pseudo-depth", "--recipe", TINY).status == 0
+    for row in rows:
+        for seed in (0, 1):
+            words = ("--recipe", TINY, "--schedule", row, "--seed", seed, "--iterations", 1)
+            assert call("--workdir", work, "run", *words).status == 0
+    before = read_block(house, "label-fraction")
+    assert results.main(["--workdir", str(work)], house) == 0
+    assert "label-fraction: stays as it is; 2 of 6 runs are missing" in capsys.readouterr().err
+    assert read_block(house, "label-fraction") == before
+    figures = json.loads((house / FIGURES / "schedules.json").read_text())
+    check_lines(figures)
+    lines = read_block(house, "schedules")
+    assert lines == show_block(figures) and lines[0] == "### Two rows"
+    shown = call("--workdir", work, "compare", "--format", "markdown", as_json=False).stdout.splitlines()
+    assert set(filter(lambda line: line.startswith("| "), shown)) <= set(lines), "as `compare` writes it"
+    assert figures["trainings"] == 6 and figures["hours"] >= 0, "each phase once"
+    written = (house / README).read_text(encoding="utf8")
+    assert results.main(["schedules", "--workdir", str(work)], house) == 0
+    assert (house / README).read_text(encoding="utf8") == written
+
+
+def test_every_command_of_a_block_is_one() -> None:
+    for block in BLOCKS:
+        for words in block.commands:
+            assert words[0] in [command.name for command in COMMANDS]
