@@ -27,7 +27,6 @@ from data_cache.errors import UserError
 from data_cache.files import atomic_file
 from data_cache.outputs import WriteFile
 
-IMAGES_FILE = "images.npz"
 _LARGEST_TEXT = 1 << 16
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 

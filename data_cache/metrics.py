@@ -52,6 +52,8 @@ class Metric(NamedTuple):
 
 
 HEADLINE = "miou_macro"
+IMAGES_FILE = "images.npz"
+"""In the folder of a run: what each image scored, see ``data_cache/image_scores.py``."""
 _RATIO = "over pixels whose target is not nearly 0, per image, then over images"
 
 METRICS = {

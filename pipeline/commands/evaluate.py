@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from data_cache.datasets.interface import SegmentationDataset
     from pipeline.experiment.config import RunConfig
     from pipeline.session import Result, Session
+    from stages.evaluation.conventions import Reading
     from stages.evaluation.evaluate import Evaluation
     from stages.evaluation.predict import PredictionWriter
 
@@ -28,7 +29,14 @@ if TYPE_CHECKING:
 @click.option("--split", help="Split to score; default the run's reported split.")
 @click.option("--size", type=choices_of("evaluation.size"), help="Size at which images enter the network.")
 @click.option("--data-root", help="Folder of the dataset, if it moved.")
-@click.option("--save-predictions", type=GivenPath(), help="Write label-id PNGs here.")
+@click.option(
+    "--save-predictions", type=GivenPath(), help="Write label-id PNGs here, and images.npz: what each image scored."
+)
+@click.option(
+    "--conventions",
+    metavar="all|NAME,…",
+    help="Also score the same predictions by these conventions, with void left out and as false positive.",
+)
 @overwrite_option
 @tile_options
 @device_option
@@ -40,6 +48,7 @@ def evaluate(
     size: str | None,
     data_root: str | None,
     save_predictions: Path | None,
+    conventions: str | None,
     overwrite: bool,
     tile: int | None,
     margin: int | None,
@@ -58,6 +67,7 @@ def evaluate(
             choose_device(device),
             tile=tile,
             margin=margin,
+            conventions=conventions,
             overwrite=overwrite,
         )
     )
@@ -72,16 +82,18 @@ def score_model(
     *,
     tile: int | None,
     margin: int | None,
+    conventions: str | None = None,
     overwrite: bool = False,
 ) -> Result:
     """Score a run or an export on a split.
 
     Args:
         changes: to the recipe it was trained with, under dotted keys; None leaves a key as it is.
+        conventions: "all", or names with commas between; None shows none.
 
     Returns:
         ``model``, ``weights``, ``split``, ``metrics``, ``metrics_paper``, ``per_class``, ``confusion``, ``images``,
-        ``notes``.
+        ``examples``, ``conventions``, ``notes``.
     """
     from data_cache.ranks import is_speaker, speaker_first
     from pipeline.experiment.artifacts import find_labels_if_any
@@ -91,8 +103,11 @@ def score_model(
     from pipeline.experiment.tabulate import freshen
     from pipeline.session import Result
     from stages.comparison.record import RunRecord
+    from stages.evaluation.conventions import PAPER_NOTE, choose_conventions, read_conventions
+    from stages.evaluation.metrics import find_background
     from stages.evaluation.tiling import TiledNetwork
 
+    wanted = choose_conventions(conventions) if conventions is not None else []
     margin = choose_margin(tile, margin)
     model = open_model(session, reference, device)
     with speaker_first():
@@ -112,15 +127,20 @@ def score_model(
     with open_writer(session, save_predictions, dataset, config, overwrite=overwrite) as writer:
         session.console.info(f"evaluating {model.weights} on {dataset.name} {dataset.split}")
         evaluation = evaluate_split(network, model.normalisation, dataset, store, config, device, writer, together=True)
+        if writer is not None and is_speaker():
+            writer.write_scores(evaluation.image_scores)
+    background = find_background(dataset.classes)
+    readings = read_conventions(evaluation.image_scores, wanted, background=background)
     facts = {
         "model": str(model.folder),
         "weights": str(model.weights),
         "split": dataset.split,
         **evaluation.to_json(),
         "predictions": str(save_predictions) if save_predictions else None,
-        "notes": looked.list_notes(),
+        "conventions": [reading._asdict() for reading in readings],
+        "notes": [*looked.list_notes(), *([PAPER_NOTE] if readings else [])],
     }
-    return Result(facts, _render(evaluation, facts["notes"]))
+    return Result(facts, _render(evaluation, readings, facts["notes"]))
 
 
 @contextlib.contextmanager
@@ -155,8 +175,8 @@ def open_writer(
         yield writer
 
 
-def _render(evaluation: Evaluation, notes: list[str]) -> Group:
-    """Show the metrics above the classes."""
+def _render(evaluation: Evaluation, readings: list[Reading], notes: list[str]) -> Group:
+    """Show the metrics above the classes, the images to look at, and the conventions."""
     from rich.console import Group
     from rich.text import Text
 
@@ -165,10 +185,22 @@ def _render(evaluation: Evaluation, notes: list[str]) -> Group:
 
     metrics = [[name, f"{value:.4f}", METRICS[name].explain()] for name, value in evaluation.metrics.items()]
     classes = [[row.name, _share(row.iou), _share(row.acc), row.pixels] for row in evaluation.per_class]
-    return Group(
+    examples = [
+        [place, each["image"], f"{each['miou_imagewise']:.4f}"]
+        for place, images in evaluation.image_scores.find_examples().items()
+        for each in images
+    ]
+    tables = [
         plain_table(f"{evaluation.images} images", ["metric", "value", "what it is"], metrics),
-        Text(),
         plain_table("Classes", ["class", "IoU", "recall", "pixels"], classes),
+        plain_table("Images, by the mean IoU over the classes of each", ["", "image", "mIoU"], examples),
+    ]
+    if readings:
+        shown = [[each.name, f"{each.void_ignored:.4f}", f"{each.void_as_fp:.4f}", each.what] for each in readings]
+        heads = ["convention", "void ignored", "void as FP", "what it is"]
+        tables.append(plain_table("The same predictions by other conventions", heads, shown))
+    return Group(
+        *(part for table in tables for part in (table, Text())),
         *(Text(f"note: {note}") for note in notes),
     )
 

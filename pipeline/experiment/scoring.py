@@ -11,7 +11,10 @@ import torch
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.errors import UserError
 from data_cache.files import hold_folder, read_json, write_json
+from data_cache.image_scores import write_image_scores
 from data_cache.loaders import build_evaluation_loader
+from data_cache.metrics import IMAGES_FILE
+from data_cache.ranks import is_speaker
 from data_cache.samples import Source
 from data_cache.split_depth import SplitDepth
 from pipeline.experiment.artifacts import find_labels_if_any, open_split
@@ -39,7 +42,7 @@ def score_run(
     *,
     together: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate a run's network and draw its panels into the run's folder; return what run.json says about it.
+    """Evaluate a run's network; write what each image scored, and panels, into its folder; return run.json's part.
 
     Args:
         network: with the weights of the run's last phase.
@@ -55,6 +58,8 @@ def score_run(
     evaluation = evaluate_split(
         network, network.normalisation, dataset, store, config, device, panels, together=together
     )
+    if is_speaker():
+        write_image_scores(evaluation.image_scores, folder / IMAGES_FILE)
     write_panels(panels.items, folder / "panels", class_names=dataset.classes, palette=dataset.palette)
     return {
         "split": config.evaluation.split,

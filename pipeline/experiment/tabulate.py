@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_cache.errors import UserError, unknown_name
+from data_cache.metrics import IMAGES_FILE
 from pipeline.experiment.tables import TABLES, TableSpec, paper_scores, tables_of
 from pipeline.session import Session
 from stages.comparison.record import RunRecord
@@ -88,8 +89,9 @@ def freshen(records: Sequence[RunRecord], session: Session) -> list[RunRecord]:
 
 
 def is_outdated(record: RunRecord) -> bool:
-    """Whether a run was scored by an earlier version of the metrics."""
-    return record.evaluation < EVALUATION_VERSION
+    """Whether a run was scored by an earlier version of the metrics, or lacks what they say of each image."""
+    missing = record.folder is not None and not (record.folder / IMAGES_FILE).exists()
+    return record.evaluation < EVALUATION_VERSION or missing
 
 
 def tabulate(

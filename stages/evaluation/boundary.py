@@ -41,8 +41,12 @@ class BoundaryScores:
         self._totals = torch.zeros(2, dtype=torch.float64, device=device)
         """Sum over images, and the number of images with a boundary."""
 
-    def update(self, predictions: Tensor, seg_labels: Tensor) -> None:
-        """Score one batch of (B, H, W) predictions and labels; waits for nothing."""
+    def update(self, predictions: Tensor, seg_labels: Tensor) -> Tensor:
+        """Score one batch of (B, H, W) predictions and labels; waits for nothing.
+
+        Returns:
+            (B,) float64: F1 of each image, NaN where an image has no boundary.
+        """
         truth = seg_labels.to(torch.uint8)
         predicted = torch.where(truth == IGNORE_INDEX, truth, predictions.to(torch.uint8))
         tolerance_px = max(MIN_TOLERANCE_PX, TOLERANCE * math.hypot(*truth.shape[-2:]))
@@ -54,8 +58,9 @@ class BoundaryScores:
         recall = found / num_truth.clamp(min=1)
         f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)  # 0 of a class without a boundary
         present = ((num_truth + num_predicted) > 0).sum(dim=1)
-        values = torch.stack([f1.sum(dim=1) / present.clamp(min=1), (present > 0).double()], dim=1)
-        self._totals = add_one_by_one(self._totals, values)
+        of_images = f1.sum(dim=1) / present.clamp(min=1)
+        self._totals = add_one_by_one(self._totals, torch.stack([of_images, (present > 0).double()], dim=1))
+        return torch.where(present > 0, of_images, torch.nan)
 
     def sum_over_ranks(self) -> None:
         """Add what the other ranks have scored."""

@@ -53,18 +53,25 @@ class DepthErrors:
         self._totals = torch.zeros(5, dtype=torch.float64, device=device)
         """Squared error, valid pixels, sum of absrel, of delta1, images with these two."""
 
-    def update(self, depth: Tensor, inverse_depth: Tensor, depth_valid: Tensor) -> None:
+    def update(self, depth: Tensor, inverse_depth: Tensor, depth_valid: Tensor) -> Tensor:
         """Score one batch; waits for nothing.
 
         Args:
             depth: (B, H, W), the network's output.
             inverse_depth: (B, H, W), the target.
             depth_valid: (B, H, W) bool.
+
+        Returns:
+            (B, 3) float64: mse, absrel and delta1 of each image, NaN where an image has none.
         """
         predicted, target, valid = depth.flatten(1).double(), inverse_depth.flatten(1).double(), depth_valid.flatten(1)
         squared_error = torch.where(valid, predicted - target, 0.0).square_().sum(dim=1)
-        ratios = self._compute_ratios(predicted, target, valid)
-        self._totals = add_one_by_one(self._totals, torch.stack([squared_error, valid.sum(dim=1), *ratios], dim=1))
+        pixels, (absrel, delta1, has_ratios) = valid.sum(dim=1), self._compute_ratios(predicted, target, valid)
+        self._totals = add_one_by_one(
+            self._totals, torch.stack([squared_error, pixels, absrel, delta1, has_ratios], dim=1)
+        )
+        ratios = torch.where(has_ratios.bool(), torch.stack([absrel, delta1]), torch.nan)
+        return torch.cat([(squared_error / pixels).unsqueeze(1), ratios.T], dim=1)  # 0/0 is NaN
 
     def _compute_ratios(self, predicted: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return absrel and delta1 of each image (B, P), and whether it has them; each (B,) float64, 0 without."""

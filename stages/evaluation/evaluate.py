@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass, fields
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from data_cache.errors import UserError, explaining_memory
+from data_cache.image_scores import ImageScores
 from data_cache.metrics import in_declared_order
 from data_cache.sample import Batch, PackedBatch
 from data_cache.unpacking import Normalisation, unpack
@@ -19,6 +20,7 @@ from stages.evaluation.boundary import BoundaryScores
 from stages.evaluation.depth_errors import DepthErrors
 from stages.evaluation.forward import Precision, Predicted, evaluation_mode
 from stages.evaluation.metrics import ClassScore, SegCounts, find_background
+from stages.evaluation.per_image import ImageLog
 from stages.evaluation.tiling import TiledNetwork, predict
 from stages.networks.interface import Outputs
 
@@ -42,10 +44,21 @@ class Evaluation:
     """[truth][prediction] pixel counts over labelled pixels."""
     images: int
     elapsed_s: float
+    image_log: ImageLog
+    """Of every image, in few bytes."""
+
+    @cached_property
+    def image_scores(self) -> ImageScores:
+        """What each image scored."""
+        return self.image_log.compute()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as JSON values; per-class rows become objects."""
-        return asdict(self) | {"per_class": [score._asdict() for score in self.per_class]}
+        """Return the same as JSON values; of the images, ``examples`` holds the worst, median and best."""
+        facts = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "image_log"}
+        return facts | {
+            "per_class": [score._asdict() for score in self.per_class],
+            "examples": self.image_scores.find_examples(),
+        }
 
 
 def evaluate(
@@ -62,7 +75,7 @@ def evaluate(
     on_predictions: OnPredictions | None = None,
     together: bool = False,
 ) -> Evaluation:
-    """Measure a network over all batches, in memory that does not grow with the split.
+    """Measure a network over all batches, in memory that does not grow with the split but for the scores of each image.
 
     Nothing waits for the device between batches: what was counted stays there, and outputs that are not finite are
     found out some batches late.
@@ -91,6 +104,7 @@ def evaluate(
         SegCounts(num_classes, background=find_background(class_names), device=place),
         BoundaryScores(num_classes, device=place),
         DepthErrors(depth_target, device=place) if with_depth else None,
+        ImageLog(class_names),
     )
     checks = _FiniteChecks()
     started = time.perf_counter()
@@ -123,6 +137,7 @@ def evaluate(
         confusion=scores.counts.confusion.tolist(),
         images=scores.counts.num_images,
         elapsed_s=time.perf_counter() - started,
+        image_log=scores.images,
     )
 
 
@@ -133,26 +148,31 @@ class _Scores:
     counts: SegCounts
     boundary: BoundaryScores
     depth_errors: DepthErrors | None
+    images: ImageLog
 
     def update(self, batch: Batch, predicted: Predicted) -> None:
         """Score one batch."""
-        self.counts.update(predicted.seg_labels, batch.seg_labels)
-        self.boundary.update(predicted.seg_labels, batch.seg_labels)
+        counts = self.counts.update(predicted.seg_labels, batch.seg_labels)
+        boundary_f1 = self.boundary.update(predicted.seg_labels, batch.seg_labels)
+        self.images.add(batch.image_ids, counts, boundary_f1, self._score_depth(batch, predicted))
+
+    def _score_depth(self, batch: Batch, predicted: Predicted) -> Tensor | None:
         if self.depth_errors is None:
-            return
+            return None
         assert predicted.depth is not None
         if batch.inverse_depth is None or batch.depth_valid is None:
             raise UserError(
                 f"no depth for image {batch.image_ids[0]!r}, so the depth branch cannot be scored; "
                 "give the evaluation a depth store (pipeline pseudo-depth) or evaluate without depth"
             )
-        self.depth_errors.update(predicted.depth, batch.inverse_depth, batch.depth_valid)
+        return self.depth_errors.update(predicted.depth, batch.inverse_depth, batch.depth_valid)
 
     def sum_over_ranks(self) -> None:
         """Add what the other ranks have scored."""
         for scores in (self.counts, self.boundary, self.depth_errors):
             if scores is not None:
                 scores.sum_over_ranks()
+        self.images.gather_over_ranks()
 
     def compute(self) -> dict[str, float]:
         metrics = self.counts.compute() | {"boundary_f1": self.boundary.compute()}

@@ -20,7 +20,7 @@ from stages.evaluation.counting import add_one_by_one, count_cells
 
 VoidRule = Literal["ignore", "fp"]
 """What a prediction on a void pixel counts as: nothing, or a false positive of the predicted class."""
-_VOID_RULES: tuple[VoidRule, ...] = get_args(VoidRule)
+VOID_RULES: tuple[VoidRule, ...] = get_args(VoidRule)
 
 BACKGROUND_NAMES = frozenset({"background", "__background__", "_background_", "bg"})
 
@@ -126,14 +126,17 @@ class SegCounts:
         """Predicted classes on void pixels; used only where void counts as false positive."""
         self._images = torch.zeros(2, dtype=torch.int64, device=device)
         """Images seen, and those of them that have a labelled pixel."""
-        self._sums = torch.zeros((len(_VOID_RULES), len(IMAGEWISE)), dtype=torch.float64, device=device)
+        self._sums = torch.zeros((len(VOID_RULES), len(IMAGEWISE)), dtype=torch.float64, device=device)
         self._strange = torch.zeros(IGNORE_INDEX - num_classes, dtype=torch.int64, device=device)
         """How often each label occurred that is neither a class nor void."""
         self._largest = torch.zeros((), dtype=torch.int64, device=device)
         """The largest prediction."""
 
-    def update(self, predictions: Tensor, seg_labels: Tensor) -> None:
+    def update(self, predictions: Tensor, seg_labels: Tensor) -> Tensor:
         """Count one batch; batches may differ in size and resolution.
+
+        Returns:
+            (B, 4, C) int64 of each image: TP, FP and FN of the labelled pixels, and predictions on void ones.
 
         Args:
             predictions: (B, H, W) class index in [0, C), any integer type; not looked at differently on void pixels.
@@ -145,9 +148,11 @@ class SegCounts:
         self.confusion = self.confusion + confusion.sum(dim=0)
         self.void_predictions = self.void_predictions + void.sum(dim=0)
         self._images = self._images + torch.stack([torch.ones_like(labelled), labelled]).sum(dim=1)
-        of_images = [self._by_class(confusion, void, rule) for rule in _VOID_RULES]
+        of_images = [self._by_class(confusion, void, rule) for rule in VOID_RULES]
         values = torch.stack([torch.stack([each(of) for each in IMAGEWISE.values()], -1) for of in of_images], 1)
         self._sums = add_one_by_one(self._sums, torch.where(labelled.view(-1, 1, 1), values, 0.0))
+        tp, union, truth, *_ = of_images[VOID_RULES.index("ignore")]
+        return torch.stack([tp, union - truth, truth - tp, void], dim=1)
 
     def _count(self, predictions: Tensor, seg_labels: Tensor) -> Tensor:
         """Return (B, 256, C) pixel counts [image, truth, prediction]; the last row is void, others from C on wrong."""
@@ -194,7 +199,7 @@ class SegCounts:
             classes = f"{self.num_classes} classes 0…{self.num_classes - 1} (void is {IGNORE_INDEX})"
             raise ValueError(f"{' and '.join(found)} are outside the {classes}")
         pooled = self._by_class(self.confusion, self.void_predictions, void_as)
-        means = self._sums[_VOID_RULES.index(void_as)] / self._images[1].clamp(min=1)
+        means = self._sums[VOID_RULES.index(void_as)] / self._images[1].clamp(min=1)
         return {name: float(formula(pooled)) for name, formula in POOLED.items()} | dict(
             zip(IMAGEWISE, means.tolist(), strict=True)
         )

@@ -19,7 +19,9 @@ from torch import Tensor
 from data_cache.errors import UserError, is_out_of_memory
 from data_cache.escaping import csv_text
 from data_cache.files import atomic_file
+from data_cache.image_scores import ImageScores, write_image_scores
 from data_cache.images import IMAGE_SUFFIXES, NoteTally, list_files, read_image
+from data_cache.metrics import IMAGES_FILE
 from data_cache.outputs import OutputFolder, WriteFile, shorten_name
 from data_cache.sample import SMALLEST_INPUT_PX, PackedBatch
 from data_cache.settings import LARGEST_CROP_PX
@@ -209,7 +211,7 @@ def write_labels(
 
 
 class PredictionWriter:
-    """Writes each prediction of an evaluation as a label-id PNG; pass it as ``on_predictions``.
+    """Writes each prediction of an evaluation as a label-id PNG, and their scores; pass it as ``on_predictions``.
 
     Args:
         output: an image id with slashes becomes folders below it.
@@ -235,7 +237,7 @@ class PredictionWriter:
         self._table = np.arange(256, dtype=np.uint8)
         for index, official in (official_ids or {}).items():
             self._table[index] = official
-        output.check(map(self._place, image_ids))
+        output.check((*map(self._place, image_ids), output.folder / IMAGES_FILE))
 
     def __call__(self, batch: PackedBatch, predictions: Tensor, depth: Tensor | None) -> None:  # noqa: ARG002
         """Write one batch."""
@@ -243,6 +245,10 @@ class PredictionWriter:
             out = self._place(image_id)
             write_labels(self._table[labels], out, self._palette, self._output.write)
             self.files.append(out)
+
+    def write_scores(self, scores: ImageScores) -> None:
+        """Write what each image scored beside the predictions."""
+        write_image_scores(scores, self._output.folder / IMAGES_FILE, self._output.write)
 
     def _place(self, image_id: str) -> Path:
         relative = PurePosixPath(image_id)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from data_cache.errors import UserError
-from data_cache.image_scores import IMAGES_FILE, ImageScores, read_image_scores, write_image_scores
+from data_cache.image_scores import ImageScores, read_image_scores, write_image_scores
+from data_cache.metrics import IMAGES_FILE
 
 
 def make_scores(images: int = 5, classes: int = 3, seed: int = 0) -> ImageScores:

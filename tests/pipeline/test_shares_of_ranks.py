@@ -105,7 +105,12 @@ def score(place: Path, name: str) -> dict[str, Any]:
             on_predictions=take,
             together=together,
         )
-    return evaluation.to_json() | {"places": sorted(panels.items), "saved": [file.name for file in writer.files]}
+    of_images = {name: values.tolist() for name, values in evaluation.image_scores._asdict().items()}
+    return (
+        evaluation.to_json()
+        | {"places": sorted(panels.items), "saved": [file.name for file in writer.files]}
+        | {"of_images": of_images}
+    )
 
 
 def describe(report: LabelReport) -> dict[str, Any]:
@@ -227,6 +232,8 @@ def test_ranks_score_what_one_process_scores(place, reports):
         assert scores["per_class"] == expected["per_class"]
         for kind in ("metrics", "metrics_paper"):
             assert scores[kind] == pytest.approx(expected[kind], rel=1e-12, abs=0)
+        for name, values in expected["of_images"].items():
+            np.testing.assert_array_equal(scores["of_images"][name], values, err_msg=name)
     assert [report["scores"]["places"] for report in reports] == [[1], [0]], "each panel is drawn once"
     assert [name for report in reports for name in report["scores"]["saved"]] == expected["saved"]
     saved, wanted = ({f.name: f.read_bytes() for f in (place / f"saved-{n}").glob("*.png")} for n in ("two", "one"))
