@@ -95,32 +95,6 @@ def test_void_as_false_positive_equals_smp_without_ignore_index():
     )
 
 
-@pytest.mark.parametrize("classes", [3, 11])
-def test_macro_equals_torchmetrics(classes):
-    from torchmetrics.classification import MulticlassJaccardIndex
-
-    predictions, labels = random_maps(classes)
-    oracle = MulticlassJaccardIndex(classes, average="macro", ignore_index=IGNORE_INDEX)
-    assert count(predictions, labels, classes).compute()["miou_macro"] == pytest.approx(
-        float(oracle(predictions, labels)), abs=1e-6
-    )
-
-
-def test_macro_and_classes_equal_cityscapesscripts():
-    evaluation = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
-    names = {label.name: label.id for label in evaluation.labels if not label.ignoreInEval}
-    ids = torch.tensor(list(names.values()))
-    predictions, labels = random_maps(len(ids))
-    confusion = evaluation.generateMatrix(evaluation.args)
-    truth_ids = torch.where(labels == IGNORE_INDEX, 0, ids[labels.clamp(max=len(ids) - 1)])  # 0 = unlabelled
-    np.add.at(confusion, (truth_ids.numpy(), ids[predictions].numpy()), 1)
-    counts = count(predictions, labels, len(ids))
-    evaluation.args.evalLabels = confusion_ids = list(range(len(confusion)))
-    oracle = [evaluation.getIouScoreForLabel(label, confusion, evaluation.args) for label in names.values()]
-    assert confusion_ids and [row.iou for row in counts.per_class(list(names))] == pytest.approx(oracle, abs=1e-12)
-    assert counts.compute()["miou_macro"] == pytest.approx(float(np.mean(oracle)), abs=1e-12)
-
-
 def loop_metrics(predictions: Tensor, labels: Tensor, classes: int, background: int) -> dict[str, float]:
     """Return the metrics by plain loops over masks, without a confusion matrix."""
 
