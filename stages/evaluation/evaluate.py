@@ -104,7 +104,7 @@ def evaluate(
         SegCounts(num_classes, background=find_background(class_names), device=place),
         BoundaryScores(num_classes, device=place),
         DepthErrors(depth_target, device=place) if with_depth else None,
-        ImageLog(class_names),
+        ImageLog(class_names, with_depth=with_depth),
     )
     checks = _FiniteChecks()
     started = time.perf_counter()

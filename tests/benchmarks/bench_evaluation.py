@@ -13,6 +13,7 @@ import torch
 from pipeline.experiment.config import load_config
 from stages.evaluation.boundary import BoundaryScores
 from stages.evaluation.metrics import SegCounts
+from stages.evaluation.per_image import ImageLog
 from stages.evaluation.tiling import predict
 from stages.networks import build_network
 from tests.benchmarks.drawings import draw_mask, draw_surface
@@ -35,6 +36,7 @@ def lines(*, small: bool) -> Iterator[Line]:
     guesses = torch.where(torch.rand(labels.shape) < 0.9, labels, labels.roll(9, dims=-1)).byte()  # like a network's
     images = torch.randn(BATCH, 3, *size).to(memory_format=torch.channels_last)
     counts, boundary = SegCounts(CLASSES, background=None), BoundaryScores(CLASSES)
+    log = ImageLog([str(number) for number in range(CLASSES)], with_depth=False)
 
     @torch.inference_mode()
     def infer() -> None:
@@ -42,8 +44,7 @@ def lines(*, small: bool) -> Iterator[Line]:
 
     @torch.inference_mode()
     def score() -> None:
-        counts.update(guesses, labels)
-        boundary.update(guesses, labels)
+        log.add(("image",) * BATCH, counts.update(guesses, labels), boundary.update(guesses, labels), None)
 
     turns = alternate([score, infer], 2 if small else 12)
     scoring, inference = (1e3 * turns.seconds(side) / BATCH for side in range(2))

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from data_cache.datasets.interface import SegmentationDataset, Sources
+from data_cache.image_scores import ImageScores, write_image_scores
 from data_cache.images import NotedImage
-from data_cache.metrics import METRICS
+from data_cache.metrics import IMAGES_FILE, METRICS
 from data_cache.sample import DepthKind, PackedBatch
 from pipeline.commands.compare import compare_runs
 from pipeline.session import Session
@@ -164,6 +165,15 @@ def evaluate_many(count: int, _folder: Path) -> None:
     assert found.images == count
 
 
+def draw_image_scores(seed: int) -> ImageScores:
+    """Return what a few images scored."""
+    draw = np.random.default_rng(seed)
+    counts = [draw.integers(1000, size=(20, CLASSES)) for _ in range(4)]
+    values = [draw.random(20) for _ in range(6)]
+    names = np.array([f"image{k}" for k in range(20)]), np.array([f"class{k}" for k in range(CLASSES)])
+    return ImageScores(*names, *counts, *values)
+
+
 def prepare_runs(count: int, folder: Path) -> None:
     """Write run.json of so many runs: the rows of the schedule table, seed after seed."""
     confusion = [[1000] * CLASSES for _ in range(CLASSES)]
@@ -190,6 +200,7 @@ def prepare_runs(count: int, folder: Path) -> None:
         run = folder / "runs" / facts["run"]
         run.mkdir(parents=True)
         (run / "run.json").write_text(json.dumps(facts))
+        write_image_scores(draw_image_scores(number), run / IMAGES_FILE)
 
 
 def compare(_count: int, folder: Path) -> None:
