@@ -186,14 +186,13 @@ def _render(evaluation: Evaluation, readings: list[Reading], notes: list[str]) -
     metrics = [[name, f"{value:.4f}", METRICS[name].explain()] for name, value in evaluation.metrics.items()]
     classes = [[row.name, _share(row.iou), _share(row.acc), row.pixels] for row in evaluation.per_class]
     examples = [
-        [place, each["image"], f"{each['miou_imagewise']:.4f}"]
+        [place, ", ".join(f"{each['image']} {each['miou_imagewise']:.4f}" for each in images)]
         for place, images in evaluation.image_scores.find_examples().items()
-        for each in images
     ]
     tables = [
         plain_table(f"{evaluation.images} images", ["metric", "value", "what it is"], metrics),
         plain_table("Classes", ["class", "IoU", "recall", "pixels"], classes),
-        plain_table("Images, by the mean IoU over the classes of each", ["", "image", "mIoU"], examples),
+        plain_table("Images, by the mean IoU over the classes of each", ["", "image and mIoU"], examples),
     ]
     if readings:
         shown = [[each.name, f"{each.void_ignored:.4f}", f"{each.void_as_fp:.4f}", each.what] for each in readings]

@@ -64,7 +64,7 @@ _EXPLAINED = {
     "Park & Heo 2021, figure 5",
 }
 CONVENTIONS = {
-    **{name: METRICS[name].explain() for name in (*POOLED, *IMAGEWISE)},
+    **{name: f"{METRICS[name].convention} ({METRICS[name].source})" for name in (*POOLED, *IMAGEWISE)},
     **{name: _EXPLAINED[name] for name in (*_POOLED, *_IMAGEWISE, *_BY_IMAGE) if name in _EXPLAINED},
 }
 """Name → what it is."""
