@@ -48,7 +48,7 @@ def _show_images(
     from pipeline.experiment.artifacts import open_split
     from pipeline.experiment.devices import choose_device
     from pipeline.experiment.models import open_run
-    from stages.evaluation.colour import NEITHER_RIGHT, ONE_RIGHT, OTHER_RIGHT
+    from stages.evaluation.colour import NEITHER_RIGHT, ONE_RIGHT, OTHER_RIGHT, lift_dark
     from stages.evaluation.panels import draw_tiles
 
     device = choose_device("auto")
@@ -71,9 +71,8 @@ def _show_images(
     )
     seen = {int(number) for item in items for number in (*set(item.truth.flat), *set(item.prediction.flat))}
     seen |= {int(number) for item in of_base for number in set(item.prediction.flat)}
-    legend = [
-        (dataset.classes[number], dataset.palette[number]) for number in sorted(seen) if number < len(dataset.classes)
-    ]
+    colours = list(zip(dataset.classes, lift_dark(dataset.palette), strict=True))
+    legend = [colours[number] for number in sorted(seen) if number < len(colours)]
     rows = label if run is base_run else f"{base_label} and {label}"
     about = (
         f"Images of {run.split} as {rows} label them (seed {run.seed}; other rows are left out); depth is bright where "

@@ -32,6 +32,9 @@ _INFERNO = (
 )  # fmt: skip
 """Eleven even stops of the perceptually uniform map "inferno" (Smith and van der Walt, CC0); bright = near."""
 
+_DARK = 96
+"""Colours whose brightest channel is below are hard to tell from one another, and from black."""
+
 _FONTS = (
     "DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "NanumGothic.ttf", "wqy-microhei.ttc",
     "DroidSansFallbackFull.ttf", "malgun.ttf", "AppleSDGothicNeo.ttc", "Arial Unicode.ttf",
@@ -68,10 +71,18 @@ def colour_depth(
 
 
 def colour_labels(labels: NDArray[np.uint8], palette: Sequence[RGB]) -> NDArray[np.uint8]:
-    """Return (H, W, 3) RGB of a label map; ids without a colour (void) are drawn in VOID."""
+    """Return (H, W, 3) RGB of a label map in visible colours; ids without a colour (void) are drawn in VOID."""
     table = np.full((256, 3), VOID, dtype=np.uint8)
-    table[: len(palette)] = np.array(palette, dtype=np.uint8).reshape(-1, 3)
+    table[: len(palette)] = np.array(lift_dark(palette), dtype=np.uint8).reshape(-1, 3)
     return table[labels]
+
+
+def lift_dark(palette: Sequence[RGB]) -> list[RGB]:
+    """Return colours for people: what is nearly black, as many of Pascal VOC's are, becomes a colour that is seen."""
+    return [
+        colour if max(colour) >= _DARK else (64 + colour[0] // 2, 64 + colour[1] // 2, 64 + colour[2] // 2)
+        for colour in palette
+    ]
 
 
 def colour_differences(

@@ -25,6 +25,7 @@ from stages.evaluation.colour import (
     colour_depth,
     colour_differences,
     colour_labels,
+    lift_dark,
     prepare_text,
 )
 
@@ -111,7 +112,8 @@ def draw_panel(item: PanelItem, *, class_names: Sequence[str], palette: Sequence
     height, width = item.truth.shape
     tile_size = (_TILE_WIDTH_PX, max(1, round(height * _TILE_WIDTH_PX / width)))
     ids = np.union1d(np.unique(item.truth), np.unique(item.prediction))
-    entries = [(class_names[index], palette[index]) for index in ids.tolist() if index < len(class_names)]
+    colours = lift_dark(palette)
+    entries = [(class_names[index], colours[index]) for index in ids.tolist() if index < len(class_names)]
     if IGNORE_INDEX in ids:
         entries.append(("void", VOID))
     total_width = _GAP_PX + len(tiles) * (_TILE_WIDTH_PX + _GAP_PX)

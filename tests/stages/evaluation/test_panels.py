@@ -19,6 +19,7 @@ from stages.evaluation.colour import (
     colour_depth,
     colour_differences,
     colour_labels,
+    lift_dark,
 )
 from stages.evaluation.panels import (
     PanelCollector,
@@ -56,6 +57,13 @@ def test_equal_depths_get_equal_colours_and_invalid_ones_grey():
 
 def test_void_labels_are_grey():
     assert tuple(colour_labels(np.array([[IGNORE_INDEX]], dtype=np.uint8), PALETTE)[0, 0]) == VOID
+
+
+def test_classes_in_nearly_black_are_lifted_apart_from_one_another_and_from_black():
+    dark = [(0, 0, 0), (64, 0, 0), (0, 64, 0), (0, 0, 64), (64, 64, 0)]
+    lifted = lift_dark([*dark, *PALETTE])
+    assert len(set(lifted)) == len(lifted) and lifted[len(dark) :] == list(PALETTE)
+    assert min(map(max, lifted)) >= 64
 
 
 def test_a_panel_shows_only_colours_of_the_palette_in_its_label_tiles():
