@@ -50,11 +50,28 @@ def read_columns(table: Table) -> list[Column]:
         if name in table.compared_metrics and table.baseline:
             differences = tuple(row.differences.get(name) for row in rows)
             columns.append(Column(f"{name} vs {table.baseline}", differences, "difference", name, METRICS[name].digits))
+            columns += _describe_certainty(differences)
     for name in table.paper_columns:
         scores = tuple(row.paper.get(name) for row in rows)
         digits = _printed_digits([score for score in scores if score is not None])
         columns.append(Column(f"paper {PAPER_COLUMNS[name]}", scores, "paper", digits=digits, importance=8))
     return columns
+
+
+def _describe_certainty(differences: Sequence[Difference | None]) -> list[Column]:
+    """Return what is known of differences besides their mean and interval over seeds, by its name; [] without any."""
+    figures = [_show_certainty(found) if found else {} for found in differences]
+    names = dict.fromkeys(name for each in figures for name in each)
+    return [Column(name, tuple(each.get(name) for each in figures), "difference") for name in names]
+
+
+def _show_certainty(found: Difference) -> dict[str, str]:
+    """Return p values and the interval over images by their names, as people read them."""
+    shown = {"p": found.p, "Holm p": found.holm}
+    words = {name: f"{p:.3f}" if p >= 0.001 else "<0.001" for name, p in shown.items() if p is not None}
+    if found.images is not None:
+        words["over images"] = f"{found.images.low:+.3f} to {found.images.high:+.3f}"
+    return words if found.holm is not None else {}
 
 
 def metric_column(name: str, values: Sequence[Value]) -> Column:
@@ -144,7 +161,8 @@ def render_csv(table: Table) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
         ["name", "label", *FACTS, "baseline", "seeds", "num_seeds", "total_steps", "parameters"]
-        + [f"{metric}{part}" for metric in METRICS for part in ("", "_ci95", "_diff", "_diff_ci95")]
+        + [f"{metric}{part}" for metric in METRICS for part in ("", "_ci95", "_diff", "_diff_ci95", "_diff_p")]
+        + [f"{HEADLINE}_diff_{part}" for part in ("holm", "images_low", "images_high")]
         + [f"paper_{column}" for column in PAPER_COLUMNS]
     )
     for label, row in table.labelled:
@@ -152,8 +170,11 @@ def render_csv(table: Table) -> str:
         cells: list[object] = [*map(csv_text, words), " ".join(map(str, row.seeds)), len(row.seeds)]
         cells += [row.total_steps, row.first.parameters]
         for metric in METRICS:
-            for found in (row.metrics.get(metric), row.differences.get(metric)):
-                cells += [None, None] if found is None else [found.mean, found.half_width]
+            estimate, found = row.metrics.get(metric), row.differences.get(metric)
+            cells += [None, None] if estimate is None else [estimate.mean, estimate.half_width]
+            cells += [None, None, None] if found is None else [found.mean, found.half_width, found.p]
+        headline = row.differences.get(HEADLINE)
+        cells += [headline and headline.holm, *((headline and headline.images) or (None, None))]
         writer.writerow(cells + [row.paper.get(column) for column in PAPER_COLUMNS])
     return stream.getvalue().rstrip("\n")
 
@@ -231,10 +252,11 @@ def _lay_out_differences(table: Table, column: Column, width: int) -> list[str]:
     name_width = max((width_of(label) for label, _ in found), default=0)
     for label, difference in found:
         mean, spread = show_cell(column, difference)
-        verdict = "" if not spread or difference.is_clear else "  (may be chance)"
-        value = f"{mean} {f'±{spread}' if spread else 'one seed, no interval'}{verdict}"
-        in_one = f"  {label}{' ' * (name_width - width_of(label))}  {value}"
-        lines += [in_one] if width_of(in_one) <= width else [f"  {label}", f"    {value}"]
+        words = [f"{mean} {f'±{spread}' if spread else 'one seed, no interval'}"]
+        words += [f"{name} {shown}" for name, shown in _show_certainty(difference).items()]
+        words += ["(may be chance)"] if spread and difference.may_be_chance else []
+        in_one = f"  {label}{' ' * (name_width - width_of(label))}  {'  '.join(words)}"
+        lines += [in_one] if width_of(in_one) <= width else [f"  {label}", *(f"    {word}" for word in words)]
     return [*lines, ""] if lines else []
 
 

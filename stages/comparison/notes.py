@@ -40,6 +40,7 @@ def _describe_certainty(labelled: Sequence[tuple[str, Row]], compared_metrics: S
         which = "every row" if len(single) == len(rows) else ", ".join(single)
         yield f"one seed only ({which}): no interval can be given, and differences may be chance"
     shown = [row.differences[metric] for row in rows for metric in compared_metrics if metric in row.differences]
+    shown = [found for found in shown if found.holm is None]  # which accounts for their number
     num_tested = sum(found.half_width is not None for found in shown)
     if num_tested >= 5:
         yield f"{num_tested} differences at 95 % each: about one in twenty looks clear by chance alone"

@@ -68,7 +68,7 @@ class Row:
         """Return the row as JSON values.
 
         ``metrics`` holds means, ``intervals`` the half widths of their 95 % intervals (null for one seed), ``by_seed``
-        the single values, ``difference`` the paired difference to ``baseline``; all by metric name.
+        the single values, ``difference`` the paired difference to ``baseline`` as a ``Difference``; all by metric name.
         """
         return {
             "name": self.name,
@@ -85,7 +85,8 @@ class Row:
             "paper": dict(self.paper),
             "baseline": self.baseline,
             "difference": {
-                name: {"mean": found.mean, "half_width": found.half_width, "seeds": list(found.seeds)}
+                name: found._asdict()
+                | {"seeds": list(found.seeds), "images": found.images._asdict() if found.images else None}
                 for name, found in self.differences.items()
             },
         }

@@ -11,6 +11,7 @@ from typing import NamedTuple
 _NORMAL_975 = 1.959963984540054
 _T_975 = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157)
 """97.5 % quantiles of Student's t for 1 … 9 degrees of freedom, from scipy.stats.t.ppf."""
+ERROR_RATE = 0.05
 POWER = 0.8
 """Share of experiments that are to show a difference that is there."""
 _INTEGRATION_STEPS = 1000
@@ -50,6 +51,12 @@ class Difference(NamedTuple):
     def is_clear(self) -> bool:
         """Whether the interval over seeds leaves out 0; never for a single seed."""
         return self.half_width is not None and abs(self.mean) > self.half_width
+
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether so many rows, or other images, could give the like without an effect."""
+        by_images = self.images is not None and self.images.low <= 0 <= self.images.high
+        return not self.is_clear or (self.holm is not None and self.holm >= ERROR_RATE) or by_images
 
 
 class Noise(NamedTuple):

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data_cache.metrics import HEADLINE, METRICS, main_metrics
+from stages.comparison.certainty import judge_differences
 from stages.comparison.identity import describe_differences
 from stages.comparison.notes import gather_notes, write_notes
 from stages.comparison.record import RunRecord
 from stages.comparison.rows import Row, label_rows
-from stages.comparison.statistics import compare_paired, estimate_mean
+from stages.comparison.statistics import Noise, compare_paired, estimate_mean
 
 PAPER_COLUMNS = {"miou": "mIoU", "iiou": "iIoU", "acc": "acc"}
 """Scores that papers print, and what they call them."""
@@ -29,6 +30,8 @@ class Table:
     """What people read first."""
     compared_metrics: tuple[str, ...]
     """Those of ``main_metrics`` whose differences to the baseline people read, too."""
+    noise: Noise | None = None
+    """What seeds alone do to the headline metric; None where no row has two."""
 
     @property
     def bases(self) -> list[Row]:
@@ -51,6 +54,7 @@ class Table:
             "headline": HEADLINE,
             "baseline": self.baseline,
             "metrics": {name: metric._asdict() for name, metric in METRICS.items()},
+            "noise": None if self.noise is None else self.noise._asdict(),
             "rows": [row.to_json() | {"label": label} for label, row in self.labelled],
             "notes": list(self.notes),
         }
@@ -91,12 +95,14 @@ def build_table(
     places = {name: place for place, name in enumerate(order)}
     rows.sort(key=lambda row: places.get(row.name, len(places)))
     compared, reasons = zip(*(_compare_row(row, rows, baseline) for row in rows), strict=True) if rows else ((), ())
+    judged = judge_differences(compared)
     own = [row for row in rows if row.first.own_schedule and row.first.identity and (paper or {}).get(row.name)]
     return Table(
-        rows=compared,
+        rows=judged.rows,
         baseline=baseline if any(row.baseline for row in compared) else None,
         notes=(
-            *write_notes(compared, compared_metrics),
+            *judged.notes,
+            *write_notes(judged.rows, compared_metrics),
             *gather_notes(zip(label_rows(rows), reasons, strict=True), f"no difference to {baseline} for "),
             *gather_notes(
                 (row.name, "phases of the recipe's own, so no paper's scores stand beside them") for row in own
@@ -106,6 +112,7 @@ def build_table(
         ),
         main_metrics=main_metrics() if metrics is None else metrics,
         compared_metrics=compared_metrics,
+        noise=judged.noise,
     )
 
 
