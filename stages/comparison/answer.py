@@ -117,34 +117,33 @@ def _find_controls(scored: Sequence[tuple[str, Row]], best: Row, base: Row) -> l
 def _judge(best: Row, base: Row, controls: Sequence[_Control]) -> tuple[str, tuple[str, ...]]:
     """Return the verdict, and why, as the end of the sentence."""
     found = best.differences[HEADLINE]
-    shown = _describe_controls(controls)
-    if found.half_width is None:
-        return UNKNOWN, (", and one seed cannot tell an effect from chance", *shown)
-    if not found.is_clear:
-        return NOT_SHOWN, (", which includes 0, so chance alone could explain it", *shown)
-    if found.mean < 0:
-        return NO, (", which leaves out 0", *shown)
-    if found.holm is not None and found.holm >= ERROR_RATE:
-        several = f", which leaves out 0, but as one of several rows it may be chance (p {found.holm:.2f} after Holm)"
-        return NOT_SHOWN, (several, *shown)
-    if found.images is not None and found.images.low <= 0:
-        return NOT_SHOWN, (", and other images of this kind could turn it around", *shown)
+    verdict, reason = _judge_difference(found, controls)
     longer = best.total_steps > base.total_steps
     if longer and not any(not learns_depth(control.row) for control in controls):
-        return NOT_SHOWN, (
-            f", which leaves out 0, but it took {best.total_steps} steps to the other's {base.total_steps}, and no row "
-            "without depth trained as long",
-            *shown,
+        steps = (
+            f"it took {best.total_steps:,} steps to the other's {base.total_steps:,}, and no row without depth as many"
         )
+        verdict, reason = (NOT_SHOWN if verdict in (YES, PERHAPS) else verdict), f"{reason}; {steps}"
+    return verdict, (reason, *_describe_controls(controls))
+
+
+def _judge_difference(found: Difference, controls: Sequence[_Control]) -> tuple[str, str]:
+    """Return what a difference says by itself and beside those to the controls, and why."""
+    if found.half_width is None:
+        return UNKNOWN, ", and one seed cannot tell an effect from chance"
+    if not found.is_clear:
+        return NOT_SHOWN, ", which includes 0, so chance alone could explain it"
+    if found.mean < 0:
+        return NO, ", which leaves out 0"
+    if found.holm is not None and found.holm >= ERROR_RATE:
+        return NOT_SHOWN, f", but as the best of several rows it may be chance (p = {found.holm:.2f} after Holm)"
+    if found.images is not None and found.images.low <= 0:
+        return NOT_SHOWN, ", but other images of this kind could turn it around"
     if any(not (control.found.is_clear and control.found.mean > 0) for control in controls):
-        return NOT_SHOWN, (", which leaves out 0, but not every control stays clearly behind", *shown)
+        return NOT_SHOWN, ", which leaves out 0, but not every control stays clearly behind"
     if not any(learns_depth(control.row) for control in controls):
-        return PERHAPS, (
-            ", which leaves out 0, but no control tells depth from any other second task: none learned depth of "
-            "another image",
-            *shown,
-        )
-    return YES, (", which leaves out 0, and every control stays clearly behind", *shown)
+        return PERHAPS, ", which leaves out 0, but no row learned depth of another image, so any second task might do"
+    return YES, ", which leaves out 0, and every control stays clearly behind"
 
 
 def _describe_controls(controls: Sequence[_Control]) -> list[str]:

@@ -154,6 +154,7 @@ def _show(column: Column, value: Value) -> str:
     mean, spread = map(html_text, show_cell(column, value))
     if isinstance(value, Difference):
         better = (value.mean > 0) == METRICS[column.metric].higher_is_better
+        mean = mean.replace("-", "−")
         mean = f'<span class="{("up" if better else "down") if value.is_clear else "even"}">{mean}</span>'
     return mean + (f"<small>±{spread}</small>" if spread else "")
 

@@ -39,7 +39,7 @@ GAIN = {"seg-only": 0.60, DEPTH: 0.64}
         (GAIN | {f"{DEPTH}@shuffled": 0.60}, {}, YES, "every control stays clearly behind"),
         (GAIN | {f"{DEPTH}@shuffled": 0.64}, {}, NOT_SHOWN, "not every control stays clearly behind"),
         (GAIN | {f"{DEPTH}@shuffled": 0.60, f"{DEPTH}@gray": 0.65}, {}, NOT_SHOWN, "(gray depth) −0.010"),
-        (GAIN, {}, PERHAPS, "none learned depth of another image"),
+        (GAIN, {}, PERHAPS, "no row learned depth of another image"),
         (GAIN, {"noise": 0.09}, NOT_SHOWN, "chance alone could explain it"),
         (GAIN, {"seeds": 1}, UNKNOWN, "one seed cannot tell an effect from chance"),
         (GAIN, {"steps": {DEPTH: 300}}, NOT_SHOWN, "it took 300 steps to the other's 100, and no row without depth"),
