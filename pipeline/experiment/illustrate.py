@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,7 @@ def _show_images(
     assert run.folder is not None and base_run.folder is not None
     model = open_run(run.folder, device)
     dataset = open_split(model.config, session.workspace, run.split)
-    titles = _choose_images(run.folder, dataset)
+    titles = _choose_images(run.folder, dataset, {} if run is base_run else {base_label: base_run.folder})
     items = _predict(model, dataset, list(titles), session)
     of_base = items if run is base_run else _predict(open_run(base_run.folder, device), dataset, list(titles), session)
     strips = tuple(
@@ -87,20 +87,33 @@ def _show_images(
     return shown._replace(strips=strips, about_strips=about, legends=legends)
 
 
-def _choose_images(folder: Path, dataset: SegmentationDataset) -> dict[int, str]:
-    """Return the places of images in a split, and what they are called on the page."""
+def _choose_images(folder: Path, dataset: SegmentationDataset, others: Mapping[str, Path]) -> dict[int, str]:
+    """Return the places of images in a split, and what they are called on the page.
+
+    Args:
+        folder: of the run whose best, median and worst images they are.
+        others: runs whose scores stand beside, behind their labels.
+    """
     if not (folder / IMAGES_FILE).exists():  # a run that could not be scored anew
         step = max(1, len(dataset) // (3 * IMAGES_OF_A_KIND))
         return {place: dataset.image_ids[place] for place in range(0, len(dataset), step)[: 3 * IMAGES_OF_A_KIND]}
     places = {image_id: place for place, image_id in enumerate(dataset.image_ids)}
+    beside = {label: _read_scores(other) for label, other in others.items() if (other / IMAGES_FILE).exists()}
     found = read_image_scores(folder / IMAGES_FILE).find_examples(IMAGES_OF_A_KIND)
     titles: dict[int, str] = {}
     for kind in ("best", "median", "worst"):
         for example in found[kind]:
-            title = f"{kind}: {example['image']}, mIoU of the image {example['miou_imagewise']:.3f}"
-            if example["image"] in places:
-                titles.setdefault(places[example["image"]], title)
+            name = example["image"]
+            scores = [f"mIoU of this image {example['miou_imagewise']:.3f}"]
+            scores += [f"{label} {values[name]:.3f}" for label, values in beside.items() if name in values]
+            if name in places:
+                titles.setdefault(places[name], f"{kind.capitalize()}: {name} · {', '.join(scores)}")
     return titles
+
+
+def _read_scores(folder: Path) -> dict[str, float]:
+    scores = read_image_scores(folder / IMAGES_FILE)
+    return dict(zip(map(str, scores.image_ids), map(float, scores.miou_imagewise), strict=True))
 
 
 def _predict(model: Model, dataset: SegmentationDataset, places: Sequence[int], session: Session) -> list[PanelItem]:

@@ -71,7 +71,7 @@ def find_answer(table: Table) -> Answer:
     label, best = max(candidates, key=lambda pair: pair[1].differences[HEADLINE].mean)
     base = best.base
     assert base is not None
-    base_label = next(label for label, row in scored if row is base)
+    base_label = next(label for label, row in scored if row.runs == base.runs)
     controls = _find_controls(scored, best, base) if with_depth else []
     verdict, reason = _judge(best, base, controls)
     number = f"the best of {len(candidates)} rows" + (" with pseudo depth, " if with_depth else ", ")
@@ -105,7 +105,7 @@ def _find_controls(scored: Sequence[tuple[str, Row]], best: Row, base: Row) -> l
     ]  # fmt: skip
     plain = [pair for pair in alike if not learns_depth(pair[1]) and pair[1].total_steps >= best.total_steps]
     strongest = sorted(plain, key=lambda pair: -pair[1].metrics[HEADLINE].mean)[:1]
-    found = [(label, row, "as many steps without depth") for label, row in strongest if row is not base]
+    found = [(label, row, "as many steps without depth") for label, row in strongest if row.runs != base.runs]
     for label, row in alike:
         name, mark, source = row.name.partition(SOURCE_MARK)
         if mark and name == best.name:

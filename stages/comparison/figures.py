@@ -139,6 +139,50 @@ def draw_classes(classes: Sequence[str], rows: Sequence[tuple[str, Mapping[str, 
     return draw_legend([label for label, _ in rows]) + f'<div class="bars">{"".join(groups)}</div>'
 
 
+class Series(NamedTuple):
+    """Rows that differ in how many masks they had."""
+
+    name: str
+    points: tuple[tuple[float, Estimate], ...]
+    """Masks, and the headline metric, in rising order of masks."""
+
+
+def draw_fractions(series: Sequence[Series], ticks: Mapping[float, str]) -> str:
+    """Return the headline metric over the masks that were used, on a log scale.
+
+    Args:
+        series: the baseline first, if there is one; at most NUM_SERIES.
+        ticks: masks and what they are called; at least two.
+    """
+    x = Axis(min(ticks) / 1.15, max(ticks) * 1.15, log=True)
+    estimates = [estimate for each in series for _, estimate in each.points]
+    widths = [estimate.half_width or 0.0 for estimate in estimates]
+    ends = [estimate.mean + side * width for estimate, width in zip(estimates, widths, strict=True) for side in (-1, 1)]
+    y = Axis(max(0.0, min(ends) - 0.01), min(1.0, max(ends) + 0.01))
+    levels = [(100 - y.place(tick), _number(tick)) for tick in y.ticks()]
+    marks = [_line(0, at, 100, at, "grid") for at, _ in levels]
+    for number, each in enumerate(series):
+        kind = f"s{number}"
+        places = [
+            (x.place(masks) + number - (len(series) - 1) / 2, 100 - y.place(found.mean)) for masks, found in each.points
+        ]
+        marks.append(f'<polyline class="line {kind}" points="{" ".join(f"{a:g},{b:g}" for a, b in places)}"/>')
+        for (at, level), (_, found) in zip(places, each.points, strict=True):
+            width = found.half_width or 0.0
+            low, high = (100 - y.place(found.mean + side * width) for side in (-1, 1))
+            marks += [_line(at, low, at, high, f"interval {kind}"), _dot(at, level, f"seed {kind}")]
+    words = "; ".join(
+        f"{each.name}: " + ", ".join(f"{found.mean:.3f} with {ticks[masks]}" for masks, found in each.points)
+        for each in series
+    )
+    names = "".join(f'<span style="left:{x.place(masks):g}%">{html_text(text)}</span>' for masks, text in ticks.items())
+    labels = "".join(f'<span style="top:{at:g}%">{text}</span>' for at, text in levels)
+    return (
+        f'{draw_legend([each.name for each in series])}<div class="curve tall"><div class="y">{labels}</div>'
+        f'{_svg(marks, words)}<div class="ticks">{names}</div></div>'
+    )
+
+
 def draw_legend(labels: Sequence[str], series: Sequence[int] | None = None) -> str:
     """Return what the colours of series stand for."""
     chips = zip(labels, series or range(len(labels)), strict=True)

@@ -9,8 +9,17 @@ from data_cache.errors import UserError
 from data_cache.escaping import html_text
 from data_cache.metrics import HEADLINE, METRICS, explain_metrics
 from data_cache.outputs import write_page
+from data_cache.settings import parse_share
 from stages.comparison.answer import Answer, Name, find_answer
-from stages.comparison.figures import NUM_SERIES, draw_classes, draw_gradients, draw_losses, draw_scores
+from stages.comparison.figures import (
+    NUM_SERIES,
+    Series,
+    draw_classes,
+    draw_fractions,
+    draw_gradients,
+    draw_losses,
+    draw_scores,
+)
 from stages.comparison.formats import (
     Column,
     Value,
@@ -67,6 +76,7 @@ def write_report(
     chosen = _choose_rows(table, answer)
     sections = [
         _build_scores(table),
+        _build_fractions(table),
         _build_classes(table, chosen),
         _build_confusion(answer),
         build_image_section(shown) if shown.about_strips else None,
@@ -157,6 +167,29 @@ def _show(column: Column, value: Value) -> str:
         mean = mean.replace("-", "−")
         mean = f'<span class="{("up" if better else "down") if value.is_clear else "even"}">{mean}</span>'
     return mean + (f"<small>±{spread}</small>" if spread else "")
+
+
+def _build_fractions(table: Table) -> Section | None:
+    """Return the headline metric over the share of the masks, for rows that have several; None where none has."""
+    found: dict[str, dict[float, tuple[str, Row]]] = {}
+    for row in table.rows:
+        name, mark, text = row.name.rpartition(":")
+        share = parse_share(text) if mark else None
+        if share and HEADLINE in row.metrics:
+            found.setdefault(name, {})[share] = (text, row)
+    several = {name: shares for name, shares in found.items() if len(shares) > 1}
+    if not several:
+        return None
+    ordered = sorted(several.items(), key=lambda item: not any(row in table.bases for _, row in item[1].values()))
+    series = [
+        Series(name, tuple((share, shares[share][1].metrics[HEADLINE]) for share in sorted(shares)))
+        for name, shares in ordered[:NUM_SERIES]
+    ]
+    ticks = {share: text for shares in several.values() for share, (text, _) in sorted(shares.items())}
+    hint = (
+        f"{METRICS[HEADLINE].label} over the share of the training images whose masks were used, with 95 % intervals."
+    )
+    return build_section("Masks", hint, draw_fractions(series, ticks))
 
 
 def _build_classes(table: Table, chosen: Sequence[tuple[str, Row]]) -> Section | None:

@@ -71,7 +71,7 @@ small { color: var(--muted); font-size: 0.85em; margin-left: 2px; font-weight: 4
 .phases span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; padding: 2px 2px 0; min-width: 0;
   border-left: 1px solid var(--rule); } .phases span:first-child { border: 0; }
 .curve .end { grid-column: 2; text-align: right; font-size: 0.75rem; color: var(--muted); }
-.curve .ticks { grid-column: 2; margin-top: 2px; }
+.curve .ticks { grid-column: 2; margin-top: 4px; } .curve.tall { max-width: 760px; } .curve.tall svg { height: 280px; }
 .scroll { overflow-x: auto; margin: 14px 0; background:
   linear-gradient(90deg, var(--paper) 30%, transparent) left / 48px 100% no-repeat local,
   linear-gradient(270deg, var(--paper) 30%, transparent) right / 48px 100% no-repeat local,

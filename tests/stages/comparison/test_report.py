@@ -207,6 +207,21 @@ def test_ticks_are_few_round_and_within_the_axis(low, high):
     assert [Axis(low, high).place(value) for value in (low - 1, low, high + 1)][:2] == [0, 0]
 
 
+def test_rows_with_shares_of_the_masks_are_a_curve_with_equal_steps_for_equal_factors(tmp_path):
+    assert 'id="masks"' not in read(write_report(build_table(make_runs(tmp_path)), tmp_path / "none.html"))[0]
+    runs = [
+        make_run(tmp_path, f"{name}:{text}", seed, score + seed / 100)
+        for name, score in {"plain": 0.5, "with-depth": 0.6}.items()
+        for text in ("1", "1/4", "1/16")
+        for seed in range(2)
+    ]
+    html, _ = read(write_report(build_table(runs, baseline="plain:1"), tmp_path / "r.html"))
+    section = html.partition('<section id="masks">')[2].partition("</section>")[0]
+    assert "plain: 0.505 with 1/16, 0.505 with 1/4, 0.505 with 1" in section
+    at = [float(place) for place in re.findall(r'left:([\d.]+)%">1', section)]
+    assert len(at) == 3 and at[0] - at[1] == pytest.approx(at[1] - at[2], abs=0.02)
+
+
 def test_confusion_is_in_shares_of_the_truth_and_leaves_out_what_is_not_there(tmp_path):
     html, _ = read(write_report(build_table(make_runs(tmp_path)), tmp_path / "r.html"))
     body = html.partition('<section id="confusion">')[2].partition("</section>")[0].partition("<tbody>")[2]
