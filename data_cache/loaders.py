@@ -27,8 +27,8 @@ from data_cache.samples import EvaluationSamples, Failure, Sample, Samples, Sour
 from data_cache.settings import AugmentationSettings, Size
 
 _CPU = torch.device("cpu")
-_ORDER_STREAM = 0
-"""First word of the random streams of orders, see ``samples.SAMPLE_STREAM``."""
+_ORDER_STREAM, _POOL_ORDER_STREAM = 0, 5
+"""First words of the random streams of orders, see ``samples.SAMPLE_STREAM``."""
 
 
 def build_training_loader(
@@ -36,6 +36,7 @@ def build_training_loader(
     *,
     augmentation: AugmentationSettings,
     batch_size: int,
+    pool_size: int = 0,
     seed: int,
     first_step: int,
     last_step: int,
@@ -46,7 +47,8 @@ def build_training_loader(
     """Return the batches of steps ``first_step`` to ``last_step - 1`` of a phase, of several ranks this one's rows.
 
     Args:
-        batch_size: images of all ranks.
+        batch_size: images of all ranks; of a source with a pool labelled ones, the same as without the pool.
+        pool_size: images of the source's pool that follow them in every batch.
         seed: of order and augmentation, at least 0.
         workers: processes that read and augment; 0 does so in this one. The batches are the same.
         device: whom the batches are for; a GPU fetches them by itself, from page-locked memory.
@@ -57,7 +59,8 @@ def build_training_loader(
             person can repair about an image.
     """
     check_source(source, with_depth)
-    steps = _Steps(len(source.dataset), batch_size, seed, first_step, last_step)
+    assert pool_size == 0 or source.pool > 0
+    steps = _Steps(len(source.dataset) - source.pool, batch_size, source.pool, pool_size, seed, first_step, last_step)
     samples = TrainingSamples(source, augmentation, seed, with_depth)
     if world_size() == 1:
         return Loader(samples, steps, workers, device)
@@ -107,18 +110,25 @@ def batch_of_step(step: int, num_images: int, batch_size: int, seed: int) -> tup
     return epoch, _order(num_images, seed, epoch)[place * batch_size : (place + 1) * batch_size]
 
 
-def _order(num_images: int, seed: int, epoch: int) -> list[int]:
-    order: list[int] = np.random.default_rng((_ORDER_STREAM, seed, epoch)).permutation(num_images).tolist()
+def _order(num_images: int, seed: int, epoch: int, stream: int = _ORDER_STREAM) -> list[int]:
+    order: list[int] = np.random.default_rng((stream, seed, epoch)).permutation(num_images).tolist()
     return order
 
 
 class _Steps:
-    """The batches of a range of steps as lists of (epoch, index); each epoch's order is drawn once."""
+    """The batches of a range of steps as lists of (epoch, index); each epoch's order is drawn once.
 
-    def __init__(self, num_images: int, batch_size: int, seed: int, first_step: int, last_step: int) -> None:
+    Images of the pool come behind the others in the source as in each batch. Theirs is an order of its own without end:
+    as often as all were shown, another one follows, be it within a batch.
+    """
+
+    def __init__(
+        self, num_images: int, batch_size: int, pool: int, pool_size: int, seed: int, first_step: int, last_step: int
+    ) -> None:
         if batch_size < 1 or not 0 <= first_step <= last_step:
             raise ValueError(f"batch_size {batch_size}, steps {first_step} to {last_step}")
         self._num_images, self._batch_size, self._seed = num_images, batch_size, seed
+        self._pool, self._pool_size = pool, pool_size
         self._steps = range(first_step, last_step)
 
     def __len__(self) -> int:
@@ -126,11 +136,18 @@ class _Steps:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order: tuple[int, list[int]] = (-1, [])
+        pool_order: tuple[int, list[int]] = (-1, [])
         for step in self._steps:
             epoch, place = divmod(step, steps_per_epoch(self._num_images, self._batch_size))
             if order[0] != epoch:
                 order = epoch, _order(self._num_images, self._seed, epoch)
-            yield [(epoch, index) for index in order[1][place * self._batch_size : (place + 1) * self._batch_size]]
+            batch = [(epoch, index) for index in order[1][place * self._batch_size : (place + 1) * self._batch_size]]
+            for number in range(step * self._pool_size, (step + 1) * self._pool_size):
+                epoch, place = divmod(number, self._pool)
+                if pool_order[0] != epoch:
+                    pool_order = epoch, _order(self._pool, self._seed, epoch, _POOL_ORDER_STREAM)
+                batch.append((epoch, self._num_images + pool_order[1][place]))
+            yield batch
 
 
 class _Rows:
@@ -262,4 +279,5 @@ def _stack(samples: Sequence[Sample]) -> PackedBatch:
         torch.stack(depths) if depths else None,
         None if covered else torch.tensor([sample.placed for sample in samples], dtype=torch.int32),
         torch.tensor(jitters) if jitters else None,
+        None if samples[-1].labelled else sum(sample.labelled for sample in samples),
     )

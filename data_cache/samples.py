@@ -34,8 +34,8 @@ from data_cache.transforms import (
     transform_labels,
 )
 
-SAMPLE_STREAM = 1
-"""First word of the random streams of samples; the order of images uses another."""
+SAMPLE_STREAM, _POOL_SAMPLE_STREAM = 1, 6
+"""First words of the random streams of samples; the orders of images, and whatever else is drawn, use others."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Source:
     """One of ``depth_target.TARGET_MODES``."""
     cache: ImageCache | None = None
     """Where decoded images are kept."""
+    pool: int = 0
+    """Images at the end of the dataset that come on top of batches of the others, without labels."""
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Return image (H, W, 3) and labels (H, W), not to be written to.
@@ -72,6 +74,8 @@ class Sample(NamedTuple):
     inverse_depth: Tensor | None
     placed: tuple[int, int, int, int]
     jitter: ColourJitter | None
+    labelled: bool = True
+    """Whether it is none of a pool."""
 
 
 class Failure(NamedTuple):
@@ -136,7 +140,11 @@ class TrainingSamples(Samples):
         epoch, index = key
         dataset = self._source.dataset
         image, labels = self._source.read(index)
-        rng = np.random.default_rng((SAMPLE_STREAM, self._seed, epoch, index))
+        pooled = index - (len(dataset) - self._source.pool)
+        stream = (SAMPLE_STREAM, self._seed, epoch, index)
+        if pooled >= 0:  # images with labels are the same whether or not there is a pool
+            stream = (_POOL_SAMPLE_STREAM, self._seed, epoch, pooled)
+        rng = np.random.default_rng(stream)
         geometry = draw_geometry(self._augmentation, _size(image), rng)
         jitter = draw_colour_jitter(self._augmentation.jitter, rng)
         depth = self._read_depth(index, _size(image), geometry, geometry.zoom)
@@ -147,6 +155,7 @@ class TrainingSamples(Samples):
             None if depth is None else to_float16(depth),
             geometry.placed,
             jitter,
+            pooled < 0,
         )
 
 

@@ -128,8 +128,8 @@ def _find_click_type(annotation: Any) -> Any:
     """Return click's type of a field: choices of a Literal, else its plain type, with or without None or words."""
     if get_origin(annotation) in (Union, types.UnionType):
         kinds = [each for each in get_args(annotation) if each is not type(None)]
-        annotation = kinds[0]
-        if len(kinds) > 1:
+        annotation = str if str in kinds else kinds[0]
+        if len(kinds) > 1 and annotation is not str:
             return _NumberOr(get_args(kinds[1]))
     return click.Choice(get_args(annotation)) if get_origin(annotation) is Literal else annotation
 

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from data_cache.datasets.camvid import CamVid
 from data_cache.datasets.cityscapes import Cityscapes
 from data_cache.datasets.folder import Folder
-from data_cache.datasets.interface import SegmentationDataset
+from data_cache.datasets.interface import POOL, EmptySplit, SegmentationDataset
 from data_cache.datasets.scenes import Scenes
 from data_cache.datasets.voc import Voc
 from data_cache.errors import UserError, nearest, unknown_name
@@ -37,15 +37,33 @@ def open_dataset(name: str, root: Path | None, split: str, **options: Any) -> Se
     Args:
         name: key of ``DATASETS``.
         root: folder of the dataset; for scenes the cache folder.
-        split: train, val, …; what exists depends on the dataset.
+        split: train, val, …; what exists depends on the dataset. "unlabelled" is its images without masks.
         options: keyword arguments of the dataset's class.
 
     Raises:
-        UserError: for an unknown name, split or option, a missing folder or an empty split.
+        EmptySplit: there is no image.
+        UserError: for an unknown name, split or option, or a missing folder.
     """
     check_dataset_arguments(name, root, options)
+    if split == POOL:
+        split = find_pool_split(name)
     build: Callable[..., SegmentationDataset] = DATASETS[name]
     return build(root, split, **options)
+
+
+def find_pool_split(name: str) -> str:
+    """Return what a dataset calls its images without masks.
+
+    Raises:
+        UserError: it can have none.
+    """
+    if (split := DATASETS[name].pool_split) is not None:
+        return split
+    offering = ", ".join(other for other, kind in DATASETS.items() if kind.pool_split)
+    raise UserError(
+        f"dataset {name!r} brings no images without masks (these may: {offering}); --labelled-fraction withholds masks "
+        "of its training images, and a folder dataset takes any images below images/unlabelled"
+    )
 
 
 def choose_root(name: str, data_root: str | None, workdir: Path) -> Path | None:
@@ -108,4 +126,7 @@ def _check_kind(name: str, option: str, value: Any, hint: Any) -> None:
             raise UserError(f"dataset {name!r}: {option} must be {words}, got {str(value)[:60]!r}")
 
 
-__all__ = ["DATASETS", "SegmentationDataset", "check_dataset_arguments", "choose_root", "open_dataset"]
+__all__ = [
+    "DATASETS", "POOL", "EmptySplit", "SegmentationDataset",
+    "check_dataset_arguments", "choose_root", "find_pool_split", "open_dataset",
+]  # fmt: skip

@@ -57,6 +57,8 @@ class Cityscapes(PairedFiles):
     name: ClassVar[str] = "cityscapes"
     summary: ClassVar[str] = "Cityscapes, leftImg8bit + gtFine (+ disparity); 34 ids read as 19 classes"
 
+    pool_split: ClassVar[str] = "train_extra"
+    """20,000 images, annotated coarsely; that is not read."""
     licence: ClassVar[DataLicence] = DataLicence(
         "Cityscapes terms of use", "free for non-commercial purposes, see cityscapes-dataset.com/license", True
     )
@@ -68,14 +70,14 @@ class Cityscapes(PairedFiles):
 
         Args:
             root: folder that holds leftImg8bit and gtFine.
-            split: train, val or test.
+            split: train, val or test; train_extra without masks.
             metric_depth: turn disparity into metres with the files of ``camera``; otherwise depth is disparity.
 
         Raises:
             UserError: for an unknown or empty split, or missing camera files.
         """
-        if split not in self.splits:
-            raise unknown_name("split of cityscapes", split, self.splits)
+        if split not in (*self.splits, self.pool_split):
+            raise unknown_name("split of cityscapes", split, (*self.splits, self.pool_split))
         root = Path(root)
         image_folder = root / "leftImg8bit" / split
         has_disparity = (root / "disparity" / split).is_dir()

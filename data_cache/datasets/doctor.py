@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.content import ContentHashes
-from data_cache.datasets import DATASETS, check_dataset_arguments, open_dataset
-from data_cache.datasets.examination import Examination, Progress, examine_splits
+from data_cache.datasets import DATASETS, EmptySplit, check_dataset_arguments, open_dataset
+from data_cache.datasets.examination import UNPAIRED, Examination, Progress, examine_splits
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.datasets.mask_files import format_id_table
 from data_cache.errors import UserError
@@ -27,7 +27,7 @@ class DoctorReport:
     labelled: dict[str, int] = field(default_factory=dict)
     """Images with a usable mask."""
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Share of each class in the labelled pixels, in [0, 1]."""
+    """Share of each class in the labelled pixels, in [0, 1]; of splits whose masks are read."""
     void: dict[str, float] = field(default_factory=dict)
     """Share of void in the pixels of usable masks, in [0, 1]."""
     sizes: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -65,6 +65,9 @@ def examine(
     for split in splits or DATASETS[name].find_splits(root):
         try:
             datasets.append(open_dataset(name, root, split, **options))
+        except EmptySplit as error:
+            if split != DATASETS[name].pool_split or splits is not None:
+                _add_unopened(report, split, str(error), asked_for=splits is not None)
         except UserError as error:
             _add_unopened(report, split, str(error), asked_for=splits is not None)
         else:
@@ -87,11 +90,13 @@ def _add_split(report: DoctorReport, examination: Examination) -> None:
     split = dataset.split
     report.images[split] = len(dataset)
     report.labelled[split] = examination.labelled
-    report.classes[split], report.void[split] = examination.compute_shares()
+    report.void[split] = 0.0
+    if dataset.has_masks:
+        report.classes[split], report.void[split] = examination.compute_shares()
     report.sizes[split] = dict(examination.sizes.most_common(10))
-    if split == "test" and examination.flaws.counts["unpaired image"] == len(dataset):
+    if split == "test" and examination.flaws.counts[UNPAIRED] == len(dataset):
         # Test labels are often kept back by the makers of a dataset.
-        del examination.flaws.counts["unpaired image"]
+        del examination.flaws.counts[UNPAIRED]
         report.notes.append(f"{split}: no image has a mask; it can be labelled with depth and predicted, not scored")
     report.problems += [*examination.list_problems(), *examination.list_doubts()]
     report.notes += examination.list_notes()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -37,9 +38,10 @@ _CHUNK = 16
 _THREADS = 8
 """Decoding lets other threads run; more than these wait for each other."""
 
+UNPAIRED = "unpaired image"
 _KINDS = {
     "image": "images that cannot be read",
-    "unpaired image": "images without a mask",
+    UNPAIRED: "images without a mask",
     "mask": "masks that cannot be read",
     "colour": "masks that are RGB images instead of ids",
     "size": "masks of another size than their image",
@@ -69,7 +71,7 @@ class Look(NamedTuple):
     notes: tuple[str, ...]
     """Each completes the sentence "images …"."""
     pixels: dict[int, int] | None
-    """Pixels by train id, void too; None without a usable mask."""
+    """Pixels by train id, void too; None without a usable mask, or where none is looked at."""
     flaws: tuple[Flaw, ...] = ()
 
 
@@ -124,11 +126,15 @@ class Examination:
         }
         return shares, void / (labelled + void) if labelled + void else 0.0
 
-    def list_problems(self) -> list[str]:
-        """Return what stops a training or an evaluation, one sentence each."""
+    def list_problems(self, tolerated: Collection[str] = ()) -> list[str]:
+        """Return what stops a training or an evaluation, one sentence each.
+
+        Args:
+            tolerated: kinds of flaws that stop nothing.
+        """
         lines = []
         for kind, words in _KINDS.items():
-            if kind not in self.flaws.counts:
+            if kind not in self.flaws.counts or kind in tolerated:
                 continue
             detail = self._first_flaws[kind]
             if kind == "ids" and self.flaws.counts[kind] > 1:
@@ -149,7 +155,8 @@ class Examination:
             )
         for other, count in self.twins.items():
             where = "within the split" if other == split else f"in {other}"
-            lines.append(f"{split}: images with a byte-identical copy {where}: {count}; scores would flatter")
+            harm = "scores would flatter" if self.dataset.has_masks or other == "val" else "they are learned from twice"
+            lines.append(f"{split}: images with a byte-identical copy {where}: {count}; {harm}")
         return lines
 
     def list_notes(self) -> list[str]:
@@ -207,6 +214,23 @@ def examine_splits(
         yield examination
 
 
+def list_copies(pool: SegmentationDataset, held_out: SegmentationDataset, hashes: ContentHashes) -> list[str]:
+    """Return the ids of the pool's images that are byte-identical to one of a split that is scored.
+
+    What cannot be hashed cannot be read either, and is found by looking at it.
+    """
+
+    def identify(dataset: SegmentationDataset, index: int) -> str | None:
+        with suppress(UserError):
+            return hashes.hash(dataset.sources(index).image)
+        return None
+
+    known = {identify(held_out, index) for index in range(len(held_out))} - {None}
+    found = [name for index, name in enumerate(pool.image_ids) if identify(pool, index) in known]
+    hashes.save()
+    return found
+
+
 def remember_looks(file: Path | None) -> Remembered:
     """Return the memory of images and masks that were found sound; without a file it forgets with this process."""
     return Remembered(file, LOOK_VERSION, _is_look)
@@ -214,15 +238,16 @@ def remember_looks(file: Path | None) -> Remembered:
 
 def _is_look(value: Any) -> bool:
     (height, width), notes, pixels = value
+    counts = {} if pixels is None else pixels
     return (
         type(height) is type(width) is int
         and isinstance(notes, list)
-        and all(0 <= int(train_id) <= IGNORE_INDEX and type(count) is int for train_id, count in pixels.items())
+        and all(0 <= int(train_id) <= IGNORE_INDEX and type(count) is int for train_id, count in counts.items())
     )
 
 
 def look_at(dataset: SegmentationDataset, index: int, *, depth: bool = False) -> Look:
-    """Decode an image with all that belongs to it."""
+    """Decode an image with all that belongs to it and is read."""
     try:
         image = dataset.read_noted_image(index)
     except UserError as error:
@@ -231,10 +256,11 @@ def look_at(dataset: SegmentationDataset, index: int, *, depth: bool = False) ->
     notes = (*image.notes, *([_SMALL] if min(height, width) < SMALLEST_INPUT_PX else []))
     pixels, flaws = None, []
     try:
-        counts = np.bincount(dataset.read_labels(index).ravel())
-        pixels = {int(train_id): int(counts[train_id]) for train_id in np.flatnonzero(counts)}
+        if dataset.has_masks:
+            counts = np.bincount(dataset.read_labels(index).ravel())
+            pixels = {int(train_id): int(counts[train_id]) for train_id in np.flatnonzero(counts)}
     except MissingFile as missing:
-        flaws.append(Flaw("unpaired image", f"the first belongs at {missing.path}"))
+        flaws.append(Flaw(UNPAIRED, f"the first belongs at {missing.path}"))
     except LabelProblem as problem:
         flaws.append(Flaw(problem.kind, str(problem), problem.unknown_ids))
     except UserError as error:
@@ -263,13 +289,14 @@ def _look_up(
     sources = dataset.sources(index)
     try:
         checksum = hashes.hash(sources.image)
-        key = hashes.hash((checksum, hashes.hash(sources.labels), rule))
+        key = hashes.hash((checksum, hashes.hash(sources.labels) if dataset.has_masks else "no mask is read", rule))
     except UserError:  # a pipe or a folder: looking at it says which, and what it belongs to
         return None, look_at(dataset, index, depth=depth), False
     known = memory.find(key) if memory is not None else None
     if known is not None:
         size, notes, pixels = known
-        return checksum, Look(tuple(size), tuple(notes), {int(name): count for name, count in pixels.items()}), True
+        counts = None if pixels is None else {int(name): count for name, count in pixels.items()}
+        return checksum, Look(tuple(size), tuple(notes), counts), True
     look = look_at(dataset, index, depth=depth)
     if memory is not None and not look.flaws:
         memory.add(key, (look.size, look.notes, look.pixels))

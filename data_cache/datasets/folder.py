@@ -1,6 +1,6 @@
 """One's own images: ``images/<split>``, ``masks/<split>``, ``classes.txt``, optional ``depth/<split>``.
 
-Images, masks and depth maps pair by the stem of their names.
+Images, masks and depth maps pair by the stem of their names. Images in ``images/unlabelled`` need no masks.
 
 ``classes.txt`` has a class per line, in the order of the ids, optionally with a colour: ``road 128 64 128``. Lines that
 begin with ``#`` are comments and do not count.
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.content import read_text
-from data_cache.datasets.interface import RGB
+from data_cache.datasets.interface import POOL, RGB
 from data_cache.datasets.mask_files import read_npy, read_png16
 from data_cache.datasets.paired_files import (
     PairedFiles,
@@ -49,6 +49,7 @@ class Folder(PairedFiles):
 
     name: ClassVar[str] = "folder"
     summary: ClassVar[str] = "own files: images/<split>, masks/<split>, classes.txt, optional depth/<split>"
+    pool_split: ClassVar[str] = POOL
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class Folder(PairedFiles):
         root = Path(root)
         known = _list_splits(root)
         image_folder = root / "images" / split
-        if known and split not in known:
+        if known and split not in (*known, POOL):
             raise unknown_name(f"split in {root / 'images'}", split, known)
         entries, orphans = pair_folders(image_folder, root / "masks" / split)
         check_not_empty(self.name, split, entries, image_folder)
@@ -101,7 +102,7 @@ class Folder(PairedFiles):
             depth_rule=f"{self._depth_kind}, a step of a metric PNG is {self._depth_unit_m} m"
             if self._has_depth
             else "",
-            orphans=orphans,
+            orphans=orphans if split != POOL else (),
         )
 
     @classmethod

@@ -15,6 +15,8 @@ from data_cache.images import NotedImage
 from data_cache.sample import DepthKind
 
 RGB = tuple[int, int, int]
+POOL = "unlabelled"
+"""What the split of images without masks is called on the command line, whatever its folder is."""
 LARGEST_STRETCH = 1.1
 """By so much may the sides of ground-truth depth be stretched unlike: maps rounded to a network's multiples are."""
 
@@ -37,6 +39,10 @@ class DataLicence(NamedTuple):
     noncommercial: bool = False
 
 
+class EmptySplit(UserError):
+    """A split that may be there has no image."""
+
+
 class SegmentationDataset(ABC):
     """One split of one dataset; the class says what can be known without opening one.
 
@@ -50,6 +56,8 @@ class SegmentationDataset(ABC):
     """A line for lists."""
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     """What may be opened; what exists depends on the files."""
+    pool_split: ClassVar[str | None] = None
+    """Name of the split of images whose masks nobody has drawn, or that are not read; None where there can be none."""
     needs_root: ClassVar[bool] = True
     """Whether the dataset is read from a folder that a person names."""
     work_folder: ClassVar[str] = ""
@@ -74,13 +82,15 @@ class SegmentationDataset(ABC):
     """What the dataset's ground-truth depth means; None when it brings none."""
     depth_rule: str = ""
     """How ground-truth depth follows from its files, in words: whatever changes its numbers besides the files."""
+    has_masks: bool = True
+    """Whether its masks are read."""
     orphans: Sequence[Path] = ()
     """Masks without an image, for the doctor to report."""
 
     @classmethod
     def find_splits(cls, root: Path | None) -> tuple[str, ...]:  # noqa: ARG003 - for those that look
         """Return the splits that the doctor looks at unless told: those of every dataset, or whatever is there."""
-        return ("train", "val", "test")
+        return ("train", "val", "test", *([cls.pool_split] if cls.pool_split else []))
 
     def __len__(self) -> int:
         return len(self.image_ids)

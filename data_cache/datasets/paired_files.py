@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.datasets.interface import RGB, SegmentationDataset, Sources
+from data_cache.datasets.interface import RGB, EmptySplit, SegmentationDataset, Sources
 from data_cache.datasets.mask_files import (
     LabelProblem,
     describe_colours,
@@ -67,6 +67,7 @@ class PairedFiles(SegmentationDataset):
             UserError: two images have the same id.
         """
         self.split = split
+        self.has_masks = split != self.pool_split
         self.entries = tuple(entries)
         self.classes = classes
         self.palette = palette
@@ -211,16 +212,16 @@ def check_not_empty(dataset: str, split: str, entries: Sequence[Entry], looked_i
     """Raise when a split has no image.
 
     Raises:
-        UserError: naming the folder that was searched and what lies beside it.
+        EmptySplit: naming the folder that was searched and what lies beside it.
     """
     if entries:
         return
     if looked_in.is_dir():
-        raise UserError(f"the {split} split of {dataset} is empty: there is no image in {looked_in}")
+        raise EmptySplit(f"the {split} split of {dataset} is empty: there is no image in {looked_in}")
     parent = looked_in.parent
     beside = sorted(path.name for path in parent.iterdir() if path.is_dir())[:12] if parent.is_dir() else []
     there = f"{parent} holds: {', '.join(beside) or 'no folders'}" if parent.is_dir() else f"nor {parent}"
-    raise UserError(f"the {split} split of {dataset} is empty: there is no folder {looked_in} ({there})")
+    raise EmptySplit(f"the {split} split of {dataset} is empty: there is no folder {looked_in} ({there})")
 
 
 def build_colour_map(num_colours: int) -> tuple[RGB, ...]:

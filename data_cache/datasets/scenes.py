@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from data_cache.content import check_regular
 from data_cache.datasets import scene_layout
-from data_cache.datasets.interface import DataLicence, SegmentationDataset, Sources
+from data_cache.datasets.interface import POOL, DataLicence, EmptySplit, SegmentationDataset, Sources
 from data_cache.datasets.scene_layout import Scene, draw_scene
 from data_cache.datasets.scene_rendering import Rendering, render_scene
 from data_cache.errors import UserError, unknown_name
@@ -31,7 +31,7 @@ DRAWING_VERSION = 2
 """Raised by hand when the same (seed, split, index) draws another image, so that old caches are not read."""
 LARGEST_COUNT = 10_000_000
 
-_SPLIT_STREAMS = {"train": 0, "val": 1, "test": 2}
+_SPLIT_STREAMS = {"train": 0, "val": 1, "test": 2, POOL: 3}
 _FIELDS: dict[str, np.dtype[Any]] = {
     "image": np.dtype(np.uint8),
     "labels": np.dtype(np.uint8),
@@ -48,7 +48,7 @@ class Scenes(SegmentationDataset):
 
     name: ClassVar[str] = "scenes"
     summary: ClassVar[str] = "drawn by ray casting: boxes, balls, pillars, cones and flat pictures of them; exact depth"
-    splits: ClassVar[tuple[str, ...]] = tuple(_SPLIT_STREAMS)
+    pool_split: ClassVar[str] = POOL
     needs_root: ClassVar[bool] = False
     work_folder: ClassVar[str] = "scenes"
     is_mapped: ClassVar[bool] = True
@@ -74,17 +74,19 @@ class Scenes(SegmentationDataset):
 
         Args:
             root: cache folder, made when missing; None renders each scene anew when it is read.
-            split: train, val or test; the splits draw from different random streams.
+            split: train, val, test or unlabelled; the splits draw from different random streams.
             size: (height, width) in px, at least 8 each.
-            counts: scenes per split.
+            counts: scenes per split; there are none in those that are not named.
             seed: at least 0.
 
         Raises:
+            EmptySplit: its count is 0.
             UserError: for options that make no sense, or a cache folder that cannot be written.
         """
         if split not in _SPLIT_STREAMS:
             raise unknown_name("split of scenes", split, _SPLIT_STREAMS)
         self.split = split
+        self.has_masks = split != POOL
         self.size = _check_size(size)
         self.seed = _check_seed(seed)
         self._count = _check_counts(counts, split)
@@ -217,5 +219,5 @@ def _check_counts(counts: Mapping[str, int], split: str) -> int:
         if count > LARGEST_COUNT:
             raise UserError(f"scenes: the count of {name} must be at most {LARGEST_COUNT}, got {count}")
     if counts.get(split, 0) == 0:
-        raise UserError(f"scenes: the {split} split is empty; give it a count, as in counts = {{ {split} = 100 }}")
+        raise EmptySplit(f"scenes: the {split} split is empty; give it a count, as in counts = {{ {split} = 100 }}")
     return counts[split]

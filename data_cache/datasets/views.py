@@ -38,8 +38,9 @@ class View(SegmentationDataset):
         # What a class says of its splits, a view takes from the split it is of.
         vars(self).update({name: getattr(first, name) for name in ("name", "licence", "prediction_ids")})
         vars(self)["is_mapped"] = all(part.dataset.is_mapped for part in self.parts)
+        self.has_masks = any(part.labels for part in self.parts)
         self.split = "+".join(dict.fromkeys(part.dataset.split for part in self.parts))
-        self.classes, self.palette, self.raw_ids = first.classes, first.palette, first.raw_ids
+        self.classes, self.palette, self.raw_ids = first.classes, first.palette, dict(first.raw_ids)
         self.ground_truth_depth_kind, self.depth_rule = first.ground_truth_depth_kind, first.depth_rule
         self.image_ids = tuple(
             part.dataset.image_ids[index]

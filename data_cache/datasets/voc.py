@@ -1,19 +1,22 @@
 """Pascal VOC segmentation from a VOCdevkit, with the SBD extension as an optional list.
 
 Layout: ``VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}``; the root is the VOCdevkit or ``VOC2012``.
+Images that its lists do not name are the split ``unlabelled``: in most of VOC only boxes were drawn.
 Source: Everingham et al. 2015; Hariharan et al. 2011 (SBD, the "trainaug" list of 10,582 images).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from data_cache.content import MissingText, read_text
-from data_cache.datasets.interface import DataLicence
-from data_cache.datasets.paired_files import Entry, PairedFiles, build_colour_map
+from data_cache.datasets.interface import POOL, DataLicence, EmptySplit
+from data_cache.datasets.paired_files import Entry, PairedFiles, build_colour_map, read_stem
 from data_cache.errors import UserError, unknown_name
+from data_cache.images import list_files
 from data_cache.sample import IGNORE_INDEX
 
 _CLASSES = (
@@ -21,7 +24,7 @@ _CLASSES = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
-
+_LISTS = ("train", "val", "trainval", "test")
 _LARGEST_LIST = 1 << 26
 """Bytes: a million images."""
 _LONGEST_ID = 250
@@ -35,6 +38,7 @@ class Voc(PairedFiles):
     summary: ClassVar[str] = "Pascal VOC 2012, VOCdevkit layout, optional SBD list; 21 classes"
     licence: ClassVar[DataLicence] = DataLicence("Flickr terms of use", "see the Pascal VOC database rights")
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "trainval", "trainaug", "test")
+    pool_split: ClassVar[str] = POOL
 
     def __init__(
         self,
@@ -49,7 +53,8 @@ class Voc(PairedFiles):
 
         Args:
             root: VOCdevkit, or the folder of the year itself.
-            split: a list in ``ImageSets/Segmentation``; ``trainaug`` is ``train`` with the SBD list.
+            split: a list in ``ImageSets/Segmentation``; ``trainaug`` is ``train`` with the SBD list, ``unlabelled``
+                neither its own lists nor ``sbd_list`` name.
             year: folder inside the VOCdevkit.
             sbd_list: text file of further training images, an id or path per line; joins the split ``train`` or
                 ``trainaug`` without the images of ``val``, which SBD contains too. Default for ``trainaug``:
@@ -57,16 +62,21 @@ class Voc(PairedFiles):
             sbd_masks: folder with the masks (PNG) of those images; default ``SegmentationClassAug``.
 
         Raises:
-            UserError: for a missing folder or list, an unknown or empty split, or SBD masks still in MATLAB form.
+            EmptySplit: there is no image.
+            UserError: for a missing folder or list, an unknown split, or SBD masks still in MATLAB form.
         """
-        if split not in self.splits:
-            raise unknown_name("split of voc", split, self.splits)
+        if split not in (*self.splits, POOL):
+            raise unknown_name("split of voc", split, (*self.splits, POOL))
         base = _find_base(Path(root), year)
         lists = base / "ImageSets" / "Segmentation"
+        if split == POOL:
+            known = [path for name in _LISTS if (path := lists / f"{name}.txt").is_file()]
+            own_ids = _find_unlisted(base, [*known, *([Path(sbd_list)] if sbd_list is not None else [])])
+        else:
+            own_ids = read_id_list(lists / f"{'train' if split == 'trainaug' else split}.txt")
         extra = split == "trainaug" or (split == "train" and sbd_list is not None)
-        if sbd_list is not None and not extra:
+        if sbd_list is not None and not extra and split != POOL:
             sbd_list = None  # One recipe names the list for all its splits; it speaks of training images only.
-        own_ids = read_id_list(lists / f"{'train' if split == 'trainaug' else split}.txt")
         entries = {image_id: _entry(base, base / "SegmentationClass", image_id) for image_id in own_ids}
         if extra:
             masks = Path(sbd_masks) if sbd_masks is not None else base / "SegmentationClassAug"
@@ -76,7 +86,10 @@ class Voc(PairedFiles):
                 if image_id not in held_out and image_id not in entries:
                     entries[image_id] = _entry(base, masks, image_id)
         if not entries:
-            raise UserError(f"the {split} split of voc is empty: {lists / f'{split}.txt'} names no image")
+            found = f"{lists / f'{split}.txt'} names no image"
+            if split == POOL:
+                found = f"the lists in {lists} name every image in {base / 'JPEGImages'}"
+            raise EmptySplit(f"the {split} split of voc is empty: {found}")
         super().__init__(
             split,
             entries.values(),
@@ -84,6 +97,13 @@ class Voc(PairedFiles):
             palette=build_colour_map(len(_CLASSES)),
             raw_ids={**{index: index for index in range(len(_CLASSES))}, IGNORE_INDEX: IGNORE_INDEX},
         )
+
+
+def _find_unlisted(base: Path, lists: Sequence[Path]) -> list[str]:
+    """Return the ids of the images that none of the lists names."""
+    listed = {image_id for path in lists for image_id in read_id_list(path)}
+    images = (path for path in list_files(base / "JPEGImages") if path.suffix == ".jpg")
+    return [image_id for image_id in map(read_stem, images) if image_id not in listed]
 
 
 def read_id_list(path: Path) -> list[str]:

@@ -206,7 +206,7 @@ def preview_labels(config: RunConfig, session: Session, out: Path | None, *, ove
     inputs = find_data_files(config, session.workspace)
     inputs.check_outside(folder, "--out")
     files, drawn, provenance = [], 0, []
-    for split in splits_to_label(config):
+    for split in splits_to_label(config, session.workspace):
         dataset = open_split(config, session.workspace, split)
         store = find_labels(config, session.workspace, dataset)
         near_is_large = store.provenance.kind is DepthKind.RELATIVE

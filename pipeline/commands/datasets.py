@@ -35,11 +35,17 @@ def list_datasets() -> Result:
     from pipeline.session import Result
 
     facts = [
-        {"name": name, "summary": kind.summary, "splits": list(kind.splits), "needs_root": kind.needs_root}
+        {
+            "name": name,
+            "summary": kind.summary,
+            "splits": list(kind.splits),
+            "pool": kind.pool_split,
+            "needs_root": kind.needs_root,
+        }
         for name, kind in DATASETS.items()
     ]
-    rows = [[name, " ".join(kind.splits), kind.summary] for name, kind in DATASETS.items()]
-    return Result({"datasets": facts}, plain_table("Datasets", ["name", "splits", "what"], rows))
+    rows = [[name, " ".join(kind.splits), kind.pool_split or "-", kind.summary] for name, kind in DATASETS.items()]
+    return Result({"datasets": facts}, plain_table("Datasets", ["name", "splits", "without masks", "what"], rows))
 
 
 def examine_dataset(

@@ -97,7 +97,7 @@ def score_model(
     """
     from data_cache.ranks import is_speaker, speaker_first
     from pipeline.experiment.artifacts import find_labels_if_any
-    from pipeline.experiment.facts import look_at_splits
+    from pipeline.experiment.looking import look_at_splits
     from pipeline.experiment.models import check_classes, open_model
     from pipeline.experiment.scoring import evaluate_split
     from pipeline.experiment.tabulate import freshen

@@ -193,6 +193,7 @@ def _describe(node: Node, session: Session, num_classes: int) -> dict[str, Any]:
         "seg": node.phase.seg,
         "depth": node.phase.depth,
         "steps": node.steps,
+        "images_seen": node.images_seen,
         "lr": node.lr,
         "encoder_lr_factor": find_encoder_lr_factor(policy, node.phase) if ENCODER & trains else 0.0,
         "copies": [_describe_copy(copy, network) for copy in node.copies],
@@ -212,6 +213,13 @@ def _describe_batch_norm(node: Node) -> str:
     if trains_fresh_only(policy, node.phase):
         return f"statistics move in trained modules; those of the pretrained encoder are frozen (policy {policy})"
     return "statistics move in trained parts and are frozen elsewhere"
+
+
+def _count_seen(phases: Iterable[dict[str, int]]) -> str:
+    """Say how many images phases read with their masks, and how many without."""
+    seen = list(phases)
+    counts = {name: sum(each[name] for each in seen) for name in ("labelled", "unlabelled")}
+    return " + ".join(f"{number} {name}" for name, number in counts.items() if number)
 
 
 def _name_trained(phase: dict[str, Any]) -> str:
@@ -234,6 +242,7 @@ def _render(plan: Plan, facts: dict[str, Any]) -> Iterable[Any]:
         "trains",
         "losses",
         "steps",
+        "images seen",
         "copied before",
         "key",
         "state",
@@ -246,6 +255,7 @@ def _render(plan: Plan, facts: dict[str, Any]) -> Iterable[Any]:
             _name_trained(phase),
             phase["losses"],
             phase["steps"],
+            _count_seen([phase["images_seen"]]),
             ", ".join(f"{c['from']} -> {c['to']} ({c['tensors']} tensors)" for c in phase["copies"]) or "-",
             phase["key"],
             "trained" if phase["done"] else "to train",
@@ -254,7 +264,10 @@ def _render(plan: Plan, facts: dict[str, Any]) -> Iterable[Any]:
     ]
     yield plain_table("Trainings", columns, rows)
     yield Text()
-    yield plain_table("Runs", ["row", "seed", "steps"], [[run.row, run.config.seed, run.steps] for run in plan.runs])
+    runs = [
+        [run.row, run.config.seed, run.steps, _count_seen(node.images_seen for node in run.nodes)] for run in plan.runs
+    ]
+    yield plain_table("Runs", ["row", "seed", "steps", "images seen"], runs)
     fits = facts["disk_peak_bytes"] <= facts["disk_free_bytes"]
     yield Text(
         f"\n{facts['nodes']} distinct trainings ({facts['unshared']} if every run trained its own), "

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("pseudo-depth", cls=RecipeCommand, sections=("data", "depth"))
-@click.option("--split", "splits", multiple=True, help="Repeatable; default train and the reported split.")
+@click.option("--split", "splits", multiple=True, help="Repeatable; default train, the pool and the reported split.")
 @click.option("--compile/--no-compile", "compile_model", default=False, help="Compile the estimator.")
 @device_option
 @click.pass_obj
@@ -43,7 +43,8 @@ def label_splits(
     from pipeline.experiment.artifacts import open_split, splits_to_label
     from pipeline.session import Result
 
-    datasets = [open_split(config, session.workspace, split) for split in splits or splits_to_label(config)]
+    wanted = splits or splits_to_label(config, session.workspace)
+    datasets = [open_split(config, session.workspace, split) for split in wanted]
     source = _open_source(config, device, compile_model=compile_model)
     reports = [_label_split(config, session, dataset, source) for dataset in datasets]
     failed = [failure._asdict() for report in reports for failure in report.failed]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_cache.datasets import DATASETS, choose_root, open_dataset
+from data_cache.datasets import DATASETS, EmptySplit, choose_root, open_dataset
 from data_cache.errors import UserError
 from data_cache.files import wait_for_folder
 from data_cache.outputs import Inputs
@@ -34,7 +34,8 @@ def find_data_files(config: RunConfig, workspace: Workspace) -> Inputs:
     data = config.data
     kind, found = DATASETS[data.dataset], list[Path]()
     root = choose_root(data.dataset, data.root, workspace.root) if kind.needs_root else None
-    for split in dict.fromkeys((*kind.splits, *kind.find_splits(root))) if root else ():
+    own_pool = [kind.pool_split] if kind.pool_split else []
+    for split in dict.fromkeys((*kind.splits, *kind.find_splits(root), *own_pool)) if root else ():
         with contextlib.suppress(UserError):
             dataset = open_split(config, workspace, split)
             for index in range(len(dataset)):
@@ -42,9 +43,21 @@ def find_data_files(config: RunConfig, workspace: Workspace) -> Inputs:
     return Inputs(found)
 
 
-def splits_to_label(config: RunConfig) -> tuple[str, ...]:
-    """Return the splits a recipe needs depth of: the trained one, and the reported one for depth metrics."""
-    return tuple(dict.fromkeys(("train", config.evaluation.split)))
+def open_own_pool(config: RunConfig, workspace: Workspace) -> SegmentationDataset | None:
+    """Open the images that the recipe's dataset brings without masks; None where there are none, or none is wanted."""
+    split = DATASETS[config.data.dataset].pool_split
+    if split is None or config.data.unlabelled == "ignore":
+        return None
+    try:
+        return open_split(config, workspace, split)
+    except EmptySplit:
+        return None
+
+
+def splits_to_label(config: RunConfig, workspace: Workspace) -> tuple[str, ...]:
+    """Return the splits a recipe needs depth of: those it trains on, and the reported one for depth metrics."""
+    pool = open_own_pool(config, workspace)
+    return tuple(dict.fromkeys(("train", *([pool.split] if pool else []), config.evaluation.split)))
 
 
 def wait_for_stores(config: RunConfig, session: Session) -> None:

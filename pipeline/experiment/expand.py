@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from data_cache.errors import UserError, unknown_name
+from data_cache.settings import parse_share
 from pipeline.experiment.artifacts import open_split
 from pipeline.experiment.config import RunConfig, content_hash
 from pipeline.experiment.facts import gather_facts, inspect_network, resolve_class_weights
@@ -76,8 +77,10 @@ def name_row(config: RunConfig) -> str:
 
 
 def _name_data(config: RunConfig) -> dict[str, Any]:
-    """Return what settings say about which images are read."""
-    return config.data.model_dump(include={"dataset", "root", "options"})
+    """Return what settings say about which images are read, and the seed where it chooses among them."""
+    asked = {"dataset", "root", "options", "labelled_fraction", "labelled_by", "unlabelled"}
+    seed = config.seed if parse_share(config.data.labelled_fraction) != 1 else None
+    return {**config.data.model_dump(include=asked), "seed": seed}
 
 
 def choose_copyable_forms(rows: Iterable[Row], inform: Callable[[str], object]) -> list[Row]:

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypedDict
 
 from data_cache.class_balance import compute_median_frequency_weights, count_classes
-from data_cache.datasets.examination import Examination, examine_splits, remember_looks
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.errors import UserError
 from data_cache.files import write_json
 from data_cache.fingerprint import dataset_fingerprint
 from data_cache.records import Record, read_record
-from pipeline.experiment.artifacts import find_labels_if_any, find_targets, open_split
+from pipeline.experiment.artifacts import find_labels_if_any, find_targets
 from pipeline.experiment.config import RunConfig, content_hash
+from pipeline.experiment.labelled import choose_labelled
+from pipeline.experiment.looking import check_held_out, look_at, open_masked_split
 from pipeline.experiment.plan import DataFacts, Material, Reading, Reported, describe_network, find_reading
-from pipeline.experiment.training_images import open_training_images
+from pipeline.experiment.training_images import TrainingImages, open_training_images
 from pipeline.session import Session
 from pipeline.workspace import Workspace
 from stages.networks.settings import NetworkSettings
@@ -26,12 +27,13 @@ from stages.training.schedule import CopyWeights, Part, Phase
 if TYPE_CHECKING:
     from data_cache.split_depth import DepthOfSplit
 
+_SEEN = "the reported split is the training split: scores say nothing about new images"
 _LAYOUT = 4
 """Of the files in the work directory; raised when they say something else."""
 
 
 def gather_facts(config: RunConfig, session: Session, phases: Sequence[Phase]) -> DataFacts:
-    """Look at the training and the reported split as closely as training and scoring them will.
+    """Look at what is trained on and at the reported split as closely as training and scoring them will.
 
     Args:
         phases: whatever any of them reads is looked at.
@@ -39,11 +41,19 @@ def gather_facts(config: RunConfig, session: Session, phases: Sequence[Phase]) -
     Raises:
         UserError: something is wrong with an image, a mask or the depth of either; all bad images are in one message.
     """
-    workspace = session.workspace
-    if config.data.labelled_fraction != 1.0:
-        raise UserError("data.labelled_fraction cannot be below 1 yet")
-    looked = look_at_splits(config, session, ("train", config.evaluation.split))
-    images, reported = open_training_images(config, workspace, None), looked[-1]
+    workspace, held_out = session.workspace, config.evaluation.split
+    images = open_training_images(config, workspace, choose_labelled(config, session))
+    pool = images.select_pool() if any(phase.reads == "all" for phase in phases) else None
+    datasets = [images.select(Reading(masks=True, pool=False))]
+    if held_out != "train" or images.labelled is not None:
+        datasets.append(open_masked_split(config, workspace, held_out))
+    num_masked = len(datasets)
+    looked = look_at(config, session, [*datasets, *([pool] if pool else [])])
+    reported = looked[num_masked - 1]
+    own_pool = None
+    if pool is not None and images.own_pool is not None:
+        check_held_out(images.own_pool, config, session)
+        own_pool = dataset_fingerprint(images.own_pool, workspace.content_hashes(), labels=False)
     materials: dict[Reading, Material] = {}
     depths: dict[Sequence[str], DepthOfSplit] = {}
     for reading, with_depth in sorted({(find_reading(p, config, images.pool), p.reads_depth) for p in phases}):
@@ -58,42 +68,25 @@ def gather_facts(config: RunConfig, session: Session, phases: Sequence[Phase]) -
         materials,
         images.pool,
         dataset_fingerprint(images.split, workspace.content_hashes()),
-        max(depths.values(), key=lambda depth: len(depth.image_ids)).fingerprint() if depths else None,
+        own_pool,
+        _identify_depth(images, depths.values()),
         images.labelled,
         inspect_reported(reported.dataset, config, session, needs_depth=any(phase.needs_depth for phase in phases)),
         reported.find_smallest(),
         (
-            *(["the reported split is the training split: scores say nothing about new images"] * (len(looked) == 1)),
+            *([_SEEN] if held_out == "train" else []),
             *(line for each in looked for line in (*each.list_doubts(), *each.list_notes())),
             *dict.fromkeys(doubt for depth in depths.values() for doubt in depth.doubts),
         ),
     )
 
 
-def look_at_splits(config: RunConfig, session: Session, splits: Iterable[str]) -> list[Examination]:
-    """Look at every image and mask of splits; what was looked at before and is unchanged is not read again.
-
-    Raises:
-        UserError: at least one is bad, or a split has no labelled pixel; the message has all of it.
-    """
-    workspace = session.workspace
-    datasets = [open_split(config, workspace, split) for split in dict.fromkeys(splits)]
-    before = {each.split: sum(map(len, datasets[:number])) for number, each in enumerate(datasets)}
-    memory = remember_looks(workspace.root / "looks.json")
-    title = f"looking at the images and masks of {config.data.dataset} {', '.join(before)}"
-    with session.console.progress(title, sum(map(len, datasets))) as advance:
-        looked = list(
-            examine_splits(
-                datasets,
-                workspace.content_hashes(),
-                memory,
-                lambda split, done, _: advance(before[split] + done),
-            )
-        )
-    problems = [line for each in looked for line in each.list_problems()]
-    if problems:
-        raise UserError(f"dataset {config.data.dataset!r}: " + "\n".join(problems))
-    return looked
+def _identify_depth(images: TrainingImages, depths: Iterable[DepthOfSplit]) -> str | None:
+    """Return what the depth of runs of one row has in common: the maps, or what made them where a seed chooses some."""
+    for depth in depths:
+        whole = images.labelled is None and images.own_pool is None
+        return depth.fingerprint() if whole else depth.provenance.fingerprint()
+    return None
 
 
 def inspect_reported(
@@ -110,11 +103,13 @@ def inspect_reported(
 
 
 def resolve_class_weights(config: RunConfig, session: Session) -> tuple[float, ...] | None:
-    """Return the recipe's class weights, numbers of the training split in the place of "median-frequency"."""
+    """Return the recipe's class weights, numbers of the masks that are used in the place of
+    "median-frequency"."""
     weights = config.loss.class_weights
     if not isinstance(weights, str):
         return weights
-    (looked,) = look_at_splits(config, session, ("train",))
+    labelled = open_training_images(config, session.workspace, choose_labelled(config, session))
+    (looked,) = look_at(config, session, [labelled.select(Reading(masks=True, pool=False))])
     images = [look.pixels for look in looked.looks if look.pixels is not None]
     return compute_median_frequency_weights(count_classes(len(looked.dataset.classes), images))
 

@@ -34,7 +34,7 @@ class Feed:
         data, batch_size = node.config.data, node.config.training.batch_size
         self._node, self._device = node, device
         self._workers = choose_workers(data.workers, device)
-        comes_back = node.steps > steps_per_epoch(len(source.dataset), batch_size)
+        comes_back = node.steps > steps_per_epoch(len(source.dataset) - source.pool, batch_size)
         # Of free memory this process may have as much as it has of the cores: others may train beside it.
         share = min(1.0, torch.get_num_threads() / count_usable_cpus())
         cache = open_cache(source.dataset, data.cache_images, data.cache_limit_gb, share=share) if comes_back else None
@@ -47,6 +47,7 @@ class Feed:
             self._source,
             augmentation=self._node.config.data,
             batch_size=self._node.config.training.batch_size,
+            pool_size=self._node.batch.unlabelled if self._source.pool else 0,
             seed=self._node.seed,
             first_step=first_step,
             last_step=self._node.steps,

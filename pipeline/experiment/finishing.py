@@ -79,7 +79,14 @@ def _read_nodes(run: PlannedRun, session: Session) -> list[NodeRecord]:
 def _describe_phases(run: PlannedRun, nodes: list[NodeRecord], reused: tuple[bool, ...]) -> list[dict[str, Any]]:
     """Return what run.json says of every phase."""
     return [
-        {"name": node.phase.name, "key": node.folder, "reused": old, "steps": node.steps, **record.describe()}
+        {
+            "name": node.phase.name,
+            "key": node.folder,
+            "reused": old,
+            "steps": node.steps,
+            "images_seen": node.images_seen,
+            **record.describe(),
+        }
         for node, record, old in zip(run.nodes, nodes, reused, strict=True)
     ]
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from data_cache.errors import UserError
 from data_cache.order import steps_per_epoch
 from data_cache.ranks import world_size
-from data_cache.settings import Decides
+from data_cache.settings import Decides, parse_share
 from pipeline.experiment.config import RunConfig, content_hash
 from stages.evaluation.settings import EVALUATION_VERSION
 from stages.networks.settings import NetworkSettings
@@ -57,6 +57,14 @@ class Reading(NamedTuple):
     """Whether it reads images beside the labelled ones: without masks as one list, else in batches of both."""
 
 
+class BatchSize(NamedTuple):
+    """Images that each step of a phase reads."""
+
+    labelled: int
+    """With their masks."""
+    unlabelled: int
+
+
 class Material(NamedTuple):
     """What phases of one reading find."""
 
@@ -78,9 +86,11 @@ class DataFacts:
     pool: int = 0
     """Images that can be read beside the labelled ones."""
     fingerprint: str = ""
-    """Of all that is read or chosen from, whatever a seed chooses: what runs of one row have in common."""
+    """Of the training split's images, labels and classes, whatever of it is used."""
+    own_pool: str | None = None
+    """Of the images that the dataset brings without masks; None where none are read."""
     depth: str | None = None
-    """The same of depth; None when no phase reads depth."""
+    """What the depth of runs of one row has in common; None when no phase reads depth."""
     labelled: tuple[str, ...] | None = None
     """Ids of the training images whose masks are used; None is all."""
     reported: Reported = field(default=Reported("", None))
@@ -102,6 +112,7 @@ class Node:
     copies: tuple[CopyWeights, ...]
     phase: Phase
     reading: Reading
+    batch: BatchSize
     labelled: tuple[str, ...] | None = field(repr=False)
     """As in ``DataFacts``."""
     steps: int
@@ -111,6 +122,11 @@ class Node:
     config: RunConfig = field(repr=False)
     network: dict[str, Any] = field(repr=False)
     """The network as its key describes it, weights files by their content."""
+
+    @property
+    def images_seen(self) -> dict[str, int]:
+        """How many images all steps read, with their masks and without, each as often as it comes."""
+        return {name: self.steps * number for name, number in self.batch._asdict().items()}
 
 
 @dataclass(frozen=True)
@@ -147,6 +163,9 @@ class PlannedRun:
         described = self.config.describe(*kinds, needs_depth=self.schedule.reads_depth)
         del described["seed"]
         losses, network = self.config.loss, describe_network(self.config.network)
+        described |= {"data.labelled_fraction": self._describe_fraction()}
+        if any(node.reading.pool for node in self.nodes):
+            described |= {"data.unlabelled": self.config.data.unlabelled, "data.pool": self.facts.own_pool}
         return described | {
             **{f"network.{key}": value for key, value in network.items()},
             "training.steps": [node.steps for node in self.nodes],
@@ -154,6 +173,14 @@ class PlannedRun:
             "training.encoder_policy": self.config.training.encoder_policy,
             "loss": [losses.describe(phase) for phase in self.schedule.phases],
         }
+
+    def _describe_fraction(self) -> str | float:
+        """Return the share of the masks that is used, or which ones a list names."""
+        data = self.config.data
+        share = parse_share(data.labelled_fraction)
+        if share is None:
+            return f"list {content_hash(self.facts.labelled, 8)}"
+        return share if share == 1 else f"{share:g} by {data.labelled_by}"
 
 
 def describe_scores(config: RunConfig, *, needs_depth: bool) -> dict[str, Any]:
@@ -232,8 +259,8 @@ def _plan_run(row: Row, facts: DataFacts, reuse: bool) -> PlannedRun:
         seed = _seed_of_phase(config.seed, len(nodes))
         nodes.append(
             Node(
-                key, folder, parent, tuple(copies), step, reading, facts.labelled, steps, lr, seed, config,
-                path[0]["network"],
+                key, folder, parent, tuple(copies), step, reading, _size_batches(reading, config, material),
+                facts.labelled, steps, lr, seed, config, path[0]["network"],
             )
         )  # fmt: skip
         copies.clear()
@@ -306,6 +333,16 @@ def find_reading(phase: Phase, config: RunConfig, pool: int) -> Reading:
     """
     wanted = phase.reads == "all" and (not phase.needs_seg or config.training.unlabelled_share > 0)
     return Reading(phase.needs_seg, wanted and pool > 0)
+
+
+def _size_batches(reading: Reading, config: RunConfig, material: Material) -> BatchSize:
+    """Return the images of a step; images without masks come on top of labelled ones, as many as make their share."""
+    training = config.training
+    size = min(training.batch_size, material.images)
+    if not reading.masks:
+        return BatchSize(0, size)
+    share = training.unlabelled_share
+    return BatchSize(size, max(1, round(size * share / (1 - share))) if reading.pool else 0)
 
 
 def _find_material(phase: Phase, config: RunConfig, facts: DataFacts) -> Material:

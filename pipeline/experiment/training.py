@@ -57,7 +57,8 @@ def finish_node(node: Node, session: Session, device: torch.device) -> bool:
 def train_node(node: Node, folder: NodeFolder, session: Session, device: torch.device) -> None:
     """Train a node, or this rank's share of it; the speaker, who holds the folder, writes what is left of it there."""
     config, training = node.config, node.config.training
-    dataset = open_training_images(config, session.workspace, node.labelled).select(node.reading)
+    images = open_training_images(config, session.workspace, node.labelled)
+    dataset = images.select(node.reading)
     store = find_targets(config, session.workspace, dataset) if node.phase.reads_depth else None
     network = _build_start(node, session.workspace, len(dataset.classes))
     copies = [copy_part(network, copy.source, copy.target) for copy in node.copies]
@@ -67,7 +68,8 @@ def train_node(node: Node, folder: NodeFolder, session: Session, device: torch.d
         session.console.progress(title, node.steps) as advance,
         _open_log(folder, training) as log,
     ):
-        feed = Feed(node, Source(dataset, store, config.depth.target), device)
+        pool = images.pool if node.reading.masks and node.reading.pool else 0
+        feed = Feed(node, Source(dataset, store, config.depth.target, pool=pool), device)
         summary = train_phase(
             network,
             node.phase,
@@ -160,6 +162,7 @@ def _describe_node(
         "key": node.key,
         "parent": node.parent,
         "steps": node.steps,
+        "images_seen": node.images_seen,
         "copied": sum(len(copy.copied) for copy in copies),
         "depth_store": asdict(store.provenance) if store else None,
         "losses": summary.losses,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.datasets.views import Part, View
-from pipeline.experiment.artifacts import open_split
+from pipeline.experiment.artifacts import open_own_pool, open_split
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.plan import Reading
 from pipeline.workspace import Workspace
@@ -18,37 +18,52 @@ class TrainingImages:
 
     split: SegmentationDataset
     """The training split as it lies on the disk."""
-    labelled: tuple[str, ...] | None = None
+    labelled: tuple[str, ...] | None
     """Ids of the images whose masks are used; None is all."""
+    own_pool: SegmentationDataset | None
+    """Images that the dataset brings without masks."""
+    pools_others: bool
+    """Whether the training images whose masks are not used belong to the pool, too."""
 
-    def select(self, reading: Reading) -> SegmentationDataset:
-        """Return what phases of a kind read."""
-        if reading.masks and not reading.pool and self.labelled is None:
-            return self.split
-        chosen = self._find_labelled()
-        others = sorted(set(range(len(self.split))).difference(chosen))
-        if not reading.pool:
-            return View([Part(self.split, chosen, reading.masks)])
-        if not reading.masks:
-            return View([Part(self.split, range(len(self.split)), labels=False), *self._own_pool()])
-        return View([Part(self.split, chosen, labels=True), Part(self.split, others, labels=False), *self._own_pool()])
-
-    def count_epoch(self, reading: Reading) -> int:
-        """Return the images that an epoch is a pass over: of batches of both kinds the labelled ones."""
-        labelled = len(self.split) if self.labelled is None else len(self.labelled)
-        return labelled + (self.pool if reading.pool and not reading.masks else 0)
+    @property
+    def num_labelled(self) -> int:
+        """Images whose masks are used."""
+        return len(self.split) if self.labelled is None else len(self.labelled)
 
     @property
     def pool(self) -> int:
-        """Number of images that can be read beside the labelled ones."""
-        return 0
+        """Images that can be read beside those."""
+        others = len(self.split) - self.num_labelled if self.pools_others else 0
+        return others + (0 if self.own_pool is None else len(self.own_pool))
 
-    def _find_labelled(self) -> list[int]:
-        chosen = None if self.labelled is None else set(self.labelled)
-        return [index for index, name in enumerate(self.split.image_ids) if chosen is None or name in chosen]
+    def select(self, reading: Reading) -> SegmentationDataset:
+        """Return what phases of a kind read."""
+        chosen, others = self._divide()
+        own = [] if self.own_pool is None else [Part(self.own_pool, range(len(self.own_pool)), labels=False)]
+        if not reading.pool:
+            whole = reading.masks and self.labelled is None
+            return self.split if whole else View([Part(self.split, chosen, reading.masks)])
+        if not reading.masks:  # in the order of the split, whatever a fraction withholds
+            return View([Part(self.split, sorted([*chosen, *others]), labels=False), *own])
+        return View([Part(self.split, chosen, labels=True), Part(self.split, others, labels=False), *own])
 
-    def _own_pool(self) -> list[Part]:
-        return []
+    def select_pool(self) -> SegmentationDataset | None:
+        """Return the images of the pool that no other reading covers with masks; None without any."""
+        return View(self.select(Reading(masks=True, pool=True)).parts[1:]) if self.pool else None  # type: ignore[attr-defined]
+
+    def count_epoch(self, reading: Reading) -> int:
+        """Return the images that an epoch is a pass over: of batches of both kinds the labelled ones."""
+        return self.num_labelled + (self.pool if reading.pool and not reading.masks else 0)
+
+    def _divide(self) -> tuple[list[int], list[int]]:
+        """Return the places of the images whose masks are used, and of the others that are read."""
+        places = range(len(self.split))
+        if self.labelled is None:
+            return list(places), []
+        used = set(self.labelled)
+        chosen = [place for place in places if self.split.image_ids[place] in used]
+        others = [place for place in places if self.split.image_ids[place] not in used]
+        return chosen, others if self.pools_others else []
 
 
 def open_training_images(config: RunConfig, workspace: Workspace, labelled: tuple[str, ...] | None) -> TrainingImages:
@@ -57,4 +72,7 @@ def open_training_images(config: RunConfig, workspace: Workspace, labelled: tupl
     Args:
         labelled: ids of the images whose masks are used; None is all.
     """
-    return TrainingImages(open_split(config, workspace, "train"), labelled)
+    split = open_split(config, workspace, "train")
+    return TrainingImages(
+        split, labelled, open_own_pool(config, workspace), pools_others=config.data.unlabelled != "ignore"
+    )

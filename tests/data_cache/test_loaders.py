@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_cache import ranks
 from data_cache.content import ContentHashes
 from data_cache.datasets.interface import Sources
 from data_cache.depth_map import Provenance
@@ -188,6 +189,63 @@ def test_an_epoch_sees_each_image_at_most_once(num_images, batch_size):
         seen = [index for _, indices in batches for index in indices]
         assert len(set(seen)) == len(seen) == min(num_images, steps * batch_size)
         assert set(seen) <= set(range(num_images))
+
+
+def rows(batches, chosen):
+    """The rows of batches that are chosen, as batches; where they lie is left out: it depends on the other rows."""
+    return [
+        batch._replace(
+            image_ids=batch.image_ids[chosen], images=batch.images[chosen], seg_labels=batch.seg_labels[chosen],
+            inverse_depth=batch.inverse_depth[chosen], placed=None, jitter=batch.jitter[chosen], num_labelled=None,
+        )
+        for batch in batches
+    ]  # fmt: skip
+
+
+LABELLED, POOL = slice(None, 2), slice(2, None)
+
+
+@pytest.fixture
+def pooled(tmp_path):
+    """Seven images, and four behind them that come on top."""
+    return replace(build_source(tmp_path / "pooled", Ramps(((40, 60),) * 11)), pool=4)
+
+
+def test_a_pool_changes_nothing_about_the_images_with_labels(source, pooled):
+    mixed = load(pooled, last=12, pool_size=3)
+    assert [(len(batch.image_ids), batch.num_labelled) for batch in mixed] == [(5, 2)] * 12
+    assert_same(rows(mixed, LABELLED), rows(load(source, last=12), LABELLED))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_with_a_pool_are_a_function_of_the_step(pooled, workers):
+    assert_same(load(pooled, 4, 9, pool_size=3, workers=workers), load(pooled, last=9, pool_size=3)[4:])
+
+
+def test_every_image_of_a_pool_comes_equally_often_and_each_time_otherwise(pooled):
+    """Though three a batch never end with an order of four."""
+    shown = rows(load(pooled, last=8, pool_size=3), POOL)
+    names = [name for batch in shown for name in batch.image_ids]
+    assert sorted(names) == sorted([f"ramp/{index}" for index in range(7, 11)] * 6)
+    assert all(len(set(names[start : start + 4])) == 4 for start in range(0, 24, 4))
+    pictures = [image for batch in shown for name, image in zip(batch.image_ids, batch.images, strict=True)
+                if name == "ramp/7"]  # fmt: skip
+    assert not any(torch.equal(pictures[0], other) for other in pictures[1:])
+
+
+def test_ranks_share_a_batch_with_its_pool(pooled, monkeypatch):
+    whole = load(pooled, last=6, pool_size=3)
+    found = []
+    for rank in range(2):
+        monkeypatch.setattr(ranks, "_world", ranks.World(rank=rank, size=2))
+        found.append(load(pooled, last=6, pool_size=3))
+    monkeypatch.undo()
+    for batch, first, second in zip(whole, *found, strict=True):
+        assert first.image_ids == second.image_ids == batch.image_ids
+        assert (first.num_labelled, second.num_labelled) == (None, 0)
+        for name in ("images", "seg_labels", "inverse_depth", "jitter"):
+            joined = torch.cat([getattr(first, name), getattr(second, name)])
+            assert torch.equal(joined.nan_to_num(7), getattr(batch, name).nan_to_num(7))
 
 
 def test_the_loader_follows_the_order(source):

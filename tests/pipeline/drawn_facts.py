@@ -24,4 +24,4 @@ def build_facts(
         fingerprint = content_hash([images, reading.pool, masks if reading.masks else None], 8)
         epoch = num_images + (pool if reading.pool and not reading.masks else 0)
         materials[reading] = Material(epoch, fingerprint, None if depth is None else f"{depth} {reading.pool}")
-    return DataFacts(num_classes, materials, pool, "data", depth, reported=reported or Reported("", None))
+    return DataFacts(num_classes, materials, pool, "data", None, depth, reported=reported or Reported("", None))

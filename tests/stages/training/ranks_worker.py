@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -38,6 +39,8 @@ class Case(NamedTuple):
     network: Mapping[str, Any] = MappingProxyType({})
     depth_loss: Any = None
     dtype: Any = "float32"
+    labelled: int = 5
+    """Rows of each batch that have any label."""
 
 
 SGD = TrainingSettings(lr=1e-2, optimizer="sgd")
@@ -65,6 +68,7 @@ CASES = {
     ),
     "relative depth of a teacher": Case(DEPTH, settings=SGD, depth_loss=relative_depth_loss),
     "metric depth of a teacher": Case(DEPTH, depth_loss=metric_depth_loss),
+    "two images with masks, three without": Case(labelled=2),
     "bfloat16": Case(dtype="bfloat16"),
 }
 
@@ -83,7 +87,7 @@ def build_network(options: Mapping[str, Any]) -> ToyNetwork:
     return network
 
 
-def batches_from(first_step: int) -> Iterator[PackedBatch]:
+def iterate_batches(labelled: int, first_step: int) -> Iterator[PackedBatch]:
     """Yield this rank's rows of batches in which rows have unequal numbers of labelled and valid pixels."""
     for step in range(first_step, STEPS):
         batch = make_batch(step, size=BATCH, side=12)
@@ -91,9 +95,10 @@ def batches_from(first_step: int) -> Iterator[PackedBatch]:
         for row in range(BATCH):
             batch.seg_labels[row, : 2 * row] = IGNORE_INDEX
             batch.inverse_depth[row, :, row:] = torch.nan
+        batch.seg_labels[labelled:] = IGNORE_INDEX
         rows = share_of(BATCH)
         tensors = (part if part is None else part[rows.start : rows.stop] for part in batch.tensors)
-        yield PackedBatch(batch.image_ids, *tensors)
+        yield PackedBatch(batch.image_ids, *tensors, num_labelled=max(0, min(labelled - rows.start, len(rows))))
 
 
 def train(case: Case) -> dict[str, Tensor]:
@@ -102,7 +107,7 @@ def train(case: Case) -> dict[str, Tensor]:
     train_phase(
         network,
         case.phase,
-        batches_from,
+        partial(iterate_batches, case.labelled),
         total_steps=STEPS,
         seed=7,
         key="case",

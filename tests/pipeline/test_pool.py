@@ -1,0 +1,178 @@
+"""Few masks, many images: what is read of which image, by the command line, on own files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+Call = Callable[..., Any]
+TINY = Path(__file__).parent / "tiny.toml"
+TRAIN = [f"t{index}" for index in range(8)]
+KEPT = ["t1", "t4", "t6"]
+
+
+def draw(path: Path, seed: int, shape: tuple[int, ...] = (64, 64, 3), colours: int = 256) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, colours, shape, np.uint8)).save(path)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """Eight training images, two to be scored, five without masks; depth of its own; a list of three to be used."""
+    root = tmp_path / "own"
+    splits = {"train": TRAIN, "val": ["v0", "v1"], "unlabelled": [f"u{index}" for index in range(5)]}
+    for number, (split, names) in enumerate(splits.items()):
+        for place, name in enumerate(names):
+            draw(root / "images" / split / f"{name}.png", 100 * number + place)
+            draw(root / "depth" / split / f"{name}.png", 1000 + 100 * number + place, (16, 16))
+            if split != "unlabelled":
+                draw(root / "masks" / split / f"{name}.png", 100 * number + place, (64, 64), 2)
+    (root / "classes.txt").write_text("ground\nthing\n")
+    (tmp_path / "kept.txt").write_text("\n".join(KEPT))
+    return root
+
+
+def words(own: Path, *more: str | Path) -> list[str | Path]:
+    data = ["--dataset", "folder", "--data-root", own, "--set", "data.options.depth_kind=relative"]
+    return ["--recipe", TINY, *data, "--set", "network.encoder=tu-test_resnet", "--batch-size", "2", *more]
+
+
+def label(call: Call, own: Path) -> None:
+    answer = call("pseudo-depth", *words(own)[:-2])
+    assert answer.status == 0, answer.stderr
+    assert answer.json["images"] == 8 + 5 + 2, "all that the recipe needs: training images, the pool, what is scored"
+
+
+def read_weights(tmp_path: Path, run: dict[str, Any]) -> list[str]:
+    files = [tmp_path / "work/nodes" / phase["key"] / "weights.safetensors" for phase in run["phases"]]
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+
+def test_no_mask_of_the_pool_reaches_a_loss(call: Call, own: Path, tmp_path: Path) -> None:
+    """Masks of other content, broken ones and missing ones: the same trainings, to the bit."""
+    label(call, own)
+    run = words(own, "--labelled-fraction", tmp_path / "kept.txt", "--schedule", "joint", "--iterations", "2")
+    first = call("run", *run)
+    assert first.status == 0, first.stderr
+    assert first.json["phases"][0]["images_seen"] == {"labelled": 4, "unlabelled": 4}
+    before = read_weights(tmp_path, first.json)
+
+    draw(own / "masks/train/t0.png", 77, (64, 64), 2)
+    (own / "masks/train/t2.png").write_bytes(b"no image")
+    (own / "masks/train/t3.png").unlink()
+    draw(own / "masks/unlabelled/u0.png", 78, (64, 64), 2)
+    (own / "masks/unlabelled/u1.png").write_bytes(b"no image")
+    again = call("run", *run)
+    assert again.json["phases"][0]["key"] == first.json["phases"][0]["key"] and again.json["phases"][0]["reused"]
+    anew = call("run", *run, "--no-reuse").json
+    assert not anew["phases"][0]["reused"] and read_weights(tmp_path, anew) == before
+
+    draw(own / "masks/train/t1.png", 79, (64, 64), 2)
+    assert call("run", *run).json["phases"][0]["key"] != first.json["phases"][0]["key"]
+
+
+def plan(call: Call, own: Path, *more: str | Path) -> dict[str, dict[str, Any]]:
+    answer = call("plan", *words(own, *more))
+    assert answer.status == 0, answer.stderr
+    return {phase["name"]: phase for phase in answer.json["phases"]}
+
+
+def test_phases_are_shared_wherever_they_read_the_same(call: Call, own: Path, tmp_path: Path) -> None:
+    label(call, own)
+    epochs = ["--schedule", "depth-first", "--set", "training.iterations=2"]
+    whole, half, kept = (
+        plan(call, own, *epochs, *fraction)
+        for fraction in ([], ["--labelled-fraction", "1/2"], ["--labelled-fraction", tmp_path / "kept.txt"])
+    )
+    assert whole["depth"]["key"] == half["depth"]["key"] == kept["depth"]["key"], "depth needs no mask"
+    assert len({each["seg"]["key"] for each in (whole, half, kept)}) == 3
+
+    ignored = plan(call, own, *epochs, "--unlabelled", "ignore")
+    (own / "images/unlabelled").rename(own / "aside")
+    assert plan(call, own, *epochs) == ignored, "without a pool, and with one that is left alone"
+    (own / "aside").rename(own / "images/unlabelled")
+
+    joint = ["--schedule", "joint", "--iterations", "2"]
+    assert plan(call, own, *joint, "--set", "training.unlabelled_share=0") == plan(
+        call, own, *joint, "--unlabelled", "ignore"
+    )
+    assert plan(call, own, *joint)["joint"]["key"] != plan(call, own, *joint, "--unlabelled", "ignore")["joint"]["key"]
+
+
+def test_epochs_are_passes_over_what_a_phase_learns_from(call: Call, own: Path, tmp_path: Path) -> None:
+    label(call, own)
+    passes = ["--schedule", "depth-first", "--labelled-fraction", "1/2", "--epochs", "3"]
+    found = {name: (phase["steps"], phase["images_seen"]) for name, phase in plan(call, own, *passes).items()}
+    assert found == {
+        "depth": (3 * (13 // 2), {"labelled": 0, "unlabelled": 36}),
+        "seg": (3 * 2, {"labelled": 12, "unlabelled": 0}),
+        "joint": (3 * 2, {"labelled": 12, "unlabelled": 12}),
+    }
+    ninety = plan(call, own, *passes, "--set", "training.unlabelled_share=0.9")["joint"]
+    assert ninety["images_seen"] == {"labelled": 12, "unlabelled": 12 * 9}
+
+
+def test_images_without_masks_are_allowed_when_a_person_says_so(call: Call, own: Path) -> None:
+    label(call, own)
+    for name in ("t2", "t5"):
+        (own / f"masks/train/{name}.png").unlink()
+    refused = call("plan", *words(own, "--schedule", "joint"))
+    assert refused.status == 2 and "images without a mask: 2 (t2, t5)" in refused.json["error"]
+    assert "--unlabelled allow" in refused.json["error"]
+    allowed = plan(call, own, "--schedule", "joint", "--unlabelled", "allow", "--epochs", "1")
+    assert allowed["joint"]["steps"] == 6 // 2
+    depth = plan(call, own, "--schedule", "depth-first", "--unlabelled", "allow", "--epochs", "1")["depth"]
+    assert depth["steps"] == 13 // 2, "theirs is as good as the others'"
+
+
+def test_a_pool_with_what_is_scored_is_refused(call: Call, own: Path) -> None:
+    label(call, own)
+    (own / "images/unlabelled/u0.png").write_bytes((own / "images/val/v1.png").read_bytes())
+    answer = call("plan", *words(own, "--schedule", "joint"))
+    assert answer.status == 2
+    assert "unlabelled: images of the val split, by checksum: 1 (u0)" in answer.json["error"]
+    assert call("plan", *words(own, "--schedule", "seg-only")).status == 0, "a phase that does not read it"
+
+
+def test_unreadable_images_of_a_pool_are_told_before_training(call: Call, own: Path) -> None:
+    label(call, own)
+    (own / "images/unlabelled/u3.png").write_bytes(b"no image")
+    answer = call("plan", *words(own, "--schedule", "joint"))
+    assert answer.status == 2 and "unlabelled: images that cannot be read: 1 (u3)" in answer.json["error"]
+
+
+def test_the_doctor_looks_at_images_without_masks(call: Call, own: Path) -> None:
+    answer = call("datasets", "folder", "--data-root", own)
+    report = answer.json
+    assert report["images"]["unlabelled"] == 5 and report["labelled"]["unlabelled"] == 0
+    assert not any("unlabelled" in problem and "mask" in problem for problem in report["problems"])
+    assert "unlabelled" not in report["classes"]
+
+
+def test_class_weights_are_of_the_masks_that_are_used(call: Call, own: Path, tmp_path: Path) -> None:
+    """All masks show both classes alike, but for those of the list."""
+    for name in KEPT:
+        Image.fromarray((np.arange(64 * 64).reshape(64, 64) % 4 == 0).astype(np.uint8)).save(
+            own / f"masks/train/{name}.png"
+        )
+    more = ["--schedule", "seg-only", "--iterations", "1", "--set", "loss.class_weights=median-frequency"]
+    run = call("run", *words(own, *more, "--labelled-fraction", tmp_path / "kept.txt")).json
+    config = json.loads((Path(run["folder"]) / "run.json").read_text())["config"]
+    assert config["loss"]["class_weights"] == pytest.approx([0.5 / 0.75, 0.5 / 0.25], rel=1e-5)
+
+
+def test_seeds_of_a_fraction_are_one_row_of_other_images(call: Call, own: Path) -> None:
+    runs = [
+        call("run", *words(own, "--schedule", "seg-only", "--iterations", "1", "--labelled-fraction", "0.25",
+                           "--seed", str(seed))).json["folder"]
+        for seed in (0, 1)
+    ]  # fmt: skip
+    rows = call("compare", *runs).json["rows"]
+    assert [row["seeds"] for row in rows] == [[0, 1]]
