@@ -94,7 +94,7 @@ def _answer_without_baseline(scored: Sequence[tuple[str, Row]]) -> Answer:
         return Answer(UNKNOWN, (f"no row has a {METRICS[HEADLINE].label}.",), ())
     label, best = ranked[0]
     words = (Name(label), f" has {best.metrics[HEADLINE].mean:.3f} {METRICS[HEADLINE].label}")
-    return Answer(UNKNOWN, (*words, ", and no row is there that it could be compared with."), tuple(ranked))
+    return Answer(UNKNOWN, (*words, ", and no row is there that it could be compared with."), tuple(ranked[:1]))
 
 
 def _find_controls(scored: Sequence[tuple[str, Row]], best: Row, base: Row) -> list[_Control]:

@@ -95,7 +95,10 @@ def _describe_facts(table: Table) -> str:
     before = {"split": "split ", "recipe": "recipe "}
     words = [before.get(fact, "") + ", ".join(sorted({row.fact(fact) for row in table.rows})) for fact in FACTS]
     num_runs = sum(len(row.runs) for row in table.rows)
-    return " · ".join([*words, f"{len(table.rows)} rows, {num_runs} runs"])
+    seen = (
+        f"with {noise.seeds} seeds no difference below {noise.detectable:.3f} is seen" if (noise := table.noise) else ""
+    )
+    return " · ".join(filter(None, [*words, f"{len(table.rows)} rows, {num_runs} runs", seen]))
 
 
 def _show_answer(answer: Answer) -> str:

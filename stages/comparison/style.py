@@ -6,7 +6,8 @@ STYLE = """
 :root { color-scheme: light dark; --ink: #1b212c; --muted: #59626f; --rule: #dfe3e9; --faint: #eceff3;
   --wash: #f5f7f9; --paper: #fff; --up: #00694d; --down: #a53a00; --heat: 0, 114, 178;
   --s0: #7b8593; --s1: #0072b2; --s2: #d55e00; --s3: #00805c; --s4: #a6568a; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --muted: #9ba5b3; --rule: #323944; --faint: #262c35;
+@media screen and (prefers-color-scheme: dark) { :root {
+  --ink: #e6e9ee; --muted: #9ba5b3; --rule: #323944; --faint: #262c35;
   --wash: #1d222a; --paper: #14181e; --up: #4fd0a7; --down: #ff9a5c; --heat: 86, 180, 233;
   --s0: #97a1af; --s1: #56b4e9; --s2: #e69f00; --s3: #2cc295; --s4: #dd94bd; } }
 * { box-sizing: border-box; }
@@ -125,7 +126,8 @@ dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 @media print {
   :root { color-scheme: light; } body { font-size: 11px; } main { padding: 0; max-width: none; } nav { display: none; }
   h2, h3 { break-after: avoid; } figure, tr, .row { break-inside: avoid; } .scroll { overflow: visible; }
-  section { margin-top: 28px; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  section { margin-top: 28px; } details::details-content { content-visibility: visible; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
 
