@@ -12,7 +12,7 @@ STYLE = """
   --s0: #97a1af; --s1: #56b4e9; --s2: #e69f00; --s3: #2cc295; --s4: #dd94bd; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
-body { margin: 0; color: var(--ink); background: var(--paper); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
+body { margin: 0; color: var(--ink); background: var(--paper); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI",
   Roboto, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
 main { max-width: 1180px; margin: 0 auto; padding: 48px 32px 96px; }
 h1 { font-size: 1rem; font-weight: 600; color: var(--muted); margin: 0; }
@@ -124,7 +124,7 @@ dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
   dd { margin-bottom: 8px; } .bars { grid-template-columns: 1fr; }
 }
 @media print {
-  :root { color-scheme: light; } body { font-size: 11px; } main { padding: 0; max-width: none; } nav { display: none; }
+  :root { color-scheme: light; font-size: 10.5px; } main { padding: 0; max-width: none; } nav { display: none; }
   h2, h3 { break-after: avoid; } figure, tr, .row { break-inside: avoid; } .scroll { overflow: visible; }
   section { margin-top: 28px; } details::details-content { content-visibility: visible; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }

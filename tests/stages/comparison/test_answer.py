@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -10,14 +11,17 @@ from data_cache.metrics import HEADLINE
 from stages.comparison.answer import NO, NOT_SHOWN, PERHAPS, UNKNOWN, YES, find_answer
 from stages.comparison.identity import Identity
 from stages.comparison.record import RunRecord
+from stages.comparison.statistics import Interval
 from stages.comparison.table import build_table
 
 PLAIN, DEPTH = ("seg-only", "seg-seg-seg"), "depth-first+copy"
 
 
-def answer(scores: dict[str, float], *, seeds: int = 3, steps: dict[str, int] | None = None, noise: float = 0.002):
-    """Return the answer of rows that differ by a constant, besides ``noise`` of their own on every second seed."""
-    runs = [
+def make_runs(
+    scores: dict[str, float], *, seeds: int = 3, steps: dict[str, int] | None = None, noise: float = 0.002
+) -> list[RunRecord]:
+    """Return runs of rows that differ by a constant, besides ``noise`` of their own on every second seed."""
+    return [
         RunRecord(
             name, seed, "unet", "scenes", "demo",
             {HEADLINE: score + seed / 50 + noise * ((seed + place) % 2)},
@@ -27,7 +31,10 @@ def answer(scores: dict[str, float], *, seeds: int = 3, steps: dict[str, int] | 
         for place, (name, score) in enumerate(scores.items())
         for seed in range(seeds)
     ]  # fmt: skip
-    return find_answer(build_table(runs))
+
+
+def answer(scores: dict[str, float], **more):
+    return find_answer(build_table(make_runs(scores, **more)))
 
 
 GAIN = {"seg-only": 0.60, DEPTH: 0.64}
@@ -59,6 +66,22 @@ def test_numbers_are_those_of_the_table():
     difference = found.rows[1][1].differences[HEADLINE]
     low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
     assert f"{difference.mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f} over 3 seeds)" in found.text
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [({"holm": 0.07}, "p = 0.07 after Holm"), ({"images": Interval(-0.001, 0.09)}, "other images of this kind")],
+    ids=str,
+)
+def test_a_clear_interval_over_seeds_is_not_enough(found, reason):
+    """Of several rows one looks clear by chance, and other images may say otherwise."""
+    table = build_table(make_runs(GAIN | {f"{DEPTH}@shuffled": 0.60}))
+    rows = tuple(
+        replace(row, differences={HEADLINE: row.differences[HEADLINE]._replace(**found)}) if row.differences else row
+        for row in table.rows
+    )
+    answer = find_answer(replace(table, rows=rows))
+    assert answer.verdict == NOT_SHOWN and reason in answer.text
 
 
 def test_a_single_seed_gives_no_interval():
