@@ -163,7 +163,8 @@ class PlannedRun:
         described = self.config.describe(*kinds, needs_depth=self.schedule.reads_depth)
         del described["seed"]
         losses, network = self.config.loss, describe_network(self.config.network)
-        described |= {"data.labelled_fraction": self._describe_fraction()}
+        if self.facts.labelled is not None:
+            described |= {"data.labelled_fraction": self._describe_fraction()}
         if any(node.reading.pool for node in self.nodes):
             described |= {"data.unlabelled": self.config.data.unlabelled, "data.pool": self.facts.own_pool}
         return described | {
@@ -174,13 +175,12 @@ class PlannedRun:
             "loss": [losses.describe(phase) for phase in self.schedule.phases],
         }
 
-    def _describe_fraction(self) -> str | float:
+    def _describe_fraction(self) -> str:
         """Return the share of the masks that is used, or which ones a list names."""
-        data = self.config.data
-        share = parse_share(data.labelled_fraction)
+        share = parse_share(self.config.data.labelled_fraction)
         if share is None:
             return f"list {content_hash(self.facts.labelled, 8)}"
-        return share if share == 1 else f"{share:g} by {data.labelled_by}"
+        return f"{share:g} by {self.config.data.labelled_by}"
 
 
 def describe_scores(config: RunConfig, *, needs_depth: bool) -> dict[str, Any]:

@@ -44,6 +44,10 @@ def read_columns(table: Table) -> list[Column]:
         columns.append(Column(fact, tuple(row.fact(fact) for row in rows), "text", importance=2 if apart else 5))
     columns.append(Column("seeds", tuple(len(row.seeds) for row in rows), importance=6))
     columns.append(Column("steps", tuple(row.total_steps for row in rows), importance=7))
+    seen = [row.images_seen or {} for row in rows]
+    if any(each.get("unlabelled") for each in seen):
+        shown = tuple(f"{each['labelled']} + {each['unlabelled']}" if each else None for each in seen)
+        columns.append(Column("masks + others seen", shown, importance=3))
     for place, name in enumerate(table.main_metrics):
         column = metric_column(name, [row.metrics.get(name) for row in rows])
         columns.append(column if name == HEADLINE else replace(column, importance=4 - place // 2))
@@ -160,7 +164,8 @@ def render_csv(table: Table) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
-        ["name", "label", *FACTS, "baseline", "seeds", "num_seeds", "total_steps", "parameters"]
+        ["name", "label", *FACTS, "baseline", "seeds", "num_seeds", "total_steps"]
+        + ["images_labelled", "images_unlabelled", "parameters"]
         + [f"{metric}{part}" for metric in METRICS for part in ("", "_ci95", "_diff", "_diff_ci95", "_diff_p")]
         + [f"{HEADLINE}_diff_{part}" for part in ("holm", "images_low", "images_high")]
         + [f"paper_{column}" for column in PAPER_COLUMNS]
@@ -168,7 +173,8 @@ def render_csv(table: Table) -> str:
     for label, row in table.labelled:
         words = (row.name, label, *(row.fact(fact) for fact in FACTS), row.baseline or "")
         cells: list[object] = [*map(csv_text, words), " ".join(map(str, row.seeds)), len(row.seeds)]
-        cells += [row.total_steps, row.first.parameters]
+        seen = row.images_seen or {}
+        cells += [row.total_steps, seen.get("labelled"), seen.get("unlabelled"), row.first.parameters]
         for metric in METRICS:
             estimate, found = row.metrics.get(metric), row.differences.get(metric)
             cells += [None, None] if estimate is None else [estimate.mean, estimate.half_width]

@@ -38,6 +38,8 @@ class PhaseRecord:
     """Seconds the training took when it was done, whether by this run or by the one it is shared with."""
     reused: bool = False
     """Whether this run found the phase trained already."""
+    images_seen: Mapping[str, Count] = field(default_factory=dict)
+    """How many images its steps read with masks (``labelled``) and without; empty in what older versions wrote."""
 
 
 @dataclass(frozen=True)

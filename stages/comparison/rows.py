@@ -48,6 +48,14 @@ class Row:
         return max(run.total_steps for run in self.runs)
 
     @property
+    def images_seen(self) -> dict[str, int] | None:
+        """Images that the steps of one run read with their masks and without; None where that was not written down."""
+        phases = self.first.phases
+        if not phases or not all(phase.images_seen for phase in phases):
+            return None
+        return {kind: sum(phase.images_seen.get(kind, 0) for phase in phases) for kind in ("labelled", "unlabelled")}
+
+    @property
     def baseline(self) -> str | None:
         """Name of the row the differences are to."""
         return self.base.name if self.base else None
@@ -76,6 +84,7 @@ class Row:
             "identity": None if self.first.identity is None else asdict(self.first.identity),
             "seeds": list(self.seeds),
             "total_steps": self.total_steps,
+            "images_seen": self.images_seen,
             "parameters": self.first.parameters,
             "metrics": {name: estimate.mean for name, estimate in self.metrics.items()},
             "intervals": {name: estimate.half_width for name, estimate in self.metrics.items()},
