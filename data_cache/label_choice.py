@@ -48,22 +48,29 @@ def order_covering(classes: Sequence[Collection[int]], seed: int) -> CoveringOrd
     return CoveringOrder(list(dict.fromkeys([*chosen, *lot])), len(chosen))
 
 
-def read_image_list(path: Path, image_ids: Iterable[str], split: str) -> tuple[str, ...]:
+def read_image_list(
+    path: Path,
+    image_ids: Iterable[str],
+    split: str,
+    *,
+    option: str = "data.labelled_fraction",
+    lacking: str = "neither a share, as 0.125 or 1/8, nor a file with ids",
+) -> tuple[str, ...]:
     """Return the ids that a list names, one a line, in the order of the split; folder and suffix may stand with them.
 
     Args:
         image_ids: of the split.
         split: what it is called.
+        option: where a person names the list.
+        lacking: what that is if there is no list.
 
     Raises:
         UserError: there is no list, or it names no image, one twice, or one that the split has not.
     """
     try:
-        text = read_text(path, largest_bytes=_LARGEST_LIST, remedy="it names an image of the training split per line")
+        text = read_text(path, largest_bytes=_LARGEST_LIST, remedy=f"it names an image of {split} per line")
     except MissingText as problem:
-        raise UserError(
-            f"data.labelled_fraction is {str(path)!r}, which is neither a share, as 0.125 or 1/8, nor a file with ids"
-        ) from problem
+        raise UserError(f"{option} is {str(path)!r}, which is {lacking}") from problem
     known = dict.fromkeys(image_ids)
     named = Counter(_find_id(line.strip(), known) for line in text.splitlines() if line.strip())
     strange = [name for name in named if name not in known]

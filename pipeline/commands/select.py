@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
 LIST_FILE, SHEET_FILE = "selected.txt", "selected.png"
 LARGEST_BUDGET = 1_000_000
-LARGEST_LIST = 1 << 28
 SHOWN_IMAGES = 60
 """On the contact sheet."""
-_NAMED = 3
 
 
 @click.command(cls=RecipeCommand, sections=("data", "depth", "seed"), without=("--labelled-fraction",))
@@ -109,35 +107,29 @@ def select_images(
 def open_pool(config: RunConfig, session: Session, given: Path | None, device: str) -> Selection:
     """Return the images to choose from, those without masks, and those that are covered: with masks, or listed.
 
-    Of a dataset without images that lack masks the whole training split is chosen from.
+    Where no image lacks a mask the whole training split is chosen from, as if nobody had labelled it.
 
     Raises:
-        UserError: the list names an image that there is not.
+        UserError: as ``read_image_list``.
     """
+    from data_cache.label_choice import read_image_list
     from pipeline.experiment.selecting import Selection, find_parts, gather_places
 
     parts = find_parts(config, session.workspace)
-    images, names = gather_places(parts), read_list(given) if given else []
-    known = {place.image_id for place in images}
-    if unknown := [name for name in names if name not in known]:
-        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-        raise UserError(
-            f"--given {given} names images that {config.data.dataset} does not have: "
-            f"{', '.join(unknown[:_NAMED])}{more}; an id is what a list of this command holds, for example "
-            f"{images[0].image_id}"
-        )
-    listed = set(names)
-    labelled = parts[0].dataset.split if len(parts) > 1 else None
-    covered = {row for row, place in enumerate(images) if place.dataset.split == labelled or place.image_id in listed}
+    images = gather_places(parts)
+    names: Sequence[str] = ()
+    if given is not None:
+        every = [place.image_id for place in images]
+        names = read_image_list(given, every, config.data.dataset, option="--given", lacking="no file with ids")
+    listed, train, allows = set(names), parts[0].dataset, config.data.unlabelled == "allow"
+    bare = {row for row, place in enumerate(images) if place.dataset is not train or (allows and not _has_mask(place))}
+    covered = {row for row, place in enumerate(images) if place.image_id in listed or (bare and row not in bare)}
     return Selection(config, session, images, frozenset(covered), device)
 
 
-def read_list(path: Path) -> list[str]:
-    """Return the ids of a list, one a line."""
-    from data_cache.content import read_text
-
-    text = read_text(path, largest_bytes=LARGEST_LIST, remedy="name a list of images with one id a line")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def _has_mask(place: Place) -> bool:
+    """Return whether the files of an image's mask are there; they are not opened."""
+    return all(path.exists() for path in place.dataset.sources(place.at).labels if isinstance(path, Path))
 
 
 def draw_sheet(asked: Selection, chosen: Sequence[Place], out: Path, write_file: WriteFile) -> None:

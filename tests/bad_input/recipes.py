@@ -218,10 +218,10 @@ CASES = [
     Case(
         "a list of labelled images with another's",
         _given(lambda path: path.write_text("train0\nnobody\n")),
-        ("given.txt", "nobody", "for example train0"),
+        ("given.txt", "nobody", "folder has not"),
     ),
     Case("a folder as list of labelled images", _given(Path.mkdir), ("given.txt", "it is a folder")),
-    Case("no list of labelled images", _given(lambda _: None), ("there is no", "given.txt", "one id a line")),
+    Case("no list of labelled images", _given(lambda _: None), ("--given", "given.txt", "no file with ids")),
     Case(
         "features of a teacher that is none",
         lambda world: world.with_recipe("select", "--budget", "2", "--estimator", "dataset"),

@@ -66,8 +66,8 @@ def test_blocks_are_written_from_runs_and_others_stay(
 ) -> None:
     rows = ("seg-only", "depth-then-seg")
     blocks = (
-        Block("schedules", "Two rows", "schedules", str(TINY), (0, 1), rows=rows),
-        Block("label-fraction", "Three seeds", "schedules", str(TINY), (0, 1, 2), rows=rows),
+        Block("schedules", "Two rows", "schedules", str(TINY), (0, 1), "dataset", rows),
+        Block("label-fraction", "Three seeds", "schedules", str(TINY), (0, 1, 2), "dataset", rows),
     )
     monkeypatch.setattr(results, "BLOCKS", blocks)
     work = house / "work"

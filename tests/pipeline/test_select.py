@@ -57,6 +57,25 @@ def test_no_mask_is_opened(call: Call, write_images: Callable[[Path], Path], tmp
     assert before["paths"] == [str(data / "images" / "train" / f"{name}.png") for name in before["selected"]]
 
 
+def test_images_without_masks_are_chosen_from_and_those_with_masks_are_covered(
+    call: Call, write_images: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    data = write_images(tmp_path / "data")
+    (data / "images" / "unlabelled").mkdir()
+    for number in (1, 4, 5):
+        (data / "images" / "train" / f"{number}.png").rename(data / "images" / "unlabelled" / f"x{number}.png")
+        (data / "masks" / "train" / f"{number}.png").unlink()
+    (data / "masks" / "train" / "2.png").unlink()
+    words = ("--recipe", TINY, "--dataset", "folder", "--data-root", data, "--estimator", "bundled")
+    found = call("select", *words, "--budget", 3).json
+    assert sorted(found["selected"]) == ["x1", "x4", "x5"] and (found["pool"], found["covered"]) == (3, 3)
+    assert found["paths"][0] == str(data / "images" / "unlabelled" / f"{found['selected'][0]}.png")
+    found = call("select", *words, "--budget", 4, "--unlabelled", "allow").json
+    assert sorted(found["selected"]) == ["2", "x1", "x4", "x5"] and found["covered"] == 2
+    found = call("select", *words, "--budget", 3, "--unlabelled", "ignore").json
+    assert set(found["selected"]) == {"0", "2", "3"} and found["covered"] == 0
+
+
 def test_a_seed_decides_what_is_drawn_and_nothing_else(call: Call) -> None:
     def order(by: str, seed: int) -> list[str]:
         return call("select", *BUNDLED, "--budget", 6, "--by", by, "--seed", seed).json["selected"]
