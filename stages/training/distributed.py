@@ -206,11 +206,6 @@ class ParallelNetwork:
         with WholeBatch(num_images):
             return self._network(images, **wanted)
 
-    def forward_aside(self, images: Tensor, num_images: int, **wanted: bool) -> Any:
-        """Return the same outputs, whose gradients are this rank's alone and none of ``settle``'s business."""
-        with WholeBatch(num_images):
-            return self._network.module(images, **wanted)
-
     def settle(self, others: Iterable[nn.Parameter]) -> None:
         """Complete the gradients after the backward pass.
 

@@ -6,6 +6,7 @@ import hashlib
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -18,7 +19,7 @@ from data_cache.unpacking import unpack
 from stages.networks.interface import Network, Outputs
 from stages.networks.precision import Dtype, autocast
 from stages.networks.tensor_files import fill_tensors
-from stages.training.distributed import ParallelNetwork
+from stages.training.distributed import ParallelNetwork, WholeBatch
 from stages.training.guard import StepGuard
 from stages.training.losses import (
     SEG_LOSSES,
@@ -194,7 +195,7 @@ class PhaseTrainer:
         """
         phase, mixer = self._phase, self._mixer
         torch.manual_seed(_seed_of_step(self._seed, step))
-        learned = _leave_unlabelled(batch) if mixer and not phase.needs_depth else batch
+        learned = _keep_labelled(batch) if mixer and not phase.needs_depth else batch
         with autocast(self._device, self._dtype):
             outputs = run(learned, seg=phase.needs_seg, depth=phase.needs_depth)
         terms = compute_terms(outputs, learned, phase, self._losses, self._class_weights, self._depth_loss)
@@ -237,9 +238,8 @@ class PhaseTrainer:
 
     def _run_aside(self, batch: Batch, **wanted: bool) -> Outputs:
         """Run the network as it is: neither compiled nor told to exchange gradients."""
-        if self._parallel:
-            return self._parallel.forward_aside(batch.images, len(batch.image_ids), **wanted)
-        return self._network(batch.images, **wanted)
+        with WholeBatch(len(batch.image_ids)) if self._parallel else nullcontext():
+            return self._network(batch.images, **wanted)
 
     def _place(self, packed: PackedBatch) -> tuple[Batch, Tensor]:
         """Return the batch on the device, and how many of its pixels have labels that the network has no output for."""
@@ -251,7 +251,7 @@ class PhaseTrainer:
         return batch._replace(seg_labels=seg_labels), misfits
 
 
-def _leave_unlabelled(batch: Batch) -> Batch:
+def _keep_labelled(batch: Batch) -> Batch:
     """Return what a segmentation loss needs of the labelled rows."""
     rows = slice(batch.num_labelled)
     return batch._replace(image_ids=batch.image_ids[rows], images=batch.images[rows], seg_labels=batch.seg_labels[rows])
