@@ -301,8 +301,8 @@ def _check_row(row: Row, facts: DataFacts) -> None:
 
 def _find_mix_problems(phase: Phase, config: RunConfig, facts: DataFacts) -> Iterator[str]:
     training, what = config.training, f"phase {phase.name!r} has mix {phase.mix!r}"
-    share = training.unlabelled_share
-    in_batch = round(training.batch_size * share / (1 - share)) if facts.pool else 0
+    share, reading = training.unlabelled_share, find_reading(phase, config, facts.pool)
+    in_batch = _size_batches(reading, config, facts.materials[reading]).unlabelled
     if facts.pool < 2:
         yield (
             f"{what}, which lays images without masks over each other, but the data offer {facts.pool} of them; keep "

@@ -138,6 +138,7 @@ def train_phase(
         trainer.finish()
     last = teller.last
     assert last is not None
+    teller.warn_of_unused_mixing()
     return PhaseSummary(total_steps, first_step, last.raw, last.share, seconds, num_images / seconds)
 
 
@@ -154,6 +155,7 @@ class _Teller:
         self._trainer, self._scope, self._log, self._on_step = trainer, scope, log, on_step
         self.last: StepReport | None = None
         self._warned = not is_speaker()
+        self._most_mixed = 0.0
 
     def tell(self, *, wait: bool) -> None:
         """Pass on what is known of the steps so far; all of them only if ``wait``."""
@@ -161,12 +163,24 @@ class _Teller:
         for report in self._trainer.read_reports(wait=wait):
             self.last = report
             self._warn_of_shares(report)
+            self._most_mixed = max(self._most_mixed, report.raw.get("mixed", 0.0))
             if self._log:
                 self._log.write(report)
             if self._on_step:
                 self._on_step(report)
         if self._on_step and self.last is not told:
             self._scope.apply()  # an evaluation in there may have changed modes
+
+    def warn_of_unused_mixing(self) -> None:
+        """Say so where nothing was learned from mixed images, because no label was certain enough."""
+        if self.last and "mixed" in self.last.raw and self._most_mixed == 0:
+            warnings.warn(
+                f"phase {self.last.phase!r} learned nothing from mixed images: no label was as certain as "
+                "mix.confidence; lower it, train longer, or use a loss that makes networks more certain "
+                "(--set loss.seg=cross-entropy)",
+                Notice,
+                stacklevel=2,
+            )
 
     def _warn_of_shares(self, report: StepReport) -> None:
         """Say once when depth asks so little, or so much, of the encoder that one of two tasks hardly counts."""

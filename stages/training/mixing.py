@@ -24,8 +24,8 @@ from stages.networks.precision import Dtype, autocast
 from stages.training.schedule import Phase
 from stages.training.settings import MixSettings
 
-_STREAM = 2
-"""First word of the random streams of mixing; those of order and samples are 0 and 1."""
+_STREAM = 7
+"""First word of the random streams of mixing; orders, samples and choices of images have others."""
 _INVALID, _EMPTY = -2.0, -torch.inf
 """What is not measured counts as farther than all that is, whatever the margin, and empty canvas as farther still."""
 _SIGMA_PX = (0.15, 1.15)  # DepthMix and ClassMix reference code

@@ -55,12 +55,16 @@ def read_weights(tmp_path: Path, run: dict[str, Any]) -> list[str]:
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
 
-def test_no_mask_of_the_pool_reaches_a_loss(call: Call, own: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mix", ["none", "depth"])
+def test_no_mask_of_the_pool_reaches_a_loss(call: Call, own: Path, tmp_path: Path, mix: str) -> None:
     """Masks of other content, broken ones and missing ones: the same trainings, to the bit."""
     label(call, own)
     run = words(own, "--labelled-fraction", tmp_path / "kept.txt", "--schedule", "joint", "--iterations", "2")
+    run += ["--set", f"schedule.mix={mix}", "--set", "mix.confidence=0.5"]
     first = call("run", *run)
     assert first.status == 0, first.stderr
+    record = json.loads((tmp_path / "work/nodes" / first.json["phases"][0]["key"] / "node.json").read_text())
+    assert (record["losses"].get("mixed", 0) > 0) == (mix != "none")
     assert first.json["phases"][0]["images_seen"] == {"labelled": 4, "unlabelled": 4}
     before = read_weights(tmp_path, first.json)
 

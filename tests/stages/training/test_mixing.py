@@ -9,7 +9,7 @@ import pytest
 import torch
 from toy_network import NUM_CLASSES, build_toy, make_batch
 
-from data_cache.errors import UserError
+from data_cache.errors import Notice, UserError
 from data_cache.sample import IGNORE_INDEX
 from data_cache.unpacking import restyle, unpack
 from stages.training.freezing import training_parts
@@ -30,6 +30,7 @@ from stages.training.schedules import JOINT, SEG
 from stages.training.settings import LossSettings, MixSettings, TrainingSettings
 from stages.training.trainer import PhaseTrainer
 
+pytestmark = pytest.mark.filterwarnings("ignore::data_cache.errors.Notice")
 CPU = torch.device("cpu")
 LABELLED = 2
 PLAIN = MixSettings(jitter=0.0, blur=0.0, confidence=0.3)
@@ -256,6 +257,11 @@ def test_resumed_mixing_ends_with_the_same_bits(tmp_path, mix, ema):
     assert summary.losses == last.losses
     pairs = zip(reference.state_dict().items(), resumed.state_dict().values(), strict=True)
     assert [name for (name, one), other in pairs if not torch.equal(one, other)] == []
+
+
+def test_that_nothing_was_learned_from_mixed_images_is_said():
+    with pytest.warns(Notice, match="learned nothing from mixed images: no label was as certain as mix.confidence"):
+        train(build_toy(), mixing(SEG, "cut"), mix=MixSettings())
 
 
 def test_the_average_is_handed_over_only_where_that_is_asked_for():
