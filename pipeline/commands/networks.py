@@ -52,20 +52,20 @@ def _describe_network(name: str) -> dict[str, Any]:
         with torch.device("meta"):
             return build_without_weights(name, LISTED_CLASSES, **options)
 
-    def count_copied(**options: Any) -> int:
+    def count_copied(network: Any) -> int:
         try:
-            return len(plan_copy(build(**options), Part.DEPTH_DECODER, Part.SEG_DECODER).copied)
+            return len(plan_copy(network, Part.DEPTH_DECODER, Part.SEG_DECODER).copied)
         except UserError:
             return 0
 
-    form = NETWORKS[name].copyable_form
+    form, network = NETWORKS[name].copyable_form, build()
     return {
         "name": name,
         "paper": NETWORKS[name].paper,
         "summary": NETWORKS[name].summary,
         "parameters": count_parameters(build(with_depth=False)),
-        "parameters_with_depth": count_parameters(build()),
-        "copied": count_copied(),
-        "copied_with": {**form, "copied": count_copied(**form)} if form else None,
+        "parameters_with_depth": count_parameters(network),
+        "copied": count_copied(network),
+        "copied_with": {**form, "copied": count_copied(build(**form))} if form else None,
         "options": {option: str(value) for option, value in network_options(name).items()},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -71,15 +72,12 @@ def drop_unused_weights(encoder: nn.Module, name: str) -> None:
     Raises:
         UserError: when the encoder cannot take an image of ``SMALLEST_INPUT_PX``.
     """
-    parameters = list(encoder.parameters())
     training = encoder.training
     # In evaluation mode nothing random is drawn and no batch-norm statistic moves.
     encoder.eval()
     try:
         with torch.enable_grad():
             features = encoder(_probe_images(encoder, SMALLEST_INPUT_PX))
-            total = sum(feature.sum() for feature in features if feature.requires_grad)
-            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     except (AssertionError, RuntimeError) as error:
         raise UserError(
             f"encoder {name!r} cannot take an image of {SMALLEST_INPUT_PX}x{SMALLEST_INPUT_PX} px ({error}); choose an "
@@ -88,8 +86,21 @@ def drop_unused_weights(encoder: nn.Module, name: str) -> None:
         ) from error
     finally:
         encoder.train(training)
-    unused = {parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is None}
-    _replace_unused(encoder, unused)
+    _replace_unused(encoder, set(encoder.parameters()) - _find_used(features))
+
+
+def _find_used(outputs: Sequence[Tensor]) -> set[Tensor]:
+    """Return the leaves that outputs depend on, from their graph: a backward pass would cost more than the forward."""
+    waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    seen, used = set(waiting), set[Tensor]()
+    while waiting:
+        node = waiting.pop()
+        if (leaf := getattr(node, "variable", None)) is not None:
+            used.add(leaf)
+        behind = {found for found, _ in node.next_functions if found is not None} - seen
+        seen |= behind
+        waiting.extend(behind)
+    return used
 
 
 def _replace_unused(module: nn.Module, unused: set[nn.Parameter]) -> None:
