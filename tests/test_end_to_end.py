@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
 
+from pipeline.cli import main
+
 TINY = Path(__file__).parent / "pipeline" / "tiny.toml"
 pytestmark = pytest.mark.slow
 
 
 def call(work: Path, *words: str | Path) -> dict[str, Any]:
+    """Run a command in this process, to which starting costs nothing any more, and return its JSON."""
+    with redirect_stdout(io.StringIO()) as answer, pytest.raises(SystemExit) as ended:
+        main(["--workdir", str(work), "--json", "--quiet", *map(str, words)])
+    assert not ended.value.code, answer.getvalue()
+    return json.loads(answer.getvalue())
+
+
+def call_process(work: Path, *words: str | Path) -> dict[str, Any]:
     """Run a command in a process of its own and return its JSON."""
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.cli", "--workdir", str(work), "--json", "--quiet", *map(str, words)],
@@ -65,7 +77,7 @@ def test_a_shared_run_is_the_same_bits_as_one_trained_alone(
 
 
 def test_the_demo_prints_where_everything_is(tmp_path: Path) -> None:
-    shown = call(tmp_path, "demo", "--recipe", TINY)
+    shown = call_process(tmp_path, "demo", "--recipe", TINY)
     assert [run["schedule"] for run in shown["runs"]] == ["depth-first+copy", "seg-only"]
     assert {row["name"] for row in shown["rows"]} == {"depth-first+copy", "seg-only"}
     assert shown["export"]["proof"]["max_abs_difference"]["stripped_vs_full"] == 0

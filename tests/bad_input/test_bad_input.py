@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,8 +52,13 @@ def files_of_the_user(world: World, changes: tuple[str, ...]) -> dict[str, bytes
     return {name: path.read_bytes() for name, path in found.items() if name not in changes}
 
 
+def mark(kind: str, case: Case) -> Any:
+    """Return the parameters of one test."""
+    return pytest.param(kind, case, id=f"{kind}: {case.input}", marks=[pytest.mark.slow] if case.slow else [])
+
+
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize(("kind", "case"), [pytest.param(*pair, id=f"{pair[0]}: {pair[1].input}") for pair in CASES])
+@pytest.mark.parametrize(("kind", "case"), [mark(*pair) for pair in CASES])
 def test_bad_input(
     kind: str,
     case: Case,

@@ -159,6 +159,8 @@ class Case:
     """What else must hold, above all where the input is legitimate and the exit status 0."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables with which the command runs as a process of its own (seconds: use sparingly)."""
+    slow: bool = False
+    """Whether that process loads what takes many seconds."""
     changes: tuple[str, ...] = ()
     """Files of the user's, relative to the world, that the command may write."""
 

@@ -177,7 +177,7 @@ class _Maps(Dataset):
         return torch.from_numpy(self.store.read(self.image_ids[index]).raw)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
 def test_workers_of_every_start_method_read_the_same(tmp_path, method):
     image_ids = [f"i{number:02d}" for number in range(12)]
     maps = fill(tmp_path / "s", image_ids, shard_size=5)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 
 from data_cache.depth_map import Provenance
 from data_cache.depth_repair import verify_store
@@ -79,6 +80,7 @@ def check_finished(folder: Path, total: int) -> None:
         assert sorted(index["depth/town"]) == sorted(held)
 
 
+@pytest.mark.slow
 def test_killed_before_any_file_operation(tmp_path):
     """Every instant at which the disk changes, one after another, until the writer gets through alive."""
     total, survived, event = 5, False, 0
@@ -98,6 +100,7 @@ def test_killed_before_any_file_operation(tmp_path):
     assert event > 20
 
 
+@pytest.mark.slow
 def test_killed_again_while_recovering(tmp_path):
     """Killed at every second operation, the writer still gets there."""
     committed = FORK.Value("i", 0)

@@ -60,7 +60,9 @@ def assert_same(batches, others):
         assert all(torch.equal(one, two) for one, two in pairs if one is not None)
 
 
-@pytest.mark.parametrize(("method", "workers"), [("fork", 0), ("fork", 2), ("spawn", 1)])
+@pytest.mark.parametrize(
+    ("method", "workers"), [("fork", 0), ("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)]
+)
 def test_epochs_after_the_first_read_no_file_and_change_no_bit(tmp_path, method, workers):
     dataset = Noise(tmp_path / "gone")
     cached = Source(dataset, None, cache=open_cache(dataset, "on", 0.001))

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 TINY = Path(__file__).parent / "tiny.toml"
 Start = Callable[..., subprocess.Popen[str]]
 WORDS = ["run", "--recipe", TINY, "--schedule", "seg-only", "--iterations", "100000",
@@ -21,6 +23,7 @@ def count_logged_steps(work: Path) -> int:
     return max((len(log.read_text().splitlines()) for log in work.glob("nodes/*/metrics.jsonl")), default=0)
 
 
+@pytest.mark.slow
 def test_a_signal_to_all_processes_loses_no_step(start: Start, tmp_path: Path) -> None:
     """Loader workers included, as from a terminal."""
     words, work = [*WORDS, "--workers", 2], tmp_path / "work"

@@ -37,6 +37,7 @@ from stages.pseudo_depth.depth_source import GroundTruthDepth
 from stages.pseudo_depth.estimators import load_estimator
 from stages.pseudo_depth.labelling import LabelProgress, LabelReport, label_split
 
+pytestmark = pytest.mark.slow
 BATCH = 2
 IMAGES = 12
 """Six for each of two ranks, so that their batches are those of one process; a broken one comes after them."""

@@ -188,6 +188,7 @@ def test_names_are_text_on_the_card(report):
     [("onnx", {"architecture": "upernet", "decoder_channels": 4}), ("pt2", {"architecture": "linknet"})],
     ids=["onnx-upernet", "pt2-linknet"],
 )
+@pytest.mark.slow
 def test_dynamic_files_are_proven_at_four_sizes_one_of_them_odd(tmp_path, name, options):
     """UPerNet has the adaptive pooling that exporters get wrong at sizes other than the traced one; both pad inside."""
     network = build(**{"decoder_channels": None, "encoder_depth": 3, **options})
@@ -261,6 +262,7 @@ def test_a_file_that_answers_differently_is_not_published(tmp_path, monkeypatch)
         ("unet", {"encoder": "tu-resnet10t"}, 0.01, False),
     ],
 )
+@pytest.mark.slow
 def test_only_where_rounding_decides_may_some_logits_be_far_off(tmp_path, monkeypatch, name, options, moved, published):
     """Unpooling puts a value elsewhere if rounding makes its neighbour greater; other networks have no excuse."""
     open_folder = onnx_file.open_folder

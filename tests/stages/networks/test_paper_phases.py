@@ -101,6 +101,7 @@ def test_one_step_moves_exactly_what_the_phase_trains(name, phase, policy):
         assert any(name.startswith(f"{key}.") for name in moved) == learns, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), EXPORTED, ids=[name for name, _ in EXPORTED])
 def test_onnx_computes_the_same_at_the_traced_size(name, options, tmp_path):
     """Also at a size that no stride divides."""

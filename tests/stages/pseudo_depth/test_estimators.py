@@ -104,6 +104,7 @@ def test_half_the_bits_are_close_and_maps_are_not_rounded_to_them(depth_anything
     assert not torch.equal(found, found.to(getattr(torch, precision)).float())  # the last layer computed in float32
 
 
+@pytest.mark.slow
 def test_compiled_network_gives_the_same_maps(depth_anything_folder, image):
     plain = load_estimator(str(depth_anything_folder), precision="float32")
     # compiling needs a C++ compiler; "eager" checks our wiring wherever the tests run

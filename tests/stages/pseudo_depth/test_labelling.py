@@ -271,6 +271,7 @@ label_split(open_dataset("folder", Path(root), "train"), load_estimator(weights,
 """
 
 
+@pytest.mark.slow
 def test_killed_labelling_continues_and_ends_as_if_undisturbed(tmp_path, dataset, estimator, depth_anything_folder):
     command = [
         sys.executable,

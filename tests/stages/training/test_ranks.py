@@ -11,6 +11,7 @@ import pytest
 from ranks_worker import CASES, train
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 
 
