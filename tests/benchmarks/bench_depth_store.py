@@ -39,7 +39,7 @@ def lines(*, small: bool) -> Iterator[Line]:
     """Yield the lines of this bench."""
     with tempfile.TemporaryDirectory() as folder:
         for name, sizes in list(CASES.items())[: 1 if small else None]:
-            yield from bench_reading(Path(folder), name, *sizes, passes=3 if small else 40)
+            yield from bench_reading(Path(folder), name, *sizes, passes=3 if small else 25)
         yield from bench_many_images(Path(folder), 1_000, 2_000 if small else 100_000)
 
 
