@@ -29,7 +29,7 @@ from stages.evaluation.colour import (
     prepare_text,
 )
 
-LARGEST_TILE_PX = 320
+LARGEST_TILE_PX = 256
 """Longer side of pictures inside a page."""
 _TILE_WIDTH_PX = 256
 _GAP_PX = 10
@@ -195,10 +195,21 @@ def _encode(picture: Image.Image, *, is_labels: bool = False) -> bytes:
     """Return a picture as it would lie in a file."""
     stream = io.BytesIO()
     if is_labels:
-        picture.save(stream, format="PNG", optimize=True)
+        _index_colours(picture).save(stream, format="PNG", optimize=True)
     else:
         picture.save(stream, format="JPEG", quality=82)
     return stream.getvalue()
+
+
+def _index_colours(picture: Image.Image) -> Image.Image:
+    """Return the same picture with a table of its colours, which takes less room, where they are few."""
+    pixels = np.asarray(picture)
+    colours, places = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+    if len(colours) > 256:
+        return picture
+    indexed = Image.fromarray(places.reshape(pixels.shape[:2]).astype(np.uint8))
+    indexed.putpalette(colours.tobytes())
+    return indexed
 
 
 def _shrink(pixels: NDArray[np.uint8], *, smooth: bool = True) -> Image.Image:
