@@ -9,7 +9,6 @@ from data_cache.errors import UserError
 from data_cache.escaping import html_text
 from data_cache.metrics import HEADLINE, METRICS, explain_metrics
 from data_cache.outputs import write_page
-from data_cache.settings import parse_share
 from stages.comparison.answer import Answer, Name, find_answer
 from stages.comparison.figures import (
     NUM_SERIES,
@@ -30,6 +29,7 @@ from stages.comparison.formats import (
     show_cell,
 )
 from stages.comparison.identity import join_values, show_value
+from stages.comparison.label_fraction import describe_savings, find_curves
 from stages.comparison.losses import read_losses
 from stages.comparison.page import (
     Cell,
@@ -174,25 +174,19 @@ def _show(column: Column, value: Value) -> str:
 
 def _build_fractions(table: Table) -> Section | None:
     """Return the headline metric over the share of the masks, for rows that have several; None where none has."""
-    found: dict[str, dict[float, tuple[str, Row]]] = {}
-    for row in table.rows:
-        name, mark, text = row.name.rpartition(":")
-        share = parse_share(text) if mark else None
-        if share and HEADLINE in row.metrics:
-            found.setdefault(name, {})[share] = (text, row)
-    several = {name: shares for name, shares in found.items() if len(shares) > 1}
-    if not several:
+    curves = find_curves(table)
+    if not curves:
         return None
-    ordered = sorted(several.items(), key=lambda item: not any(row in table.bases for _, row in item[1].values()))
     series = [
-        Series(name, tuple((share, shares[share][1].metrics[HEADLINE]) for share in sorted(shares)))
-        for name, shares in ordered[:NUM_SERIES]
+        Series(curve.name, tuple((share, row.metrics[HEADLINE]) for share, _, row in curve.points))
+        for curve in curves[:NUM_SERIES]
     ]
-    ticks = {share: text for shares in several.values() for share, (text, _) in sorted(shares.items())}
+    ticks = {share: text for curve in curves for share, text, _ in curve.points}
     hint = (
         f"{METRICS[HEADLINE].label} over the share of the training images whose masks were used, with 95 % intervals."
     )
-    return build_section("Masks", hint, draw_fractions(series, ticks))
+    saved = describe_savings(curves)
+    return build_section("Masks", hint, f"<p>{html_text(saved)}</p>" if saved else "", draw_fractions(series, ticks))
 
 
 def _build_classes(table: Table, chosen: Sequence[tuple[str, Row]]) -> Section | None:

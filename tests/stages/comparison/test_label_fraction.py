@@ -1,0 +1,65 @@
+"""Masks that depth saves are read off the curve of the rows without it, and only for clear differences."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from data_cache.metrics import HEADLINE
+from stages.comparison.identity import Identity
+from stages.comparison.label_fraction import describe_savings, find_curves
+from stages.comparison.record import RunRecord
+from stages.comparison.statistics import compare_paired
+from stages.comparison.table import Table, build_table
+
+PLAIN = {"1": 0.70, "1/4": 0.60, "1/16": 0.50}
+
+
+def make_table(depth: dict[str, float], *, seeds: int = 3) -> Table:
+    """Return rows without and with depth, each compared with the one that has as many masks."""
+    runs = [
+        RunRecord(
+            f"{name}:{share}", seed, "unet", "scenes", "demo", {HEADLINE: score + seed / 50 + place * (seed % 2) / 500},
+            identity=Identity("d", "v", "store" if place else None, {}, 1, {}),
+        )
+        for place, (name, scores) in enumerate((("plain", PLAIN), ("depth", depth)))
+        for share, score in scores.items()
+        for seed in range(seeds)
+    ]  # fmt: skip
+    table = build_table(runs, baseline=None)
+    by_name = {row.name: row for row in table.rows}
+    rows = []
+    for row in table.rows:
+        base = by_name[row.name.replace("depth", "plain")]
+        found = compare_paired(row.by_seed(HEADLINE), base.by_seed(HEADLINE))
+        assert found is not None
+        rows.append(row if base is row else replace(row, base=base, differences={HEADLINE: found}))
+    return replace(table, rows=tuple(rows))
+
+
+@pytest.mark.parametrize(
+    ("depth", "found"),
+    [
+        ({"1": 0.7, "1/4": 0.65, "1/16": 0.5}, r"With 1/4 of the masks depth .* about 0\.5: 5\d% of the masks"),
+        ({"1": 0.7, "1/4": 0.75, "1/16": 0.5}, r"not even with 1: at least 75% of the masks are saved"),
+        ({"1": 0.69, "1/4": 0.55, "1/16": 0.5}, "none are saved"),
+    ],
+)
+def test_savings_are_those_of_the_curve_without_depth(depth, found):
+    text = describe_savings(find_curves(make_table(depth)))
+    assert re.search(found, text), text
+
+
+def test_one_seed_tells_nothing():
+    table = make_table({"1": 0.7, "1/4": 0.75, "1/16": 0.5}, seeds=1)
+    assert "cannot be told without several seeds" in describe_savings(find_curves(table))
+
+
+def test_curves_are_of_rows_with_several_shares_those_without_depth_first():
+    curves = find_curves(make_table({"1": 0.7, "1/16": 0.5}))
+    assert [(curve.name, [point.text for point in curve.points]) for curve in curves] == [
+        ("plain", ["1/16", "1/4", "1"]), ("depth", ["1/16", "1"]),
+    ]  # fmt: skip
+    assert find_curves(make_table({"1": 0.7}))[1:] == []
