@@ -69,15 +69,20 @@ class RecipeCommand(click.Command):
         overrides = {_to_path(name): value for name, value in given.items()}
         if overrides.get("seed") is not None and ctx.params.get("seeds"):
             raise click.UsageError(f"--seed {overrides['seed']} beside --seeds: give one of them")
-        assignments = ctx.params.pop("assignments")
-        config = load_config(ctx.params.pop("recipe"), overrides, assignments)
+        assignments, recipe, table = ctx.params.pop("assignments"), ctx.params.pop("recipe"), ctx.params.get("name")
+        if table is not None and table.endswith(".toml"):
+            from pipeline.experiment.own_tables import choose_recipe
+
+            given_recipe = ctx.get_parameter_source("recipe") is click.core.ParameterSource.COMMANDLINE
+            recipe = choose_recipe(Path(table), recipe, given=given_recipe)
+        config = load_config(recipe, overrides, assignments)
         asked = [key for key, value in overrides.items() if value is not None]
         asked += [text.partition("=")[0].strip() for text in assignments]
         if "--estimator" not in self._without:
             from pipeline.experiment.config import check_estimator_asked
 
             check_estimator_asked(config, asked)
-        if (table := ctx.params.get("name")) is not None:
+        if table is not None:
             from pipeline.experiment.tables import check_asked
 
             check_asked(table, config, asked)
@@ -225,7 +230,8 @@ no_reuse_option = click.option("--no-reuse", is_flag=True, help="Train every pha
 seeds_option = click.option(
     "--seeds",
     callback=lambda _ctx, _option, text: parse_seeds(text),
-    help="Comma-separated, for example 0,1,2; default the recipe's one, or the table's own (schedules, fcn8s: 0,1,2).",
+    help="Comma-separated, for example 0,1,2; default the recipe's one, or the table's own "
+    "(schedules, fcn8s, label-fraction, depth-pays: 0,1,2).",
 )
 wait_option = click.option(
     "--wait", is_flag=True, help="Wait for phases, runs and depth stores that other processes are working on."
@@ -265,7 +271,9 @@ tile_options = stack(
 )
 comparison_options = stack(
     click.option("--baseline", help="Row that differences are taken to; default the table's, else seg-only."),
-    click.option("--table", "of_table", metavar="NAME", help="Only runs of rows of this table, in its order."),
+    click.option(
+        "--table", "of_table", metavar="NAME", help="Only runs of rows of this table, or TOML file, in its order."
+    ),
 )
 
 

@@ -24,14 +24,23 @@ def _list_formats() -> Sequence[str]:
 @click.argument("runs", nargs=-1, metavar="[RUN…]")
 @click.option("--format", "form", type=LazyChoice(_list_formats), default="text")
 @comparison_options
+@click.option("--across", is_flag=True, help="Show runs of different data or numerics, too, without differences.")
 @click.pass_obj
-def compare(session: Session, runs: Sequence[str], form: str, baseline: str | None, of_table: str | None) -> None:
+def compare(
+    session: Session, runs: Sequence[str], form: str, baseline: str | None, of_table: str | None, across: bool
+) -> None:
     """Put runs side by side; all finished runs by default."""
-    session.show(compare_runs(session, runs, form, baseline, of_table))
+    session.show(compare_runs(session, runs, form, baseline, of_table, across=across))
 
 
 def compare_runs(
-    session: Session, references: Sequence[str], form: str, baseline: str | None, table: str | None = None
+    session: Session,
+    references: Sequence[str],
+    form: str,
+    baseline: str | None,
+    table: str | None = None,
+    *,
+    across: bool = False,
 ) -> Result:
     """Put runs side by side.
 
@@ -40,16 +49,19 @@ def compare_runs(
         form: key of ``FORMATS``.
         baseline: row name; None is the table's own.
         table: name of a table, of whose rows the runs must be; None takes any.
+        across: whether runs of different data, splits or numerics may stand one under another.
 
     Returns:
         ``rows``, ``baseline``, ``headline``, ``notes``.
     """
     from pipeline.experiment.tables import find_table
-    from pipeline.experiment.tabulate import find_runs, tabulate
+    from pipeline.experiment.tabulate import check_one_place, find_runs, tabulate
     from pipeline.session import Result
     from stages.comparison.formats import FORMATS
 
     spec = find_table(table) if table else None
     found = find_runs(session, references, spec)
+    if not across:
+        check_one_place(found.records)
     compared = tabulate(found.records, spec, baseline, found.notes)
     return Result(compared.to_json(), FORMATS[form](compared))

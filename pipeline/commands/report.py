@@ -53,18 +53,20 @@ def report_runs(
     from data_cache.outputs import check_page
     from pipeline.experiment.illustrate import illustrate
     from pipeline.experiment.tables import find_table, tables_of
-    from pipeline.experiment.tabulate import SCHEDULES, find_runs, tabulate
+    from pipeline.experiment.tabulate import SCHEDULES, check_one_place, find_runs, tabulate
     from pipeline.session import Result
     from stages.comparison.answer import find_answer
     from stages.comparison.report import TITLE, write_report
 
-    out = out or session.workspace.root / (f"report-{table}.html" if table else "report.html")
+    out = out or session.workspace.root / (f"report-{Path(table).stem}.html" if table else "report.html")
     session.workspace.check_output(out, "--out")
     check_page(out, overwrite=overwrite)
     spec = find_table(table) if table else None
     found = find_runs(session, references, spec)
+    check_one_place(found.records)
     compared = tabulate(found.records, spec, baseline, found.notes)
-    titles = [found.title for found in tables_of(row.name for row in compared.rows) if found is not SCHEDULES]
+    of_tables = [spec] if spec else tables_of(row.name for row in compared.rows)
+    titles = [each.title for each in of_tables if each is not SCHEDULES]
     title = titles[0] if len(titles) == 1 else TITLE
     answer = find_answer(compared)
     shown = illustrate(answer, compared.rows, session)

@@ -30,9 +30,10 @@ def table(
     device: str,
     **wishes: Any,
 ) -> None:
-    """Train all rows of the table NAME and compare them.
+    """Train all rows of the table NAME, or of a TOML file, and compare them.
 
-    Several calls on one work directory share the work, if --wait is given.
+    A file's rows are its [[table.rows]], with a name, a baseline and changes under the recipe's keys. Several calls on
+    one work directory share the work, if --wait is given.
     """
     from pipeline.experiment.engines import Spread
 

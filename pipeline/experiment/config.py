@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast, get_args
 
 from pydantic import ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -28,7 +28,9 @@ from stages.networks.settings import NetworkSettings
 from stages.pseudo_depth.aliases import GROUND_TRUTH
 from stages.pseudo_depth.settings import DepthSettings
 from stages.training.schedule import Schedule
-from stages.training.settings import LossSettings, MixSettings, ScheduleSettings, StepSettings, TrainingSettings
+from stages.training.settings import LossSettings, MixSettings, ScheduleSettings, TrainingSettings
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class Card(Section):
@@ -165,7 +167,7 @@ def load_config(recipe: str, overrides: Mapping[str, Any] | None = None, assignm
     _put_aside(tree, given, wanted)
     _choose_network(tree, wanted.get("network.name"))  # before options of it are set
     tree["row_changes"] = {
-        row: _drop_overridden(_dotted(changes), wanted) for row, changes in tree.get("row_changes", {}).items()
+        row: _drop_overridden(flatten_changes(changes), wanted) for row, changes in tree.get("row_changes", {}).items()
     }
     for key, value in (*given.items(), *assigned):
         _assign(tree, key, value)
@@ -174,7 +176,7 @@ def load_config(recipe: str, overrides: Mapping[str, Any] | None = None, assignm
     return config
 
 
-def _dotted(changes: Mapping[str, Any]) -> dict[str, Any]:
+def flatten_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row's changes under dotted keys: without quotes, TOML reads ``training.lr`` as a table in a table."""
     flat: dict[str, Any] = {}
     for name, value in changes.items():
@@ -275,10 +277,15 @@ def _choose_network(tree: dict[str, Any], name: str | None) -> None:
 
 
 def _validated(tree: dict[str, Any], what: str) -> RunConfig:
+    return validate(RunConfig, tree, what)
+
+
+def validate(section: type[AnySection], tree: dict[str, Any], what: str) -> AnySection:
+    """Return what a person wrote as settings; UserError lists every problem in a recipe's words."""
     try:
-        return RunConfig.model_validate(_freeze(tree))
+        return section.model_validate(_freeze(tree))
     except ValidationError as problem:
-        raise UserError(f"{what}:\n" + "\n".join(_explain(problem, tree))) from problem
+        raise UserError(f"{what}:\n" + "\n".join(_explain(problem, tree, section))) from problem
 
 
 def _read_recipe(recipe: str) -> dict[str, Any]:
@@ -288,6 +295,9 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
             raise UserError(f"{unknown_name('recipe', recipe, recipe_names())}; or give the path of a .toml file")
         path = Path(str(resources.files("pipeline") / "recipes" / f"{recipe}.toml"))
     tree = read_recipe_file(path)
+    table = tree.pop("table", None)  # see ``own_tables``
+    if table is not None and not tree:
+        raise UserError(f"{path} holds a table and no recipe; its rows change one: pipeline table {path} --recipe NAME")
     if "recipe" in tree:
         raise UserError(f"recipe {path}: the key 'recipe' is kept for the name of the file; remove it")
     return tree
@@ -330,13 +340,13 @@ def _freeze(value: Any) -> Any:
     return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
 
 
-def _explain(problem: ValidationError, tree: dict[str, Any]) -> list[str]:
+def _explain(problem: ValidationError, tree: dict[str, Any], root: type[Section]) -> list[str]:
     lines: list[str] = []
     for error in problem.errors():
         *sections, name = _find_keys(error["loc"], tree) or ["recipe"]
         where = ".".join((*sections, name))
         if error["type"] == "extra_forbidden":
-            lines.append(_explain_unknown(where, name, _section_at(sections), error["input"]))
+            lines.append(_explain_unknown(where, name, _section_at(sections, root), error["input"]))
         elif error["type"] == "value_error":  # our own validators say what they found
             lines.append(f"  {where}: {error['msg'].removeprefix('Value error, ')}")
         else:
@@ -378,13 +388,11 @@ def _explain_unknown(where: str, name: str, section: type[Section], value: Any) 
     return f"  unknown key {quoted(where)}{nearest(name, known)}; known here: {', '.join(known)}"
 
 
-def _section_at(path: list[str]) -> type[Section]:
-    section: type[Section] = RunConfig
+def _section_at(path: list[str], root: type[Section]) -> type[Section]:
+    section = root
     for name in path:
-        if name.isdigit():  # position in a list of steps
-            section = StepSettings
-            continue
         field = section.model_fields.get(name)
-        if field is not None and is_section(field.annotation):
-            section = cast(type[Section], field.annotation)
+        of_list = get_args(field.annotation)[:1] if field is not None else ()
+        found = next((kind for kind in (field and field.annotation, *of_list) if is_section(kind)), None)
+        section = cast(type[Section], found) if found is not None else section  # a place in a list is no section
     return section

@@ -7,11 +7,11 @@ from typing import Any
 
 from data_cache.errors import UserError, unknown_name
 from data_cache.settings import parse_share
-from pipeline.experiment.artifacts import open_split
+from pipeline.experiment.artifacts import open_own_pool, open_split
 from pipeline.experiment.config import RunConfig, content_hash
 from pipeline.experiment.facts import gather_facts, inspect_network, resolve_class_weights
 from pipeline.experiment.plan import DataFacts, Plan, Row, plan_runs
-from pipeline.experiment.tables import check_row_changes, find_table, table_rows
+from pipeline.experiment.tables import Measure, TrainingSize, check_row_changes, find_table, table_rows
 from pipeline.experiment.transfer import apply_transfer
 from pipeline.session import Session
 from stages.networks import NETWORKS
@@ -36,7 +36,16 @@ def expand_rows(
     Raises:
         UserError: a row asks for what there is not.
     """
-    rows = choose_copyable_forms(list_rows(config, table, seeds), session.console.info)
+    sizes: dict[str, TrainingSize] = {}
+
+    def measure(config: RunConfig) -> TrainingSize:
+        key = content_hash(config.data.model_dump(include={"dataset", "root", "options"}), 16)
+        if key not in sizes:
+            pool = open_own_pool(config.changed({"data.unlabelled": "pool"}), session.workspace)
+            sizes[key] = TrainingSize(len(open_split(config, session.workspace, "train")), len(pool) if pool else 0)
+        return sizes[key]
+
+    rows = choose_copyable_forms(list_rows(config, table, seeds, measure), session.console.info)
     known: dict[str, tuple[float, ...] | None] = {}  # rows and seeds of the same data have the same weights
 
     def resolve(config: RunConfig) -> RunConfig:
@@ -49,12 +58,14 @@ def expand_rows(
     return [row._replace(config=resolve(row.config)) for row in rows]
 
 
-def list_rows(config: RunConfig, table: str | None, seeds: tuple[int, ...] | None) -> list[Row]:
-    """Return the rows asked for, with transfer modes spelled out; arguments as in ``expand_rows``."""
+def list_rows(
+    config: RunConfig, table: str | None, seeds: tuple[int, ...] | None, measure: Measure | None = None
+) -> list[Row]:
+    """Return the rows asked for, with transfer modes spelled out; arguments as in ``expand_rows``, ``table_rows``."""
     if table is not None:
         found = find_table(table)
         own = None if "seed" in config.model_fields_set else found.seeds  # set, be it to 0: asked for
-        rows = table_rows(found, config, seeds or own or (config.seed,))
+        rows = table_rows(found, config, seeds or own or (config.seed,), measure)
     else:
         weights = (config.loss.joint_seg, config.loss.joint_depth)
         if config.schedule.own and weights != (LossSettings().joint_seg, LossSettings().joint_depth):

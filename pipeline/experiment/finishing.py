@@ -66,7 +66,7 @@ def recall_run(run: PlannedRun, reused: tuple[bool, ...], session: Session) -> d
         raise UserError(
             f"{folder} was scored on other data than it has now; repeat the command when they stay as they are"
         )
-    _follow_data(record, run.config, folder, session)
+    _follow_recipe(record, run.config, folder, session)
     session.workspace.mark_newest(folder)
     return record | {"phases": _describe_phases(run, nodes, reused)}
 
@@ -121,12 +121,12 @@ def read_own_run(folder: Path) -> RunFile | None:
     return known
 
 
-def _follow_data(record: dict[str, Any], config: RunConfig, folder: Path, session: Session) -> None:
-    """Note where the data of a finished run lies now: it may have moved, and it is scored from there the next time."""
-    now = _with_absolute_root(config)["data"]["root"]
-    if record["config"]["data"]["root"] != now:
-        with hold_folder(folder, "noting where its data lies", on_wait=session.console.info):
-            record["config"]["data"]["root"] = now
+def _follow_recipe(record: dict[str, Any], config: RunConfig, folder: Path, session: Session) -> None:
+    """Note by which recipe a finished run was asked for last: where its data lies now, and what its budget is of."""
+    now = _with_absolute_root(config)
+    if record["config"] != now:
+        with hold_folder(folder, "noting its recipe", on_wait=session.console.info):
+            record["config"] = now
             write_json(folder / RUN_FILE, record)
 
 

@@ -167,6 +167,9 @@ class PlannedRun:
             described |= {"data.labelled_fraction": self._describe_fraction()}
         if any(node.reading.pool for node in self.nodes):
             described |= {"data.unlabelled": self.config.data.unlabelled, "data.pool": self.facts.own_pool}
+        if self.schedule.reads_depth:
+            depth = self.config.depth
+            described |= {"depth.estimator": Path(depth.estimator).name, "depth.source": depth.source}
         return described | {
             **{f"network.{key}": value for key, value in network.items()},
             "training.steps": [node.steps for node in self.nodes],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ def write_script(table: str, words: Sequence[str], gpus: int, workspace: Workspa
     command = [sys.executable, "-m", "pipeline.cli", "--workdir", str(root), "table", *words, "--wait"]
     return _SCRIPT.format(
         seal=SCRIPT_SEAL,
-        table=table,
+        table=re.sub(r"[^\w.-]+", "-", Path(table).stem),
         gpus=gpus,
         work=shlex.quote(str(root)),
         token=token.name,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from data_cache.errors import UserError, nearest, unknown_name
 from data_cache.metrics import HEADLINE
+from data_cache.order import steps_per_epoch
 from pipeline.experiment.config import RunConfig
 from stages.networks import NETWORKS
 from stages.training.schedules import PAPER_ROWS, TABLE_ROWS
@@ -31,6 +33,17 @@ class TableRow:
     """By the paper's own columns (miou, iiou, acc), as fractions."""
     budget: int = 1
     """Multiplies the recipe's epochs or iterations."""
+    baseline: str | None = None
+    """Row that it is compared with; None is the table's."""
+    controls: tuple[str, ...] = ()
+    """Rows that must stay behind, too, if a gain is to be credited to what this one adds."""
+    needs_own_pool: bool = False
+    """Left out where the dataset brings no images without masks: it would be the same as another row."""
+
+    @property
+    def declared(self) -> set[str]:
+        """Keys of the recipe in which this row is another than those it is compared with."""
+        return {*self.changes, *(("training.epochs", "training.iterations") if self.budget != 1 else ())}
 
 
 @dataclass(frozen=True)
@@ -48,21 +61,64 @@ class TableSpec:
     """Whose differences to the baseline they read, too: the headline's, and what the paper makes a claim of."""
     seeds: tuple[int, ...] | None = None
     """Seeds it is trained with where neither recipe nor command names any; None is the usual one."""
+    shared_epochs: float | None = None
+    """So many times the recipe's epochs, over all training images with masks or without, are divided among the phases
+    of every row, so that all have equal steps; None leaves each the recipe's budget."""
 
     @property
     def order(self) -> list[str]:
         """Names of the rows."""
         return [row.name for row in self.rows]
 
+    @property
+    def decided(self) -> set[str]:
+        """Keys of the recipe that any row sets."""
+        keys = {key for row in self.rows for key in row.changes}
+        return keys | ({"training.budget"} if self.shared_epochs else set())
+
+
+PLAIN, DEPTH = "seg-seg-seg", "depth-first+copy"
+"""The schedule without depth that has three phases as those with it, and the one with depth that did best in the
+paper."""
+CONTROL_SOURCES = ("shuffled", "gray")
+"""What the latter learns in place of depth in the table of schedules."""
+
 
 def _schedule_row(name: str) -> TableRow:
     printed = PAPER_ROWS.get(name)
-    return TableRow(name, {"schedule": {"name": name}}, dict(printed._asdict()) if printed else {})
+    controls = (PLAIN, *(f"{name}@{source}" for source in CONTROL_SOURCES)) if name == DEPTH else ()
+    return TableRow(name, {"schedule": {"name": name}}, dict(printed._asdict()) if printed else {}, controls=controls)
 
 
 def _control_row(name: str, source: str) -> TableRow:
     """Return a schedule's row that learns something else than the image's depth."""
     return TableRow(f"{name}@{source}", {"schedule": {"name": name}, "depth.source": source})
+
+
+def _fraction_rows(fraction: str) -> Iterator[TableRow]:
+    """Yield the rows with this share of the masks: without and with depth, and with the images that have no mask."""
+    for name in (PLAIN, DEPTH, "joint", f"{DEPTH}+pool"):
+        schedule, pool, _ = name.partition("+pool")
+        changes = {
+            "schedule": {"name": schedule},
+            "data.labelled_fraction": fraction,
+            "data.unlabelled": "pool" if pool else "ignore",
+        }
+        whole = bool(pool) and fraction == "1"
+        yield TableRow(f"{name}:{fraction}", changes, baseline=f"{PLAIN}:{fraction}", needs_own_pool=whole)
+
+
+def _paying_rows(choice: str, labelled_by: str) -> Iterator[TableRow]:
+    """Yield the ways to use images without masks, with the labelled ones chosen in one way."""
+    shared = {"data.labelled_fraction": "1/16", "data.labelled_by": labelled_by}
+    plain = {"schedule": {"name": PLAIN}, "data.unlabelled": "ignore"}
+    first = None if choice == "random" else "plain:random"
+    yield TableRow(f"plain:{choice}", {**plain, **shared}, baseline=first)
+    for mix in ("none", "cut", "class", "depth"):
+        name = "pool" if mix == "none" else f"pool+{mix}"
+        controls = tuple(f"pool+{other}:{choice}" for other in ("class", "cut") if mix == "depth")
+        changes = {"schedule": {"name": DEPTH, "mix": mix}, "data.unlabelled": "pool", **shared}
+        yield TableRow(f"{name}:{choice}", changes, baseline=f"plain:{choice}", controls=controls)
 
 
 def _single_task_row(
@@ -108,12 +164,22 @@ FCN_NOTE = (
 BACKBONES_NOTE = "no paper column: the segmentation lecture compares backbones in words; cost: pipeline advise"
 DCSA_NOTE = "no paper column: the paper of deformable-convolution self-attention is a design without an experiment"
 NETWORKS_NOTE = "no paper column: no paper trains these networks by the schedules of pseudo depth"
+SHARED_EPOCHS = 1.5
+"""Of the tables with few masks: all 15 rows of one seed in less than 25 minutes on two cores (recipe demo)."""
+FRACTION_NOTE = (
+    "no paper column; every row has the same number of steps, and all rows of a seed and a fraction the same masks. "
+    "Rows without +pool read nothing but labelled images"
+)
+PAYS_NOTE = (
+    "no paper column: Hoyer et al. 2021 report other networks, data and budgets; every row has the same number of "
+    "steps. A gain of pool+depth is credited to depth only where pool+class and pool+cut stay behind"
+)
 
 # fmt: off
 TABLES = {
     "schedules": TableSpec("Training schedules", "seg-only", (
         *(_schedule_row(name) for name in TABLE_ROWS),
-        *(_control_row("depth-first+copy", source) for source in ("shuffled", "gray")),
+        *(_control_row(DEPTH, source) for source in CONTROL_SOURCES),
     ), SCHEDULES_NOTE, seeds=(0, 1, 2)),
     "mff": TableSpec("Multi-path feature fusion in DeepLabV3+ (Park & Heo 2021, tables 1 and 2)", "mff-exit", (
         _fusion_row("mff-exit",      entry=False, middle=False, miou=0.77854),
@@ -142,6 +208,12 @@ TABLES = {
         _single_task_row("dcsa-inside",      "dcsa-resnet", {"network.place": "inside"}),
         _single_task_row("dcsa-after-stage", "dcsa-resnet", {"network.place": "after_stage"}),
     ), DCSA_NOTE, SINGLE_TASK_METRICS),
+    "label-fraction": TableSpec("Few masks and many images", f"{PLAIN}:1", tuple(
+        row for fraction in ("1", "1/4", "1/8", "1/16") for row in _fraction_rows(fraction)
+    ), FRACTION_NOTE, seeds=(0, 1, 2), shared_epochs=SHARED_EPOCHS),
+    "depth-pays": TableSpec("Ways in which depth is said to pay, at 1/16 of the masks", "plain:random", (
+        *_paying_rows("random", "random"), *_paying_rows("selected", "depth-features"),
+    ), PAYS_NOTE, seeds=(0, 1, 2), shared_epochs=SHARED_EPOCHS),
     "networks": TableSpec("Every network by depth-first+copy", "unet-depth-first", tuple(
         _network_row(name) for name in NETWORKS
     ), NETWORKS_NOTE),
@@ -152,16 +224,20 @@ _TABLE_OF_ROW = {row.name: (table, row) for table in TABLES.values() for row in 
 
 
 def find_table(name: str) -> TableSpec:
-    """Return a table; UserError names the nearest one."""
+    """Return a table by its name, or by the path of its TOML file; UserError names the nearest one."""
+    if name.endswith(".toml"):
+        from pipeline.experiment.own_tables import read_table
+
+        return read_table(Path(name))
     if name not in TABLES:
-        raise unknown_name("table", name, TABLES)
+        raise UserError(f"{unknown_name('table', name, TABLES)}; or give the path of a .toml file with [[table.rows]]")
     return TABLES[name]
 
 
 def check_asked(table: str, config: RunConfig, asked: Iterable[str]) -> None:
     """Raise UserError for keys of a recipe that are asked for now, and that the rows of a table decide themselves."""
-    rows = find_table(table).rows
-    decided = {key for row in rows for key in row.changes}
+    spec = find_table(table)
+    rows, decided = spec.rows, spec.decided
     networks = {row.changes.get("network.name", config.network.name) for row in rows}
     for key in asked:
         others = key.startswith("network.") and config.network.name not in networks
@@ -178,19 +254,50 @@ def tables_of(rows: Iterable[str]) -> list[TableSpec]:
     return [table for table in TABLES.values() if table in found]
 
 
-def paper_scores(row: str) -> dict[str, float]:
-    """Return the paper's scores of a row; empty for rows of our own."""
-    return dict(_TABLE_OF_ROW[row][1].paper) if row in _TABLE_OF_ROW else {}
+class TrainingSize(NamedTuple):
+    """How much there is to train on."""
+
+    images: int
+    """In the training split, with masks or without."""
+    own_pool: int
+    """Images that the dataset brings without masks besides."""
 
 
-def table_rows(table: TableSpec, config: RunConfig, seeds: tuple[int, ...]) -> list[tuple[str, RunConfig]]:
+Measure = Callable[[RunConfig], TrainingSize]
+
+
+def table_rows(
+    table: TableSpec, config: RunConfig, seeds: tuple[int, ...], measure: Measure | None = None
+) -> list[tuple[str, RunConfig]]:
     """Return row name and configuration for every row and seed, seeds innermost.
+
+    Args:
+        measure: looks at the data of a row; only tables whose rows depend on how much there is need it.
 
     Raises:
         UserError: as ``check_row_changes``.
     """
     check_row_changes(config)
-    return [(row.name, _configure(row, config, seed)) for row in table.rows for seed in seeds]
+    found = []
+    for row in table.rows:
+        for changed in (_configure(row, config, seed) for seed in seeds):
+            if not (row.needs_own_pool or table.shared_epochs):
+                found.append((row.name, changed))
+                continue
+            assert measure is not None, f"rows of {table.title} depend on how many images there are"
+            size = measure(changed)
+            if size.own_pool or not row.needs_own_pool:
+                found.append((row.name, _share_budget(changed, table.shared_epochs, size.images)))
+    return found
+
+
+def _share_budget(config: RunConfig, factor: float | None, num_images: int) -> RunConfig:
+    """Return the recipe with so many times its budget in steps, for all phases together."""
+    if factor is None:
+        return config
+    training = config.training
+    steps = training.iterations or training.epochs * steps_per_epoch(num_images, training.batch_size)
+    return config.changed({"training.iterations": max(1, round(factor * steps)), "training.budget": "total"})
 
 
 def check_row_changes(config: RunConfig) -> None:

@@ -8,13 +8,17 @@ from typing import NamedTuple
 
 from data_cache.errors import UserError, unknown_name
 from data_cache.metrics import IMAGES_FILE
-from pipeline.experiment.tables import TABLES, TableSpec, paper_scores, tables_of
+from pipeline.experiment.tables import TABLES, TableSpec, tables_of
 from pipeline.session import Session
+from stages.comparison.identity import describe_differences, differing, group_runs
 from stages.comparison.record import RunRecord
-from stages.comparison.table import Table, build_table
+from stages.comparison.table import Design, Table, build_table
 from stages.evaluation.settings import EVALUATION_VERSION
 
 SCHEDULES = TABLES["schedules"]
+_TOLD = ("device", "dtype")
+_SHOWN = 5
+"""Runs of a group that a message names."""
 
 
 class FoundRuns(NamedTuple):
@@ -94,6 +98,26 @@ def is_outdated(record: RunRecord) -> bool:
     return record.evaluation < EVALUATION_VERSION or missing
 
 
+def check_one_place(records: Sequence[RunRecord]) -> None:
+    """Raise UserError for runs of which one table would mix data, splits, classes or numerics."""
+    groups = group_runs(records)
+    if len(groups) == 1:
+        return
+    lines = []
+    for group in groups:
+        names = [run.folder.name if run.folder else run.name for run in group]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        numerics = group[0].identity.numerics if group[0].identity else {}
+        words = [group[0].place, f"split {group[0].split}", *(str(numerics[key]) for key in _TOLD if key in numerics)]
+        lines.append(f"  {', '.join(words)}: {' '.join(names[:_SHOWN])}{more}")
+    found = [group[0] for group in groups if group[0].identity]
+    differ = describe_differences(found, differing([run.identity.place() for run in found if run.identity]))
+    raise UserError(
+        f"these runs cannot stand in one table: they differ in {differ}. Name the runs of one group, keep to a table "
+        "with --table, or see all, without differences, with: pipeline compare --across\n" + "\n".join(lines)
+    )
+
+
 def tabulate(
     records: Sequence[RunRecord],
     table: TableSpec | None = None,
@@ -102,32 +126,40 @@ def tabulate(
 ) -> Table:
     """Build the table of runs with the papers' scores beside ours.
 
+    Runs of different data, splits or numerics stand in groups one under another, and nothing is compared.
+
     Args:
         records: of the runs.
-        table: whose order, baseline and metrics count; None takes them of the one table that all rows are of, and
-            where there is none, of the table of schedules.
+        table: whose order, baselines and metrics count; None takes them of the one table that all rows are of, and
+            where there is none, of the table of schedules; a row of another table is compared as that says.
         baseline: row name; None is the table's own.
         notes: what a reader must know besides.
     """
     names = [record.name for record in records]
     if baseline is not None and baseline not in names:
         raise unknown_name("baseline row", baseline, set(names))
-    tables = tables_of(names)
-    chosen = table or (tables[0] if len(tables) == 1 else SCHEDULES)
+    tables = [table] if table else tables_of(names)
+    chosen = tables[0] if len(tables) == 1 else SCHEDULES
     in_order = (chosen, *(each for each in tables if each is not chosen))
+    groups = group_runs(records)
     return build_table(
-        records,
-        paper={name: paper_scores(name) for name in names},
-        baseline=baseline or chosen.baseline,
-        order=[name for each in in_order for name in each.order],
+        [record for group in groups for record in group],
+        paper={row.name: row.paper for each in in_order for row in each.rows if row.paper},
+        baseline=(baseline or chosen.baseline) if len(groups) == 1 else None,
+        order=[name for each in in_order for name in each.order] if len(groups) == 1 else (),
         notes=[*notes, *(note for each in tables if (note := _find_note(each, records)))],
         metrics=chosen.metrics,
         compared_metrics=chosen.compared_metrics,
+        design=Design(
+            {} if baseline else {row.name: row.baseline or each.baseline for each in in_order for row in each.rows},
+            {row.name: row.controls for each in in_order for row in each.rows if row.controls},
+            {row.name: row.declared for each in in_order for row in each.rows},
+        ),
     )
 
 
 def _find_note(table: TableSpec, records: Sequence[RunRecord]) -> str:
     """Return what must be said about a table's paper column, when there is one, and when there never is any."""
     names = {record.name for record in records if not record.own_schedule}
-    shown = any(paper_scores(name) for name in table.order if name in names)
+    shown = any(row.paper for row in table.rows if row.name in names)
     return table.note if shown or not any(row.paper for row in table.rows) else ""

@@ -53,7 +53,8 @@ def read_columns(table: Table) -> list[Column]:
         columns.append(column if name == HEADLINE else replace(column, importance=4 - place // 2))
         if name in table.compared_metrics and table.baseline:
             differences = tuple(row.differences.get(name) for row in rows)
-            columns.append(Column(f"{name} vs {table.baseline}", differences, "difference", name, METRICS[name].digits))
+            title = f"{name} vs {table.base_name}"
+            columns.append(Column(title, differences, "difference", name, METRICS[name].digits))
             columns += _describe_certainty(differences)
     for name in table.paper_columns:
         scores = tuple(row.paper.get(name) for row in rows)
@@ -250,11 +251,11 @@ def _join_papers(columns: list[Column]) -> list[Column]:
 def _lay_out_differences(table: Table, column: Column, width: int) -> list[str]:
     """Return a column of paired differences as lines of text."""
     found = [
-        (printable_text(label), value)
-        for (label, _), value in zip(table.labelled, column.values, strict=True)
+        (printable_text(label if row.baseline == table.base_name else f"{label} - {row.baseline}"), value)
+        for (label, row), value in zip(table.labelled, column.values, strict=True)
         if isinstance(value, Difference)
     ]
-    lines = [f"{column.metric} minus that of {printable_text(table.baseline or '')}, paired by seed:"] if found else []
+    lines = [f"{column.metric} minus that of {printable_text(table.base_name)}, paired by seed:"] if found else []
     name_width = max((width_of(label) for label, _ in found), default=0)
     for label, difference in found:
         mean, spread = show_cell(column, difference)

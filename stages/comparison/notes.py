@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from data_cache.metrics import HEADLINE
 from stages.comparison.identity import describe_differences, differing, join_values, show_value
 from stages.comparison.rows import Row, label_rows
 
@@ -19,6 +20,7 @@ def write_notes(rows: Sequence[Row], compared_metrics: Sequence[str]) -> list[st
         *_describe_namesakes(rows),
         *gather_notes((label, _describe_environments(row)) for label, row in labelled),
         *_describe_budgets(labelled),
+        *_describe_controls(labelled),
         *_describe_data(rows),
     ]
 
@@ -89,6 +91,29 @@ def _describe_budgets(labelled: Sequence[tuple[str, Row]]) -> Iterator[str]:
         f"{factor}: a higher score may come from longer training"
         + (f"; hold the longest rows against {' and '.join(controls)}" if controls else "")
     )
+
+
+def _describe_controls(labelled: Sequence[tuple[str, Row]]) -> Iterator[str]:
+    """Say how far rows are before their controls, and what a gain is not where a control comes as far."""
+    for label, row in labelled:
+        if not row.controls:
+            continue
+        shown = ", ".join(
+            f"{name} {found.mean:+.3f}" + (f" ±{found.half_width:.3f}" if found.half_width is not None else "")
+            for name, found in row.controls.items()
+        )
+        gain = row.differences.get(HEADLINE)
+        level = [name for name, found in row.controls.items() if not (found.is_clear and found.mean > 0)]
+        verdict = ""
+        if (
+            gain is not None
+            and gain.mean > 0
+            and level
+            and all(f.half_width is not None for f in row.controls.values())
+        ):
+            kind = "regularisation, not geometry" if any("@" in name for name in level) else "none of what it adds"
+            verdict = f"; a gain that also comes from {' and '.join(level)} is {kind}"
+        yield f"{label} minus its controls ({HEADLINE}): {shown}{verdict}"
 
 
 def _describe_data(rows: Sequence[Row]) -> Iterator[str]:

@@ -24,6 +24,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Side = Annotated[int, Field(ge=1, le=1 << 16)]
 Byte = Annotated[int, Field(ge=0, le=255)]
+BUDGET = ("training.epochs", "training.iterations", "training.budget", "loss.joint_seg", "loss.joint_depth")
+"""Settings that phases resolve into steps and weights of their own."""
 NodeName = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
 """Of a folder below nodes/; nothing that could lead out of there."""
 
@@ -202,6 +204,8 @@ class RunRecord:
     """Folder of the dataset; None for those that need none."""
     evaluation: int = 0
     """Version of the metrics that scored it; 0 where that was not written down."""
+    budget: Mapping[str, Any] = field(default_factory=dict)
+    """BUDGET as the recipe had it when the run was last asked for."""
     confusion: tuple[tuple[int, ...], ...] = ()
     """Pixels by truth, then prediction."""
 
@@ -215,6 +219,14 @@ class RunRecord:
         """Everything besides name, network and seed that must agree for runs to be averaged, under names for people."""
         found = {} if self.identity is None else self.identity.flat()
         return found | ({PHASES: list(self.steps)} if self.own_schedule else {})
+
+    @property
+    def comparable(self) -> dict[str, Any]:
+        """What must agree between a row and its baseline, unless the table says otherwise, under names for people."""
+        if self.identity is None:
+            return {}
+        depth = {} if self.identity.depth is None else {"depth": self.identity.depth}
+        return {"network": self.network, **self.identity.settings, **self.budget, **depth}
 
     @property
     def measurement(self) -> dict[str, Any]:
@@ -250,6 +262,7 @@ class RunRecord:
             steps=facts.schedule.steps,
             data_root=root if isinstance(root, str) else None,
             evaluation=facts.evaluation.version if facts.evaluation else 0,
+            budget=_find_budget(facts.config),
         )
 
 
@@ -262,6 +275,18 @@ def read_run(path: Path) -> RunFile:
     remedy = "remove it and repeat its run, which writes it anew, or name a run's folder or its run.json"
     value = read_json(path, remedy)
     return parse_record(value, TrainedRun if value.get("format") == RUN_FORMAT else RunFile, str(path), remedy)
+
+
+def _find_budget(config: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for key in BUDGET:
+        section, _, name = key.partition(".")
+        settings = config.get(section)
+        if isinstance(settings, dict) and name in settings:
+            found[key] = settings[name]
+    if found.get("training.iterations") is not None:
+        found.pop("training.epochs", None)
+    return found
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

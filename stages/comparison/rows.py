@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from stages.comparison.identity import PHASES, differing, join_values, show_value
 from stages.comparison.record import RunRecord
-from stages.comparison.statistics import Difference, Estimate
+from stages.comparison.statistics import Difference, Estimate, compare_paired
 
 FACTS = ("dataset", "split", "recipe", "network")
 """What tables show in columns of their own where rows differ in it."""
@@ -30,8 +30,10 @@ class Row:
     paper: Mapping[str, float] = field(default_factory=dict)
     """The paper's scores of this row; empty for rows of our own."""
     base: Row | None = None
-    """The row the differences are to; None for that row itself and where there is none."""
+    """The row the differences are to, known by its ``runs``; None for that row itself and where there is none."""
     differences: Mapping[str, Difference] = field(default_factory=dict)
+    controls: Mapping[str, Difference] = field(default_factory=dict)
+    """Name of a row that must stay behind, too, → how far it does by the headline metric."""
 
     @property
     def first(self) -> RunRecord:
@@ -72,6 +74,12 @@ class Row:
         """Return the metric of every seed that has it."""
         return {run.seed: run.metrics[metric] for run in self.runs if metric in run.metrics}
 
+    def with_difference(self, base: Row) -> Row:
+        """Return this row compared with another; unchanged without a seed in common."""
+        found = {name: compare_paired(self.by_seed(name), base.by_seed(name)) for name in self.metrics}
+        differences = {name: difference for name, difference in found.items() if difference is not None}
+        return replace(self, base=base, differences=differences) if differences else self
+
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON values.
 
@@ -93,6 +101,10 @@ class Row:
             },
             "paper": dict(self.paper),
             "baseline": self.baseline,
+            "controls": {
+                name: {"mean": found.mean, "half_width": found.half_width, "seeds": list(found.seeds)}
+                for name, found in self.controls.items()
+            },
             "difference": {
                 name: found._asdict()
                 | {"seeds": list(found.seeds), "images": found.images._asdict() if found.images else None}

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_cache.metrics import HEADLINE, METRICS, main_metrics
 from stages.comparison.certainty import judge_differences
-from stages.comparison.identity import describe_differences
+from stages.comparison.identity import describe_differences, find_obstacles
 from stages.comparison.notes import gather_notes, write_notes
 from stages.comparison.record import RunRecord
 from stages.comparison.rows import Row, label_rows
-from stages.comparison.statistics import Noise, compare_paired, estimate_mean
+from stages.comparison.statistics import Difference, Noise, compare_paired, estimate_mean
 
 PAPER_COLUMNS = {"miou": "mIoU", "iiou": "iIoU", "acc": "acc"}
 """Scores that papers print, and what they call them."""
+
+
+class Design(NamedTuple):
+    """What a table says about its rows, by their names."""
+
+    baselines: Mapping[str, str] = {}
+    """What a row is compared with, where it is not the table's baseline."""
+    controls: Mapping[str, Sequence[str]] = {}
+    """Rows that must stay behind, too."""
+    changes: Mapping[str, Collection[str]] = {}
+    """Keys of the recipe that a row sets: in these it may differ from what it is compared with."""
+
+    def declared(self, *names: str) -> set[str]:
+        """Return the keys that any of the rows sets."""
+        return {key for name in names for key in self.changes.get(name, ())}
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,13 @@ class Table:
     @property
     def bases(self) -> list[Row]:
         """Those rows that others are compared with."""
-        return [row for row in self.rows if any(other.base is row for other in self.rows)]
+        return [row for row in self.rows if any(other.base and other.base.runs is row.runs for other in self.rows)]
+
+    @property
+    def base_name(self) -> str:
+        """What the differences are to, for headings."""
+        names = {row.baseline for row in self.rows if row.baseline}
+        return names.pop() if len(names) == 1 else "baseline"
 
     @property
     def paper_columns(self) -> tuple[str, ...]:
@@ -69,6 +90,7 @@ def build_table(
     notes: Sequence[str] = (),
     metrics: tuple[str, ...] | None = None,
     compared_metrics: tuple[str, ...] = (HEADLINE,),
+    design: Design | None = None,
 ) -> Table:
     """Group runs into rows and compare each with the baseline, paired by seed.
 
@@ -77,13 +99,15 @@ def build_table(
 
     Args:
         paper: row name → the paper's scores by PAPER_COLUMNS; schedules of a recipe's own get none.
-        baseline: row name; a row is compared with a baseline row that has its data, split, numerics and evaluation: the
-            one of its own network and settings, or the only one there is, if need be of the same recipe.
+        baseline: row name; None compares nothing. A row is compared only with a row of this name that has its data,
+            split, numerics, network and settings, but for what the design says that the two change.
         order: row names in the order wanted; others follow in order of appearance.
         notes: what a reader must know besides, for instance what the paper's scores are of.
         metrics: those of METRICS that people read first; None takes those declared so.
         compared_metrics: those of them whose differences to the baseline they read, too.
+        design: what the table says about single rows.
     """
+    design = design or Design()
     groups: dict[str, dict[int, RunRecord]] = {}
     num_dropped = 0
     for run in runs:
@@ -94,7 +118,14 @@ def build_table(
     rows = [_build_row([seeds[seed] for seed in sorted(seeds)], paper or {}) for seeds in groups.values()]
     places = {name: place for place, name in enumerate(order)}
     rows.sort(key=lambda row: places.get(row.name, len(places)))
-    compared, reasons = zip(*(_compare_row(row, rows, baseline) for row in rows), strict=True) if rows else ((), ())
+    wanted = [baseline and design.baselines.get(row.name, baseline) for row in rows]
+    found = [_compare_row(row, rows, design, base) for row, base in zip(rows, wanted, strict=True)]
+    held = [_hold_against_controls(row, rows, design) if baseline else {} for row, _ in found]
+    compared = tuple(
+        replace(row, controls=controls) if controls else row for (row, _), controls in zip(found, held, strict=True)
+    )
+    whys = [(f"no difference to {base} for ", label, why)
+            for base, label, (_, why) in zip(wanted, label_rows(rows), found, strict=True)]  # fmt: skip
     judged = judge_differences(compared)
     own = [row for row in rows if row.first.own_schedule and row.first.identity and (paper or {}).get(row.name)]
     return Table(
@@ -103,7 +134,11 @@ def build_table(
         notes=(
             *judged.notes,
             *write_notes(judged.rows, compared_metrics),
-            *gather_notes(zip(label_rows(rows), reasons, strict=True), f"no difference to {baseline} for "),
+            *(
+                note
+                for begin in dict.fromkeys(begin for begin, _, _ in whys)
+                for note in gather_notes(((label, why) for each, label, why in whys if each == begin), begin)
+            ),
             *gather_notes(
                 (row.name, "phases of the recipe's own, so no paper's scores stand beside them") for row in own
             ),
@@ -126,42 +161,32 @@ def _build_row(runs: Sequence[RunRecord], paper: Mapping[str, Mapping[str, float
     )
 
 
-def _compare_row(row: Row, rows: Sequence[Row], baseline: str | None) -> tuple[Row, str]:
+def _compare_row(row: Row, rows: Sequence[Row], design: Design, baseline: str | None) -> tuple[Row, str]:
     """Return the row with its differences to the baseline row that fits it, or why it has none."""
     called = [other for other in rows if other.name == baseline and other.first.identity]
     if row.name == baseline or row.first.identity is None or not called:
         return row, ""
-    fitting = [other for other in called if other.is_measured_as(row)]
+    obstacles = [find_obstacles(row.first, other.first, design.declared(row.name, other.name)) for other in called]
+    fitting = [other for other, found in zip(called, obstacles, strict=True) if not found]
     if not fitting:
-        return row, describe_differences([row.first, *(other.first for other in called)], measured=True)
-    pools = (
-        [other for other in fitting if _agree(row.first, other.first)],
-        [other for other in fitting if _agree(row.first, other.first, per_phase=False)],
-        fitting,
-        [other for other in fitting if other.fact("recipe") == row.fact("recipe")],
-    )
-    chosen = next((pool for pool in pools if len(pool) == 1), None)
-    if chosen is None:
+        nearest = min(range(len(called)), key=lambda place: len(obstacles[place]))
+        return row, describe_differences([row.first, called[nearest].first], obstacles[nearest])
+    if len(fitting) > 1:
         return row, f"{len(fitting)} rows called {baseline} fit it"
-    found = {name: compare_paired(row.by_seed(name), chosen[0].by_seed(name)) for name in row.metrics}
-    differences = {name: difference for name, difference in found.items() if difference is not None}
-    if not differences:
-        return row, "no seed in common"
-    return replace(row, base=chosen[0], differences=differences), ""
+    compared = row.with_difference(fitting[0])
+    return compared, "" if compared.base else "no seed in common"
 
 
-def _agree(one: RunRecord, other: RunRecord, *, per_phase: bool = True) -> bool:
-    """Return whether two runs share their network and the settings that both have.
-
-    Args:
-        per_phase: whether settings with a value per phase, whose number depends on the schedule, must share one.
-    """
-    mine, theirs = (run.identity.settings if run.identity else {} for run in (one, other))
-
-    def agrees(name: str) -> bool:
-        values = [(settings[name], run.phases) for settings, run in ((mine, one), (theirs, other))]
-        if not all(isinstance(value, list) and len(value) == len(phases) for value, phases in values):
-            return bool(mine[name] == theirs[name])
-        return not per_phase or any(value in theirs[name] for value in mine[name])
-
-    return one.network == other.network and all(map(agrees, mine.keys() & theirs.keys()))
+def _hold_against_controls(row: Row, rows: Sequence[Row], design: Design) -> dict[str, Difference]:
+    """Return how far a row is before each of its controls that is there and fits it."""
+    found: dict[str, Difference] = {}
+    for name in design.controls.get(row.name, ()):
+        fitting = [
+            other for other in rows
+            if other.name == name and row.first.identity and other.first.identity
+            and not find_obstacles(row.first, other.first, design.declared(row.name, name))
+        ]  # fmt: skip
+        if len(fitting) == 1:
+            difference = compare_paired(row.by_seed(HEADLINE), fitting[0].by_seed(HEADLINE))
+            found |= {name: difference} if difference else {}
+    return found

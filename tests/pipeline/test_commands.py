@@ -319,7 +319,8 @@ def test_help_tells_what_the_commands_take_when_nothing_is_said(call: Call) -> N
     assert f"[default: {SMALL_DATASET}]" in advice
     assert all(name in advice for name in (*SIZES, *TARGETS))
     own_seeds = {name: table.seeds for name, table in TABLES.items() if table.seeds}
-    assert set(own_seeds.values()) == {(0, 1, 2)} and f"{', '.join(own_seeds)}: 0,1,2" in read_help("table")
+    told = read_help("table").replace("- ", "-")  # names are broken at hyphens
+    assert set(own_seeds.values()) == {(0, 1, 2)} and f"{', '.join(own_seeds)}: 0,1,2" in told
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,13 @@ def test_two_datasets_of_one_name_are_two_rows(call: Call, tmp_path: Path) -> No
         root = make_folder(tmp_path / name, f"ground\n{name}\n", seed)
         answer = call(*RUN, "--dataset", "folder", "--data-root", root, "--seed", seed)
         assert answer.status == 0
-    compared = call("compare").json
+    refused = call("compare")
+    assert refused.status == 2 and "data and reported split: other images or masks" in refused.json["error"]
+    runs = sorted(path.name for path in (tmp_path / "work" / "runs").iterdir())
+    assert all(f"folder at {tmp_path / name}, split val, cpu, float32: " in refused.json["error"] for name in "AB")
+    assert all(run in refused.json["error"] for run in runs) and call("report").json == refused.json
+    assert [row["seeds"] for row in call("compare", runs[0]).json["rows"]] == [[0]]
+    compared = call("compare", "--across").json
     assert [row["seeds"] for row in compared["rows"]] == [[0], [1]]
     assert any("images or masks" in note for note in compared["notes"])
 
@@ -94,8 +100,8 @@ def test_a_run_that_began_on_another_device_is_another_row(call: Call, tmp_path:
     file.write_text(json.dumps(record))
     for seed in (0, 1):
         call(*words, "--schedule", "depth-first-direct", "--seed", seed)
-    rows = [row for row in call("compare").json["rows"] if row["name"] == "depth-first-direct"]
-    assert [(row["seeds"], row["identity"]["numerics"]["device"]) for row in rows] == [
+    rows = [row for row in call("compare", "--across").json["rows"] if row["name"] == "depth-first-direct"]
+    assert sorted(((row["seeds"], row["identity"]["numerics"]["device"]) for row in rows), key=str) == [
         ([0], ["cuda", "cpu"]),
         ([1], "cpu"),
     ]
@@ -104,7 +110,8 @@ def test_a_run_that_began_on_another_device_is_another_row(call: Call, tmp_path:
 def test_other_numerics_are_another_row(call: Call) -> None:
     call(*RUN, "--precision", "float32")
     call(*RUN, "--precision", "bfloat16", "--seed", 1)
-    assert [row["seeds"] for row in call("compare").json["rows"]] == [[0], [1]]
+    assert "numerics: dtype float32 / bfloat16" in call("compare").json["error"]
+    assert [row["seeds"] for row in call("compare", "--across").json["rows"]] == [[0], [1]]
 
 
 def test_numerics_say_what_was_switched_on() -> None:

@@ -11,7 +11,7 @@ import pytest
 from stages.comparison.formats import FORMATS, render_text
 from stages.comparison.record import RunRecord
 from stages.comparison.rows import label_rows
-from stages.comparison.table import build_table
+from stages.comparison.table import Design, build_table
 
 IDENTITY = {
     "data": "train-a",
@@ -88,7 +88,7 @@ def test_two_datasets_of_one_name_are_neither_averaged_nor_compared(tmp_path: Pa
     [
         ({"data": "train-b"}, "data: other images or masks (folder at /data/a, changed in between)", "1 of 2"),
         ({"split": "val-b"}, "reported split: other images or masks (folder at /data/a, changed in between)", "1 of 2"),
-        ({"depth": "bundled-1"}, "depth: other maps (none / bundled-1)", "1 of 2"),
+        ({"depth": "bundled-1"}, "depth: other maps", "1 of 2"),
         (
             {"numerics": {**IDENTITY["numerics"], "dtype": "bfloat16"}},
             "numerics: dtype float32 / bfloat16",
@@ -111,7 +111,7 @@ def test_seeds_of_another_identity_are_a_row_of_their_own(tmp_path: Path, change
     assert first == f"seg-only · {label}" and second != first
 
 
-def test_a_row_is_compared_with_no_baseline_of_other_numerics_but_with_one_of_other_settings(tmp_path: Path) -> None:
+def test_a_row_is_compared_with_no_baseline_of_other_numerics_but_with_one_that_lacks_a_setting(tmp_path: Path) -> None:
     wide = {**IDENTITY["settings"], "network.width": 64}
     runs = [
         write_run(tmp_path),
@@ -151,7 +151,54 @@ def test_of_two_baselines_the_one_with_the_same_settings_counts(tmp_path: Path) 
     table = build_table(runs)
     found = {row.name: row.differences for row in table.rows if row.name != "seg-only"}
     assert found["joint"]["miou_macro"].mean == pytest.approx(0.1)
-    assert found["odd"] == {} and "for odd: 2 rows called seg-only fit it" in "\n".join(table.notes)
+    assert found["odd"] == {}
+    assert "no difference to seg-only for odd: data.crop [96, 64] / [96, 128]" in "\n".join(table.notes)
+
+
+def test_a_baseline_of_another_network_or_budget_is_none(tmp_path: Path) -> None:
+    """A MobileNetV2 of two steps used to be subtracted from an EfficientNet, because it was the only one there is."""
+    tried = write_run(tmp_path, score=0.1)
+    short = replace(tried, network="unet-mobilenet_v2", budget={"training.iterations": 2}, total_steps=2)
+    row = replace(write_run(tmp_path, "joint", score=0.203), network="unet-efficientnet", budget={"training.epochs": 4})
+    table = build_table([short, row])
+    assert table.rows[1].differences == {} and table.baseline is None
+    assert "no difference to seg-only for joint: network unet-efficientnet / unet-mobilenet_v2" in table.notes
+    longer = replace(short, network="unet-efficientnet", budget={"training.epochs": 8})
+    assert "for joint: training.epochs 4 / 8" in "\n".join(build_table([longer, row]).notes)
+
+
+def test_rows_differ_in_what_their_table_says_they_change_and_in_nothing_else(tmp_path: Path) -> None:
+    plain, wide = write_run(tmp_path, "plain", score=0.5), write_run(tmp_path, "wide", score=0.6)
+    wide = replace(wide, network="unet-wide")
+    design = Design(changes={"wide": {"network.encoder"}})
+    for run, difference in ((wide, 0.1), (replace(wide, budget={"training.epochs": 1}), None)):
+        base = replace(plain, budget={"training.epochs": 9} if difference is None else {})
+        (_, row) = build_table([base, run], baseline="plain", design=design).rows
+        assert (row.differences["miou_macro"].mean if row.differences else None) == pytest.approx(difference)
+
+
+def test_rows_have_baselines_and_controls_of_their_own(tmp_path: Path) -> None:
+    scores = {"plain:1": 0.6, "depth:1": 0.65, "plain:1/8": 0.4, "depth:1/8": 0.5, "depth:1/8@gray": 0.52}
+    runs = [write_run(tmp_path, name, seed, score + seed / 100 * (1 + (name == "depth:1/8")))
+            for name, score in scores.items() for seed in (0, 1, 2)]  # fmt: skip
+    design = Design(
+        {name: f"plain:{name.partition(':')[2].partition('@')[0]}" for name in scores},
+        {"depth:1/8": ("plain:1/8", "depth:1/8@gray", "depth:1/8@shuffled")},
+    )
+    table = build_table(runs, baseline="plain:1", design=design)
+    found = {row.name: row for row in table.rows}
+    assert {name: row.baseline for name, row in found.items()} == {
+        "plain:1": None, "depth:1": "plain:1", "plain:1/8": None, "depth:1/8": "plain:1/8",
+        "depth:1/8@gray": "plain:1/8",
+    }  # fmt: skip
+    controls = found["depth:1/8"].controls
+    assert {name: round(control.mean, 6) for name, control in controls.items()} == {
+        "plain:1/8": 0.11, "depth:1/8@gray": -0.01,
+    }  # fmt: skip
+    assert len(table.bases) == 2 and table.to_json()["rows"][3]["controls"]["plain:1/8"]["seeds"] == [0, 1, 2]
+    (note,) = (note for note in table.notes if "controls" in note)
+    assert note.endswith("a gain that also comes from depth:1/8@gray is regularisation, not geometry")
+    assert "depth:1/8 - plain:1/8" in render_text(table)
 
 
 def test_threads_and_versions_are_a_note_and_no_reason_to_split(tmp_path: Path) -> None:
