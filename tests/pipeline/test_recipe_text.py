@@ -27,6 +27,7 @@ SPECIAL: dict[str, SearchStrategy[Any]] = {
     "data.options": st.dictionaries(TEXT, st.integers(-(2**63), 2**63 - 1), max_size=2),
     "training.lr_factors": st.dictionaries(st.sampled_from(["encoder", "seg-head"]), st.floats(1e-9, 1000.0)),
     "loss.class_weights": st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=4).map(tuple),
+    "data.labelled_fraction": st.floats(0, 1, exclude_min=True) | st.integers(1, 99).map(lambda n: f"1/{n}"),
     "data.workers": st.integers(0, 256) | st.just("auto"),
     "schedule.name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}", fullmatch=True),
 }
