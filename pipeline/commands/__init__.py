@@ -15,6 +15,7 @@ from pipeline.commands.evaluate import evaluate
 from pipeline.commands.export import export
 from pipeline.commands.fetch import fetch
 from pipeline.commands.networks import networks
+from pipeline.commands.paper_check import paper_check
 from pipeline.commands.plan import plan
 from pipeline.commands.predict import predict
 from pipeline.commands.pseudo_depth import pseudo_depth
@@ -28,5 +29,5 @@ from pipeline.commands.teach import teach
 
 COMMANDS: list[click.Command] = [
     demo, pseudo_depth, run, plan, table, evaluate, compare, report, predict, export, teach, fetch, cache,
-    select, datasets, networks, schedules, estimators, recipes, advise, doctor,
+    select, datasets, networks, schedules, estimators, recipes, advise, paper_check, doctor,
 ]  # fmt: skip

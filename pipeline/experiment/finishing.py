@@ -11,6 +11,7 @@ import torch
 from data_cache.content import ContentHashes
 from data_cache.errors import UserError
 from data_cache.files import atomic_file, hold_folder, read_json, write_json
+from data_cache.metrics import IMAGES_FILE
 from data_cache.ranks import is_speaker
 from data_cache.training_log import read_log
 from pipeline.experiment.config import RunConfig
@@ -95,7 +96,7 @@ def _find_record(run: PlannedRun, session: Session) -> dict[str, Any] | None:
     """Return what is known of a run, unless what its scores depend on has changed since."""
     folder, last = session.workspace.runs / run.name, session.workspace.node(run.nodes[-1].folder)
     known = read_own_run(folder)
-    if not isinstance(known, TrainedRun):
+    if not isinstance(known, TrainedRun) or not (folder / IMAGES_FILE).exists():
         return None
     weights = read_node(last, key=run.nodes[-1].key, remembered=session.workspace.content_hashes()).weights
     wanted = describe_evaluation(weights or ContentHashes().hash((last.weights,)), run.config, run.facts.reported)

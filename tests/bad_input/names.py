@@ -126,6 +126,7 @@ CASES = [
             "table": ["table", ODD],
             "baseline": ["compare", "--baseline", ODD],
             "network": ["plan", "--network", ODD],
+            "convention": ["evaluate", "any", "--conventions", ODD],
             "recipe": ["plan", "--recipe", ODD],
         }.items()
     ),

@@ -150,6 +150,16 @@ def test_scores_of_an_older_version_are_computed_anew_without_training(call: Cal
     assert json.loads(file.read_text())["metrics"] == run["metrics"]
 
 
+@pytest.mark.parametrize("command", ["compare", "run"])
+def test_what_images_scored_is_written_anew_where_it_is_missing(call: Call, command: str) -> None:
+    run = call(*RUN).json
+    file = Path(run["folder"]) / "images.npz"
+    written = file.read_bytes()
+    file.unlink()
+    assert call(*{"compare": ["compare"], "run": RUN}[command]).status == 0
+    assert file.read_bytes() == written
+
+
 def test_weights_trained_again_are_scored_again(call: Call) -> None:
     """A phase trained again on another device has the same key and other weights."""
     run = call(*RUN).json
