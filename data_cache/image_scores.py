@@ -109,15 +109,13 @@ def read_image_scores(path: Path) -> ImageScores:
 
 def _read_array(archive: zipfile.ZipFile, name: str, kind: str, shape: tuple[int, ...] | None) -> NDArray[Any]:
     """Return an array whose header fits; None asks for a single row of any length. No memory is taken for others."""
-    entry = archive.getinfo(f"{name}.npy")
-    with archive.open(entry) as stream:
+    with archive.open(f"{name}.npy") as stream:
         npy.read_magic(stream)
-        found, _, dtype = npy.read_array_header_1_0(stream)
+        found, by_columns, dtype = npy.read_array_header_1_0(stream)
         fits = dtype.kind == kind and dtype.itemsize <= (4 * _LARGEST_TEXT if kind == "U" else 8)
         if not fits or (found != shape if shape else len(found) != 1):
             raise ValueError(f"{name} has shape {found} and type {dtype}")
-        if dtype.itemsize * int(np.prod(found, dtype=object)) > entry.file_size:
-            raise ValueError(f"{name} ends early")
-    with archive.open(entry) as stream:
-        array: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
-    return array
+        content = bytearray(stream.read())  # to its end, where the checksum is compared
+    if len(content) != dtype.itemsize * int(np.prod(found, dtype=object)):
+        raise ValueError(f"{name} has {len(content)} bytes for shape {found} and type {dtype}")
+    return np.frombuffer(content, dtype).reshape(found, order="F" if by_columns else "C")

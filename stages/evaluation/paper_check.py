@@ -137,7 +137,8 @@ class PaperCheck(NamedTuple):
             "negative), and healthy rows a deviation of the share of right pixels over images of "
             f"{_show(_join(self.spread.values()), 3)}.",
             f"{_SIMULATED_IMAGES:,} images drawn so for {drawn.row} (accuracy by a Beta distribution of mean "
-            f"{drawn.mean:.4f} and deviation {drawn.deviation:.3f}) score mIoU {drawn.miou:.3f} and acc {drawn.acc:.4f}; this is consistency, no proof.",
+            f"{drawn.mean:.4f} and deviation {drawn.deviation:.3f}) score mIoU {drawn.miou:.3f} and acc "
+            f"{drawn.acc:.4f}; this is consistency, no proof.",
             f"{self.misprint.sentence}. The line through the other {len(fit.rows)} healthy rows of table 3 misses none "
             f"by more than {fit.largest_residual:.0e}; outside of them, {others}.",
         ]
