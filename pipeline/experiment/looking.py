@@ -60,7 +60,8 @@ def look_at(
         for found in examine_splits(datasets, workspace.content_hashes(), memory, show):
             looked.append(found)
     problems = [line for each in looked for line in each.list_problems(tolerated)]
-    if any(UNPAIRED in each.flaws.counts for each in looked) and UNPAIRED not in tolerated:
+    unpaired = [each.dataset.split for each in looked if UNPAIRED in each.flaws.counts]
+    if "train" in unpaired and UNPAIRED not in tolerated and config.data.unlabelled != "allow":
         problems.append("training images without a mask are read as such with: --unlabelled allow")
     if problems:
         raise UserError(f"dataset {config.data.dataset!r}: " + "\n".join(problems))
