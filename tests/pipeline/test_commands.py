@@ -98,7 +98,13 @@ def test_export_predict_and_evaluate_the_export(call: Call, trained: Path, tmp_p
     assert call("--workdir", trained, "export", "--out", tmp_path / "model").json["reused"]
 
     of_run = call("--workdir", trained, "evaluate", exported["run"], "--save-predictions", tmp_path / "maps").json
-    of_export = call("--workdir", trained, "evaluate", tmp_path / "model").json
+    of_export = call("--workdir", trained, "evaluate", tmp_path / "model", "--conventions", "fwiou,pixel_acc").json
+    assert {each["name"]: each["void_ignored"] for each in of_export["conventions"]} == pytest.approx(
+        {name: of_run["metrics"][name] for name in ("pixel_acc", "fwiou")}
+    )
+    assert of_run["examples"] == of_export["examples"] and len(of_run["examples"]["worst"]) == 3
+    kept = next(trained.glob(f"runs/{exported['run']}/images.npz")).read_bytes()
+    assert (tmp_path / "maps" / "images.npz").read_bytes() == kept, "the run's scores are those of its weights"
     assert of_export["confusion"] == of_run["confusion"], "what is shipped scores as what was trained"
     assert len(list((tmp_path / "maps").glob("*.png"))) == 4
     test_split = call("--workdir", trained, "evaluate", exported["run"], "--split", "test").json
