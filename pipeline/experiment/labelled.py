@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_cache.datasets.examination import UNPAIRED
@@ -55,7 +56,9 @@ def _choose_share(
         names = {split.image_ids[place]: place for place in places}
         asked = wanted if len(places) == len(split) else len(split)  # some of the first may have no mask
         found = order_training_images(config, session, asked)
-        return [names[name] for name in found if name in names][:wanted]
+        chosen = [names[name] for name in found if name in names][:wanted]
+        _check_covered(split, shown, chosen, f"data.labelled_by {by!r}")
+        return chosen
     order = order_covering([shown[place] for place in places], config.seed)
     if wanted < order.num_covering:
         raise UserError(
@@ -64,3 +67,16 @@ def _choose_share(
             f"fraction is {order.num_covering}/{len(places)}"
         )
     return [places[number] for number in order.places[:wanted]]
+
+
+def _check_covered(
+    split: SegmentationDataset, shown: dict[int, set[int]], chosen: Sequence[int], chosen_by: str
+) -> None:
+    """Refuse a choice that knows nothing of classes where it leaves one out that others show."""
+    lacking = set().union(*shown.values()).difference(*(shown[place] for place in chosen))
+    if lacking:
+        names = ", ".join(split.classes[number] for number in sorted(lacking))
+        raise UserError(
+            f"{chosen_by} keeps {len(chosen)} of {len(shown)} masks, none of which shows {names}; raise "
+            "data.labelled_fraction, or choose 'random', which begins with every class"
+        )

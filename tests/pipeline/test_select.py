@@ -179,6 +179,22 @@ def test_every_row_and_seed_of_a_table_has_the_same_order(tmp_path: Path, monkey
     assert order_training_images(configs[1], asked.session, 4) == first[:4], "asked once, kept in the work directory"
 
 
+def test_a_choice_that_leaves_a_class_without_a_mask_is_refused(
+    call: Call, write_images: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    data = write_images(tmp_path / "data")
+    words = ("--recipe", TINY, "--dataset", "folder", "--data-root", data, "--estimator", "bundled")
+    order = call("select", *words, "--budget", 6).json["selected"]
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:32] = 1
+    Image.fromarray(mask).save(data / "masks" / "train" / f"{order[4]}.png")
+    plan = ("plan", *words, "--schedule", "seg-only", "--set", "evaluation.split=train",
+            "--set", "data.labelled_by=depth-features", "--labelled-fraction")  # fmt: skip
+    answer = call(*plan, "2/3")
+    assert answer.status == 2 and "keeps 4 of 6 masks, none of which shows b" in answer.stderr
+    assert call(*plan, "5/6").status == 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
