@@ -96,7 +96,7 @@ def gather(block: Block, session: Session) -> Table:
         UserError: not every row has every seed, or one has several runs of other settings.
     """
     spec = find_table(block.place)
-    wanted = block.rows or tuple(spec.order)
+    wanted = block.rows or tuple(row.name for row in spec.rows if not row.needs_own_pool)
     found = [record for record in _read_runs(session) if record.name in wanted and _belongs(record, block)]
     have = {(record.name, record.seed) for record in found}
     if missing := [(name, seed) for name in wanted for seed in block.seeds if (name, seed) not in have]:

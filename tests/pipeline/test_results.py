@@ -14,6 +14,7 @@ import pytest
 
 from pipeline import results
 from pipeline.commands import COMMANDS
+from pipeline.experiment.tables import find_table
 from pipeline.results import BLOCKS, DEMO_CARD, FIGURES, README, ROOT, Block, find_block, show_block, show_demo
 
 MEASURED = sorted((ROOT / FIGURES).glob("*.json"))
@@ -92,7 +93,9 @@ def test_blocks_are_written_from_runs_and_others_stay(
     assert (house / README).read_text(encoding="utf8") == written
 
 
-def test_every_command_of_a_block_is_one() -> None:
+def test_every_block_is_of_commands_and_a_table_that_there_are() -> None:
     for block in BLOCKS:
         for words in block.commands:
             assert words[0] in [command.name for command in COMMANDS]
+        table = find_table(block.place)
+        assert (set(block.rows) <= set(table.order) and table.seeds in (None, block.seeds)) or block.rows
