@@ -57,11 +57,11 @@ def compare_runs(
     from pipeline.experiment.tables import find_table
     from pipeline.experiment.tabulate import check_one_place, find_runs, tabulate
     from pipeline.session import Result
-    from stages.comparison.formats import FORMATS
+    from stages.comparison.formats import FORMATS, summarise
 
     spec = find_table(table) if table else None
     found = find_runs(session, references, spec)
     if not across:
         check_one_place(found.records)
     compared = tabulate(found.records, spec, baseline, found.notes)
-    return Result(compared.to_json(), FORMATS[form](compared))
+    return Result(summarise(compared), FORMATS[form](compared))

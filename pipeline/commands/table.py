@@ -64,7 +64,7 @@ def train_table(
     from pipeline.experiment.tables import find_table
     from pipeline.experiment.tabulate import tabulate
     from pipeline.session import Result
-    from stages.comparison.formats import FORMATS
+    from stages.comparison.formats import FORMATS, summarise
     from stages.comparison.record import RunRecord
 
     wanted = find_table(name)
@@ -78,7 +78,7 @@ def train_table(
     folders = [session.workspace.runs / record["run"] for record in done.records]
     compared = tabulate([RunRecord.from_json(folder) for folder in folders], wanted)
     facts = {
-        **compared.to_json(),
+        **summarise(compared),
         "notes": [*compared.notes, *plan.notes],
         "trained": done.trained,
         "reused": len(plan.nodes) - done.trained,

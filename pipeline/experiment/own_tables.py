@@ -21,7 +21,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9 .+:@/_=-]{0,59}$"
 class OwnRow(Section):
     """One row."""
 
-    name: str = setting(..., Decides.NOTHING, pattern=NAME)
+    name: str = setting("", Decides.NOTHING, pattern=NAME)
     """What it is called."""
     baseline: str | None = setting(None, Decides.NOTHING)
     """Row that it is compared with; the table's where it is not given."""
@@ -69,6 +69,10 @@ def read_table(path: Path) -> TableSpec:
             f"{path} has no rows; each begins with [[table.rows]], has a name, and its changes under the recipe's keys"
         )
     names = [row.name for row in table.rows]
+    if "" in names:
+        raise UserError(
+            f"table {path}: row {names.index('') + 1} has no name; give each a name, and changes if it has any"
+        )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"table {path}: {', '.join(map(repr, twice))} is the name of several rows; each needs its own")
     for baseline in (table.baseline, *(row.baseline for row in table.rows)):

@@ -6,10 +6,11 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from data_cache.escaping import csv_text, json_text, latex_text, markdown_text, printable_text, width_of
 from data_cache.metrics import HEADLINE, METRICS, explain_metrics
+from stages.comparison.label_fraction import describe_savings, find_curves
 from stages.comparison.rows import FACTS, label_rows, varying_facts
 from stages.comparison.statistics import Difference, Estimate
 from stages.comparison.table import PAPER_COLUMNS, Table
@@ -137,6 +138,8 @@ def render_text(table: Table, *, width: int = TEXT_WIDTH) -> str:
     for column in every:
         if column.kind == "difference":
             lines += _lay_out_differences(table, column, width)
+    if saved := describe_savings(find_curves(table)):
+        lines += [*_wrap(printable_text(saved), width), ""]
     notes = [
         f"* headline metric: {METRICS[HEADLINE].label}, {METRICS[HEADLINE].convention}",
         f"{describe_directions(table.main_metrics)}; what each metric is: pipeline compare --help",
@@ -188,7 +191,20 @@ def render_csv(table: Table) -> str:
 
 def render_json(table: Table) -> str:
     """Return everything, unrounded."""
-    return json_text(table.to_json(), indent=2)
+    return json_text(summarise(table), indent=2)
+
+
+def summarise(table: Table) -> dict[str, Any]:
+    """Return everything as JSON values, with what follows from the rows together: ``label_fraction`` where it does."""
+    curves = find_curves(table)
+    if not curves:
+        return table.to_json()
+    points = [
+        {"curve": curve.name, "share": share, "row": row.name, **row.metrics[HEADLINE]._asdict()}
+        for curve in curves
+        for share, _, row in curve.points
+    ]
+    return table.to_json() | {"label_fraction": {"points": points, "saved": describe_savings(curves)}}
 
 
 def render_latex(table: Table) -> str:

@@ -45,6 +45,8 @@ def find_curves(table: Table) -> list[Curve]:
     for row in table.rows:
         name, mark, text = row.name.rpartition(SHARE_MARK)
         share = parse_share(text) if mark else None
+        if not row.is_measured_as(table.rows[0]):  # nothing is drawn across data or numerics
+            continue
         if share is not None and 0 < share <= 1 and HEADLINE in row.metrics:
             found.setdefault(name, {})[share] = Point(share, text, row)
     curves = [Curve(name, tuple(points[at] for at in sorted(points))) for name, points in found.items()]

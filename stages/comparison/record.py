@@ -226,7 +226,8 @@ class RunRecord:
         if self.identity is None:
             return {}
         depth = {} if self.identity.depth is None else {"depth": self.identity.depth}
-        return {"network": self.network, **self.identity.settings, **self.budget, **depth}
+        every = {"network": self.network, "data.labelled_fraction": "1"}  # which is not written down
+        return {**every, **self.identity.settings, **self.budget, **depth}
 
     @property
     def measurement(self) -> dict[str, Any]:

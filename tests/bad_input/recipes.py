@@ -25,6 +25,17 @@ def _file(content: bytes | str, *words: str) -> Prepare:
     return prepare
 
 
+def _table(row: str) -> Prepare:
+    """Return the plan of a table with this one row."""
+
+    def prepare(world: World) -> Sequence[str | Path]:
+        path = world.root / "sweep.toml"
+        path.write_text(f"[[table.rows]]\n{row}\n")
+        return world.with_recipe("plan", path)
+
+    return prepare
+
+
 def _plan(*words: str) -> Prepare:
     """Return the plan of segmentation alone by the world's recipe, with more words."""
     return lambda world: world.with_recipe("plan", "--schedule", "seg-only", *words)
@@ -108,6 +119,24 @@ CASES = [
         "metres asked of a control",
         lambda world: world.with_recipe("plan", "--depth-source", "gray", "--set", "depth.target=metric"),
         ("depth.target 'metric'", "'gray'", "another target"),
+    ),
+    # tables of a person's own
+    Case("a table with an unknown row key", _table("nam = 'a'"), ("unknown key 'table.rows.0.nam'", "known here: ")),
+    Case(
+        "a table with an unknown setting",
+        _table("name = 'a'\nchanges = {training.lrr = 1.0}"),
+        ("table row 'a'", "unknown key 'training.lrr'"),
+    ),
+    Case("a table whose baseline is no row", _table("name = 'a'\nbaseline = 'b'"), ("unknown baseline row 'b'",)),
+    Case(
+        "a table with one row twice", _table("name = 'a'\n[[table.rows]]\nname = 'a'"), ("'a' is the name of several",)
+    ),
+    Case("a table with a row without a name", _table(""), ("row 1 has no name",)),
+    Case("a table file that is not there", lambda world: ["table", world.root / "sweep.toml"], ("sweep.toml",)),
+    Case(
+        "a table file as recipe",
+        lambda world: [*_table("name = 'a'")(world)[:1], "--recipe", world.root / "sweep.toml"],
+        ("holds a table and no recipe",),
     ),
     # sizes
     Case("a batch of 10^9 images", _plan("--batch-size", "1000000000"), ("training.batch_size", "65536")),

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from data_cache.metrics import HEADLINE
+from stages.comparison.formats import render_text, summarise
 from stages.comparison.identity import Identity
 from stages.comparison.label_fraction import describe_savings, find_curves
 from stages.comparison.record import RunRecord
@@ -50,6 +51,19 @@ def make_table(depth: dict[str, float], *, seeds: int = 3) -> Table:
 def test_savings_are_those_of_the_curve_without_depth(depth, found):
     text = describe_savings(find_curves(make_table(depth)))
     assert re.search(found, text), text
+
+
+def test_the_text_and_the_json_have_the_answer():
+    table = make_table({"1": 0.7, "1/4": 0.75, "1/16": 0.5})
+    saved = describe_savings(find_curves(table))
+    assert saved in " ".join(render_text(table).split())
+    summary = summarise(table)["label_fraction"]
+    assert summary["saved"] == saved and len(summary["points"]) == 6
+    assert summary["points"][0] == {
+        "curve": "plain", "share": 1 / 16, "row": "plain:1/16", "mean": pytest.approx(0.52), "n": 3,
+        "half_width": table.rows[2].metrics[HEADLINE].half_width,
+    }  # fmt: skip
+    assert "label_fraction" not in summarise(build_table([]))
 
 
 def test_one_seed_tells_nothing():

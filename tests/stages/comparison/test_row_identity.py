@@ -167,6 +167,13 @@ def test_a_baseline_of_another_network_or_budget_is_none(tmp_path: Path) -> None
     assert "for joint: training.epochs 4 / 8" in "\n".join(build_table([longer, row]).notes)
 
 
+def test_a_run_with_few_masks_is_no_match_for_one_with_all(tmp_path: Path) -> None:
+    few = {"settings": {**IDENTITY["settings"], "data.labelled_fraction": "0.125 by random"}}
+    table = build_table([write_run(tmp_path), write_run(tmp_path, "joint", **few)])
+    assert table.rows[1].differences == {}
+    assert "for joint: data.labelled_fraction 0.125 by random / 1" in "\n".join(table.notes)
+
+
 def test_rows_differ_in_what_their_table_says_they_change_and_in_nothing_else(tmp_path: Path) -> None:
     plain, wide = write_run(tmp_path, "plain", score=0.5), write_run(tmp_path, "wide", score=0.6)
     wide = replace(wide, network="unet-wide")
