@@ -16,6 +16,10 @@ SOURCE_MARK = "@"
 """Before the source of the depth in the name of a row whose depth is none of the image."""
 
 
+SHARE_MARK = ":"
+"""Before the share of the masks in the name of a row."""
+
+
 class Name(str):
     """A row's name within a sentence."""
 
@@ -98,20 +102,45 @@ def _answer_without_baseline(scored: Sequence[tuple[str, Row]]) -> Answer:
 
 
 def _find_controls(scored: Sequence[tuple[str, Row]], best: Row, base: Row) -> list[_Control]:
-    """Return the best of the rows without depth that trained as long, unless it is the baseline; then other sources."""
+    """Return what the best row must beat, too, to be credited to depth.
+
+    The best of the rows without depth that trained as long, unless that is the baseline; what the table holds it
+    against; and the same schedule with depth of other sources.
+    """
     alike = [
         (label, row) for label, row in scored
-        if row is not best and row.is_measured_as(best) and row.first.network == best.first.network
+        if row.runs not in (best.runs, base.runs)
+        and row.is_measured_as(best) and row.first.network == best.first.network
+        and _find_share(row) == _find_share(best)
     ]  # fmt: skip
     plain = [pair for pair in alike if not learns_depth(pair[1]) and pair[1].total_steps >= best.total_steps]
-    strongest = sorted(plain, key=lambda pair: -pair[1].metrics[HEADLINE].mean)[:1]
-    found = [(label, row, "as many steps without depth") for label, row in strongest if row.runs != base.runs]
+    strongest = max(plain, key=lambda pair: _score(pair[1]), default=None)
+    if strongest and base.total_steps >= best.total_steps and _score(strongest[1]) <= _score(base):
+        strongest = None  # it is the baseline
+    controls = []
     for label, row in alike:
         name, mark, source = row.name.partition(SOURCE_MARK)
-        if mark and name == best.name:
-            found.append((label, row, f"{source} depth"))
-    differences = [compare_paired(best.by_seed(HEADLINE), row.by_seed(HEADLINE)) for _, row, _ in found]
-    return [_Control(*each, held) for each, held in zip(found, differences, strict=True) if held is not None]
+        if (label, row) == strongest:
+            what = "as many steps without depth"
+        elif mark and name == best.name:
+            what = f"{source} depth"
+        elif row.name in best.controls:
+            what = "control"
+        else:
+            continue
+        found = compare_paired(best.by_seed(HEADLINE), row.by_seed(HEADLINE))
+        if found is not None:
+            controls.append(_Control(label, row, what, found))
+    return controls
+
+
+def _score(row: Row) -> float:
+    return row.metrics[HEADLINE].mean
+
+
+def _find_share(row: Row) -> str:
+    """Return what stands behind the name of a row about the masks it had; rows with other masks control nothing."""
+    return "".join(row.name.partition(SHARE_MARK)[1:])
 
 
 def _judge(best: Row, base: Row, controls: Sequence[_Control]) -> tuple[str, tuple[str, ...]]:

@@ -8,12 +8,9 @@ from typing import NamedTuple
 
 from data_cache.metrics import HEADLINE, METRICS
 from data_cache.settings import parse_share
-from stages.comparison.answer import ERROR_RATE, SOURCE_MARK, learns_depth
+from stages.comparison.answer import ERROR_RATE, SHARE_MARK, SOURCE_MARK, learns_depth
 from stages.comparison.rows import Row
 from stages.comparison.table import Table
-
-SHARE_MARK = ":"
-"""Before the share of the masks in the name of a row."""
 
 
 class Point(NamedTuple):

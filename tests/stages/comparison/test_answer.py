@@ -12,7 +12,7 @@ from stages.comparison.answer import NO, NOT_SHOWN, PERHAPS, UNKNOWN, YES, find_
 from stages.comparison.identity import Identity
 from stages.comparison.record import RunRecord
 from stages.comparison.statistics import Interval
-from stages.comparison.table import build_table
+from stages.comparison.table import Design, build_table
 
 PLAIN, DEPTH = ("seg-only", "seg-seg-seg"), "depth-first+copy"
 
@@ -26,7 +26,7 @@ def make_runs(
             name, seed, "unet", "scenes", "demo",
             {HEADLINE: score + seed / 50 + noise * ((seed + place) % 2)},
             total_steps=(steps or {}).get(name, 100),
-            identity=Identity("d", "v", None if name in PLAIN else "store", {}, 1, {}),
+            identity=Identity("d", "v", None if name.startswith(PLAIN) else "store", {}, 1, {}),
         )
         for place, (name, score) in enumerate(scores.items())
         for seed in range(seeds)
@@ -86,6 +86,18 @@ def test_a_clear_interval_over_seeds_is_not_enough(found, reason):
 
 def test_a_single_seed_gives_no_interval():
     assert "interval" not in answer(GAIN, seeds=1).text
+
+
+def test_rows_that_the_table_names_as_controls_must_stay_behind():
+    rows = build_table(make_runs(GAIN | {"joint": 0.64}), design=Design(controls={DEPTH: ("joint",)}))
+    found = find_answer(rows)
+    assert found.verdict == NOT_SHOWN and "against joint (control)" in found.text
+
+
+def test_rows_with_more_masks_are_no_controls():
+    scores = {"seg-only:1/8": 0.60, f"{DEPTH}:1/8": 0.64, "seg-seg-seg:1": 0.70, "seg-seg-seg:1/8": 0.61}
+    found = find_answer(build_table(make_runs(scores), baseline="seg-only:1/8"))
+    assert [label for label, _ in found.rows] == ["seg-only:1/8", f"{DEPTH}:1/8", "seg-seg-seg:1/8"]
 
 
 def test_controls_are_never_the_best_row():
