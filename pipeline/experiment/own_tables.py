@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,7 +81,10 @@ def read_table(path: Path) -> TableSpec:
     return TableSpec(
         table.title or path.stem,
         table.baseline or names[0],
-        tuple(TableRow(row.name, _replace(row, path), baseline=row.baseline) for row in table.rows),
+        tuple(
+            TableRow(row.name, _replace(row, path), baseline=row.baseline, controls=_find_controls(row.name, names))
+            for row in table.rows
+        ),
         table.note,
         seeds=table.seeds,
     )
@@ -103,6 +106,11 @@ def choose_recipe(path: Path, recipe: str, *, given: bool) -> str:
             f"{path} is a recipe itself (it has {', '.join(sections)}), and --recipe {recipe} is another; drop either"
         )
     return str(path) if sections else recipe
+
+
+def _find_controls(name: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the rows that are called after a row and the source of their depth, as those of the schedules are."""
+    return tuple(other for other in names if other.startswith(f"{name}@"))
 
 
 def _replace(row: OwnRow, path: Path) -> Mapping[str, Any]:

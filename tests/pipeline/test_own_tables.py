@@ -130,6 +130,11 @@ def test_a_table_is_read_as_strictly_as_a_recipe(tmp_path: Path, old: str, new: 
         list_rows(load_config("demo"), str(path), None)
 
 
+def test_rows_of_another_source_of_depth_are_controls(tmp_path: Path) -> None:
+    path = write(tmp_path, SWEEP.replace('"fast longer"', '"fast@gray"'))
+    assert {row.name: row.controls for row in find_table(str(path)).rows if row.controls} == {"fast": ("fast@gray",)}
+
+
 def test_settings_that_a_row_makes_pointless_give_way(tmp_path: Path) -> None:
     rows = list_rows(load_config(str(TINY)), str(write(tmp_path)), (0,))
     longer = rows[-1].config
