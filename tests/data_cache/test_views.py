@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_cache.datasets import Scenes, open_dataset
+from data_cache.datasets import open_dataset
+from data_cache.datasets.scenes import Scenes
 from data_cache.datasets.views import Part, View
 from data_cache.errors import UserError
 from data_cache.fingerprint import dataset_fingerprint

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from data_cache.datasets import POOL
+from data_cache.datasets.scenes import Scenes
+from data_cache.datasets.views import Part, View
+from data_cache.loaders import Loader, build_training_loader
+from data_cache.sample import PackedBatch
+from data_cache.samples import Source
+from data_cache.settings import AugmentationSettings
+from stages.networks import build_network
+from stages.training.interruption import Interrupted, StopFlag
+from stages.training.loop import train_phase
+from stages.training.schedules import SEG
+from stages.training.settings import LossSettings, TrainingSettings
 
 Call = Callable[..., Any]
 TINY = Path(__file__).parent / "tiny.toml"
@@ -180,3 +195,39 @@ def test_seeds_of_a_fraction_are_one_row_of_other_images(call: Call, own: Path) 
     ]  # fmt: skip
     rows = call("compare", *runs).json["rows"]
     assert [row["seeds"] for row in rows] == [[0, 1]]
+
+
+def test_a_training_on_batches_of_both_goes_on_as_if_undisturbed(tmp_path: Path) -> None:
+    train, pool = (Scenes(None, split, size=(64, 64), counts={"train": 5, POOL: 3}) for split in ("train", POOL))
+    view = View([Part(train, range(5), labels=True), Part(pool, range(3), labels=False)])
+    source, stop = Source(view, None, pool=3), StopFlag()
+
+    def feed(first_step: int, last_step: int = 5) -> Loader:
+        return build_training_loader(
+            source, augmentation=AugmentationSettings(crop=(64, 64), jitter=0.2), batch_size=2, pool_size=2, seed=1,
+            first_step=first_step, last_step=last_step, with_depth=False,
+        )  # fmt: skip
+
+    def stop_in_the_middle(first_step: int) -> Iterator[PackedBatch]:
+        for step, batch in enumerate(feed(first_step), first_step + 1):
+            if step == 3:
+                stop.set()
+            yield batch
+
+    def learn(batches: Callable[[int], Iterable[PackedBatch]], folder: Path | None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        options = {"encoder": "tu-test_resnet", "encoder_weights": "none", "decoder_channels": (8, 8, 8, 8, 8)}
+        network = build_network("unet", len(train.classes), **options)
+        train_phase(
+            network, replace(SEG, images="all"), batches, total_steps=5, seed=1, key="pool",
+            settings=TrainingSettings(lr=1e-2), losses=LossSettings(), device=torch.device("cpu"), dtype="float32",
+            checkpoint_folder=folder, stop=stop if folder else None,
+        )  # fmt: skip
+        return network.state_dict()
+
+    undisturbed = learn(feed, None)
+    with pytest.raises(Interrupted, match="after 3 of 5 steps"):
+        learn(stop_in_the_middle, tmp_path / "state")
+    stop = StopFlag()
+    resumed = learn(feed, tmp_path / "state")
+    assert all(torch.equal(value, resumed[name]) for name, value in undisturbed.items())
