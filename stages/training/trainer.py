@@ -33,7 +33,7 @@ from stages.training.metrics_log import StepReport
 from stages.training.mixing import Mixer
 from stages.training.optimisation import MovingAverage, PhaseOptimiser, modules_of_phase
 from stages.training.reports import ReportQueue, StepFacts
-from stages.training.schedule import Phase
+from stages.training.schedule import ENCODER, Phase
 from stages.training.settings import LossSettings, MixSettings, TrainingSettings
 from stages.training.weighting import build_weighting
 
@@ -89,8 +89,8 @@ class PhaseTrainer:
             self._mixer = Mixer(labeller, phase, mixing, seed=seed, device=device, dtype=dtype)
         self._guard = StepGuard(network, device, dtype)
         self._reports = ReportQueue(settings.log_every)
-        encoder = [value for value in network.encoder.parameters() if value.requires_grad]
-        self._encoder = encoder if phase.needs_seg and phase.needs_depth else []
+        both = phase.needs_seg and phase.needs_depth
+        self._encoder = [v for v in network.parts()[ENCODER].parameters() if v.requires_grad] if both else []
         self._looks_every = settings.log_gradients_every if self._encoder else 0
         self._nothing_seen = [torch.full((3,), math.nan, device=device)] if self._looks_every else []
 

@@ -162,10 +162,6 @@ def _endless_panels(world: World) -> Sequence[str | Path]:
     return ["report", "--out", world.root / "report.html"]
 
 
-def _says_not_shown(world: World, _: Answer) -> None:
-    assert "it is a pipe, socket or device, no file" in (world.root / "report.html").read_text()
-
-
 def _thin_image(world: World) -> Sequence[str | Path]:
     Image.new("RGB", (20_000, 1)).save(world.root / "thin.png")
     return ["predict", world.export, world.root / "thin.png", world.user / "photo.png", "--out", world.root / "out"]
@@ -181,7 +177,6 @@ CASES = [
         _endless_panels,
         ("report.html",),
         exit=0,
-        check=_says_not_shown,
     ),
     Case(
         "an image of 20,000 x 1 px among others to predict",
