@@ -1,13 +1,13 @@
 """What a depth decoder may be taught in place of an image's own depth: what is gained from it, too, is not geometry.
 
-Each is a view of one split with the interface of ``SplitDepth``, so that targets are scaled as an estimator's are.
+Each is the depth of one split as any other, so that targets are scaled as an estimator's are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from data_cache.depth_map import DepthMap, DepthStats, MapRecord, Provenance, co
 from data_cache.errors import UserError
 from data_cache.fingerprint import dataset_fingerprint
 from data_cache.sample import DepthKind
-from data_cache.split_depth import DepthOfSplit
+from data_cache.split_depth import SplitDepth
 
 LUMA = np.array((0.299, 0.587, 0.114))  # ITU-R BT.601
 NOISE_SHAPE = (6, 8)
@@ -30,14 +30,14 @@ MIDDLE = DepthStats(0, 1, 0, 1, 0.5, 0.5, 0.5, 0.5, 0.5, valid_share=1, row_corr
 """Of a constant that scaling leaves in the middle of its range; a map without spread would become 0."""
 
 
-class ShuffledDepth:
+class ShuffledDepth(SplitDepth):
     """Every image has the map of another image of its split: depth such as these images have, and none of this one.
 
     The images stand in a circle, in an order that follows from their names alone, and each has its neighbour's map. So
     no image keeps its own, and with an image more or less hardly any other changes.
     """
 
-    def __init__(self, dataset: SegmentationDataset, places: Sequence[int], depth: DepthOfSplit) -> None:
+    def __init__(self, dataset: SegmentationDataset, places: Sequence[int], depth: SplitDepth) -> None:
         """Hold the maps of a split.
 
         Args:
@@ -58,42 +58,20 @@ class ShuffledDepth:
         after = np.empty_like(circle)
         after[circle] = np.roll(circle, -1)
         self._dataset, self._depth, self._others = dataset, depth, after[list(places)]
-
-    @property
-    def image_ids(self) -> Sequence[str]:
-        """Those of the dataset, in its order."""
-        return self._dataset.image_ids
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the store."""
-        return self._depth.folder
-
-    @property
-    def provenance(self) -> Provenance:
-        """How the maps were made; to whom they are given makes no other teacher of it."""
-        return self._depth.provenance
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """Lines on maps that hardly look like depth."""
-        return self._depth.doubts
-
-    def fingerprint(self) -> str:
-        """Return 64 hex digits over the split's maps and the names of images, from which follows who has which."""
-        return _digest("shuffled", self._depth.fingerprint(), *self._dataset.image_ids)
+        self.image_ids, self.folder, self.doubts = dataset.image_ids, depth.folder, depth.doubts
+        self.provenance = depth.provenance  # to whom maps are given makes no other teacher of theirs
+        self._fingerprint = _digest("shuffled", depth.fingerprint(), *dataset.image_ids)
 
     def read(self, index: int) -> DepthMap:
         """Read the other image's map, stretched to this one's shape."""
         return self._depth.read(int(self._others[index]))._replace(source_size=self._dataset.read_size(index))
 
 
-class MadeUpDepth(ABC):
+class MadeUpDepth(SplitDepth):
     """Maps that no estimator made and no store holds: relative inverse depth."""
 
     source: str
     """As in ``depth.source``."""
-    doubts: tuple[str, ...] = ()
 
     def __init__(self, dataset: SegmentationDataset, hashes: ContentHashes | None = None) -> None:
         """Make maps of a split.
@@ -101,32 +79,15 @@ class MadeUpDepth(ABC):
         Args:
             hashes: of files, remembered from earlier calls.
         """
-        self._dataset = dataset
-        self._fingerprint = _digest(self.source, dataset_fingerprint(dataset, hashes, labels=False))
-
-    @property
-    def image_ids(self) -> Sequence[str]:
-        """Those of the split, in its order."""
-        return self._dataset.image_ids
-
-    @property
-    def folder(self) -> Path:
-        """What messages name in the place of a store."""
-        return Path(f"depth.source={self.source}")
-
-    @property
-    def provenance(self) -> Provenance:
-        """That there is no estimator."""
-        return Provenance(
-            dataset=self._dataset.name, split=self._dataset.split, estimator=f"{self.source} (a control, no depth)",
+        self._dataset, self.image_ids = dataset, dataset.image_ids
+        self.folder = Path(f"depth.source={self.source}")  # what messages name in the place of a store
+        self.provenance = Provenance(
+            dataset=dataset.name, split=dataset.split, estimator=f"{self.source} (a control, no depth)",
             revision="", weights_sha256="", kind=DepthKind.RELATIVE, unit="1", max_depth_m=None, depth_rule="",
             resize_rule="none", input_size=None, dtype="float32", codec="none", licence="none", tool_versions={},
             created_at="",
         )  # fmt: skip
-
-    def fingerprint(self) -> str:
-        """Return 64 hex digits over the kind of maps and the images with their names."""
-        return self._fingerprint
+        self._fingerprint = _digest(self.source, dataset_fingerprint(dataset, hashes, labels=False))
 
     def read(self, index: int) -> DepthMap:
         """Make the map of an image."""

@@ -18,7 +18,7 @@ from data_cache.depth_target import compute_inverse_depth_target
 from data_cache.errors import UserError
 from data_cache.image_cache import ImageCache
 from data_cache.settings import AugmentationSettings
-from data_cache.split_depth import DepthOfSplit
+from data_cache.split_depth import SplitDepth
 from data_cache.transforms import (
     Box,
     ColourJitter,
@@ -43,7 +43,7 @@ class Source:
     """What loaders read."""
 
     dataset: SegmentationDataset
-    store: DepthOfSplit | None
+    store: SplitDepth | None
     target_mode: str = "robust"
     """One of ``depth_target.TARGET_MODES``."""
     cache: ImageCache | None = None

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -28,38 +28,38 @@ from data_cache.images import format_examples
 _SHOWN = 3
 
 
-class DepthOfSplit(Protocol):
-    """What loaders and keys ask of the depth of a split, be it a store's or made up."""
+class SplitDepth(ABC):
+    """Read access to the maps of a split by the index of the image; safe to hand to DataLoader workers.
 
-    @property
-    def image_ids(self) -> Sequence[str]:
-        """Those of the split, in its order."""
+    What loaders and keys ask of it, be it a store's or made up.
+    """
 
-    @property
-    def folder(self) -> Path:
-        """Where the maps lie, for messages."""
-
-    @property
-    def provenance(self) -> Provenance:
-        """How the maps were made."""
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """Lines on maps that hardly look like depth."""
+    image_ids: Sequence[str]
+    """Those of the split, in its order."""
+    folder: Path
+    """Where the maps lie, for messages."""
+    provenance: Provenance
+    """How the maps were made."""
+    doubts: tuple[str, ...] = ()
+    """Lines on maps that hardly look like depth."""
+    _fingerprint: str
 
     def fingerprint(self) -> str:
-        """Return 64 hex digits over everything that decides the maps."""
+        """Return 64 hex digits over everything that decides the maps, and whose they are."""
+        return self._fingerprint
 
+    @abstractmethod
     def read(self, index: int) -> DepthMap:
-        """Return the map of an image."""
+        """Return the map of an image; UserError where it cannot be read."""
 
 
-class SplitDepth:
-    """Read access to the maps of a split by the index of the image; safe to hand to DataLoader workers."""
+class StoredDepth(SplitDepth):
+    """Maps of a store."""
 
     def __init__(self, store: DepthStore, image_ids: Sequence[str], found: Sequence[tuple[str, MapRecord]]) -> None:
         """Hold which file has the map of each image; ``match_depth`` finds that out."""
-        self._store, self._image_ids = store, image_ids
+        self._store, self.image_ids = store, image_ids
+        self.folder, self.provenance = store.folder, store.provenance
         self._names = sorted({name for name, _ in found})
         numbers = {name: number for number, name in enumerate(self._names)}
         self._files = np.array([numbers[name] for name, _ in found], np.int32)
@@ -67,27 +67,7 @@ class SplitDepth:
         by_image = dict(zip(image_ids, (record for _, record in found), strict=True))
         check_worth(by_image, store.folder)
         self.doubts = tuple(describe_suspicious(find_suspicious(by_image)))
-        """Lines on maps that hardly look like depth."""
         self._fingerprint = _fingerprint(store.provenance, image_ids, [record for _, record in found])
-
-    @property
-    def image_ids(self) -> Sequence[str]:
-        """Those of the split, in its order."""
-        return self._image_ids
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the store."""
-        return self._store.folder
-
-    @property
-    def provenance(self) -> Provenance:
-        """How the maps were made."""
-        return self._store.provenance
-
-    def fingerprint(self) -> str:
-        """Return 64 hex digits over how the maps were made and over each image's id, checksum and map."""
-        return self._fingerprint
 
     def read(self, index: int) -> DepthMap:
         """Read the map of an image.
@@ -95,7 +75,7 @@ class SplitDepth:
         Raises:
             UserError: it is damaged, or not the one that was matched.
         """
-        image_id = self._image_ids[index]
+        image_id = self.image_ids[index]
         name = self._names[self._files[index]]
         found = self._store.read(image_id, name)
         if found.record.crc32 != self._crcs[index]:
@@ -108,28 +88,19 @@ class SplitDepth:
 
 
 class JoinedDepth(SplitDepth):
-    """Depth of the images of several splits in a row, each read from its own store.
+    """Depth of the images of several splits in a row, each read from its own store; it is described as the first's.
 
     Args:
         image_ids: of all, in order.
         parts: the depth of each split's images.
     """
 
-    def __init__(self, image_ids: Sequence[str], parts: Sequence[DepthOfSplit]) -> None:
-        self._parts, self._image_ids = parts, image_ids
+    def __init__(self, image_ids: Sequence[str], parts: Sequence[SplitDepth]) -> None:
+        self._parts, self.image_ids = parts, image_ids
+        self.folder, self.provenance = parts[0].folder, parts[0].provenance
         self._ends = list(accumulate(len(part.image_ids) for part in parts))
         self.doubts = tuple(doubt for part in parts for doubt in part.doubts)
         self._fingerprint = hashlib.sha256(json.dumps([part.fingerprint() for part in parts]).encode()).hexdigest()
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the first split's store."""
-        return self._parts[0].folder
-
-    @property
-    def provenance(self) -> Provenance:
-        """How the maps of the first split were made."""
-        return self._parts[0].provenance
 
     def read(self, index: int) -> DepthMap:
         """Read the map of an image; UserError as for one split."""
@@ -184,7 +155,7 @@ def match_depth(
             (changed if maps else missing).append(image_id)
     hashes.save()
     _check_complete(dataset, store, missing, changed, command)
-    return SplitDepth(store, dataset.image_ids, found)
+    return StoredDepth(store, dataset.image_ids, found)
 
 
 def _check_complete(

@@ -20,7 +20,7 @@ from stages.pseudo_depth.aliases import GROUND_TRUTH
 
 if TYPE_CHECKING:
     from data_cache.datasets.interface import SegmentationDataset
-    from data_cache.split_depth import DepthOfSplit, SplitDepth
+    from data_cache.split_depth import SplitDepth
 
 
 def open_split(config: RunConfig, workspace: Workspace, split: str) -> SegmentationDataset:
@@ -100,7 +100,7 @@ def find_labels(config: RunConfig, workspace: Workspace, dataset: SegmentationDa
     return match_depth(dataset, DepthStore(folder), workspace.content_hashes(), command=command)
 
 
-def find_targets(config: RunConfig, workspace: Workspace, dataset: SegmentationDataset) -> DepthOfSplit:
+def find_targets(config: RunConfig, workspace: Workspace, dataset: SegmentationDataset) -> SplitDepth:
     """Return what a depth decoder learns of images: the estimator's maps, or what ``depth.source`` puts there.
 
     Raises:
@@ -123,7 +123,7 @@ def find_targets(config: RunConfig, workspace: Workspace, dataset: SegmentationD
     return MADE_UP[source](dataset, workspace.content_hashes())
 
 
-def _shuffle_labels(config: RunConfig, workspace: Workspace, dataset: SegmentationDataset) -> DepthOfSplit:
+def _shuffle_labels(config: RunConfig, workspace: Workspace, dataset: SegmentationDataset) -> SplitDepth:
     """Return maps shuffled within each split, so that an image has the same one whatever else is read beside it."""
     from data_cache.datasets.views import View
     from data_cache.depth_controls import MADE_UP, ShuffledDepth

@@ -25,7 +25,7 @@ from stages.networks.settings import NetworkSettings
 from stages.training.schedule import CopyWeights, Part, Phase
 
 if TYPE_CHECKING:
-    from data_cache.split_depth import DepthOfSplit
+    from data_cache.split_depth import SplitDepth
 
 _SEEN = "the reported split is the training split: scores say nothing about new images"
 _LAYOUT = 4
@@ -55,7 +55,7 @@ def gather_facts(config: RunConfig, session: Session, phases: Sequence[Phase]) -
         check_held_out(images.own_pool, config, session)
         own_pool = dataset_fingerprint(images.own_pool, workspace.content_hashes(), labels=False)
     materials: dict[Reading, Material] = {}
-    depths: dict[Sequence[str], DepthOfSplit] = {}
+    depths: dict[Sequence[str], SplitDepth] = {}
     for reading, with_depth in sorted({(find_reading(p, config, images.pool), p.reads_depth) for p in phases}):
         dataset = images.select(reading)
         if with_depth and dataset.image_ids not in depths:
@@ -81,7 +81,7 @@ def gather_facts(config: RunConfig, session: Session, phases: Sequence[Phase]) -
     )
 
 
-def _identify_depth(images: TrainingImages, depths: Iterable[DepthOfSplit]) -> str | None:
+def _identify_depth(images: TrainingImages, depths: Iterable[SplitDepth]) -> str | None:
     """Return what the depth of runs of one row has in common: the maps, or what made them where a seed chooses some."""
     for depth in depths:
         whole = images.labelled is None and images.own_pool is None

@@ -16,7 +16,7 @@ from data_cache.files import hold_folder, write_json
 from data_cache.leftovers import remove
 from data_cache.ranks import broadcast_object, is_speaker
 from data_cache.samples import Source
-from data_cache.split_depth import DepthOfSplit
+from data_cache.split_depth import SplitDepth
 from pipeline.console import Advance
 from pipeline.experiment.artifacts import find_targets
 from pipeline.experiment.feeding import Feed
@@ -150,7 +150,7 @@ def _describe_node(
     folder: NodeFolder,
     copies: list[CopyReport],
     summary: PhaseSummary,
-    store: DepthOfSplit | None,
+    store: SplitDepth | None,
     device: torch.device,
 ) -> dict[str, Any]:
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +13,9 @@ from PIL import Image
 from data_cache.datasets import open_dataset
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.datasets.views import Part, View
-from data_cache.depth_controls import MADE_UP, ShuffledDepth
-from data_cache.depth_map import DepthMap, MapRecord, compute_depth_stats
+from data_cache.depth_controls import MADE_UP, MadeUpDepth, ShuffledDepth
 from data_cache.depth_target import TARGET_MODES, compute_inverse_depth_target
 from data_cache.errors import UserError
-from data_cache.sample import DepthKind
 from data_cache.samples import Source, TrainingSamples
 from data_cache.settings import AugmentationSettings
 
@@ -41,23 +38,13 @@ def write_dataset(root: Path, names: str) -> SegmentationDataset:
     return open_dataset("folder", root, "train")
 
 
-class NumberedDepth:
+class NumberedDepth(MadeUpDepth):
     """An estimator that draws an image's name: each map tells whose it is, and nothing else."""
 
-    doubts = ()
-    source, provenance = "numbered", MADE_UP["noise"].provenance
-    folder = Path("numbered")
+    source = "numbered"
 
-    def __init__(self, dataset: SegmentationDataset) -> None:
-        self._dataset, self.image_ids = dataset, dataset.image_ids
-
-    def fingerprint(self) -> str:
-        return hashlib.sha256("".join(self.image_ids).encode()).hexdigest()
-
-    def read(self, index: int) -> DepthMap:
-        values = np.linspace(0, ord(self.image_ids[index]), 12, dtype=np.float16).reshape(3, 4)
-        stats = compute_depth_stats(values, DepthKind.RELATIVE, None)
-        return DepthMap(values, stats, self._dataset.read_size(index), MapRecord("", "", 0, 1.0, 1.0, 0.0))
+    def _make(self, index: int) -> np.ndarray:
+        return np.linspace(0, ord(self.image_ids[index]), 12, dtype=np.float32).reshape(3, 4)
 
 
 def shuffle(dataset: SegmentationDataset, places: Sequence[int] | None = None) -> ShuffledDepth:
