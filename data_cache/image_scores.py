@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from data_cache.errors import UserError
 from data_cache.files import atomic_file
-from data_cache.metrics import IMAGES_FILE as IMAGES_FILE
 from data_cache.outputs import WriteFile
 
 _LARGEST_TEXT = 1 << 16

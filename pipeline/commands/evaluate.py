@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from data_cache.datasets.interface import SegmentationDataset
     from pipeline.experiment.config import RunConfig
     from pipeline.session import Result, Session
-    from stages.evaluation.conventions import Reading
+    from stages.evaluation.conventions import ConventionScore
     from stages.evaluation.evaluate import Evaluation
     from stages.evaluation.predict import PredictionWriter
 
@@ -103,7 +103,7 @@ def score_model(
     from pipeline.experiment.tabulate import freshen
     from pipeline.session import Result
     from stages.comparison.record import RunRecord
-    from stages.evaluation.conventions import PAPER_NOTE, choose_conventions, read_conventions
+    from stages.evaluation.conventions import PAPER_NOTE, choose_conventions, score_by_conventions
     from stages.evaluation.metrics import find_background
     from stages.evaluation.tiling import TiledNetwork
 
@@ -130,17 +130,17 @@ def score_model(
         if writer is not None and is_speaker():
             writer.write_scores(evaluation.image_scores)
     background = find_background(dataset.classes)
-    readings = read_conventions(evaluation.image_scores, wanted, background=background)
+    by_convention = score_by_conventions(evaluation.image_scores, wanted, background=background)
     facts = {
         "model": str(model.folder),
         "weights": str(model.weights),
         "split": dataset.split,
         **evaluation.to_json(),
         "predictions": str(save_predictions) if save_predictions else None,
-        "conventions": [reading._asdict() for reading in readings],
-        "notes": [*looked.list_notes(), *([PAPER_NOTE] if readings else [])],
+        "conventions": [each._asdict() for each in by_convention],
+        "notes": [*looked.list_notes(), *([PAPER_NOTE] if by_convention else [])],
     }
-    return Result(facts, _render(evaluation, readings, facts["notes"]))
+    return Result(facts, _render(evaluation, by_convention, facts["notes"]))
 
 
 @contextlib.contextmanager
@@ -175,7 +175,7 @@ def open_writer(
         yield writer
 
 
-def _render(evaluation: Evaluation, readings: list[Reading], notes: list[str]) -> Group:
+def _render(evaluation: Evaluation, by_convention: list[ConventionScore], notes: list[str]) -> Group:
     """Show the metrics above the classes, the images to look at, and the conventions."""
     from rich.console import Group
     from rich.text import Text
@@ -194,8 +194,8 @@ def _render(evaluation: Evaluation, readings: list[Reading], notes: list[str]) -
         plain_table("Classes", ["class", "IoU", "recall", "pixels"], classes),
         plain_table("Images, by the mean IoU over the classes of each", ["", "image and mIoU"], examples),
     ]
-    if readings:
-        shown = [[each.name, f"{each.void_ignored:.4f}", f"{each.void_as_fp:.4f}", each.what] for each in readings]
+    if by_convention:
+        shown = [[each.name, f"{each.void_ignored:.4f}", f"{each.void_as_fp:.4f}", each.what] for each in by_convention]
         heads = ["convention", "void ignored", "void as FP", "what it is"]
         tables.append(plain_table("The same predictions by other conventions", heads, shown))
     return Group(

@@ -17,7 +17,7 @@ from pipeline.experiment.artifacts import find_labels_if_any, find_targets
 from pipeline.experiment.config import RunConfig, content_hash
 from pipeline.experiment.labelled import choose_labelled
 from pipeline.experiment.looking import check_held_out, look_at, open_masked_split
-from pipeline.experiment.plan import DataFacts, Material, Reading, Reported, describe_network, find_reading
+from pipeline.experiment.plan import DataFacts, Material, Scope, Reported, describe_network, find_scope
 from pipeline.experiment.training_images import TrainingImages, open_training_images
 from pipeline.session import Session
 from pipeline.workspace import Workspace
@@ -44,7 +44,7 @@ def gather_facts(config: RunConfig, session: Session, phases: Sequence[Phase]) -
     workspace, held_out = session.workspace, config.evaluation.split
     images = open_training_images(config, workspace, choose_labelled(config, session))
     pool = images.select_pool() if any(phase.reads == "all" for phase in phases) else None
-    datasets = [images.select(Reading(masks=True, pool=False))]
+    datasets = [images.select(Scope(masks=True, pool=False))]
     if held_out != "train" or images.labelled is not None:
         datasets.append(open_masked_split(config, workspace, held_out))
     num_masked = len(datasets)
@@ -54,15 +54,15 @@ def gather_facts(config: RunConfig, session: Session, phases: Sequence[Phase]) -
     if pool is not None and images.own_pool is not None:
         check_held_out(images.own_pool, config, session)
         own_pool = dataset_fingerprint(images.own_pool, workspace.content_hashes(), labels=False)
-    materials: dict[Reading, Material] = {}
+    materials: dict[Scope, Material] = {}
     depths: dict[Sequence[str], SplitDepth] = {}
-    for reading, with_depth in sorted({(find_reading(p, config, images.pool), p.reads_depth) for p in phases}):
-        dataset = images.select(reading)
+    for scope, with_depth in sorted({(find_scope(p, config, images.pool), p.reads_depth) for p in phases}):
+        dataset = images.select(scope)
         if with_depth and dataset.image_ids not in depths:
             depths[dataset.image_ids] = find_targets(config, workspace, dataset)
         depth = depths[dataset.image_ids].fingerprint() if with_depth else None
-        fingerprint = dataset_fingerprint(dataset, workspace.content_hashes(), labels=reading.masks)
-        materials[reading] = Material(images.count_epoch(reading), fingerprint, depth)
+        fingerprint = dataset_fingerprint(dataset, workspace.content_hashes(), labels=scope.masks)
+        materials[scope] = Material(images.count_epoch(scope), fingerprint, depth)
     return DataFacts(
         len(images.split.classes),
         materials,
@@ -109,7 +109,7 @@ def resolve_class_weights(config: RunConfig, session: Session) -> tuple[float, .
     if not isinstance(weights, str):
         return weights
     labelled = open_training_images(config, session.workspace, choose_labelled(config, session))
-    (looked,) = look_at(config, session, [labelled.select(Reading(masks=True, pool=False))])
+    (looked,) = look_at(config, session, [labelled.select(Scope(masks=True, pool=False))])
     images = [look.pixels for look in looked.looks if look.pixels is not None]
     return compute_median_frequency_weights(count_classes(len(looked.dataset.classes), images))
 

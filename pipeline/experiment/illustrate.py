@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_cache.errors import UserError
-from data_cache.image_scores import IMAGES_FILE, read_image_scores
+from data_cache.image_scores import read_image_scores
+from data_cache.metrics import IMAGES_FILE
 from pipeline.session import Session
 from stages.comparison.pictures import Illustrations, Picture, Strip
 
@@ -118,38 +119,18 @@ def _read_scores(folder: Path) -> dict[str, float]:
 
 def _predict(model: Model, dataset: SegmentationDataset, places: Sequence[int], session: Session) -> list[PanelItem]:
     """Return some images of a split with everything that a model makes of them."""
-    from data_cache.loaders import build_evaluation_loader
-    from data_cache.samples import Source
     from pipeline.experiment.artifacts import find_labels_if_any
     from pipeline.experiment.models import check_classes
-    from stages.evaluation.evaluate import evaluate
+    from pipeline.experiment.scoring import evaluate_split
     from stages.evaluation.panels import PanelCollector
 
     check_classes(model, dataset)
-    config = model.config
+    config = model.config.changed({"evaluation.batch_size": 1, "data.workers": 0})
     learns_depth = model.has_depth and config.build_schedule().needs_depth
     store = find_labels_if_any(config, session.workspace, dataset) if learns_depth else None
     device = next(model.network.parameters()).device
     panels = PanelCollector([dataset.image_ids[place] for place in places])
-    batches = build_evaluation_loader(
-        Source(dataset, store, config.depth.target),
-        size=config.data.crop if config.evaluation.size == "recipe" else None,
-        batch_size=1,
-        device=device,
-        with_depth=store is not None,
-        only=places,
-    )
-    evaluate(
-        model.network,
-        batches,
-        normalisation=model.normalisation,
-        num_classes=len(dataset.classes),
-        class_names=dataset.classes,
-        device=device,
-        with_depth=store is not None,
-        depth_target=config.depth.target,
-        on_predictions=panels,
-    )
+    evaluate_split(model.network, model.normalisation, dataset, store, config, device, panels, only=places)
     return [panels.items[place] for place in range(len(places))]
 
 

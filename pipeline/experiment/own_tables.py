@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from data_cache.errors import UserError, unknown_name
 from data_cache.settings import Decides, Section, setting
 from pipeline.experiment.config import flatten_changes, validate
-from pipeline.experiment.tables import TableRow, TableSpec
+from pipeline.experiment.table_spec import TableRow, TableSpec
 from pipeline.experiment.toml_text import read_recipe_file
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9 .+:@/_=-]{0,59}$"

@@ -48,7 +48,7 @@ class Reported(NamedTuple):
     """Of its depth maps; None without any."""
 
 
-class Reading(NamedTuple):
+class Scope(NamedTuple):
     """Which images a phase reads, and how."""
 
     masks: bool
@@ -66,7 +66,7 @@ class BatchSize(NamedTuple):
 
 
 class Material(NamedTuple):
-    """What phases of one reading find."""
+    """What phases of one scope find."""
 
     images: int
     """Those an epoch is counted by: of batches of both kinds the labelled ones."""
@@ -81,8 +81,8 @@ class DataFacts:
     """What a plan must know about the data of a recipe."""
 
     num_classes: int
-    materials: Mapping[Reading, Material]
-    """By every reading that a phase has."""
+    materials: Mapping[Scope, Material]
+    """By every scope that a phase has."""
     pool: int = 0
     """Images that can be read beside the labelled ones."""
     fingerprint: str = ""
@@ -111,7 +111,7 @@ class Node:
     """Folder of the node whose last weights this one starts from; None starts from the seeded network."""
     copies: tuple[CopyWeights, ...]
     phase: Phase
-    reading: Reading
+    scope: Scope
     batch: BatchSize
     labelled: tuple[str, ...] | None = field(repr=False)
     """As in ``DataFacts``."""
@@ -159,13 +159,13 @@ class PlannedRun:
         What phases resolve (steps, rates, losses) is told per phase.
         """
         kinds = {Decides.FIRST_WEIGHTS, Decides.DATA, Decides.NUMERICS, Decides.SCORES}
-        kinds |= {kind for node in self.nodes for kind in _kinds_of(node.phase, node.reading)}
+        kinds |= {kind for node in self.nodes for kind in _kinds_of(node.phase, node.scope)}
         described = self.config.describe(*kinds, needs_depth=self.schedule.reads_depth)
         del described["seed"]
         losses, network = self.config.loss, describe_network(self.config.network)
         if self.facts.labelled is not None:
             described |= {"data.labelled_fraction": self._describe_fraction()}
-        if any(node.reading.pool for node in self.nodes):
+        if any(node.scope.pool for node in self.nodes):
             described |= {"data.unlabelled": self.config.data.unlabelled, "data.pool": self.facts.own_pool}
         if self.schedule.reads_depth:
             depth = self.config.depth
@@ -252,17 +252,17 @@ def _plan_run(row: Row, facts: DataFacts, reuse: bool) -> PlannedRun:
             copies.append(step)
             path.append({"copy": [step.source.names(), step.target.names()]})
             continue
-        reading = find_reading(step, config, facts.pool)
-        material = facts.materials[reading]
+        scope = find_scope(step, config, facts.pool)
+        material = facts.materials[scope]
         steps, lr = count_steps(step, config, len(schedule.phases), material.images), step.lr or config.training.lr
-        path.append({"steps": steps, "lr": lr} | _describe_phase(step, reading, config, material))
+        path.append({"steps": steps, "lr": lr} | _describe_phase(step, scope, config, material))
         key = content_hash(path, 16)
         folder = key if reuse else content_hash([key, name, config.seed, "alone"], 16)
         parent = nodes[-1].folder if nodes else None
         seed = _seed_of_phase(config.seed, len(nodes))
         nodes.append(
             Node(
-                key, folder, parent, tuple(copies), step, reading, _size_batches(reading, config, material),
+                key, folder, parent, tuple(copies), step, scope, _size_batches(scope, config, material),
                 facts.labelled, steps, lr, seed, config, path[0]["network"],
             )
         )  # fmt: skip
@@ -304,8 +304,8 @@ def _check_row(row: Row, facts: DataFacts) -> None:
 
 def _find_mix_problems(phase: Phase, config: RunConfig, facts: DataFacts) -> Iterator[str]:
     training, what = config.training, f"phase {phase.name!r} has mix {phase.mix!r}"
-    share, reading = training.unlabelled_share, find_reading(phase, config, facts.pool)
-    in_batch = _size_batches(reading, config, facts.materials[reading]).unlabelled
+    share, scope = training.unlabelled_share, find_scope(phase, config, facts.pool)
+    in_batch = _size_batches(scope, config, facts.materials[scope]).unlabelled
     if facts.pool < 2:
         yield (
             f"{what}, which lays images without masks over each other, but the data offer {facts.pool} of them; keep "
@@ -328,28 +328,28 @@ def _find_mix_problems(phase: Phase, config: RunConfig, facts: DataFacts) -> Ite
         )
 
 
-def find_reading(phase: Phase, config: RunConfig, pool: int) -> Reading:
+def find_scope(phase: Phase, config: RunConfig, pool: int) -> Scope:
     """Return what a phase reads; without a pool, or a share of it, one that asks for all reads the labelled images.
 
     Args:
         pool: images that can be read beside the labelled ones.
     """
     wanted = phase.reads == "all" and (not phase.needs_seg or config.training.unlabelled_share > 0)
-    return Reading(phase.needs_seg, wanted and pool > 0)
+    return Scope(phase.needs_seg, wanted and pool > 0)
 
 
-def _size_batches(reading: Reading, config: RunConfig, material: Material) -> BatchSize:
+def _size_batches(scope: Scope, config: RunConfig, material: Material) -> BatchSize:
     """Return the images of a step; images without masks come on top of labelled ones, as many as make their share."""
     training = config.training
     size = min(training.batch_size, material.images)
-    if not reading.masks:
+    if not scope.masks:
         return BatchSize(0, size)
     share = training.unlabelled_share
-    return BatchSize(size, max(1, round(size * share / (1 - share))) if reading.pool else 0)
+    return BatchSize(size, max(1, round(size * share / (1 - share))) if scope.pool else 0)
 
 
 def _find_material(phase: Phase, config: RunConfig, facts: DataFacts) -> Material:
-    return facts.materials[find_reading(phase, config, facts.pool)]
+    return facts.materials[find_scope(phase, config, facts.pool)]
 
 
 def count_steps(phase: Phase, config: RunConfig, num_phases: int, num_images: int) -> int:
@@ -402,7 +402,7 @@ def _hash_weights(path: Path, _state: tuple[int, ...]) -> str:
         return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
 
-def _describe_phase(phase: Phase, reading: Reading, config: RunConfig, material: Material) -> dict[str, Any]:
+def _describe_phase(phase: Phase, scope: Scope, config: RunConfig, material: Material) -> dict[str, Any]:
     """Describe a phase by what decides its outcome, and by nothing else, so that equal work gets equal keys."""
     policy = config.training.encoder_policy
     assert config.loss.class_weights != "median-frequency", "named weights become numbers before the plan is made"
@@ -413,18 +413,18 @@ def _describe_phase(phase: Phase, reading: Reading, config: RunConfig, material:
         "images": material.fingerprint,
         "depth": material.depth if phase.reads_depth else None,
         "mix": phase.mix,
-        **config.describe(*_kinds_of(phase, reading)),
+        **config.describe(*_kinds_of(phase, scope)),
     }
 
 
-def _kinds_of(phase: Phase, reading: Reading) -> set[Decides]:
+def _kinds_of(phase: Phase, scope: Scope) -> set[Decides]:
     """Return what kinds of settings a phase reads beside those of the start."""
     read = {
         Decides.OPTIMISATION: True,
         Decides.SEG_LOSS: phase.needs_seg,
         Decides.DEPTH_LOSS: phase.reads_depth,
         Decides.JOINT_LOSS: phase.needs_seg and phase.needs_depth,
-        Decides.POOL: reading.masks and reading.pool,
+        Decides.POOL: scope.masks and scope.pool,
         Decides.MIX: phase.mix != "none",
     }
     return {kind for kind, needed in read.items() if needed}

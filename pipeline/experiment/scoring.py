@@ -125,6 +125,7 @@ def evaluate_split(
     device: torch.device,
     on_predictions: OnPredictions | None,
     *,
+    only: Sequence[int] | None = None,
     together: bool = False,
 ) -> Evaluation:
     """Evaluate a network on a split as the recipe says.
@@ -133,6 +134,7 @@ def evaluate_split(
         network: a ``Network``, or a module from images to logits.
         store: depth of the split; None leaves the depth metrics out.
         on_predictions: called with every batch's label maps.
+        only: indices of the images wanted; None takes all.
         together: whether all ranks of the job call this, and share the batches; each returns the scores of the split.
     """
     batches = build_evaluation_loader(
@@ -142,6 +144,7 @@ def evaluate_split(
         workers=choose_workers(config.data.workers, device),
         device=device,
         with_depth=store is not None,
+        only=only,
         together=together,
     )
     return evaluate(

@@ -18,7 +18,7 @@ from data_cache.sample import DepthKind
 from data_cache.settings import LabelledBy
 from pipeline.experiment.artifacts import find_labels
 from pipeline.experiment.config import RunConfig, content_hash
-from pipeline.experiment.plan import Reading
+from pipeline.experiment.plan import Scope
 from pipeline.experiment.training_images import open_training_images
 from pipeline.session import Session
 from pipeline.workspace import Workspace
@@ -91,7 +91,7 @@ def gather_places(parts: Iterable[Part]) -> list[Place]:
 
 def find_parts(config: RunConfig, workspace: Workspace) -> tuple[Part, ...]:
     """Return the training split and, behind it, what the dataset offers without masks."""
-    view = open_training_images(config, workspace, None).select(Reading(masks=False, pool=True))
+    view = open_training_images(config, workspace, None).select(Scope(masks=False, pool=True))
     assert isinstance(view, View)
     return view.parts
 
@@ -134,12 +134,12 @@ def order_by_difficulty(asked: Selection, budget: int) -> list[int]:
     the mean error, is added to the image's distance. Source: Hoyer et al. 2021, section 3.4; there the error is
     weighed by a number that fits their features' scale.
     """
-    from pipeline.experiment.student import measure_errors
+    from pipeline.experiment.student import Lesson, measure_errors
     from stages.selection.farthest import FarthestPoints
 
     points, order = FarthestPoints(find_features(asked), asked.covered), list[int]()
     stores = find_stores(asked)
-    lessons = [(place, stores[place.dataset.split]) for place in asked.images]
+    lessons = [Lesson(place.dataset, stores[place.dataset.split], place.at) for place in asked.images]
     while len(order) < budget:
         taken, goal, bonus = points.taken, FIRST_ROUND, None
         while goal <= len(taken):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_cache.datasets.interface import SegmentationDataset
 from data_cache.depth_target import compute_inverse_depth_target
 from data_cache.loaders import batch_of_step
 from data_cache.sample import IGNORE_INDEX, PackedBatch
@@ -27,11 +28,15 @@ from stages.training.loop import train_phase
 from stages.training.schedule import DEPTH_BRANCH, ENCODER, Phase
 from stages.training.settings import LossSettings, TrainingSettings
 
-if TYPE_CHECKING:
-    from pipeline.experiment.selecting import Place
 
-Lesson = tuple["Place", SplitDepth]
-"""An image, and the depth of its split."""
+class Lesson(NamedTuple):
+    """An image and its depth."""
+
+    dataset: SegmentationDataset
+    store: SplitDepth
+    at: int
+    """Its index in both."""
+
 
 SIZE = (96, 128)
 """(height, width) to which every image is brought, px."""
@@ -86,8 +91,8 @@ def measure_errors(lessons: Sequence[Lesson], taught: Sequence[int], session: Se
 
 def _read(lesson: Lesson) -> tuple[Tensor, Tensor]:
     """Return an image (3, H, W) uint8 and its inverse depth (H, W) float16, NaN where invalid; no mask is opened."""
-    place, store = lesson
-    image, found, made = place.dataset.read_image(place.at), store.read(place.at), store.provenance
+    dataset, store, at = lesson
+    image, found, made = dataset.read_image(at), store.read(at), store.provenance
     target = compute_inverse_depth_target(found.raw, found.stats, made.kind, made.max_depth_m)
     geometry = Geometry(Box(0, 0, *image.shape[:2]), SIZE, (0, 0), SIZE, flip=False)
     inverse, valid = torch.from_numpy(target.inverse_depth), torch.from_numpy(target.valid)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +10,8 @@ from data_cache.errors import UserError, nearest, unknown_name
 from data_cache.metrics import HEADLINE
 from data_cache.order import steps_per_epoch
 from pipeline.experiment.config import RunConfig
+from pipeline.experiment.own_tables import read_table
+from pipeline.experiment.table_spec import TableRow, TableSpec
 from stages.networks import NETWORKS
 from stages.training.schedules import PAPER_ROWS, TABLE_ROWS
 
@@ -20,61 +21,6 @@ BACKBONES = (
     "tu-xception65",
 )  # fmt: skip
 """Encoders of the segmentation lecture, its "ResNet 10" as timm's resnet10t, and Xception65 of the fusion paper."""
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """One row: its name, its changes to the recipe under dotted keys, and the paper's scores for it."""
-
-    name: str
-    """Unique over all tables."""
-    changes: Mapping[str, Any]
-    paper: Mapping[str, float] = field(default_factory=dict)
-    """By the paper's own columns (miou, iiou, acc), as fractions."""
-    budget: int = 1
-    """Multiplies the recipe's epochs or iterations."""
-    baseline: str | None = None
-    """Row that it is compared with; None is the table's."""
-    controls: tuple[str, ...] = ()
-    """Rows that must stay behind, too, if a gain is to be credited to what this one adds."""
-    needs_own_pool: bool = False
-    """Left out where the dataset brings no images without masks: it would be the same as another row."""
-
-    @property
-    def declared(self) -> set[str]:
-        """Keys of the recipe in which this row is another than those it is compared with."""
-        return {*self.changes, *(("training.epochs", "training.iterations") if self.budget != 1 else ())}
-
-
-@dataclass(frozen=True)
-class TableSpec:
-    """Rows to be trained on one recipe and compared with one of them."""
-
-    title: str
-    baseline: str
-    rows: tuple[TableRow, ...]
-    note: str
-    """What the paper's figures are of, or that there are none."""
-    metrics: tuple[str, ...] | None = None
-    """What people read first, None takes the metrics declared so; every metric is in the CSV and JSON."""
-    compared_metrics: tuple[str, ...] = (HEADLINE,)
-    """Whose differences to the baseline they read, too: the headline's, and what the paper makes a claim of."""
-    seeds: tuple[int, ...] | None = None
-    """Seeds it is trained with where neither recipe nor command names any; None is the usual one."""
-    shared_epochs: float | None = None
-    """So many times the recipe's epochs, over all training images with masks or without, are divided among the phases
-    of every row, so that all have equal steps; None leaves each the recipe's budget."""
-
-    @property
-    def order(self) -> list[str]:
-        """Names of the rows."""
-        return [row.name for row in self.rows]
-
-    @property
-    def decided(self) -> set[str]:
-        """Keys of the recipe that any row sets."""
-        keys = {key for row in self.rows for key in row.changes}
-        return keys | ({"training.budget"} if self.shared_epochs else set())
 
 
 PLAIN, DEPTH = "seg-seg-seg", "depth-first+copy"
@@ -226,8 +172,6 @@ _TABLE_OF_ROW = {row.name: (table, row) for table in TABLES.values() for row in 
 def find_table(name: str) -> TableSpec:
     """Return a table by its name, or by the path of its TOML file; UserError names the nearest one."""
     if name.endswith(".toml"):
-        from pipeline.experiment.own_tables import read_table
-
         return read_table(Path(name))
     if name not in TABLES:
         raise UserError(f"{unknown_name('table', name, TABLES)}; or give the path of a .toml file with [[table.rows]]")

@@ -58,7 +58,7 @@ def train_node(node: Node, folder: NodeFolder, session: Session, device: torch.d
     """Train a node, or this rank's share of it; the speaker, who holds the folder, writes what is left of it there."""
     config, training = node.config, node.config.training
     images = open_training_images(config, session.workspace, node.labelled)
-    dataset = images.select(node.reading)
+    dataset = images.select(node.scope)
     store = find_targets(config, session.workspace, dataset) if node.phase.reads_depth else None
     network = _build_start(node, session.workspace, len(dataset.classes))
     copies = [copy_part(network, copy.source, copy.target) for copy in node.copies]
@@ -68,7 +68,7 @@ def train_node(node: Node, folder: NodeFolder, session: Session, device: torch.d
         session.console.progress(title, node.steps) as advance,
         _open_log(folder, training) as log,
     ):
-        pool = images.pool if node.reading.masks and node.reading.pool else 0
+        pool = images.pool if node.scope.masks and node.scope.pool else 0
         feed = Feed(node, Source(dataset, store, config.depth.target, pool=pool), device)
         summary = train_phase(
             network,

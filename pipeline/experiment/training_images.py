@@ -8,7 +8,7 @@ from data_cache.datasets.interface import SegmentationDataset
 from data_cache.datasets.views import Part, View
 from pipeline.experiment.artifacts import open_own_pool, open_split
 from pipeline.experiment.config import RunConfig
-from pipeline.experiment.plan import Reading
+from pipeline.experiment.plan import Scope
 from pipeline.workspace import Workspace
 
 
@@ -36,24 +36,24 @@ class TrainingImages:
         others = len(self.split) - self.num_labelled if self.pools_others else 0
         return others + (0 if self.own_pool is None else len(self.own_pool))
 
-    def select(self, reading: Reading) -> SegmentationDataset:
+    def select(self, scope: Scope) -> SegmentationDataset:
         """Return what phases of a kind read."""
         chosen, others = self._divide()
         own = [] if self.own_pool is None else [Part(self.own_pool, range(len(self.own_pool)), labels=False)]
-        if not reading.pool:
-            whole = reading.masks and self.labelled is None
-            return self.split if whole else View([Part(self.split, chosen, reading.masks)])
-        if not reading.masks:  # in the order of the split, whatever a fraction withholds
+        if not scope.pool:
+            whole = scope.masks and self.labelled is None
+            return self.split if whole else View([Part(self.split, chosen, scope.masks)])
+        if not scope.masks:  # in the order of the split, whatever a fraction withholds
             return View([Part(self.split, sorted([*chosen, *others]), labels=False), *own])
         return View([Part(self.split, chosen, labels=True), Part(self.split, others, labels=False), *own])
 
     def select_pool(self) -> SegmentationDataset | None:
-        """Return the images of the pool that no other reading covers with masks; None without any."""
-        return View(self.select(Reading(masks=True, pool=True)).parts[1:]) if self.pool else None  # type: ignore[attr-defined]
+        """Return the images of the pool that no phase reads with masks; None without any."""
+        return View(self.select(Scope(masks=True, pool=True)).parts[1:]) if self.pool else None  # type: ignore[attr-defined]
 
-    def count_epoch(self, reading: Reading) -> int:
+    def count_epoch(self, scope: Scope) -> int:
         """Return the images that an epoch is a pass over: of batches of both kinds the labelled ones."""
-        return self.num_labelled + (self.pool if reading.pool and not reading.masks else 0)
+        return self.num_labelled + (self.pool if scope.pool and not scope.masks else 0)
 
     def _divide(self) -> tuple[list[int], list[int]]:
         """Return the places of the images whose masks are used, and of the others that are read."""

@@ -20,7 +20,7 @@ from stages.evaluation.metrics import IMAGEWISE, POOLED, VOID_RULES, Counts, Voi
 ALL = "all"
 
 
-class Reading(NamedTuple):
+class ConventionScore(NamedTuple):
     """A score of the same predictions by one convention."""
 
     name: str
@@ -87,7 +87,7 @@ def choose_conventions(wanted: str) -> list[str]:
     return [name for name in CONVENTIONS if ALL in names or name in names]
 
 
-def read_conventions(scores: ImageScores, names: list[str], *, background: int | None) -> list[Reading]:
+def score_by_conventions(scores: ImageScores, names: list[str], *, background: int | None) -> list[ConventionScore]:
     """Return the predictions' scores by conventions.
 
     Args:
@@ -96,7 +96,7 @@ def read_conventions(scores: ImageScores, names: list[str], *, background: int |
         background: index of the class that is left out of the foreground metrics, None without one.
     """
     ignored, as_fp = (_compute(_count_images(scores, rule, background=background)) for rule in VOID_RULES)
-    return [Reading(name, ignored[name], as_fp[name], CONVENTIONS[name]) for name in names]
+    return [ConventionScore(name, ignored[name], as_fp[name], CONVENTIONS[name]) for name in names]
 
 
 def _count_images(scores: ImageScores, void_as: VoidRule, *, background: int | None) -> Counts:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pipeline.experiment.config import content_hash
-from pipeline.experiment.plan import DataFacts, Material, Reading, Reported
+from pipeline.experiment.plan import DataFacts, Material, Scope, Reported
 
-READINGS = tuple(Reading(masks, pool) for masks in (False, True) for pool in (False, True))
+SCOPES = tuple(Scope(masks, pool) for masks in (False, True) for pool in (False, True))
 
 
 def build_facts(
@@ -18,10 +18,10 @@ def build_facts(
     pool: int = 0,
     reported: Reported | None = None,
 ) -> DataFacts:
-    """Return facts in which every reading has what it reads, and nothing else, in its fingerprint."""
+    """Return facts in which every scope has what it reads, and nothing else, in its fingerprint."""
     materials = {}
-    for reading in READINGS:
-        fingerprint = content_hash([images, reading.pool, masks if reading.masks else None], 8)
-        epoch = num_images + (pool if reading.pool and not reading.masks else 0)
-        materials[reading] = Material(epoch, fingerprint, None if depth is None else f"{depth} {reading.pool}")
+    for scope in SCOPES:
+        fingerprint = content_hash([images, scope.pool, masks if scope.masks else None], 8)
+        epoch = num_images + (pool if scope.pool and not scope.masks else 0)
+        materials[scope] = Material(epoch, fingerprint, None if depth is None else f"{depth} {scope.pool}")
     return DataFacts(num_classes, materials, pool, "data", None, depth, reported=reported or Reported("", None))

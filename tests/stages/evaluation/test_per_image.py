@@ -9,7 +9,7 @@ import torch
 from data_cache.errors import UserError
 from data_cache.metrics import METRICS
 from data_cache.sample import IGNORE_INDEX, PackedBatch
-from stages.evaluation.conventions import CONVENTIONS, choose_conventions, read_conventions
+from stages.evaluation.conventions import CONVENTIONS, choose_conventions, score_by_conventions
 from stages.evaluation.evaluate import Evaluation, evaluate
 from stages.networks.interface import Outputs
 
@@ -105,7 +105,7 @@ def test_examples_name_images(evaluation):
 
 
 def test_conventions_are_the_metrics_where_they_have_their_names(evaluation):
-    readings = read_conventions(evaluation.image_scores, choose_conventions("all"), background=0)
+    readings = score_by_conventions(evaluation.image_scores, choose_conventions("all"), background=0)
     assert [reading.name for reading in readings] == list(CONVENTIONS)
     shared = [reading for reading in readings if reading.name in METRICS]
     assert {each.name: each.void_ignored for each in shared} == pytest.approx(
@@ -144,7 +144,7 @@ def test_the_other_conventions_equal_plain_loops(evaluation):
         labelled = np.array([place for place in range(IMAGES) if place != 2])
         scores = evaluation.image_scores
         scores = scores._replace(**{name: getattr(scores, name)[labelled] for name in ("tp", "fp", "fn", "void")})
-        found = read_conventions(scores, choose_conventions(",".join(expected)), background=0)
+        found = score_by_conventions(scores, choose_conventions(",".join(expected)), background=0)
         assert {each.name: each[1 + void_as_fp] for each in found} == pytest.approx(expected, abs=1e-12)
 
 
