@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from data_cache.errors import UserError, unknown_name
 from data_cache.metrics import IMAGES_FILE
-from pipeline.experiment.tables import TABLES, TableSpec, tables_of
+from pipeline.experiment.table_spec import TableSpec
+from pipeline.experiment.tables import TABLES, tables_of
 from pipeline.session import Session
 from stages.comparison.identity import describe_differences, differing, group_runs
 from stages.comparison.record import RunRecord

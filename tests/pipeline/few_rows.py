@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from pipeline.cli import main
-from pipeline.experiment.tables import TABLES, TableSpec
+from pipeline.experiment.table_spec import TableSpec
+from pipeline.experiment.tables import TABLES
 
 NAMES = ("seg-only", "seg-first-direct", "depth-first-direct")
 SCHEDULES = TABLES["schedules"]

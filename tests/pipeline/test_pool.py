@@ -70,16 +70,15 @@ def read_weights(tmp_path: Path, run: dict[str, Any]) -> list[str]:
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
 
-@pytest.mark.parametrize("mix", ["none", "depth"])
-def test_no_mask_of_the_pool_reaches_a_loss(call: Call, own: Path, tmp_path: Path, mix: str) -> None:
+def test_no_mask_of_the_pool_reaches_a_loss(call: Call, own: Path, tmp_path: Path) -> None:
     """Masks of other content, broken ones and missing ones: the same trainings, to the bit."""
     label(call, own)
     run = words(own, "--labelled-fraction", tmp_path / "kept.txt", "--schedule", "joint", "--iterations", "2")
-    run += ["--set", f"schedule.mix={mix}", "--set", "mix.confidence=0.5"]
+    run += ["--set", "schedule.mix=depth", "--set", "mix.confidence=0.5"]
     first = call("run", *run)
     assert first.status == 0, first.stderr
     record = json.loads((tmp_path / "work/nodes" / first.json["phases"][0]["key"] / "node.json").read_text())
-    assert (record["losses"].get("mixed", 0) > 0) == (mix != "none")
+    assert record["losses"]["mixed"] > 0
     assert first.json["phases"][0]["images_seen"] == {"labelled": 4, "unlabelled": 4}
     before = read_weights(tmp_path, first.json)
 
@@ -142,29 +141,16 @@ def test_images_without_masks_are_allowed_when_a_person_says_so(call: Call, own:
     label(call, own)
     for name in ("t2", "t5"):
         (own / f"masks/train/{name}.png").unlink()
-    refused = call("plan", *words(own, "--schedule", "joint"))
-    assert refused.status == 2 and "images without a mask: 2 (t2, t5)" in refused.json["error"]
-    assert "--unlabelled allow" in refused.json["error"]
     allowed = plan(call, own, "--schedule", "joint", "--unlabelled", "allow", "--epochs", "1")
     assert allowed["joint"]["steps"] == 6 // 2
     depth = plan(call, own, "--schedule", "depth-first", "--unlabelled", "allow", "--epochs", "1")["depth"]
     assert depth["steps"] == 13 // 2, "theirs is as good as the others'"
 
 
-def test_a_pool_with_what_is_scored_is_refused(call: Call, own: Path) -> None:
-    label(call, own)
+def test_a_pool_that_no_phase_reads_is_not_looked_at(call: Call, own: Path) -> None:
     (own / "images/unlabelled/u0.png").write_bytes((own / "images/val/v1.png").read_bytes())
-    answer = call("plan", *words(own, "--schedule", "joint"))
-    assert answer.status == 2
-    assert "unlabelled: images of the val split, by checksum: 1 (u0)" in answer.json["error"]
-    assert call("plan", *words(own, "--schedule", "seg-only")).status == 0, "a phase that does not read it"
-
-
-def test_unreadable_images_of_a_pool_are_told_before_training(call: Call, own: Path) -> None:
-    label(call, own)
     (own / "images/unlabelled/u3.png").write_bytes(b"no image")
-    answer = call("plan", *words(own, "--schedule", "joint"))
-    assert answer.status == 2 and "unlabelled: images that cannot be read: 1 (u3)" in answer.json["error"]
+    assert plan(call, own, "--schedule", "seg-only")
 
 
 def test_the_doctor_looks_at_images_without_masks(call: Call, own: Path) -> None:

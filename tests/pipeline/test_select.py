@@ -160,9 +160,10 @@ def test_the_error_of_a_student_is_that_of_its_depth(tmp_path: Path, monkeypatch
         student, "build_network", lambda *args, **options: built.append(build(*args, **options)) or built[0]
     )
     monkeypatch.setattr(student, "STEPS", 2)
-    errors = student.measure_errors([(place, store) for place in asked.images], [0, 1], asked.session, "cpu")
+    lessons = [student.Lesson(place.dataset, store, place.at) for place in asked.images]
+    errors = student.measure_errors(lessons, [0, 1], asked.session, "cpu")
     assert (errors[:2] == 0).all() and (errors[2:] > 0).all()
-    image, target = student._read((asked.images[5], store))
+    image, target = student._read(lessons[5])
     mean, std = (torch.tensor(values)[:, None, None] for values in built[0].normalisation)
     with torch.inference_mode():
         found = built[0].eval()(((image / 255 - mean) / std)[None]).depth[0].clamp(min=0).numpy()
