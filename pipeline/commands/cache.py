@@ -196,10 +196,9 @@ def repair_stores(folders: list[Path]) -> Result:
 def preview_labels(config: RunConfig, session: Session, out: Path | None, *, overwrite: bool = False) -> Result:
     """Draw a contact sheet per labelled split of a recipe: each image beside its depth, near is bright."""
     from data_cache.outputs import open_output
-    from data_cache.sample import DepthKind
     from pipeline.experiment.artifacts import find_data_files, find_labels, open_split, splits_to_label
     from pipeline.session import Result
-    from stages.evaluation.panels import SheetItem, contact_sheet
+    from stages.evaluation.panels import contact_sheet, read_sheet_item, spread_over
 
     folder = out or session.workspace.root / "previews"
     session.workspace.check_output(folder, "--out")
@@ -209,11 +208,7 @@ def preview_labels(config: RunConfig, session: Session, out: Path | None, *, ove
     for split in splits_to_label(config, session.workspace):
         dataset = open_split(config, session.workspace, split)
         store = find_labels(config, session.workspace, dataset)
-        near_is_large = store.provenance.kind is DepthKind.RELATIVE
-        shown = range(0, len(dataset), max(1, len(dataset) // PREVIEW_IMAGES))[:PREVIEW_IMAGES]
-        items = [
-            SheetItem(dataset.image_ids[i], dataset.read_image(i), store.read(i).raw, near_is_large) for i in shown
-        ]
+        items = [read_sheet_item(dataset, index, store) for index in spread_over(len(dataset), PREVIEW_IMAGES)]
         sheet = folder / f"{dataset.name}-{store.folder.name}.png"
         with open_output(folder, inputs, overwrite=overwrite, on_wait=session.console.info) as output:
             files.append(str(contact_sheet(items, sheet, write_file=output.write)))

@@ -134,17 +134,13 @@ def _has_mask(place: Place) -> bool:
 
 def draw_sheet(asked: Selection, chosen: Sequence[Place], out: Path, write_file: WriteFile) -> None:
     """Draw the first images in order, with their depth where there is some."""
-    from data_cache.sample import DepthKind
-    from stages.evaluation.panels import SheetItem, contact_sheet
+    from stages.evaluation.panels import contact_sheet, read_sheet_item
 
     stores = {name: _find_depth(asked, place) for name, place in {p.dataset.split: p for p in chosen}.items()}
-    items = []
-    for number, place in enumerate(chosen[:SHOWN_IMAGES], 1):
-        store = stores[place.dataset.split]
-        depth = None if store is None else store.read(place.at).raw
-        near_is_large = store is None or store.provenance.kind is DepthKind.RELATIVE
-        image = place.dataset.read_image(place.at)
-        items.append(SheetItem(f"{number}  {place.image_id}", image, depth, near_is_large))
+    items = [
+        read_sheet_item(place.dataset, place.at, stores[place.dataset.split], f"{number}  {place.image_id}")
+        for number, place in enumerate(chosen[:SHOWN_IMAGES], 1)
+    ]
     contact_sheet(items, out, columns=3 if any(stores.values()) else 5, write_file=write_file)
 
 

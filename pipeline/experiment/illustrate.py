@@ -95,9 +95,10 @@ def _choose_images(folder: Path, dataset: SegmentationDataset, others: Mapping[s
         folder: of the run whose best, median and worst images they are.
         others: runs whose scores stand beside, behind their labels.
     """
+    from stages.evaluation.panels import spread_over
+
     if not (folder / IMAGES_FILE).exists():  # a run that could not be scored anew
-        step = max(1, len(dataset) // (3 * IMAGES_OF_A_KIND))
-        return {place: dataset.image_ids[place] for place in range(0, len(dataset), step)[: 3 * IMAGES_OF_A_KIND]}
+        return {place: dataset.image_ids[place] for place in spread_over(len(dataset), 3 * IMAGES_OF_A_KIND)}
     places = {image_id: place for place, image_id in enumerate(dataset.image_ids)}
     beside = {label: _read_scores(other) for label, other in others.items() if (other / IMAGES_FILE).exists()}
     found = read_image_scores(folder / IMAGES_FILE).find_examples(IMAGES_OF_A_KIND)
@@ -136,10 +137,9 @@ def _predict(model: Model, dataset: SegmentationDataset, places: Sequence[int], 
 
 def _show_store(run: RunRecord, session: Session, shown: Illustrations) -> Illustrations:
     """Return some training images of a run beside the depth that it learned."""
-    from data_cache.sample import DepthKind
     from pipeline.experiment.artifacts import find_labels_if_any, open_split
     from pipeline.experiment.models import read_trained, restore_config
-    from stages.evaluation.panels import SheetItem, draw_map
+    from stages.evaluation.panels import draw_map, read_sheet_item, spread_over
 
     assert run.folder is not None
     config = restore_config(read_trained(run.folder))
@@ -150,9 +150,7 @@ def _show_store(run: RunRecord, session: Session, shown: Illustrations) -> Illus
     if store is None:
         return shown
     made = store.provenance
-    near = made.kind is DepthKind.RELATIVE
-    places = range(0, len(dataset), max(1, len(dataset) // SHEET_IMAGES))[:SHEET_IMAGES]
-    items = (SheetItem(dataset.image_ids[i], dataset.read_image(i), store.read(i).raw, near) for i in places)
+    items = (read_sheet_item(dataset, index, store) for index in spread_over(len(dataset), SHEET_IMAGES))
     maps = tuple(Picture(*draw_map(item)) for item in items)
     about = (
         f"Training images beside their depth by {made.estimator}, each on a scale of its own; licence: {made.licence}."

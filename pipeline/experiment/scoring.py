@@ -26,7 +26,7 @@ from pipeline.experiment.plan import Reported, evaluation_key
 from pipeline.session import Session
 from stages.comparison.record import RUN_FILE
 from stages.evaluation.evaluate import Evaluation, OnPredictions, evaluate
-from stages.evaluation.panels import PanelCollector, write_panels
+from stages.evaluation.panels import PanelCollector, spread_over, write_panels
 from stages.evaluation.settings import EVALUATION_VERSION
 from stages.networks import count_parameters
 from stages.networks.interface import Normalisation
@@ -54,7 +54,8 @@ def score_run(
     session.console.info(f"evaluating {folder.name} on {config.evaluation.split} ({weights})")
     needs_depth, say = config.build_schedule().needs_depth, session.console.info
     store = find_labels_if_any(config, session.workspace, dataset, say) if needs_depth else None
-    panels = PanelCollector(_spread(dataset.image_ids, config.evaluation.panels))
+    shown = spread_over(len(dataset), config.evaluation.panels)
+    panels = PanelCollector([dataset.image_ids[place] for place in shown])
     evaluation = evaluate_split(
         network, network.normalisation, dataset, store, config, device, panels, together=together
     )
@@ -109,11 +110,6 @@ def refresh_outdated(folders: Sequence[Path], session: Session) -> None:
             refresh_scores(folder, session, choose_device("auto"))
         except (UserError, OSError) as problem:  # OSError: a folder that may only be read
             session.console.info(f"{folder.name} keeps the scores of an older version: {problem}")
-
-
-def _spread(image_ids: Sequence[str], count: int) -> Sequence[str]:
-    """Return so many ids from all over a split; neighbours are often frames of one film."""
-    return [image_ids[place * len(image_ids) // count] for place in range(min(count, len(image_ids)))]
 
 
 def evaluate_split(

@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 from data_cache.metrics import HEADLINE, METRICS
 from stages.comparison.rows import Row
-from stages.comparison.statistics import Difference, compare_paired
+from stages.comparison.statistics import ERROR_RATE, Difference, compare_paired
 from stages.comparison.table import Table
 
 YES, PERHAPS, NOT_SHOWN, NO, UNKNOWN = "Yes", "Perhaps", "Not shown", "No", "It cannot be told"
-ERROR_RATE = 0.05
 SOURCE_MARK = "@"
 """Before the source of the depth in the name of a row whose depth is none of the image."""
 

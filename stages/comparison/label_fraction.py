@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from data_cache.metrics import HEADLINE, METRICS
 from data_cache.settings import parse_share
-from stages.comparison.answer import ERROR_RATE, SHARE_MARK, SOURCE_MARK, learns_depth
+from stages.comparison.answer import SHARE_MARK, SOURCE_MARK, learns_depth
 from stages.comparison.rows import Row
+from stages.comparison.statistics import ERROR_RATE
 from stages.comparison.table import Table
 
 

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from data_cache.datasets.interface import SegmentationDataset
 from data_cache.files import atomic_file
 from data_cache.outputs import WriteFile
-from data_cache.sample import IGNORE_INDEX, PackedBatch
+from data_cache.sample import IGNORE_INDEX, DepthKind, PackedBatch
+from data_cache.split_depth import SplitDepth
 from stages.evaluation.colour import (
     INK,
     MUTED,
@@ -229,6 +231,23 @@ class SheetItem(NamedTuple):
     """(h, w) as stored."""
     large_is_near: bool = True
     """False for metres: they are drawn as 1 / d, so bright is near everywhere."""
+
+
+def read_sheet_item(
+    dataset: SegmentationDataset, index: int, store: SplitDepth | None, caption: str | None = None
+) -> SheetItem:
+    """Return an image of a split and its depth, if there is some, under a caption or else its id."""
+    caption = dataset.image_ids[index] if caption is None else caption
+    image = dataset.read_image(index)
+    if store is None:
+        return SheetItem(caption, image, None)
+    return SheetItem(caption, image, store.read(index).raw, store.provenance.kind is DepthKind.RELATIVE)
+
+
+def spread_over(num_images: int, count: int) -> list[int]:
+    """Return so many places from all over a split, or all; neighbours are often frames of one film."""
+    count = min(count, num_images)
+    return [place * num_images // count for place in range(count)]
 
 
 def contact_sheet(

@@ -29,6 +29,7 @@ from stages.evaluation.panels import (
     draw_map,
     draw_panel,
     draw_tiles,
+    spread_over,
     write_panels,
 )
 
@@ -151,3 +152,9 @@ def test_contact_sheet_survives_a_map_without_a_finite_value(tmp_path):
 def test_empty_contact_sheet_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([], tmp_path / "s.png")
+
+
+@pytest.mark.parametrize(("num_images", "count"), [(10, 3), (3, 5), (7, 7), (4, 0)])
+def test_images_from_all_over_a_split_are_different_ones(num_images: int, count: int) -> None:
+    places = spread_over(num_images, count)
+    assert len(set(places)) == len(places) == min(num_images, count) and set(places) <= set(range(num_images))
