@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from data_cache.metrics import HEADLINE, METRICS
-from stages.comparison.rows import Row
-from stages.comparison.statistics import ERROR_RATE, Difference, compare_paired
+from stages.comparison.rows import ALIKE_STEPS, Row, split_name
+from stages.comparison.statistics import ERROR_RATE, Difference, adjust_holm, compare_paired
 from stages.comparison.table import Table
 
 YES, PERHAPS, NOT_SHOWN, NO, UNKNOWN = "Yes", "Perhaps", "Not shown", "No", "It cannot be told"
-SOURCE_MARK = "@"
-"""Before the source of the depth in the name of a row whose depth is none of the image."""
-
-
-SHARE_MARK = ":"
-"""Before the share of the masks in the name of a row."""
 
 
 class Name(str):
@@ -67,16 +62,16 @@ def find_answer(table: Table) -> Answer:
     """
     scored = [(label, row) for label, row in table.labelled if HEADLINE in row.metrics]
     compared = [(label, row) for label, row in scored if row.base is not None and HEADLINE in row.differences]
-    with_depth = [pair for pair in compared if learns_depth(pair[1]) and SOURCE_MARK not in pair[1].name]
+    with_depth = [pair for pair in compared if learns_depth(pair[1]) and not pair[1].depth_source]
     candidates = with_depth or compared
     if not candidates:
         return _answer_without_baseline(scored)
-    label, best = max(candidates, key=lambda pair: pair[1].differences[HEADLINE].mean)
+    label, best = max(candidates, key=lambda pair: _rank(pair[1].differences[HEADLINE]))
     base = best.base
     assert base is not None
     base_label = next(label for label, row in scored if row.runs == base.runs)
     controls = _find_controls(scored, best, base) if with_depth else []
-    verdict, reason = _judge(best, base, controls)
+    verdict, reason = _judge(_adjust_for_choice(best, [row for _, row in candidates]), base, controls)
     number = f"the best of {len(candidates)} rows" + (" with pseudo depth, " if with_depth else ", ")
     words = (
         number if len(candidates) > 1 else "",
@@ -89,6 +84,20 @@ def find_answer(table: Table) -> Answer:
     )
     rows = ((base_label, base), (label, best), *((control.label, control.row) for control in controls))
     return Answer(verdict if with_depth else "", words, rows)
+
+
+def _rank(found: Difference) -> tuple[bool, float]:
+    """Return by what the best row is chosen: what is known of several seeds comes first."""
+    return found.half_width is not None, found.mean
+
+
+def _adjust_for_choice(best: Row, candidates: Sequence[Row]) -> Row:
+    """Return the row with the Holm p value of a choice among all candidates, whatever each is compared with."""
+    found, tested = best.differences[HEADLINE], [row for row in candidates if row.differences[HEADLINE].p is not None]
+    if best not in tested:
+        return best
+    of_all = adjust_holm([row.differences[HEADLINE].p or 0.0 for row in tested])[tested.index(best)]
+    return replace(best, differences={**best.differences, HEADLINE: found._replace(holm=max(of_all, found.holm or 0))})
 
 
 def _answer_without_baseline(scored: Sequence[tuple[str, Row]]) -> Answer:
@@ -110,19 +119,18 @@ def _find_controls(scored: Sequence[tuple[str, Row]], best: Row, base: Row) -> l
         (label, row) for label, row in scored
         if row.runs not in (best.runs, base.runs)
         and row.is_measured_as(best) and row.first.network == best.first.network
-        and _find_share(row) == _find_share(best)
+        and split_name(row.name)[1] == split_name(best.name)[1]  # rows with other masks control nothing
     ]  # fmt: skip
-    plain = [pair for pair in alike if not learns_depth(pair[1]) and pair[1].total_steps >= best.total_steps]
+    plain = [pair for pair in alike if not learns_depth(pair[1]) and trains_as_long(pair[1], best)]
     strongest = max(plain, key=lambda pair: _score(pair[1]), default=None)
-    if strongest and base.total_steps >= best.total_steps and _score(strongest[1]) <= _score(base):
+    if strongest and trains_as_long(base, best) and _score(strongest[1]) <= _score(base):
         strongest = None  # it is the baseline
     controls = []
     for label, row in alike:
-        name, mark, source = row.name.partition(SOURCE_MARK)
         if (label, row) == strongest:
             what = "as many steps without depth"
-        elif mark and name == best.name:
-            what = f"{source} depth"
+        elif row.depth_source and split_name(row.name) == split_name(best.name):
+            what = f"{row.depth_source} depth"
         elif row.name in best.controls:
             what = "control"
         else:
@@ -137,22 +145,33 @@ def _score(row: Row) -> float:
     return row.metrics[HEADLINE].mean
 
 
-def _find_share(row: Row) -> str:
-    """Return what stands behind the name of a row about the masks it had; rows with other masks control nothing."""
-    return "".join(row.name.partition(SHARE_MARK)[1:])
+def trains_as_long(row: Row, other: Row) -> bool:
+    """Return whether a row had as many steps as another."""
+    return row.total_steps >= ALIKE_STEPS * other.total_steps
 
 
 def _judge(best: Row, base: Row, controls: Sequence[_Control]) -> tuple[str, tuple[str, ...]]:
     """Return the verdict, and why, as the end of the sentence."""
     found = best.differences[HEADLINE]
     verdict, reason = _judge_difference(found, controls)
-    longer = best.total_steps > base.total_steps
-    if longer and not any(not learns_depth(control.row) for control in controls):
-        steps = (
-            f"it took {best.total_steps:,} steps to the other's {base.total_steps:,}, and no row without depth as many"
-        )
-        verdict, reason = (NOT_SHOWN if verdict in (YES, PERHAPS) else verdict), f"{reason}; {steps}"
-    return verdict, (reason, *_describe_controls(controls))
+    steps = f"it took {best.total_steps:,} steps to the other's {base.total_steps:,}"
+    if not trains_as_long(base, best) and not any(not learns_depth(control.row) for control in controls):
+        verdict = NOT_SHOWN if verdict in (YES, PERHAPS) else verdict
+        reason = f"{reason}; {steps}, and no row without depth as many"
+    elif not trains_as_long(best, base):
+        verdict, reason = (NOT_SHOWN if verdict == NO else verdict), f"{reason}; {steps}"
+    return verdict, (reason, _describe_images(best, base), *_describe_controls(controls))
+
+
+def _describe_images(best: Row, base: Row) -> str:
+    """Return how many images both read, where equal steps are not equally many."""
+    mine, theirs = best.images_seen, base.images_seen
+    if not mine or not theirs or sum(mine.values()) * ALIKE_STEPS <= sum(theirs.values()):
+        return ""
+    return (
+        f"; its steps read {mine['labelled']:,} images with masks and {mine['unlabelled']:,} without, those of the "
+        f"other {theirs['labelled']:,} and {theirs['unlabelled']:,}"
+    )
 
 
 def _judge_difference(found: Difference, controls: Sequence[_Control]) -> tuple[str, str]:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from data_cache.metrics import HEADLINE, METRICS
 from data_cache.settings import parse_share
-from stages.comparison.answer import SHARE_MARK, SOURCE_MARK, learns_depth
-from stages.comparison.rows import Row
-from stages.comparison.statistics import ERROR_RATE
+from stages.comparison.answer import learns_depth
+from stages.comparison.rows import Row, split_name
+from stages.comparison.statistics import ERROR_RATE, adjust_holm
 from stages.comparison.table import Table
 
 
@@ -28,6 +28,7 @@ class Curve(NamedTuple):
     """Rows that differ only in how many masks they had."""
 
     name: str
+    """With the source of the depth and the network, where rows have several."""
     points: tuple[Point, ...]
     """In rising order of shares; at least two."""
 
@@ -40,9 +41,12 @@ class Curve(NamedTuple):
 def find_curves(table: Table) -> list[Curve]:
     """Return the rows with a share behind their name as curves, those without depth first."""
     found: dict[str, dict[float, Point]] = {}
+    several = len({row.first.network for row in table.rows}) > 1
     for row in table.rows:
-        name, mark, text = row.name.rpartition(SHARE_MARK)
-        share = parse_share(text) if mark else None
+        name, text = split_name(row.name)
+        name = "".join((name, f"@{row.depth_source}" if row.depth_source else ""))
+        name = f"{name} · {row.first.network}" if several else name
+        share = parse_share(text) if text else None
         if not row.is_measured_as(table.rows[0]):  # nothing is drawn across data or numerics
             continue
         if share is not None and 0 < share <= 1 and HEADLINE in row.metrics:
@@ -54,34 +58,49 @@ def find_curves(table: Table) -> list[Curve]:
 def describe_savings(curves: Sequence[Curve]) -> str:
     """Return in a sentence how many masks depth saves at an equal score, or that it saves none.
 
-    Only a row counts that is clearly above the row without depth and with as many masks. How many masks that would need
-    for the same score is read off its curve, between measured points on a logarithmic scale of masks.
+    Only a row counts that is clearly above the row without depth and with as many masks, by Holm's adjustment for all
+    that are looked at here, whatever their share. How many masks that would need for the same score is read off its
+    curve, between measured points on a logarithmic scale of masks.
     """
-    plain = next((curve for curve in curves if curve.is_plain), None)
-    if plain is None:
+    plains = [curve for curve in curves if curve.is_plain]
+    if not plains:
         return ""
-    label, best, tested = METRICS[HEADLINE].label, None, 0
+    tested: list[tuple[Curve, Point, Curve, float]] = []
     for curve in curves:
-        for point in () if curve.is_plain or SOURCE_MARK in curve.name else curve.points:
-            found = point.row.differences.get(HEADLINE)
-            base = point.row.base
-            if found is None or found.half_width is None or base is None or base.name != f"{plain.name}:{point.text}":
-                continue
-            tested += 1
-            equal = _find_equal(plain, point.row.metrics[HEADLINE].mean)
-            above = found.is_clear and found.mean > 0 and (found.holm is None or found.holm < ERROR_RATE)
-            if above and (best is None or point.share / equal < best[1].share / best[2]):
-                best = (curve, point, equal)
+        for point in () if curve.is_plain else curve.points:
+            found, plain = point.row.differences.get(HEADLINE), _find_plain(point, plains)
+            if plain is not None and found is not None and found.p is not None and not point.row.depth_source:
+                tested.append((curve, point, plain, found.p))
     if not tested:
-        return f"Whether depth saves masks cannot be told without several seeds of {plain.name} at the same shares."
-    if best is None:
-        return f"No row with depth is clearly above {plain.name} with as many masks: none are saved."
-    curve, point, equal = best
+        return f"Whether depth saves masks cannot be told without several seeds of {plains[0].name} at the same shares."
+    savings = []
+    for (curve, point, plain, _), holm in zip(tested, adjust_holm([p for *_, p in tested]), strict=True):
+        found = point.row.differences[HEADLINE]
+        mean = point.row.metrics[HEADLINE].mean
+        equal = _find_equal(plain, mean)
+        if found.is_clear and found.mean > 0 and holm < ERROR_RATE and equal > point.share:
+            least = _find_equal(plain, mean - (found.half_width or 0.0))
+            savings.append((point.share / equal, point, curve, plain, equal, least))
+    if not savings:
+        names = ", ".join(dict.fromkeys(plain.name for _, _, plain, _ in tested))
+        return f"No row with depth is clearly above {names} with as many masks: none are saved."
+    _, point, curve, plain, equal, least = min(savings, key=lambda each: each[0])
     most = plain.points[-1]
-    score = f"With {point.text} of the masks {curve.name} has the {label} that {plain.name} has"
+    sure = f"{max(0.0, 1 - point.share / min(least, most.share)):.0%} by the lower end of its interval"
+    score = f"With {point.text} of the masks {curve.name} has the {METRICS[HEADLINE].label} that {plain.name} has"
     if equal > most.share:
-        return f"{score} not even with {most.text}: at least {1 - point.share / most.share:.0%} of the masks are saved."
-    return f"{score} with a share of about {equal:.2g}: {1 - point.share / equal:.0%} of the masks are saved."
+        saved = f"at least {1 - point.share / most.share:.0%} of the masks are saved, {sure}"
+        return f"{score} not even with {most.text}: {saved}."
+    return f"{score} with a share of about {equal:.2g}: {1 - point.share / equal:.0%} of the masks are saved, {sure}."
+
+
+def _find_plain(point: Point, plains: Sequence[Curve]) -> Curve | None:
+    """Return the curve on which what a row is compared with has as many masks."""
+    base = point.row.base
+    for curve in plains if base else ():
+        if any(other.share == point.share and base and other.row.runs is base.runs for other in curve.points):
+            return curve
+    return None
 
 
 def _find_equal(plain: Curve, score: float) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from data_cache.metrics import HEADLINE
 from stages.comparison.identity import describe_differences, differing, join_values, show_value
-from stages.comparison.rows import Row, label_rows
+from stages.comparison.rows import ALIKE_STEPS, SOURCE_MARK, Row, label_rows
 
 CONTROLS = {"seg-seg-seg": "same budget and restarts", "seg-only-long": "same budget, one decay"}
 """Rows that train segmentation alone for as long as the longest schedules, and what they share with them."""
@@ -20,6 +20,7 @@ def write_notes(rows: Sequence[Row], compared_metrics: Sequence[str]) -> list[st
         *_describe_namesakes(rows),
         *gather_notes((label, _describe_environments(row)) for label, row in labelled),
         *_describe_budgets(labelled),
+        *_describe_images(labelled),
         *_describe_controls(labelled),
         *_describe_data(rows),
     ]
@@ -93,6 +94,26 @@ def _describe_budgets(labelled: Sequence[tuple[str, Row]]) -> Iterator[str]:
     )
 
 
+def _describe_images(labelled: Sequence[tuple[str, Row]]) -> Iterator[str]:
+    """Say where as many steps are not as many images, with masks or in all."""
+    seen = {}
+    for label, row in labelled:
+        if row.images_seen:
+            seen[label] = row.images_seen["labelled"], sum(row.images_seen.values())
+    steps = [row.total_steps for label, row in labelled if label in seen]
+    if len(set(seen.values())) < 2 or min(steps) < ALIKE_STEPS * max(steps):
+        return
+    words = [
+        f"{what} from {seen[least][kind]:,} ({least}) to {seen[most][kind]:,} ({most})"
+        for kind, what in enumerate(("with masks", "in all"))
+        for least, most in [
+            (min(seen, key=lambda each: seen[each][kind]), max(seen, key=lambda each: seen[each][kind]))
+        ]
+        if seen[least][kind] < seen[most][kind]
+    ]
+    yield f"images that steps read differ between rows of as many steps: {', '.join(words)}"
+
+
 def _describe_controls(labelled: Sequence[tuple[str, Row]]) -> Iterator[str]:
     """Say how far rows are before their controls, and what a gain is not where a control comes as far."""
     for label, row in labelled:
@@ -111,8 +132,8 @@ def _describe_controls(labelled: Sequence[tuple[str, Row]]) -> Iterator[str]:
             and level
             and all(f.half_width is not None for f in row.controls.values())
         ):
-            kind = "regularisation, not geometry" if any("@" in name for name in level) else "none of what it adds"
-            verdict = f"; a gain that also comes from {' and '.join(level)} is {kind}"
+            kind = "the image's own depth" if any(SOURCE_MARK in name for name in level) else "what it adds"
+            verdict = f"; not clearly before {' and '.join(level)}, so its gain cannot be credited to {kind}"
         yield f"{label} minus its controls ({HEADLINE}): {shown}{verdict}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +16,15 @@ FACTS = ("dataset", "split", "recipe", "network")
 """What tables show in columns of their own where rows differ in it."""
 OPAQUE = ("data", "reported split", "depth")
 """Parts of an identity that are fingerprints: their values say nothing to people."""
+SOURCE_MARK = "@"
+"""Before the source of the depth in the name of a row whose depth is none of the image."""
+SHARE_MARK = ":"
+"""Before the share of the masks in the name of a row."""
+CONTROL_NAME = re.compile(f"{SOURCE_MARK}[^{SHARE_MARK}{SOURCE_MARK}]*")
+REAL_SOURCES = ("teacher", "dataset")
+"""Values of ``depth.source`` that are depth of the image itself."""
+ALIKE_STEPS = 0.99
+"""Share of another row's steps that counts as equally many: a budget divided among phases loses a few."""
 MAX_WORDS = 3
 """Differing settings that a label shows."""
 
@@ -56,6 +66,13 @@ class Row:
         if not phases or not all(phase.images_seen for phase in phases):
             return None
         return {kind: sum(phase.images_seen.get(kind, 0) for phase in phases) for kind in ("labelled", "unlabelled")}
+
+    @property
+    def depth_source(self) -> str:
+        """What was learned in the place of the image's depth; "" where nothing was, whatever the row is called."""
+        known = self.first.identity.settings.get("depth.source") if self.first.identity else None
+        found = str(known) if known else "".join(CONTROL_NAME.findall(self.name)).removeprefix(SOURCE_MARK)
+        return "" if found in REAL_SOURCES else found
 
     @property
     def baseline(self) -> str | None:
@@ -111,6 +128,13 @@ class Row:
                 for name, found in self.differences.items()
             },
         }
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return a row's name without the source of its depth, parted before the share of its masks, if it has one."""
+    bare = CONTROL_NAME.sub("", name)
+    base, mark, share = bare.rpartition(SHARE_MARK)
+    return (base, share) if mark else (bare, "")
 
 
 def varying_facts(rows: Sequence[Row]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from data_cache.metrics import HEADLINE
 from stages.comparison.answer import NO, NOT_SHOWN, PERHAPS, UNKNOWN, YES, find_answer
 from stages.comparison.identity import Identity
-from stages.comparison.record import RunRecord
+from stages.comparison.record import PhaseRecord, RunRecord
 from stages.comparison.statistics import Interval
 from stages.comparison.table import Design, build_table
 
@@ -98,6 +98,64 @@ def test_rows_with_more_masks_are_no_controls():
     scores = {"seg-only:1/8": 0.60, f"{DEPTH}:1/8": 0.64, "seg-seg-seg:1": 0.70, "seg-seg-seg:1/8": 0.61}
     found = find_answer(build_table(make_runs(scores), baseline="seg-only:1/8"))
     assert [label for label, _ in found.rows] == ["seg-only:1/8", f"{DEPTH}:1/8", "seg-seg-seg:1/8"]
+
+
+def test_rows_with_another_source_behind_their_share_are_controls():
+    scores = {"seg-only:1/8": 0.60, f"{DEPTH}:1/8": 0.64, f"{DEPTH}:1/8@shuffled": 0.64}
+    found = find_answer(build_table(make_runs(scores), baseline="seg-only:1/8"))
+    assert found.verdict == NOT_SHOWN and f"against {DEPTH}:1/8@shuffled (shuffled depth)" in found.text
+
+
+def test_a_row_is_a_control_by_its_depth_whatever_it_is_called():
+    runs = make_runs(GAIN | {"my row": 0.9})
+    made_up = Identity("d", "v", "noise", {}, 1, {"depth.source": "noise"})
+    runs = [replace(run, identity=made_up) if run.name == "my row" else run for run in runs]
+    design = Design(changes={"my row": {"depth.source"}})
+    assert find_answer(build_table(runs, design=design)).rows[1][0] == DEPTH
+
+
+def test_the_best_of_rows_with_several_baselines_is_adjusted_for_all_of_them():
+    """Each is the only row of its baseline, so Holm's adjustment of each family changes nothing."""
+    shares = ("1", "1/2", "1/4", "1/8", "1/16", "1/32")
+    scores = {f"{name}:{share}": 0.6 + 0.01 * (name == DEPTH) for share in shares for name in ("seg-only", DEPTH)}
+    runs = make_runs(scores, noise=0.0035)
+    design = Design({name: f"seg-only:{name.partition(':')[2]}" for name in scores})
+    table = build_table(runs, baseline="seg-only:1", design=design)
+    found = [row.differences[HEADLINE] for row in table.rows if row.differences]
+    assert len(found) == 6 and all(each.is_clear and each.holm == each.p > 0.05 / 6 for each in found)
+    answer = find_answer(table)
+    assert answer.verdict == NOT_SHOWN and "after Holm" in answer.text
+
+
+def test_a_row_with_an_interval_goes_before_one_of_a_single_seed():
+    runs = [run for run in make_runs(GAIN | {"joint": 0.7}) if run.name != "joint" or run.seed == 0]
+    assert find_answer(build_table(runs)).rows[1][0] == DEPTH
+
+
+@pytest.mark.parametrize(
+    ("scores", "steps", "verdict", "reason"),
+    [
+        (GAIN, {"seg-only": 99, DEPTH: 100}, PERHAPS, "no row learned depth of another image"),
+        (GAIN | {DEPTH: 0.5}, {"seg-only": 300}, NOT_SHOWN, "100 steps to the other's 300"),
+    ],
+)
+def test_other_budgets_are_said_but_not_what_division_among_phases_leaves(scores, steps, verdict, reason):
+    found = answer(scores, steps=steps)
+    assert found.verdict == verdict and reason in found.text
+
+
+def test_more_images_in_as_many_steps_are_said():
+    seen = {"seg-only": (800, 0), DEPTH: (800, 800)}
+    runs = [
+        replace(
+            run, phases=(PhaseRecord("seg", 100, images_seen=dict(zip(("labelled", "unlabelled"), seen[run.name]))),)
+        )
+        for run in make_runs(GAIN)
+    ]
+    table = build_table(runs)
+    assert "read 800 images with masks and 800 without, those of the other 800 and 0" in find_answer(table).text
+    assert any("images that steps read differ" in note for note in table.notes)
+    assert not any("images that steps read differ" in note for note in build_table(runs[:3]).notes)
 
 
 def test_controls_are_never_the_best_row():

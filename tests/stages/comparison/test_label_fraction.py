@@ -18,14 +18,14 @@ from stages.comparison.table import Table, build_table
 PLAIN = {"1": 0.70, "1/4": 0.60, "1/16": 0.50}
 
 
-def make_table(depth: dict[str, float], *, seeds: int = 3) -> Table:
+def make_table(depth: dict[str, float], *, seeds: int = 3, plain: dict[str, float] = PLAIN) -> Table:
     """Return rows without and with depth, each compared with the one that has as many masks."""
     runs = [
         RunRecord(
             f"{name}:{share}", seed, "unet", "scenes", "demo", {HEADLINE: score + seed / 50 + place * (seed % 2) / 500},
             identity=Identity("d", "v", "store" if place else None, {}, 1, {}),
         )
-        for place, (name, scores) in enumerate((("plain", PLAIN), ("depth", depth)))
+        for place, (name, scores) in enumerate((("plain", plain), ("depth", depth)))
         for share, score in scores.items()
         for seed in range(seeds)
     ]  # fmt: skip
@@ -51,6 +51,34 @@ def make_table(depth: dict[str, float], *, seeds: int = 3) -> Table:
 def test_savings_are_those_of_the_curve_without_depth(depth, found):
     text = describe_savings(find_curves(make_table(depth)))
     assert re.search(found, text), text
+
+
+def test_nothing_is_saved_where_fewer_masks_gave_as_much_without_depth():
+    """The curve of seeds that happen to fall with more masks."""
+    table = make_table({"1/16": 0.5, "1/4": 0.55, "1": 0.7}, plain={"1": 0.70, "1/4": 0.50, "1/16": 0.60})
+    assert "none are saved" in describe_savings(find_curves(table))
+
+
+def test_savings_hold_for_all_shares_that_were_tried():
+    """Of many shares one looks clear by chance, each with a baseline of its own."""
+    shares = {f"1/{2**power}": 0.7 - power / 20 for power in range(6)}
+    depth = {share: score + 0.005 * (share == "1/4") for share, score in shares.items()}
+    curves = find_curves(make_table(depth, plain=shares))
+    (found,) = [p.row.differences[HEADLINE] for p in curves[1].points if p.text == "1/4"]
+    assert found.is_clear and found.p > 0.05 / 6
+    assert "none are saved" in describe_savings(curves)
+
+
+def test_the_lower_end_of_the_interval_is_said_too():
+    text = describe_savings(find_curves(make_table({"1": 0.7, "1/4": 0.65, "1/16": 0.5})))
+    assert re.search(r"5\d% of the masks are saved, 4\d% by the lower end", text), text
+
+
+def test_networks_have_curves_of_their_own():
+    table = make_table({"1": 0.7, "1/4": 0.65, "1/16": 0.5})
+    others = [replace(row, runs=tuple(replace(run, network="fcn") for run in row.runs)) for row in table.rows]
+    curves = find_curves(replace(table, rows=(*table.rows, *others)))
+    assert len(curves) == 4 and all(len({point.row.first.network for point in curve.points}) == 1 for curve in curves)
 
 
 def test_the_text_and_the_json_have_the_answer():

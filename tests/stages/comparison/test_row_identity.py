@@ -204,7 +204,7 @@ def test_rows_have_baselines_and_controls_of_their_own(tmp_path: Path) -> None:
     }  # fmt: skip
     assert len(table.bases) == 2 and table.to_json()["rows"][3]["controls"]["plain:1/8"]["seeds"] == [0, 1, 2]
     (note,) = (note for note in table.notes if "controls" in note)
-    assert note.endswith("a gain that also comes from depth:1/8@gray is regularisation, not geometry")
+    assert note.endswith("not clearly before depth:1/8@gray, so its gain cannot be credited to the image's own depth")
     assert "depth:1/8 - plain:1/8" in render_text(table)
 
 
