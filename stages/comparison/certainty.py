@@ -6,6 +6,7 @@ Imports no torch, and numpy only where there is something to compute.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -55,7 +56,9 @@ def judge_differences(rows: Sequence[Row]) -> Judged:
             completed[id(row)] = replace(row, differences={**row.differences, HEADLINE: found})
     final = tuple(completed.get(id(row), row) for row in rows)
     shown = [row.differences[HEADLINE] for row in final if HEADLINE in row.differences]
-    noise = measure_noise((row.metrics[HEADLINE] for row in rows if HEADLINE in row.metrics), shown)
+    one_place = len({json.dumps(row.first.measurement, sort_keys=True) for row in rows}) == 1
+    scored = (row.metrics[HEADLINE] for row in rows if HEADLINE in row.metrics and one_place)
+    noise = measure_noise(scored, shown)
     return Judged(final, noise, (*_describe(noise, shown), *gather_notes(reasons, "no interval over images for ")))
 
 
@@ -128,5 +131,6 @@ def _describe(noise: Noise | None, differences: Sequence[Difference]) -> Iterato
     if any(found.images for found in differences):
         yield (
             "over images: 95 % paired bootstrap interval (would other images give the same?); images of the reported "
-            "split are drawn with replacement, the same for both rows and all seeds"
+            "split are drawn with replacement, the same for both rows and all seeds; it is too narrow where images "
+            "depend on each other, as frames of one video do"
         )

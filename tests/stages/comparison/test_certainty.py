@@ -191,3 +191,9 @@ def test_what_images_scored_is_checked_and_its_want_is_said(runs, spoil, said):
     assert rows["depth-first"].differences[HEADLINE].images is not None, "the others keep theirs"
     (note,) = [note for note in notes if note.startswith("no interval over images for")]
     assert re.search(said, note)
+
+
+def test_noise_is_not_pooled_over_data(runs):
+    """Seeds do to one data set what they do not do to another."""
+    others = [replace(run, identity=replace(SCENES, split="v1")) for run in runs if run.name == "joint"]
+    assert build_table(runs, baseline=None).noise and build_table([*runs, *others], baseline=None).noise is None
