@@ -188,7 +188,7 @@ def _judge_difference(found: Difference, controls: Sequence[_Control]) -> tuple[
         return NOT_SHOWN, f", but as the best of several rows it may be chance (p = {found.holm:.2f} after Holm)"
     if found.images is not None and found.images.low <= 0:
         return NOT_SHOWN, ", but other images of this kind could turn it around"
-    if not any(learns_depth(control.row) for control in controls):
+    if not any(control.row.depth_source for control in controls):
         return PERHAPS, ", which leaves out 0, but no row learned depth of another image, so any second task might do"
     return YES, ", which leaves out 0, and every control stays clearly behind"
 

@@ -94,6 +94,12 @@ def test_rows_that_the_table_names_as_controls_must_stay_behind():
     assert found.verdict == NOT_SHOWN and "against joint (control)" in found.text
 
 
+def test_beating_other_rows_with_depth_alone_is_no_yes():
+    """That a mixing by depth beats mixing by class says nothing of what depth of another image would do."""
+    found = find_answer(build_table(make_runs(GAIN | {"joint": 0.60}), design=Design(controls={DEPTH: ("joint",)})))
+    assert found.verdict == PERHAPS and "against joint (control)" in found.text
+
+
 def test_rows_with_more_masks_are_no_controls():
     scores = {"seg-only:1/8": 0.60, f"{DEPTH}:1/8": 0.64, "seg-seg-seg:1": 0.70, "seg-seg-seg:1/8": 0.61}
     found = find_answer(build_table(make_runs(scores), baseline="seg-only:1/8"))
@@ -148,7 +154,10 @@ def test_more_images_in_as_many_steps_are_said():
     seen = {"seg-only": (800, 0), DEPTH: (800, 800)}
     runs = [
         replace(
-            run, phases=(PhaseRecord("seg", 100, images_seen=dict(zip(("labelled", "unlabelled"), seen[run.name]))),)
+            run,
+            phases=(
+                PhaseRecord("seg", 100, images_seen=dict(zip(("labelled", "unlabelled"), seen[run.name], strict=True))),
+            ),
         )
         for run in make_runs(GAIN)
     ]
