@@ -73,6 +73,11 @@ class Phase:
                 f"phase {self.name!r} has mix {self.mix!r}, which learns segmentation from images without masks: give "
                 'it a seg weight, and images = "all"'
             )
+        if self.images == "all" and self.depth == 0 and self.mix == "none":
+            raise ValueError(
+                f'phase {self.name!r} has images = "all", but nothing to learn from images without masks, which would '
+                "only pass through batch-norm statistics; give it a depth weight or a mix, or drop images"
+            )
 
     @property
     def needs_seg(self) -> bool:

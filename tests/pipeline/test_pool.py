@@ -25,7 +25,7 @@ from stages.networks import build_network
 from stages.training.interruption import Interrupted, StopFlag
 from stages.training.loop import train_phase
 from stages.training.schedules import SEG
-from stages.training.settings import LossSettings, TrainingSettings
+from stages.training.settings import LossSettings, MixSettings, TrainingSettings
 
 Call = Callable[..., Any]
 TINY = Path(__file__).parent / "tiny.toml"
@@ -205,8 +205,9 @@ def test_a_training_on_batches_of_both_goes_on_as_if_undisturbed(tmp_path: Path)
         options = {"encoder": "tu-test_resnet", "encoder_weights": "none", "decoder_channels": (8, 8, 8, 8, 8)}
         network = build_network("unet", len(train.classes), **options)
         train_phase(
-            network, replace(SEG, images="all"), batches, total_steps=5, seed=1, key="pool",
-            settings=TrainingSettings(lr=1e-2), losses=LossSettings(), device=torch.device("cpu"), dtype="float32",
+            network, replace(SEG, mix="class"), batches, total_steps=5, seed=1, key="pool",
+            mixing=MixSettings(confidence=0), settings=TrainingSettings(lr=1e-2), losses=LossSettings(),
+            device=torch.device("cpu"), dtype="float32",
             checkpoint_folder=folder, stop=stop if folder else None,
         )  # fmt: skip
         return network.state_dict()

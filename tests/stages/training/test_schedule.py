@@ -95,6 +95,7 @@ def test_steps_are_immutable_and_hashable():
         ({"trains": ENCODER, "seg": 1.0, "budget_factor": 0}, "budget_factor 0"),
         ({"trains": DEPTH_BRANCH, "seg": 0.85, "depth": 0.15}, "reaches no part that is trained"),
         ({"trains": SEG_BRANCH, "seg": 0.85, "depth": 0.15}, "reaches no part that is trained"),
+        ({"trains": SEG_BRANCH, "seg": 1.0, "images": "all"}, "nothing to learn from images without masks"),
     ],
 )
 def test_nonsensical_phase_cannot_be_constructed(arguments, message):
