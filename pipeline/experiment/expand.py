@@ -88,10 +88,12 @@ def name_row(config: RunConfig) -> str:
 
 
 def _name_data(config: RunConfig) -> dict[str, Any]:
-    """Return what settings say about which images are read, and the seed where it chooses among them."""
+    """Return what settings say about which images are read, with the seed and the teacher where these choose some."""
     asked = {"dataset", "root", "options", "labelled_fraction", "labelled_by", "unlabelled"}
-    seed = config.seed if parse_share(config.data.labelled_fraction) != 1 else None
-    return {**config.data.model_dump(include=asked), "seed": seed}
+    share = parse_share(config.data.labelled_fraction)
+    seed = config.seed if share != 1 else None
+    teacher = config.depth.model_dump() if share not in (None, 1) and config.data.labelled_by != "random" else None
+    return {**config.data.model_dump(include=asked), "seed": seed, "teacher": teacher}
 
 
 def choose_copyable_forms(rows: Iterable[Row], inform: Callable[[str], object]) -> list[Row]:

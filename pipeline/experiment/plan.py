@@ -179,11 +179,13 @@ class PlannedRun:
         }
 
     def _describe_fraction(self) -> str:
-        """Return the share of the masks that is used, or which ones a list names."""
-        share = parse_share(self.config.data.labelled_fraction)
+        """Return the share of the masks that is used, and which ones where no lot decides."""
+        share, by = parse_share(self.config.data.labelled_fraction), self.config.data.labelled_by
+        chosen = f"list {content_hash(self.facts.labelled, 8)}"
         if share is None:
-            return f"list {content_hash(self.facts.labelled, 8)}"
-        return f"{share:g} by {self.config.data.labelled_by}"
+            return chosen
+        # By lot every seed has other images, which are one row; what a teacher chose is the same for all seeds.
+        return f"{share:g} by {by}" if by == "random" else f"{share:g} by {by}, {chosen}"
 
 
 def describe_scores(config: RunConfig, *, needs_depth: bool) -> dict[str, Any]:

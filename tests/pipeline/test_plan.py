@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from data_cache.errors import UserError
 from data_cache.ranks import World
 from pipeline.experiment.config import RunConfig, load_config
-from pipeline.experiment.expand import list_rows
+from pipeline.experiment.expand import _name_data, list_rows
 from pipeline.experiment.plan import DataFacts, Plan, Row, plan_runs
 from pipeline.experiment.tables import TABLES, table_rows
 from stages.training.schedules import CONTROLS, PAPER_ROWS
@@ -203,6 +204,24 @@ def test_rows_differ_by_what_their_phases_read_alone() -> None:
         (before,), (after,) = plan(row).runs, plan(row, config=other).runs
         assert (before.describe_settings() == after.describe_settings()) is same
         assert (before.name == after.name) is same
+
+
+def test_shares_chosen_by_a_teacher_are_rows_by_what_it_chose() -> None:
+    """No phase of these rows reads depth, so nothing else tells the teacher; a lot is one row over its seeds."""
+    for by, same in (("random", True), ("depth-features", False)):
+        config = load_config("demo", {"data.labelled_fraction": "1/8", "data.labelled_by": by})
+        found = [replace(FACTS, labelled=names) for names in (("a", "b"), ("b", "c"))]
+        config = config.changed({"schedule": {"name": "seg-only"}, "training.precision": "float32"})
+        row = Row("seg-only", config, config.build_schedule())
+        one, other = (plan_runs([row], facts).runs[0].describe_settings() for facts in found)
+        assert (one == other) is same
+
+
+def test_data_of_a_share_are_told_apart_by_what_chose_it() -> None:
+    """Facts and class weights are looked up once for all rows of the same data."""
+    for by, same in (("random", True), ("depth-features", False)):
+        config = load_config("demo", {"data.labelled_fraction": "1/8", "data.labelled_by": by})
+        assert (_name_data(config) == _name_data(config.changed({"depth.estimator": "x/y"}))) is same
 
 
 def test_a_copy_is_part_of_the_path() -> None:
