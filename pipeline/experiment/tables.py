@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,8 +56,12 @@ def _fraction_rows(fraction: str) -> Iterator[TableRow]:
 
 
 def _paying_rows(choice: str, labelled_by: str) -> Iterator[TableRow]:
-    """Yield the ways to use images without masks, with the labelled ones chosen in one way."""
-    shared = {"data.labelled_fraction": "1/16", "data.labelled_by": labelled_by}
+    """Yield the ways to use images without masks, with the labelled ones chosen in one way.
+
+    All learn by cross-entropy: by focal loss hardly a label becomes as certain as ``mix.confidence`` in a short
+    training, so that nothing would be learned from mixed images, and rows with and without them would be the same.
+    """
+    shared = {"data.labelled_fraction": "1/16", "data.labelled_by": labelled_by, "loss.seg": "cross-entropy"}
     plain = {"schedule": {"name": PLAIN}, "data.unlabelled": "ignore"}
     first = None if choice == "random" else "plain:random"
     yield TableRow(f"plain:{choice}", {**plain, **shared}, baseline=first)
@@ -118,7 +123,9 @@ FRACTION_NOTE = (
 )
 PAYS_NOTE = (
     "no paper column: Hoyer et al. 2021 report other networks, data and budgets; every row has the same number of "
-    "steps. A gain of pool+depth is credited to depth only where pool+class and pool+cut stay behind"
+    "steps and cross-entropy, since focal loss leaves labels of mixed images too uncertain. Rows with the pool read "
+    "images without masks besides. A gain of pool+depth is credited to depth only where pool+class and pool+cut stay "
+    "behind; of pool+class and pool+cut it may be the mixing's alone, which needs no depth"
 )
 
 # fmt: off
@@ -223,25 +230,34 @@ def table_rows(
     """
     check_row_changes(config)
     found = []
-    for row in table.rows:
-        for changed in (_configure(row, config, seed) for seed in seeds):
+    configured = [(row, [_configure(row, config, seed) for seed in seeds]) for row in table.rows]
+    shares = table.shared_epochs is not None
+    numbers = {len(each.build_schedule().phases) for _, of_seeds in configured for each in of_seeds if shares}
+    for row, of_seeds in configured:
+        for changed in of_seeds:
             if not (row.needs_own_pool or table.shared_epochs):
                 found.append((row.name, changed))
                 continue
             assert measure is not None, f"rows of {table.title} depend on how many images there are"
             size = measure(changed)
             if size.own_pool or not row.needs_own_pool:
-                found.append((row.name, _share_budget(changed, table.shared_epochs, size.images)))
+                found.append((row.name, _share_budget(changed, table.shared_epochs, size.images, numbers)))
     return found
 
 
-def _share_budget(config: RunConfig, factor: float | None, num_images: int) -> RunConfig:
-    """Return the recipe with so many times its budget in steps, for all phases together."""
+def _share_budget(config: RunConfig, factor: float | None, num_images: int, numbers: Collection[int]) -> RunConfig:
+    """Return the recipe with so many times its budget in steps, for all phases together.
+
+    Args:
+        numbers: of phases that rows have; the budget can be divided by each, so that none has a step less.
+    """
     if factor is None:
         return config
     training = config.training
     steps = training.iterations or training.epochs * steps_per_epoch(num_images, training.batch_size)
-    return config.changed({"training.iterations": max(1, round(factor * steps)), "training.budget": "total"})
+    whole = math.lcm(*numbers)
+    budget = max(1, round(factor * steps / whole)) * whole
+    return config.changed({"training.iterations": budget, "training.budget": "total"})
 
 
 def check_row_changes(config: RunConfig) -> None:

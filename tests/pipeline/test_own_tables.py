@@ -59,6 +59,8 @@ def test_few_masks_is_a_table_of_equal_steps(own_pool: int, rows: int) -> None:
     assert {run.steps for run in made.runs} == {300}, "1.5 times four epochs of fifty steps"
     assert {run.row: run.steps for run in plan_table("label-fraction", TrainingSize(0, 1), **{
         "training.iterations": 20}).runs}["joint:1/16"] == 30  # fmt: skip
+    assert {run.steps for run in plan_table("label-fraction", TrainingSize(0, 1), **{
+        "training.iterations": 23}).runs} == {36}, "34.5, as a multiple of three phases and of one"  # fmt: skip
     read = Counter((run.config.data.labelled_fraction, run.config.data.unlabelled) for run in made.runs)
     assert read["1/8", "ignore"] == 3 and read["1/8", "pool"] == 1
 
@@ -67,6 +69,7 @@ def test_what_is_said_to_pay_is_compared_with_what_shares_its_images() -> None:
     table = TABLES["depth-pays"]
     made = plan_table("depth-pays", TrainingSize(400, 0))
     assert len(made.runs) == 10 and len({run.steps for run in made.runs}) == 1
+    assert {run.config.loss.seg for run in made.runs} == {"cross-entropy"}, "in which labels become certain"
     by_name = {row.name: row for row in table.rows}
     assert by_name["pool+depth:selected"].baseline == "plain:selected"
     assert by_name["pool+depth:selected"].controls == ("pool+class:selected", "pool+cut:selected")
