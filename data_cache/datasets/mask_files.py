@@ -111,11 +111,11 @@ def format_id_table(raw_ids: Mapping[int, int], classes: tuple[str, ...]) -> str
     )
 
 
-def describe_colours(colours: NDArray[np.uint8], limit: int = 6) -> str:
+def describe_colours(colours: NDArray[np.uint8]) -> str:
     """Return how many colours an RGB mask has and the first few of them."""
     packed = colours.reshape(-1, 3).astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
     found = np.unique(packed)
-    shown = [f"({value >> 16}, {value >> 8 & 255}, {value & 255})" for value in found[:limit].tolist()]
+    shown = [f"({value >> 16}, {value >> 8 & 255}, {value & 255})" for value in found[:6].tolist()]
     return f"{len(found)} colour{'s' if len(found) != 1 else ''}: {format_examples(shown, len(found))}"
 
 

@@ -83,7 +83,7 @@ def select_images(
     session.workspace.check_output(folder, "--out")
     inputs = find_data_files(config, session.workspace)
     inputs.check_outside(folder, "--out")
-    asked = open_pool(config.changed({"data.labelled_fraction": 1.0}), session, given, device)
+    asked = gather_candidates(config.changed({"data.labelled_fraction": 1.0}), session, given, device)
     listed, sheet = folder / LIST_FILE, folder / SHEET_FILE
     with open_output(folder, inputs, overwrite=overwrite, on_wait=session.console.info) as output:
         output.check([listed, sheet])
@@ -104,7 +104,7 @@ def select_images(
     return Result(facts, "\n".join([*paths, f"\nlist   {listed}", f"sheet  {sheet}"]))
 
 
-def open_pool(config: RunConfig, session: Session, given: Path | None, device: str) -> Selection:
+def gather_candidates(config: RunConfig, session: Session, given: Path | None, device: str) -> Selection:
     """Return the images to choose from, those without masks, and those that are covered: with masks, or listed.
 
     Where no image lacks a mask the whole training split is chosen from, as if nobody had labelled it.

@@ -37,9 +37,7 @@ _VERSION = 1
 """Raised by hand when an order comes out otherwise, so that orders found before are no longer reused."""
 _ORDER_STREAM = 2
 """First word of the random stream of orders, see ``data_cache.samples.SAMPLE_STREAM``."""
-FIRST_ROUND = (
-    25  # Hoyer et al. 2021 begin with 25 images by distance alone, and double their number from round to round
-)
+FIRST_ROUND = 25  # Hoyer et al. 2021: chosen by distance alone, and doubled from round to round
 """Images that the student of ``difficulty`` learns from first."""
 
 

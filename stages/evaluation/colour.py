@@ -44,9 +44,9 @@ _FONTS = (
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def build_depth_table(size: int = 256) -> NDArray[np.uint8]:
-    """Return (size, 3) RGB from dark (0 = far) to bright (1 = near), linear between the stops."""
-    at = np.linspace(0, len(_INFERNO) - 1, size)
+def build_depth_table() -> NDArray[np.uint8]:
+    """Return (256, 3) RGB from dark (0 = far) to bright (1 = near), linear between the stops."""
+    at = np.linspace(0, len(_INFERNO) - 1, 256)
     stops = np.array(_INFERNO, dtype=np.float64)
     channels = [np.interp(at, np.arange(len(stops)), stops[:, channel]) for channel in range(3)]
     return np.stack(channels, axis=1).round().astype(np.uint8)
