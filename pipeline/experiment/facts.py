@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 
 from data_cache.class_balance import compute_median_frequency_weights, count_classes
 from data_cache.datasets.interface import SegmentationDataset
+from data_cache.datasets.views import View
 from data_cache.errors import UserError
 from data_cache.files import write_json
 from data_cache.fingerprint import dataset_fingerprint
@@ -43,7 +44,7 @@ def gather_facts(config: RunConfig, session: Session, phases: Sequence[Phase]) -
     """
     workspace, held_out = session.workspace, config.evaluation.split
     images = open_training_images(config, workspace, choose_labelled(config, session))
-    pool = images.select_pool() if any(phase.reads == "all" for phase in phases) else None
+    pool = View(images.pool_parts) if images.pool and any(phase.reads == "all" for phase in phases) else None
     datasets = [images.select(Scope(masks=True, pool=False))]
     if held_out != "train" or images.labelled is not None:
         datasets.append(open_masked_split(config, workspace, held_out))

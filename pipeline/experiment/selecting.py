@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from data_cache.datasets.views import Part, View
+from data_cache.datasets.views import Part
 from data_cache.errors import UserError
 from data_cache.files import atomic_file, write_json
 from data_cache.fingerprint import dataset_fingerprint
@@ -18,7 +18,6 @@ from data_cache.sample import DepthKind
 from data_cache.settings import LabelledBy
 from pipeline.experiment.artifacts import find_labels
 from pipeline.experiment.config import RunConfig, content_hash
-from pipeline.experiment.plan import Scope
 from pipeline.experiment.training_images import open_training_images
 from pipeline.session import Session
 from pipeline.workspace import Workspace
@@ -89,9 +88,8 @@ def gather_places(parts: Iterable[Part]) -> list[Place]:
 
 def find_parts(config: RunConfig, workspace: Workspace) -> tuple[Part, ...]:
     """Return the training split and, behind it, what the dataset offers without masks."""
-    view = open_training_images(config, workspace, None).select(Scope(masks=False, pool=True))
-    assert isinstance(view, View)
-    return view.parts
+    images = open_training_images(config, workspace, None)
+    return Part(images.split, range(len(images.split)), labels=False), *images.pool_parts
 
 
 def order_randomly(asked: Selection, budget: int) -> list[int]:

@@ -36,20 +36,21 @@ class TrainingImages:
         others = len(self.split) - self.num_labelled if self.pools_others else 0
         return others + (0 if self.own_pool is None else len(self.own_pool))
 
+    @property
+    def pool_parts(self) -> list[Part]:
+        """These images: those of the training split, which may be none, and those that the dataset brings besides."""
+        own = [] if self.own_pool is None else [Part(self.own_pool, range(len(self.own_pool)), labels=False)]
+        return [Part(self.split, self._divide()[1], labels=False), *own]
+
     def select(self, scope: Scope) -> SegmentationDataset:
         """Return what phases of a kind read."""
         chosen, others = self._divide()
-        own = [] if self.own_pool is None else [Part(self.own_pool, range(len(self.own_pool)), labels=False)]
         if not scope.pool:
             whole = scope.masks and self.labelled is None
             return self.split if whole else View([Part(self.split, chosen, scope.masks)])
         if not scope.masks:  # in the order of the split, whatever a fraction withholds
-            return View([Part(self.split, sorted([*chosen, *others]), labels=False), *own])
-        return View([Part(self.split, chosen, labels=True), Part(self.split, others, labels=False), *own])
-
-    def select_pool(self) -> SegmentationDataset | None:
-        """Return the images of the pool that no phase reads with masks; None without any."""
-        return View(self.select(Scope(masks=True, pool=True)).parts[1:]) if self.pool else None  # type: ignore[attr-defined]
+            return View([Part(self.split, sorted([*chosen, *others]), labels=False), *self.pool_parts[1:]])
+        return View([Part(self.split, chosen, labels=True), *self.pool_parts])
 
     def count_epoch(self, scope: Scope) -> int:
         """Return the images that an epoch is a pass over: of batches of both kinds the labelled ones."""
