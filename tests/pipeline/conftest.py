@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,14 +32,19 @@ def call(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start the command line as a process of its own, in ``tmp_path / "work"``."""
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the command line as a process of its own, in ``tmp_path / "work"``; none outlives the test."""
+    started: list[subprocess.Popen[str]] = []
 
     def run(*words: str | Path) -> subprocess.Popen[str]:
         environment = os.environ | {"PIPELINE_WORKDIR": str(tmp_path / "work"), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "pipeline.cli", "--json", *map(str, words)]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
+        started.append(process)
+        return process
 
-    return run
+    yield run
+    for process in started:
+        process.kill()
