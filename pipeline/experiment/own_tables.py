@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_cache.errors import UserError, unknown_name
+from data_cache.escaping import quoted
 from data_cache.settings import Decides, Section, setting
 from pipeline.experiment.config import flatten_changes, validate
 from pipeline.experiment.table_spec import TableRow, TableSpec
 from pipeline.experiment.toml_text import read_recipe_file
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9 .+:@/_=-]{0,59}$"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+:@/_=-]{0,59}")
 """Of a row: folders are called after it."""
 
 
 class OwnRow(Section):
     """One row."""
 
-    name: str = setting("", Decides.NOTHING, pattern=NAME)
+    name: str = setting("", Decides.NOTHING, validate_default=True)
     """What it is called."""
     baseline: str | None = setting(None, Decides.NOTHING)
     """Row that it is compared with; the table's where it is not given."""
     changes: dict[str, Any] = setting({}, Decides.NOTHING)
     """What it changes in the recipe, under dotted keys."""
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{quoted(name)} must begin with a letter or digit and hold only those of ASCII, spaces and "
+                ". + : @ / _ = -, at most 60: it becomes the name of a folder"
+            )
+        return name
 
 
 class OwnTable(Section):
