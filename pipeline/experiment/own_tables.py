@@ -33,6 +33,8 @@ class OwnRow(Section):
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
+        if not name:
+            raise ValueError("the row has no name; each needs one of its own")
         if not _NAME.fullmatch(name):
             raise ValueError(
                 f"{quoted(name)} must begin with a letter or digit and hold only those of ASCII, spaces and "
@@ -81,10 +83,6 @@ def read_table(path: Path) -> TableSpec:
             f"{path} has no rows; each begins with [[table.rows]], has a name, and its changes under the recipe's keys"
         )
     names = [row.name for row in table.rows]
-    if "" in names:
-        raise UserError(
-            f"table {path}: row {names.index('') + 1} has no name; give each a name, and changes if it has any"
-        )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"table {path}: {', '.join(map(repr, twice))} is the name of several rows; each needs its own")
     for baseline in (table.baseline, *(row.baseline for row in table.rows)):

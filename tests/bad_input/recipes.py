@@ -131,7 +131,7 @@ CASES = [
     Case(
         "a table with one row twice", _table("name = 'a'\n[[table.rows]]\nname = 'a'"), ("'a' is the name of several",)
     ),
-    Case("a table with a row without a name", _table(""), ("row 1 has no name",)),
+    Case("a table with a row without a name", _table(""), ("table.rows.0", "the row has no name")),
     Case("a table file that is not there", lambda world: ["table", world.root / "sweep.toml"], ("sweep.toml",)),
     Case(
         "a table file as recipe",
