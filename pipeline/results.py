@@ -85,6 +85,7 @@ BLOCKS = (
         "camvid", "CamVid: real images, all masks and an eighth of them", "docs/tables/camvid-few-masks.toml",
         "camvid-small", needs_data=True,
     ),
+    Block("where", "Where depth could help: drawn scenes with 10 masks", "docs/tables/where-depth-could-help.toml", "demo"),
 )
 # fmt: on
 
