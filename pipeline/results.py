@@ -52,6 +52,8 @@ class Block(NamedTuple):
     """Whose depth the runs learned, as far as they did: others in the work directory are not taken for them."""
     rows: tuple[str, ...] = ()
     """Those of the table; none is all."""
+    more_labels: tuple[tuple[str, ...], ...] = ()
+    """Of other labellings that rows read, what they change in the first."""
     needs_data: bool = False
     """Whether somebody must say where the images lie."""
 
@@ -64,7 +66,8 @@ class Block(NamedTuple):
         seeds = ["--seeds", ",".join(map(str, self.seeds))]
         teacher = ["--estimator", self.estimator] if self.estimator != "bundled" else []
         common = ["--recipe", self.recipe, *root, *teacher]
-        return [["pseudo-depth", *common], ["table", self.table, *common, *seeds]]
+        labels = [["pseudo-depth", *common, *change] for change in ((), *self.more_labels)]
+        return [*labels, ["table", self.table, *common, *seeds]]
 
     @property
     def place(self) -> str:
@@ -82,10 +85,13 @@ BLOCKS = (
         estimator="dataset",
     ),
     Block(
+        "where", "Where depth could help: drawn scenes, 10 masks", "docs/tables/where-depth-could-help.toml", "demo",
+        more_labels=(("--estimator", "dataset"), ("--set", "depth.input_size=42")),
+    ),
+    Block(
         "camvid", "CamVid: real images, all masks and an eighth of them", "docs/tables/camvid-few-masks.toml",
         "camvid-small", needs_data=True,
     ),
-    Block("where", "Where depth could help: drawn scenes with 10 masks", "docs/tables/where-depth-could-help.toml", "demo"),
 )
 # fmt: on
 
