@@ -16,7 +16,7 @@ FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT 
 ROOMS = {
     "click": {"pipeline/cli.py", "pipeline/options.py", "pipeline/commands/"},
     "transformers": {"stages/pseudo_depth/estimator_network.py"},
-    "h5py": {"data_cache/depth_file.py", "data_cache/depth_file_build.py"},
+    "h5py": {"data_cache/depth_file.py", "data_cache/depth_file_build.py", "data_cache/map_facts.py"},
     "hdf5plugin": {"data_cache/depth_file.py"},
     "segmentation_models_pytorch": {"stages/networks/", "stages/export/proof.py"},
     "rich": {"pipeline/"},
@@ -33,7 +33,9 @@ TORCH_FREE = (
     "stages/export/formats.py",
     "data_cache/metrics.py",
     "data_cache/escaping.py",
+    "pipeline/experiment/keys.py",
     "pipeline/experiment/plan.py",
+    "pipeline/experiment/reading.py",
     "pipeline/experiment/config.py",
     "pipeline/experiment/expand.py",
     "pipeline/experiment/tabulate.py",

@@ -148,8 +148,7 @@ def preview_plan(
     from pipeline.session import Result
 
     plan = make_plan(expand_rows(config, table, seeds, session, find_device(device)), session, reuse=reuse)
-    classes = {node.folder: run.facts.num_classes for run in plan.runs for node in run.nodes}
-    phases = [_describe(node, session, classes[node.folder]) for node in plan.nodes.values()]
+    phases = [_describe(node, session) for node in plan.nodes.values()]
     to_train = [phase for phase in phases if not phase["done"]]
     disk = measure_disk_need(plan, session)
     facts = {
@@ -166,12 +165,12 @@ def preview_plan(
     return Result(facts, Group(*_render(plan, facts)))
 
 
-def _describe(node: Node, session: Session, num_classes: int) -> dict[str, Any]:
+def _describe(node: Node, session: Session) -> dict[str, Any]:
     from pipeline.experiment.facts import inspect_network
     from stages.training.encoder_policy import find_encoder_lr_factor, parts_to_train, trains_fresh_only
     from stages.training.schedule import ENCODER, EVERYTHING
 
-    network = inspect_network(node.config.network, num_classes, session.workspace)
+    network = inspect_network(node.config.network, node.facts.num_classes, session.workspace)
     parts = network.parts
     policy = node.config.training.encoder_policy
     trains = parts_to_train(policy, node.phase)
@@ -217,9 +216,9 @@ def _describe_batch_norm(node: Node) -> str:
 
 def _count_seen(phases: Iterable[dict[str, int]]) -> str:
     """Say how many images phases read with their masks, and how many without."""
-    seen = list(phases)
-    counts = {name: sum(each[name] for each in seen) for name in ("labelled", "unlabelled")}
-    return " + ".join(f"{number} {name}" for name, number in counts.items() if number)
+    from stages.comparison.record import add_images
+
+    return " + ".join(f"{number} {name}" for name, number in add_images(phases).items() if number)
 
 
 def _name_trained(phase: dict[str, Any]) -> str:

@@ -10,10 +10,12 @@ from data_cache.settings import parse_share
 from pipeline.experiment.artifacts import open_own_pool, open_split
 from pipeline.experiment.config import RunConfig, content_hash
 from pipeline.experiment.facts import gather_facts, inspect_network, resolve_class_weights
-from pipeline.experiment.plan import DataFacts, Plan, Row, plan_runs
+from pipeline.experiment.plan import Plan, Row, plan_runs
+from pipeline.experiment.reading import DataFacts
 from pipeline.experiment.tables import Measure, TrainingSize, check_row_changes, find_table, table_rows
 from pipeline.experiment.transfer import apply_transfer
 from pipeline.session import Session
+from stages.comparison.row_name import name_control
 from stages.networks import NETWORKS
 from stages.networks.precision import resolve_dtype
 from stages.training.schedule import CopyWeights
@@ -84,7 +86,7 @@ def list_rows(
 def name_row(config: RunConfig) -> str:
     """Return what the row of a recipe's own schedule is called: its name, and which control it learns, if any."""
     schedule, source = config.build_schedule(), config.depth.source
-    return f"{schedule.name}@{source}" if schedule.reads_depth and source != "teacher" else schedule.name
+    return name_control(schedule.name, source) if schedule.reads_depth and source != "teacher" else schedule.name
 
 
 def _name_data(config: RunConfig) -> dict[str, Any]:

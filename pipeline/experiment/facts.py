@@ -16,9 +16,10 @@ from data_cache.fingerprint import dataset_fingerprint
 from data_cache.records import Record, read_record
 from pipeline.experiment.artifacts import find_labels_if_any, find_targets
 from pipeline.experiment.config import RunConfig, content_hash
+from pipeline.experiment.keys import describe_network
 from pipeline.experiment.labelled import choose_labelled
 from pipeline.experiment.looking import check_held_out, look_at, open_masked_split
-from pipeline.experiment.plan import DataFacts, Material, Reported, Scope, describe_network, find_scope
+from pipeline.experiment.reading import DataFacts, Material, Reported, Scope, find_scope
 from pipeline.experiment.training_images import TrainingImages, open_training_images
 from pipeline.session import Session
 from pipeline.workspace import Workspace

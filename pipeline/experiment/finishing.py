@@ -17,8 +17,9 @@ from data_cache.training_log import read_log
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.models import build_untrained
 from pipeline.experiment.nodes import NodeRecord, load_node, read_node
-from pipeline.experiment.plan import PlannedRun, Reported
+from pipeline.experiment.plan import PlannedRun
 from pipeline.experiment.provenance import describe_software
+from pipeline.experiment.reading import Reported
 from pipeline.experiment.scoring import describe_evaluation, score_run
 from pipeline.experiment.together import announce
 from pipeline.experiment.walk import Task

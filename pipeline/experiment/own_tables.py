@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from data_cache.settings import Decides, Section, setting
 from pipeline.experiment.config import flatten_changes, validate
 from pipeline.experiment.table_spec import TableRow, TableSpec
 from pipeline.experiment.toml_text import read_recipe_file
+from stages.comparison.row_name import find_controls
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+:@/_=-]{0,59}")
 """Of a row: folders are called after it."""
@@ -92,7 +93,7 @@ def read_table(path: Path) -> TableSpec:
         table.title or path.stem,
         table.baseline or names[0],
         tuple(
-            TableRow(row.name, _replace(row, path), baseline=row.baseline, controls=_find_controls(row.name, names))
+            TableRow(row.name, _replace(row, path), baseline=row.baseline, controls=find_controls(row.name, names))
             for row in table.rows
         ),
         table.note,
@@ -116,11 +117,6 @@ def choose_recipe(path: Path, recipe: str, *, given: bool) -> str:
             f"{path} is a recipe itself (it has {', '.join(sections)}), and --recipe {recipe} is another; drop either"
         )
     return str(path) if sections else recipe
-
-
-def _find_controls(name: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the rows that are called after a row and the source of their depth, as those of the schedules are."""
-    return tuple(other for other in names if other.startswith(f"{name}@"))
 
 
 def _replace(row: OwnRow, path: Path) -> Mapping[str, Any]:

@@ -11,24 +11,27 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_cache.errors import UserError
-from data_cache.order import steps_per_epoch
 from data_cache.ranks import world_size
 from data_cache.settings import Decides, parse_share
 from pipeline.experiment.config import RunConfig, content_hash
-from stages.evaluation.settings import EVALUATION_VERSION
-from stages.networks.settings import NetworkSettings
-from stages.training.encoder_policy import find_encoder_lr_factor, freezes_encoder, parts_to_train
+from pipeline.experiment.keys import describe_network, describe_phase, describe_scores, describe_start, kinds_of
+from pipeline.experiment.reading import (
+    BatchSize,
+    DataFacts,
+    Scope,
+    count_steps,
+    find_material,
+    find_scope,
+    size_batches,
+)
+from stages.training.encoder_policy import parts_to_train
 from stages.training.schedule import CopyWeights, Phase, Schedule
-
-TRAINING_VERSION = 4
-"""Raised by hand when the meaning of a training changes, so that nodes trained before are no longer reused."""
 
 
 class Row(NamedTuple):
@@ -37,67 +40,6 @@ class Row(NamedTuple):
     name: str
     config: RunConfig
     schedule: Schedule
-
-
-class Reported(NamedTuple):
-    """Fingerprints of what a run's scores depend on besides its weights."""
-
-    split: str
-    """Of the reported split's images, labels and classes."""
-    depth: str | None
-    """Of its depth maps; None without any."""
-
-
-class Scope(NamedTuple):
-    """Which images a phase reads, and how."""
-
-    masks: bool
-    """Whether it reads the masks of the labelled images."""
-    pool: bool
-    """Whether it reads images beside the labelled ones: without masks as one list, else in batches of both."""
-
-
-class BatchSize(NamedTuple):
-    """Images that each step of a phase reads."""
-
-    labelled: int
-    """With their masks."""
-    unlabelled: int
-
-
-class Material(NamedTuple):
-    """What phases of one scope find."""
-
-    images: int
-    """Those an epoch is counted by: of batches of both kinds the labelled ones."""
-    fingerprint: str
-    """Of the images, and of the masks where they are read."""
-    depth: str | None
-    """Of their depth maps; None when no such phase reads depth."""
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What a plan must know about the data of a recipe."""
-
-    num_classes: int
-    materials: Mapping[Scope, Material]
-    """By every scope that a phase has."""
-    pool: int = 0
-    """Images that can be read beside the labelled ones."""
-    fingerprint: str = ""
-    """Of the training split's images, labels and classes, whatever of it is used."""
-    own_pool: str | None = None
-    """Of the images that the dataset brings without masks; None where none are read."""
-    depth: str | None = None
-    """What the depth of runs of one row has in common; None when no phase reads depth."""
-    labelled: tuple[str, ...] | None = None
-    """Ids of the training images whose masks are used; None is all."""
-    reported: Reported = field(default=Reported("", None))
-    smallest: tuple[str, tuple[int, int]] | None = None
-    """The reported image with the shortest side, and its (height, width)."""
-    notes: tuple[str, ...] = ()
-    """What a person should know about these data before hours are spent on them."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +55,8 @@ class Node:
     phase: Phase
     scope: Scope
     batch: BatchSize
-    labelled: tuple[str, ...] | None = field(repr=False)
-    """As in ``DataFacts``."""
+    facts: DataFacts = field(repr=False)
+    """Of the data that it is trained on."""
     steps: int
     lr: float
     seed: int
@@ -122,6 +64,11 @@ class Node:
     config: RunConfig = field(repr=False)
     network: dict[str, Any] = field(repr=False)
     """The network as its key describes it, weights files by their content."""
+
+    @property
+    def title(self) -> str:
+        """What is trained, for people."""
+        return f"{self.config.network.label} s{self.config.seed} {self.config.loss.describe_step(self.phase)}"
 
     @property
     def images_seen(self) -> dict[str, int]:
@@ -159,7 +106,7 @@ class PlannedRun:
         What phases resolve (steps, rates, losses) is told per phase.
         """
         kinds = {Decides.FIRST_WEIGHTS, Decides.DATA, Decides.NUMERICS, Decides.SCORES}
-        kinds |= {kind for node in self.nodes for kind in _kinds_of(node.phase, node.scope)}
+        kinds |= {kind for node in self.nodes for kind in kinds_of(node.phase, node.scope)}
         described = self.config.describe(*kinds, needs_depth=self.schedule.reads_depth)
         del described["seed"]
         losses, network = self.config.loss, describe_network(self.config.network)
@@ -186,24 +133,6 @@ class PlannedRun:
             return chosen
         # By lot every seed has other images, which are one row; what a teacher chose is the same for all seeds.
         return f"{share:g} by {by}" if by == "random" else f"{share:g} by {by}, {chosen}"
-
-
-def describe_scores(config: RunConfig, *, needs_depth: bool) -> dict[str, Any]:
-    """Describe what is measured on finished weights."""
-    return config.describe(Decides.SCORES, needs_depth=needs_depth)
-
-
-def evaluation_key(weights: str, config: RunConfig, split: str, depth: str | None, *, needs_depth: bool) -> str:
-    """Return the key of a run's scores.
-
-    Args:
-        weights: hash of the run's last weights.
-        split: fingerprint of what is scored on.
-        depth: fingerprint of its depth maps, if there are any.
-    """
-    return content_hash(
-        [EVALUATION_VERSION, weights, describe_scores(config, needs_depth=needs_depth), split, depth], 16
-    )
 
 
 @dataclass(frozen=True)
@@ -246,7 +175,7 @@ def plan_runs(rows: Iterable[Row], facts: DataFacts | Callable[[Row], DataFacts]
 def _plan_run(row: Row, facts: DataFacts, reuse: bool) -> PlannedRun:
     _check_row(row, facts)
     name, config, schedule = row
-    path: list[Any] = [_describe_start(config, facts)]
+    path: list[Any] = [describe_start(config, facts.num_classes)]
     nodes: list[Node] = []
     copies: list[CopyWeights] = []
     for step in schedule.steps:
@@ -257,15 +186,15 @@ def _plan_run(row: Row, facts: DataFacts, reuse: bool) -> PlannedRun:
         scope = find_scope(step, config, facts.pool)
         material = facts.materials[scope]
         steps, lr = count_steps(step, config, len(schedule.phases), material.images), step.lr or config.training.lr
-        path.append({"steps": steps, "lr": lr} | _describe_phase(step, scope, config, material))
+        path.append({"steps": steps, "lr": lr} | describe_phase(step, scope, config, material))
         key = content_hash(path, 16)
         folder = key if reuse else content_hash([key, name, config.seed, "alone"], 16)
         parent = nodes[-1].folder if nodes else None
         seed = _seed_of_phase(config.seed, len(nodes))
         nodes.append(
             Node(
-                key, folder, parent, tuple(copies), step, scope, _size_batches(scope, config, material),
-                facts.labelled, steps, lr, seed, config, path[0]["network"],
+                key, folder, parent, tuple(copies), step, scope, size_batches(scope, config, material),
+                facts, steps, lr, seed, config, path[0]["network"],
             )
         )  # fmt: skip
         copies.clear()
@@ -282,14 +211,14 @@ def _check_row(row: Row, facts: DataFacts) -> None:
             f"schedule {schedule.name!r} trains a depth branch, but network.with_depth is false; build the network "
             "with it, or choose a schedule without depth (seg-only)"
         )
-    elif any(p.reads_depth and _find_material(p, config, facts).depth is None for p in schedule.phases):
+    elif any(p.reads_depth and find_material(p, config, facts).depth is None for p in schedule.phases):
         problems.append(f"schedule {schedule.name!r} reads depth; label first with: pipeline pseudo-depth")
     if isinstance(weights, tuple) and len(weights) != facts.num_classes and any(p.needs_seg for p in schedule.phases):
         problems.append(
             f"loss.class_weights has {len(weights)} weights for {facts.num_classes} classes; give one per class"
         )
     for phase in schedule.phases:
-        steps = count_steps(phase, config, len(schedule.phases), _find_material(phase, config, facts).images)
+        steps = count_steps(phase, config, len(schedule.phases), find_material(phase, config, facts).images)
         if training.warmup_steps >= steps:
             problems.append(
                 f"phase {phase.name!r} has {steps} steps, not more than the {training.warmup_steps} of warm-up; "
@@ -307,7 +236,7 @@ def _check_row(row: Row, facts: DataFacts) -> None:
 def _find_mix_problems(phase: Phase, config: RunConfig, facts: DataFacts) -> Iterator[str]:
     training, what = config.training, f"phase {phase.name!r} has mix {phase.mix!r}"
     share, scope = training.unlabelled_share, find_scope(phase, config, facts.pool)
-    in_batch = _size_batches(scope, config, facts.materials[scope]).unlabelled
+    in_batch = size_batches(scope, config, facts.materials[scope]).unlabelled
     if facts.pool < 2:
         yield (
             f"{what}, which lays images without masks over each other, but the data offer {facts.pool} of them; keep "
@@ -330,103 +259,6 @@ def _find_mix_problems(phase: Phase, config: RunConfig, facts: DataFacts) -> Ite
         )
 
 
-def find_scope(phase: Phase, config: RunConfig, pool: int) -> Scope:
-    """Return what a phase reads; without a pool, or a share of it, one that asks for all reads the labelled images.
-
-    Args:
-        pool: images that can be read beside the labelled ones.
-    """
-    wanted = phase.reads == "all" and (not phase.needs_seg or config.training.unlabelled_share > 0)
-    return Scope(phase.needs_seg, wanted and pool > 0)
-
-
-def _size_batches(scope: Scope, config: RunConfig, material: Material) -> BatchSize:
-    """Return the images of a step; images without masks come on top of labelled ones, as many as make their share."""
-    training = config.training
-    size = min(training.batch_size, material.images)
-    if not scope.masks:
-        return BatchSize(0, size)
-    share = training.unlabelled_share
-    return BatchSize(size, max(1, round(size * share / (1 - share))) if scope.pool else 0)
-
-
-def _find_material(phase: Phase, config: RunConfig, facts: DataFacts) -> Material:
-    return facts.materials[find_scope(phase, config, facts.pool)]
-
-
-def count_steps(phase: Phase, config: RunConfig, num_phases: int, num_images: int) -> int:
-    """Return the optimiser steps of a phase under the recipe's budget.
-
-    Args:
-        num_images: what an epoch of it is a pass over.
-    """
-    training = config.training
-    if phase.epochs is not None:
-        return phase.epochs * steps_per_epoch(num_images, training.batch_size)
-    whole = training.iterations or training.epochs * steps_per_epoch(num_images, training.batch_size)
-    if training.budget == "total":
-        return max(1, whole // num_phases)
-    return whole * phase.budget_factor
-
-
 def _seed_of_phase(run_seed: int, position: int) -> int:
     """Return the seed of a phase's order, augmentation and dropout: rows pair wherever they are in the same place."""
     return int.from_bytes(hashlib.blake2b(f"{run_seed}:{position}".encode(), digest_size=4).digest(), "big")
-
-
-def _describe_start(config: RunConfig, facts: DataFacts) -> dict[str, Any]:
-    """Describe the state before the first step: seeded network, how images are cut, and what it computes in."""
-    assert config.training.precision != "auto", "what is auto is resolved before it is hashed"
-    return {
-        "version": TRAINING_VERSION,
-        "classes": facts.num_classes,
-        "network": describe_network(config.network),
-        **config.describe(Decides.DATA, Decides.NUMERICS),
-    }
-
-
-def describe_network(network: NetworkSettings) -> dict[str, Any]:
-    """Describe a network by what decides its first state, as JSON-able data; weights files count by their content."""
-    return {key: _hash_if_weights(value) for key, value in network.model_dump(mode="json").items()}
-
-
-def _hash_if_weights(value: Any) -> Any:
-    if isinstance(value, str) and value.endswith(".safetensors") and Path(value).is_file():
-        state = Path(value).stat()
-        return _hash_weights(Path(value), (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino))
-    return value
-
-
-@lru_cache
-def _hash_weights(path: Path, _state: tuple[int, ...]) -> str:
-    """Return the hash of a weights file, computed once for each state of it: every row and seed asks."""
-    with path.open("rb") as file:
-        return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
-
-
-def _describe_phase(phase: Phase, scope: Scope, config: RunConfig, material: Material) -> dict[str, Any]:
-    """Describe a phase by what decides its outcome, and by nothing else, so that equal work gets equal keys."""
-    policy = config.training.encoder_policy
-    assert config.loss.class_weights != "median-frequency", "named weights become numbers before the plan is made"
-    return {
-        "trains": phase.trains.names(),
-        "weights": [phase.seg, phase.depth],
-        "encoder": [freezes_encoder(policy, phase), find_encoder_lr_factor(policy, phase)],
-        "images": material.fingerprint,
-        "depth": material.depth if phase.reads_depth else None,
-        "mix": phase.mix,
-        **config.describe(*_kinds_of(phase, scope)),
-    }
-
-
-def _kinds_of(phase: Phase, scope: Scope) -> set[Decides]:
-    """Return what kinds of settings a phase reads beside those of the start."""
-    read = {
-        Decides.OPTIMISATION: True,
-        Decides.SEG_LOSS: phase.needs_seg,
-        Decides.DEPTH_LOSS: phase.reads_depth,
-        Decides.JOINT_LOSS: phase.needs_seg and phase.needs_depth,
-        Decides.POOL: scope.masks and scope.pool,
-        Decides.MIX: phase.mix != "none",
-    }
-    return {kind for kind, needed in read.items() if needed}

@@ -21,8 +21,9 @@ from pipeline.experiment.artifacts import find_labels_if_any, open_split
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.devices import choose_device, choose_workers
 from pipeline.experiment.facts import inspect_reported
+from pipeline.experiment.keys import evaluation_key
 from pipeline.experiment.models import check_classes, open_run
-from pipeline.experiment.plan import Reported, evaluation_key
+from pipeline.experiment.reading import Reported
 from pipeline.session import Session
 from stages.comparison.record import RUN_FILE
 from stages.evaluation.evaluate import Evaluation, OnPredictions, evaluate

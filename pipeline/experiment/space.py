@@ -31,15 +31,9 @@ def measure_disk_need(plan: Plan, session: Session, at_once: int = 1) -> DiskNee
     Args:
         at_once: how many may be under way at the same time.
     """
-    classes = {node.folder: run.facts.num_classes for run in plan.runs for node in run.nodes}
-    weights = [
-        sum(
-            part["bytes"]
-            for part in inspect_network(node.config.network, classes[node.folder], session.workspace).parts.values()
-        )
-        for node in plan.nodes.values()
-        if not session.workspace.node(node.folder).finished
-    ]
+    missing = [node for node in plan.nodes.values() if not session.workspace.node(node.folder).finished]
+    networks = [inspect_network(node.config.network, node.facts.num_classes, session.workspace) for node in missing]
+    weights = [sum(part["bytes"] for part in network.parts.values()) for network in networks]
     states = _STATES * _COPIES_PER_STATE * sum(sorted(weights)[-at_once:])
     return DiskNeed(sum(weights), sum(weights) + states, measure_free_space(session.workspace.root))
 

@@ -13,6 +13,7 @@ from data_cache.order import steps_per_epoch
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.own_tables import read_table
 from pipeline.experiment.table_spec import TableRow, TableSpec
+from stages.comparison.row_name import name_control
 from stages.networks import NETWORKS
 from stages.training.schedules import PAPER_ROWS, TABLE_ROWS
 
@@ -33,26 +34,25 @@ CONTROL_SOURCES = ("shuffled", "gray")
 
 def _schedule_row(name: str) -> TableRow:
     printed = PAPER_ROWS.get(name)
-    controls = (PLAIN, *(f"{name}@{source}" for source in CONTROL_SOURCES)) if name == DEPTH else ()
+    controls = (PLAIN, *(name_control(name, source) for source in CONTROL_SOURCES)) if name == DEPTH else ()
     return TableRow(name, {"schedule": {"name": name}}, dict(printed._asdict()) if printed else {}, controls=controls)
 
 
 def _control_row(name: str, source: str) -> TableRow:
     """Return a schedule's row that learns something else than the image's depth."""
-    return TableRow(f"{name}@{source}", {"schedule": {"name": name}, "depth.source": source})
+    return TableRow(name_control(name, source), {"schedule": {"name": name}, "depth.source": source})
 
 
 def _fraction_rows(fraction: str) -> Iterator[TableRow]:
     """Yield the rows with this share of the masks: without and with depth, and with the images that have no mask."""
-    for name in (PLAIN, DEPTH, "joint", f"{DEPTH}+pool"):
-        schedule, pool, _ = name.partition("+pool")
+    for schedule, pool in ((PLAIN, ""), (DEPTH, ""), ("joint", ""), (DEPTH, "+pool")):
         changes = {
             "schedule": {"name": schedule},
             "data.labelled_fraction": fraction,
             "data.unlabelled": "pool" if pool else "ignore",
         }
         whole = bool(pool) and fraction == "1"
-        yield TableRow(f"{name}:{fraction}", changes, baseline=f"{PLAIN}:{fraction}", needs_own_pool=whole)
+        yield TableRow(f"{schedule}{pool}:{fraction}", changes, baseline=f"{PLAIN}:{fraction}", needs_own_pool=whole)
 
 
 def _paying_rows(choice: str, labelled_by: str) -> Iterator[TableRow]:

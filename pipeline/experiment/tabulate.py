@@ -11,7 +11,8 @@ from data_cache.metrics import IMAGES_FILE
 from pipeline.experiment.table_spec import TableSpec
 from pipeline.experiment.tables import TABLES, tables_of
 from pipeline.session import Session
-from stages.comparison.identity import describe_differences, differing, group_runs
+from stages.comparison.identity import differing
+from stages.comparison.obstacles import describe_differences, group_runs
 from stages.comparison.record import RunRecord
 from stages.comparison.table import Design, Table, build_table
 from stages.evaluation.settings import EVALUATION_VERSION

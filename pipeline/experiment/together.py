@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from data_cache.ranks import broadcast_object, check_alike, world_size
-from pipeline.experiment.plan import Node, Plan, PlannedRun, content_hash
+from pipeline.experiment.config import content_hash
+from pipeline.experiment.plan import Node, Plan, PlannedRun
 from pipeline.job import check_batch, check_shared_folder
 
 if TYPE_CHECKING:

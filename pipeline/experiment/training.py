@@ -20,8 +20,9 @@ from data_cache.split_depth import SplitDepth
 from pipeline.console import Advance
 from pipeline.experiment.artifacts import find_targets
 from pipeline.experiment.feeding import Feed
+from pipeline.experiment.keys import describe_network
 from pipeline.experiment.nodes import NodeRecord, load_node
-from pipeline.experiment.plan import Node, describe_network
+from pipeline.experiment.plan import Node
 from pipeline.experiment.provenance import describe_environment, describe_numerics
 from pipeline.experiment.together import announce
 from pipeline.experiment.training_images import open_training_images
@@ -57,15 +58,14 @@ def finish_node(node: Node, session: Session, device: torch.device) -> bool:
 def train_node(node: Node, folder: NodeFolder, session: Session, device: torch.device) -> None:
     """Train a node, or this rank's share of it; the speaker, who holds the folder, writes what is left of it there."""
     config, training = node.config, node.config.training
-    images = open_training_images(config, session.workspace, node.labelled)
+    images = open_training_images(config, session.workspace, node.facts.labelled)
     dataset = images.select(node.scope)
     store = find_targets(config, session.workspace, dataset) if node.phase.reads_depth else None
     network = _build_start(node, session.workspace, len(dataset.classes))
     copies = [copy_part(network, copy.source, copy.target) for copy in node.copies]
-    title = f"{config.network.label} s{config.seed} {config.loss.describe_step(node.phase)}"
     with (
         stop_on_signals() as stop,  # only here: elsewhere an interruption has nothing to save and may come at once
-        session.console.progress(title, node.steps) as advance,
+        session.console.progress(node.title, node.steps) as advance,
         _open_log(folder, training) as log,
     ):
         pool = images.pool if node.scope.masks and node.scope.pool else 0

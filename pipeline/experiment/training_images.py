@@ -8,7 +8,7 @@ from data_cache.datasets.interface import SegmentationDataset
 from data_cache.datasets.views import Part, View
 from pipeline.experiment.artifacts import open_own_pool, open_split
 from pipeline.experiment.config import RunConfig
-from pipeline.experiment.plan import Scope
+from pipeline.experiment.reading import Scope
 from pipeline.workspace import Workspace
 
 

@@ -61,8 +61,8 @@ class Engine(Protocol):
     """On which each is done."""
 
     def resolve(self, config: RunConfig) -> RunConfig:
-        """Return a recipe in which nothing is left open that only the place of work can tell."""
-        ...
+        """Return a recipe in which nothing is left open that only the place of work can tell: here none is."""
+        return config
 
     def start(self, task: Task) -> None:
         """Begin a task; there is a free place."""
@@ -96,8 +96,7 @@ def list_tasks(plan: Plan, finished: Iterable[str], asked_at: str) -> list[Task]
         for node in run.nodes:
             if node.folder not in known:
                 known.add(node.folder)
-                title = f"{node.config.network.label} s{node.config.seed} {node.config.loss.describe_step(node.phase)}"
-                tasks.append(Task(node.folder, title, node, node.parent, asked_at, below[node.folder]))
+                tasks.append(Task(node.folder, node.title, node, node.parent, asked_at, below[node.folder]))
         tasks.append(Task(run.name, run.name, run, run.nodes[-1].folder, asked_at, reused=reused))
     return tasks
 

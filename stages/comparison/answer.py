@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from data_cache.metrics import HEADLINE, METRICS
-from stages.comparison.rows import ALIKE_STEPS, Row, split_name
+from stages.comparison.row_name import RowName
+from stages.comparison.rows import ALIKE_STEPS, Row
 from stages.comparison.statistics import ERROR_RATE, Difference, adjust_holm, compare_paired
 from stages.comparison.table import Table
 
@@ -115,11 +116,12 @@ def _find_controls(scored: Sequence[tuple[str, Row]], best: Row, base: Row) -> l
     The best of the rows without depth that trained as long, unless that is the baseline; what the table holds it
     against; and the same schedule with depth of other sources.
     """
+    of_best = RowName.parse(best.name)
     alike = [
         (label, row) for label, row in scored
         if row.runs not in (best.runs, base.runs)
         and row.is_measured_as(best) and row.first.network == best.first.network
-        and split_name(row.name)[1] == split_name(best.name)[1]  # rows with other masks control nothing
+        and RowName.parse(row.name).share == of_best.share  # rows with other masks control nothing
     ]  # fmt: skip
     plain = [pair for pair in alike if not learns_depth(pair[1]) and trains_as_long(pair[1], best)]
     strongest = max(plain, key=lambda pair: _score(pair[1]), default=None)
@@ -129,7 +131,7 @@ def _find_controls(scored: Sequence[tuple[str, Row]], best: Row, base: Row) -> l
     for label, row in alike:
         if (label, row) == strongest:
             what = "as many steps without depth"
-        elif row.depth_source and split_name(row.name) == split_name(best.name):
+        elif row.depth_source and RowName.parse(row.name)._replace(source=of_best.source) == of_best:
             what = f"{row.depth_source} depth"
         elif row.name in best.controls:
             what = "control"

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from data_cache.metrics import HEADLINE, METRICS
 from data_cache.settings import parse_share
 from stages.comparison.answer import learns_depth
-from stages.comparison.rows import Row, split_name
+from stages.comparison.row_name import RowName, name_control
+from stages.comparison.rows import Row
 from stages.comparison.statistics import ERROR_RATE, adjust_holm
 from stages.comparison.table import Table
 
@@ -43,8 +44,8 @@ def find_curves(table: Table) -> list[Curve]:
     found: dict[str, dict[float, Point]] = {}
     several = len({row.first.network for row in table.rows}) > 1
     for row in table.rows:
-        name, text = split_name(row.name)
-        name = "".join((name, f"@{row.depth_source}" if row.depth_source else ""))
+        base, _, text = RowName.parse(row.name)
+        name = name_control(base, row.depth_source) if row.depth_source else base
         name = f"{name} · {row.first.network}" if several else name
         share = parse_share(text) if text else None
         if not row.is_measured_as(table.rows[0]):  # nothing is drawn across data or numerics

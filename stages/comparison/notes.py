@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from data_cache.metrics import HEADLINE
-from stages.comparison.identity import describe_differences, differing, join_values, show_value
-from stages.comparison.rows import ALIKE_STEPS, SOURCE_MARK, Row, label_rows
+from stages.comparison.identity import differing, join_values, show_value
+from stages.comparison.obstacles import describe_differences
+from stages.comparison.row_name import RowName
+from stages.comparison.rows import ALIKE_STEPS, Row, label_rows
 
 CONTROLS = {"seg-seg-seg": "same budget and restarts", "seg-only-long": "same budget, one decay"}
 """Rows that train segmentation alone for as long as the longest schedules, and what they share with them."""
@@ -125,14 +127,9 @@ def _describe_controls(labelled: Sequence[tuple[str, Row]]) -> Iterator[str]:
         )
         gain = row.differences.get(HEADLINE)
         level = [name for name, found in row.controls.items() if not (found.is_clear and found.mean > 0)]
-        verdict = ""
-        if (
-            gain is not None
-            and gain.mean > 0
-            and level
-            and all(f.half_width is not None for f in row.controls.values())
-        ):
-            kind = "the image's own depth" if any(SOURCE_MARK in name for name in level) else "what it adds"
+        verdict, told = "", all(found.half_width is not None for found in row.controls.values())
+        if gain is not None and gain.mean > 0 and level and told:
+            kind = "the image's own depth" if any(RowName.parse(name).source for name in level) else "what it adds"
             verdict = f"; not clearly before {' and '.join(level)}, so its gain cannot be credited to {kind}"
         yield f"{label} minus its controls ({HEADLINE}): {shown}{verdict}"
 

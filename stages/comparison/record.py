@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -42,6 +42,12 @@ class PhaseRecord:
     """Whether this run found the phase trained already."""
     images_seen: Mapping[str, Count] = field(default_factory=dict)
     """How many images its steps read with masks (``labelled``) and without; empty in what older versions wrote."""
+
+
+def add_images(seen: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return how many images phases read with their masks and without, one after another."""
+    found = list(seen)
+    return {kind: sum(each.get(kind, 0) for each in found) for kind in ("labelled", "unlabelled")}
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from stages.comparison.identity import PHASES, differing, join_values, show_value
-from stages.comparison.record import RunRecord
+from stages.comparison.record import RunRecord, add_images
+from stages.comparison.row_name import RowName
 from stages.comparison.statistics import Difference, Estimate, compare_paired
 
 FACTS = ("dataset", "split", "recipe", "network")
 """What tables show in columns of their own where rows differ in it."""
 OPAQUE = ("data", "reported split", "depth")
 """Parts of an identity that are fingerprints: their values say nothing to people."""
-SOURCE_MARK = "@"
-"""Before the source of the depth in the name of a row whose depth is none of the image."""
-SHARE_MARK = ":"
-"""Before the share of the masks in the name of a row."""
-CONTROL_NAME = re.compile(f"{SOURCE_MARK}[^{SHARE_MARK}{SOURCE_MARK}]*")
 REAL_SOURCES = ("teacher", "dataset")
 """Values of ``depth.source`` that are depth of the image itself."""
 ALIKE_STEPS = 0.99
@@ -62,16 +57,14 @@ class Row:
     @property
     def images_seen(self) -> dict[str, int] | None:
         """Images that the steps of one run read with their masks and without; None where that was not written down."""
-        phases = self.first.phases
-        if not phases or not all(phase.images_seen for phase in phases):
-            return None
-        return {kind: sum(phase.images_seen.get(kind, 0) for phase in phases) for kind in ("labelled", "unlabelled")}
+        seen = [phase.images_seen for phase in self.first.phases]
+        return add_images(seen) if seen and all(seen) else None
 
     @property
     def depth_source(self) -> str:
         """What was learned in the place of the image's depth; "" where nothing was, whatever the row is called."""
         known = self.first.identity.settings.get("depth.source") if self.first.identity else None
-        found = str(known) if known else "".join(CONTROL_NAME.findall(self.name)).removeprefix(SOURCE_MARK)
+        found = str(known) if known else RowName.parse(self.name).source
         return "" if found in REAL_SOURCES else found
 
     @property
@@ -128,13 +121,6 @@ class Row:
                 for name, found in self.differences.items()
             },
         }
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Return a row's name without the source of its depth, parted before the share of its masks, if it has one."""
-    bare = CONTROL_NAME.sub("", name)
-    base, mark, share = bare.rpartition(SHARE_MARK)
-    return (base, share) if mark else (bare, "")
 
 
 def varying_facts(rows: Sequence[Row]) -> list[str]:

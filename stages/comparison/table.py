@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from data_cache.metrics import HEADLINE, METRICS, main_metrics
 from stages.comparison.certainty import judge_differences
-from stages.comparison.identity import describe_differences, find_obstacles
 from stages.comparison.notes import gather_notes, write_notes
+from stages.comparison.obstacles import describe_differences, find_obstacles
 from stages.comparison.record import RunRecord
 from stages.comparison.rows import Row, label_rows
 from stages.comparison.statistics import Difference, Noise, compare_paired, estimate_mean

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.experiment.config import content_hash
-from pipeline.experiment.plan import DataFacts, Material, Reported, Scope
+from pipeline.experiment.reading import DataFacts, Material, Reported, Scope
 
 SCOPES = tuple(Scope(masks, pool) for masks in (False, True) for pool in (False, True))
 

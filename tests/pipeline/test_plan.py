@@ -13,7 +13,8 @@ from data_cache.errors import UserError
 from data_cache.ranks import World
 from pipeline.experiment.config import RunConfig, load_config
 from pipeline.experiment.expand import _name_data, list_rows
-from pipeline.experiment.plan import DataFacts, Plan, Row, plan_runs
+from pipeline.experiment.plan import Plan, Row, plan_runs
+from pipeline.experiment.reading import DataFacts
 from pipeline.experiment.tables import TABLES, table_rows
 from stages.training.schedules import CONTROLS, PAPER_ROWS
 from tests.pipeline.drawn_facts import build_facts

@@ -11,7 +11,9 @@ from data_cache.errors import UserError
 from data_cache.settings import Decides, Section, find_declaration, setting
 from pipeline.experiment.config import RunConfig, content_hash, iterate_keys
 from pipeline.experiment.expand import list_rows
-from pipeline.experiment.plan import DataFacts, PlannedRun, Reported, Row, evaluation_key, plan_runs
+from pipeline.experiment.keys import evaluation_key
+from pipeline.experiment.plan import PlannedRun, Row, plan_runs
+from pipeline.experiment.reading import DataFacts, Reported
 from stages.training.settings import StepSettings
 from tests.pipeline.drawn_facts import build_facts
 

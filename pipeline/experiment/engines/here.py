@@ -8,23 +8,18 @@ import torch
 
 from data_cache.errors import UserError
 from data_cache.ranks import world_size
-from pipeline.experiment.config import RunConfig
 from pipeline.experiment.execute import perform
-from pipeline.experiment.walk import Outcome, Task
+from pipeline.experiment.walk import Engine, Outcome, Task
 from pipeline.session import Session
 
 
-class Here:
+class Here(Engine):
     """Does one task after another in this process."""
 
     places = 1
 
     def __init__(self, session: Session, device: torch.device) -> None:
         self._session, self.device = session, device
-
-    def resolve(self, config: RunConfig) -> RunConfig:
-        """Return the recipe: the work is done on this machine."""
-        return config
 
     def start(self, task: Task) -> None:
         """Do a task."""

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from pipeline.console import Console
-from pipeline.experiment.walk import Outcome, Task
+from pipeline.experiment.walk import Engine, Outcome, Task
 from pipeline.interruption import interruptible
 from pipeline.silence import showing_notices, silence_libraries
 from pipeline.threads import share_threads
 
 if TYPE_CHECKING:
-    from pipeline.experiment.config import RunConfig
     from pipeline.session import Session
 
 MOST_DEATHS = 3
@@ -51,7 +50,7 @@ class _Worker:
         its_end.close()
 
 
-class LocalJobs:
+class LocalJobs(Engine):
     """Does tasks in processes of this machine; a context manager, after which none of them is left.
 
     Args:
@@ -77,10 +76,6 @@ class LocalJobs:
             worker.connection.close()
         for worker in filter(None, self._workers):
             worker.process.join()
-
-    def resolve(self, config: RunConfig) -> RunConfig:
-        """Return the recipe: the work is done on this machine."""
-        return config
 
     def start(self, task: Task) -> None:
         """Give a task to a process without one."""

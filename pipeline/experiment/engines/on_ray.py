@@ -27,7 +27,7 @@ from data_cache.leftovers import name_temporary
 from pipeline.console import Advance, Console
 from pipeline.experiment.devices import choose_device
 from pipeline.experiment.execute import perform
-from pipeline.experiment.plan import TRAINING_VERSION
+from pipeline.experiment.keys import TRAINING_VERSION
 from pipeline.experiment.provenance import describe_environment
 from pipeline.experiment.walk import Outcome, Task
 from pipeline.session import Session
