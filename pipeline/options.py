@@ -225,6 +225,9 @@ class GivenPath(click.Path):
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace files in the way that this program did not write; never its inputs."
 )
+format_option = click.option(
+    "--format", "format_name", help="Of an export folder: the format that runs, for example onnx; default safetensors."
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 no_reuse_option = click.option("--no-reuse", is_flag=True, help="Train every phase for each run alone.")
 seeds_option = click.option(

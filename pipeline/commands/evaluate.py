@@ -1,4 +1,4 @@
-"""`pipeline evaluate`: score a run or an export on a split."""
+"""`pipeline evaluate`: score a run, an export or one file of an export on a split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_cache.errors import UserError
-from pipeline.options import GivenPath, choices_of, choose_margin, device_option, overwrite_option, tile_options
+from pipeline.options import (
+    GivenPath,
+    choices_of,
+    choose_margin,
+    device_option,
+    format_option,
+    overwrite_option,
+    tile_options,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +33,17 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", metavar="RUN|EXPORT")
+@click.argument("model", metavar="RUN|EXPORT|FILE")
+@click.option(
+    "--recipe", help="Whose data a file is scored on that lies outside of its export folder: name or TOML file."
+)
+@format_option
 @click.option("--split", help="Split to score; default the run's reported split.")
-@click.option("--size", type=choices_of("evaluation.size"), help="Size at which images enter the network.")
+@click.option(
+    "--size",
+    type=choices_of("evaluation.size"),
+    help="Size at which images enter a run's network; exports have theirs.",
+)
 @click.option("--data-root", help="Folder of the dataset, if it moved.")
 @click.option(
     "--save-predictions", type=GivenPath(), help="Write label-id PNGs here, and images.npz: what each image scored."
@@ -44,6 +60,8 @@ if TYPE_CHECKING:
 def evaluate(
     session: Session,
     model: str,
+    recipe: str | None,
+    format_name: str | None,
     split: str | None,
     size: str | None,
     data_root: str | None,
@@ -54,7 +72,7 @@ def evaluate(
     margin: int | None,
     device: str,
 ) -> None:
-    """Score a run or an export folder on a split."""
+    """Score a run, an export folder or one of its files on a split; an export as it runs where it ships."""
     from pipeline.experiment.devices import choose_device
 
     changes = {"evaluation.split": split, "evaluation.size": size, "data.root": data_root}
@@ -65,6 +83,8 @@ def evaluate(
             changes,
             save_predictions,
             choose_device(device),
+            recipe=recipe,
+            format=format_name,
             tile=tile,
             margin=margin,
             conventions=conventions,
@@ -80,25 +100,30 @@ def score_model(
     save_predictions: Path | None,
     device: torch.device,
     *,
+    recipe: str | None = None,
+    format: str | None = None,
     tile: int | None,
     margin: int | None,
     conventions: str | None = None,
     overwrite: bool = False,
 ) -> Result:
-    """Score a run or an export on a split.
+    """Score a run, an export or one of its files on a split.
 
     Args:
         changes: to the recipe it was trained with, under dotted keys; None leaves a key as it is.
+        recipe: of a file outside of its folder: name or path of the one whose data it is scored on.
+        format: of an export folder; None is its weights.
         conventions: "all", or names with commas between; None shows none.
 
     Returns:
-        ``model``, ``weights``, ``split``, ``metrics``, ``metrics_paper``, ``per_class``, ``confusion``, ``images``,
-        ``examples``, ``conventions``, ``notes``.
+        ``model``, ``weights``, ``format``, ``size_rule``, ``split``, ``metrics``, ``metrics_paper``, ``per_class``,
+        ``confusion``, ``images``, ``examples``, ``conventions``, ``notes``.
     """
     from data_cache.ranks import is_speaker, speaker_first
     from pipeline.experiment.artifacts import find_labels_if_any
+    from pipeline.experiment.config import load_config
     from pipeline.experiment.looking import look_at_splits
-    from pipeline.experiment.models import check_classes, open_model
+    from pipeline.experiment.models import check_classes, find_size_rule, open_model
     from pipeline.experiment.scoring import evaluate_split
     from pipeline.experiment.tabulate import freshen
     from pipeline.session import Result
@@ -109,7 +134,11 @@ def score_model(
 
     wanted = choose_conventions(conventions) if conventions is not None else []
     margin = choose_margin(tile, margin)
-    model = open_model(session, reference, device)
+    model = open_model(session, reference, device, format, load_config(recipe) if recipe else None)
+    if (recipe is None) == (model.record is None):
+        if recipe is None:
+            raise UserError(f"{reference} lies alone and does not say which data it is scored on; give --recipe")
+        raise UserError(f"{reference} comes with the recipe of its run; drop --recipe {recipe}")
     with speaker_first():
         if model.has_depth and is_speaker():  # a run: what is printed here and what `compare` shows are of one version
             freshen([RunRecord.from_json(model.folder)], session)
@@ -118,6 +147,10 @@ def score_model(
         if changes.get("evaluation.size") == "recipe":
             raise UserError("--tile cuts images at their own size, which --size recipe gives up; drop one of them")
         config = config.changed({"evaluation.size": "original"})
+    rule = find_size_rule(config)
+    if model.format is not None and rule != model.size_rule:
+        what = "--tile has" if tile is not None else f"--size {changes['evaluation.size']} has"
+        raise UserError(f"{reference} takes {model.size_rule}, wherever it runs, but {what} {rule}; drop that option")
     (looked,) = look_at_splits(config, session, (config.evaluation.split,))
     dataset = looked.dataset
     check_classes(model, dataset)
@@ -134,6 +167,8 @@ def score_model(
     facts = {
         "model": str(model.folder),
         "weights": str(model.weights),
+        "format": model.format,
+        "size_rule": rule.model_dump(mode="json"),
         "split": dataset.split,
         **evaluation.to_json(),
         "predictions": str(save_predictions) if save_predictions else None,

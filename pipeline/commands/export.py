@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
     callback=lambda _context, _option, text: parse_formats(text),
     help=f"Comma-separated; {describe_formats()}.",
 )
-@click.option("--input-size", type=(int, int), metavar="H W", help="Size the files are made for; default the data's.")
-@click.option("--dynamic", is_flag=True, help="Let ONNX and pt2 files take other image sizes; proven at four.")
+@click.option("--dynamic", is_flag=True, help="Images enter at their own size in every format, or there is no export.")
+@click.option("--fixed", is_flag=True, help="Images are resized to one size in every format: that of the data.")
+@click.option("--input-size", type=(int, int), metavar="H W", help="Images are resized to this one in every format.")
 @click.option("--overwrite", is_flag=True, help="Replace another export that lies there; what else does stays.")
 @click.pass_obj
 def export(
@@ -41,13 +43,28 @@ def export(
     run_name: str | None,
     out: Path | None,
     formats: tuple[str, ...],
-    input_size: tuple[int, int] | None,
     dynamic: bool,
+    fixed: bool,
+    input_size: tuple[int, int] | None,
     overwrite: bool,
 ) -> None:
-    """Strip the depth branch off a run (the newest by default), write it out, and prove it equal."""
+    """Strip the depth branch off a run (the newest by default), write it out, and prove it equal.
+
+    Images enter every format as they entered the run's own evaluation, unless told otherwise. A network that one of the
+    formats cannot carry to any size gets images of one size, in all of them.
+    """
+    if dynamic and (fixed or input_size):
+        raise click.UsageError("--dynamic keeps every image's own size, --fixed and --input-size give it up; choose")
     session.show(
-        export_run(session, run_name, out, formats=formats, input_size=input_size, dynamic=dynamic, overwrite=overwrite)
+        export_run(
+            session,
+            run_name,
+            out,
+            formats=formats,
+            input_size=input_size,
+            dynamic=True if dynamic else False if fixed or input_size else None,
+            overwrite=overwrite,
+        )
     )
 
 
@@ -58,10 +75,14 @@ def export_run(
     *,
     formats: Sequence[str] = DEFAULT_FORMATS,
     input_size: tuple[int, int] | None = None,
-    dynamic: bool = False,
+    dynamic: bool | None = None,
     overwrite: bool = False,
 ) -> Result:
     """Export a run's last weights without the depth branch; the newest run by default.
+
+    Args:
+        input_size: (height, width) that images are resized to; None is that of the run's images.
+        dynamic: whether images keep their own size; None as they entered the run's evaluation, where that can be.
 
     Returns:
         ``out``, ``files``, ``proof``, ``run``, ``reused``.
@@ -69,6 +90,7 @@ def export_run(
     import torch
 
     from data_cache.files import read_json
+    from pipeline.experiment.export_data import iterate_calibration, read_proof_images, score_segmentation
     from pipeline.experiment.models import open_run
     from pipeline.experiment.tabulate import find_newest
     from pipeline.session import Result
@@ -79,16 +101,21 @@ def export_run(
     model = open_run(folder, torch.device("cpu"))
     out = out or session.workspace.exports / folder.name
     session.workspace.check_output(out, "--out")
+    assert model.record is not None
+    scored_size = model.size_rule.input_size
     report = export_network(
         model.network,
         out,
-        input_size=input_size or model.record.image_size,
+        input_size=input_size or scored_size or model.record.image_size,
         class_names=model.class_names,
         palette=model.palette,
         card_facts=_describe_origin(model),
         records={ORIGIN_FILE: read_json(folder / RUN_FILE)},
         formats=formats,
-        dynamic=dynamic,
+        dynamic=False if dynamic is None and scored_size else dynamic,
+        samples=read_proof_images(model, session),
+        calibration=partial(iterate_calibration, model, session),
+        score=partial(score_segmentation, model, session),
         overwrite=overwrite,
         progress=session.console.info,
     )
@@ -106,6 +133,7 @@ def _describe_origin(model: Model) -> CardFacts:
     from stages.export.card import CardFacts
 
     record = model.record
+    assert record is not None
     return CardFacts(
         run=record.run,
         dataset=record.dataset,
@@ -157,8 +185,10 @@ def _render(report: ExportReport, run: str) -> RenderableType:
 
 def headlines(proof: dict[str, Any]) -> list[tuple[str, str]]:
     """Pick from a proof what a person wants to see first."""
-    differences, latency = proof["max_abs_difference"], proof["latency_ms"]
-    rows = [
+    differences, latency, rule = proof["max_abs_difference"], proof["latency_ms"], proof["size_rule"]
+    enter = "at their own size" if rule["kind"] == "original" else "resized to {}x{}".format(*rule["input_size"])
+    rows = [("images enter", f"{enter} ({rule['why']})" if rule["why"] else enter)]
+    rows += [
         (name.replace("_", " "), f"max difference {value:g}")
         for name, value in differences.items()
         if value is not None
@@ -171,5 +201,9 @@ def headlines(proof: dict[str, Any]) -> list[tuple[str, str]]:
             agreement = f"same class on {size['argmax_agreement']:.4%} of pixels"
             batch = f", batch of {size['batch']}" if size["batch"] > 1 else ""
             rows.append((f"{name} at {size['height']}x{size['width']}{batch}", f"{difference}, {agreement}"))
+        if images := facts["images"]:
+            difference = f"max difference {max(each['max_abs_difference'] for each in images):.2g}"
+            agreement = f"same class on at least {min(each['argmax_agreement'] for each in images):.4%} of pixels"
+            rows.append((f"{name} on {len(images)} real images", f"{difference}, {agreement}"))
     rows += [(what, f"{proof[what]['before']:,} -> {proof[what]['after']:,}") for what in ("parameters", "flops")]
     return [*rows, ("latency", f"{latency['before']:.1f} ms -> {latency['after']:.1f} ms ({latency['device']})")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.options import GivenPath, choose_margin, device_option, overwrite_option, tile_options
+from pipeline.options import GivenPath, choose_margin, device_option, format_option, overwrite_option, tile_options
 
 if TYPE_CHECKING:
     import torch
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", metavar="RUN|EXPORT")
+@click.argument("model", metavar="RUN|EXPORT|FILE")
 @click.argument("images", nargs=-1, required=True, type=GivenPath())
 @click.option("--out", required=True, type=GivenPath(), help="Folder for label maps and overlays.")
 @overwrite_option
+@format_option
 @tile_options
 @device_option
 @click.pass_obj
@@ -30,6 +31,7 @@ def predict(
     images: Sequence[Path],
     out: Path,
     overwrite: bool,
+    format_name: str | None,
     tile: int | None,
     margin: int | None,
     device: str,
@@ -39,7 +41,15 @@ def predict(
 
     session.show(
         predict_images(
-            session, model, images, out, choose_device(device), tile=tile, margin=margin, overwrite=overwrite
+            session,
+            model,
+            images,
+            out,
+            choose_device(device),
+            format=format_name,
+            tile=tile,
+            margin=margin,
+            overwrite=overwrite,
         )
     )
 
@@ -51,6 +61,7 @@ def predict_images(
     out: Path,
     device: torch.device,
     *,
+    format: str | None = None,
     tile: int | None,
     margin: int | None,
     overwrite: bool = False,
@@ -64,15 +75,16 @@ def predict_images(
         UserError: something else lies where a result belongs.
     """
     from data_cache.outputs import Inputs, open_output
+    from data_cache.size_rule import ORIGINAL
     from pipeline.experiment.models import open_model
     from pipeline.session import Result
     from stages.evaluation.predict import Segmenter, list_images, predict_files
 
     margin = choose_margin(tile, margin)
     session.workspace.check_output(out, "--out")
-    model = open_model(session, reference, device)
-    size = model.config.data.crop if model.config.evaluation.size == "recipe" and tile is None else None
-    segmenter = Segmenter(model.network, model.normalisation, device, size=size, tile=tile, margin=margin)
+    model = open_model(session, reference, device, format)
+    rule = ORIGINAL if tile is not None and model.format is None else model.size_rule
+    segmenter = Segmenter(model.network, model.normalisation, device, size_rule=rule, tile=tile, margin=margin)
     found = list_images(images)
     with open_output(out, Inputs(found), overwrite=overwrite, on_wait=session.console.info) as output:
         written = predict_files(segmenter, found, output, class_names=model.class_names, palette=model.palette)

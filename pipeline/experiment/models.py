@@ -1,4 +1,4 @@
-"""A trained model by reference: the last weights of a run, or an export folder."""
+"""A trained model by reference: the last weights of a run, an export folder, or one file of an export."""
 
 from __future__ import annotations
 
@@ -7,20 +7,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from data_cache.errors import UserError
+from data_cache.errors import UserError, is_out_of_memory
+from data_cache.size_rule import ORIGINAL, SizeRule, fixed_size
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.nodes import check_inside, load_node
 from pipeline.session import Session
 from pipeline.workspace import Workspace
 from stages.comparison.record import RUN_FILE, RunFile, TrainedRun, read_run
-from stages.export.formats import CONFIG_FILE, ORIGIN_FILE, WEIGHTS_FILE
+from stages.export.formats import (
+    CONFIG_FILE,
+    EXPORT_FORMATS,
+    ORIGIN_FILE,
+    SINGLE_FILE_SUFFIXES,
+    check_formats,
+    find_format,
+)
 from stages.networks import build_without_weights
 from stages.networks.interface import Network, Normalisation
 
 if TYPE_CHECKING:
     from data_cache.datasets.interface import SegmentationDataset
+    from stages.export.job import SegmentationFunction
 
 
 @dataclass(frozen=True)
@@ -28,38 +37,57 @@ class Model:
     """A network with what is needed to feed it and to read its answers."""
 
     network: Any
-    """A ``Network``, or for exports a module from images to logits; in eval mode on its device."""
+    """A ``Network``, or a function from images to logits; in eval mode on its device."""
     normalisation: Normalisation
-    record: TrainedRun
-    """Of the run it came from."""
+    size_rule: SizeRule
+    """At what size images enter."""
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    """One colour per class."""
     config: RunConfig
-    """Recipe of that run."""
+    """Recipe of its run, or the one named beside a file that stands alone; its evaluation obeys the size rule."""
     has_depth: bool
     folder: Path
     weights: Path
     """File the weights were read from."""
+    record: TrainedRun | None = None
+    """Of the run it came from; None of a file that stands alone."""
+    format: str | None = None
+    """Of an export; None of a run."""
     content: str = ""
     """Hash of that file; not told of an export."""
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """One per class."""
-        return self.record.classes
 
-    @property
-    def palette(self) -> tuple[tuple[int, int, int], ...]:
-        """One colour per class."""
-        return self.record.palette
+def open_model(
+    session: Session, reference: str, device: torch.device, format: str | None = None, recipe: RunConfig | None = None
+) -> Model:
+    """Open a run (folder, name or beginning of its name), an export folder, or a file of an export.
 
-
-def open_model(session: Session, reference: str, device: torch.device) -> Model:
-    """Open a run (folder, name or beginning of its name) or an export folder.
+    Args:
+        format: of an export folder; its weights (``safetensors``) unless told.
+        recipe: for a file that stands alone; its own data says how images enter and what the classes are called.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is none of these, or not in that format.
     """
-    if (Path(reference) / ORIGIN_FILE).is_file():
-        return _open_export(Path(reference), device)
+    path = Path(reference)
+    check_formats([format] if format else [])
+    if path.is_file():
+        found = find_format(path)
+        if found is None or format not in (None, found):
+            raise UserError(
+                f"{path} is no file of {'an export' if format is None else f'format {format}'}; a file alone is opened "
+                f"by its name, ending in {', '.join(SINGLE_FILE_SUFFIXES)}"
+            )
+        if path.name in EXPORT_FORMATS[found].files and (path.parent / ORIGIN_FILE).is_file():
+            return _open_export(path.parent, device, found)
+        return _open_file(path, found, recipe)
+    if (path / ORIGIN_FILE).is_file():
+        return _open_export(path, device, format or "safetensors")
+    if format is not None:
+        raise UserError(
+            f"{reference} is no export folder, and a run has no formats; export it, or drop --format {format}"
+        )
     return open_run(session.workspace.find_run(reference), device)
 
 
@@ -80,8 +108,19 @@ def open_run(folder: Path, device: torch.device) -> Model:
             f"{folder / RUN_FILE} has the scores of other weights than {node.weights} holds now (trained anew, or "
             f"exchanged); to score these, repeat the run: {record.command or 'pipeline run'}"
         )
-    placed = _place(network, device)
-    return Model(placed, network.normalisation, record, config, True, folder, node.weights, content)
+    return Model(
+        _place(network, device),
+        network.normalisation,
+        find_size_rule(config),
+        record.classes,
+        record.palette,
+        config,
+        True,
+        folder,
+        node.weights,
+        record,
+        content=content,
+    )
 
 
 def read_trained(folder: Path, name: str = RUN_FILE) -> TrainedRun:
@@ -102,26 +141,121 @@ def read_trained(folder: Path, name: str = RUN_FILE) -> TrainedRun:
     )
 
 
-def _open_export(folder: Path, device: torch.device) -> Model:
+def _open_export(folder: Path, device: torch.device, format: str) -> Model:
     from stages.export.preprocess import PREPROCESS_FILE, read_preprocess
-    from stages.export.proof_file import check_files
+    from stages.export.proof_file import EXPORT_AGAIN, check_files, read_proof
     from stages.export.safetensors_file import load_exported
 
-    check_files(folder, (ORIGIN_FILE, PREPROCESS_FILE, CONFIG_FILE, WEIGHTS_FILE))
+    proven = read_proof(folder)
+    if format not in proven.formats:
+        raise UserError(
+            f"{folder} holds no {format}; it holds {', '.join(proven.formats)}; choose one of them, or export the run "
+            f"with: --formats {','.join((*proven.formats, format))}"
+        )
+    names = EXPORT_FORMATS[format].files
+    beside = [name for name in proven.files or () if name.removesuffix(".data") in names]
+    check_files(folder, (ORIGIN_FILE, PREPROCESS_FILE, *dict.fromkeys((*names, *beside))))
     record, preprocess = read_trained(folder, ORIGIN_FILE), read_preprocess(folder)
     if preprocess.class_names != record.classes:
         raise UserError(
             f"{folder / PREPROCESS_FILE} and {folder / ORIGIN_FILE} name other classes; export the run again"
         )
-    network = load_exported(folder)
-    if network.num_classes != len(record.classes):
+    config = restore_config(record)
+    rule = preprocess.rule
+    if rule is None:
+        if format != "safetensors":
+            raise UserError(f"{folder} is of an older version, whose {format} obeys no one size rule; {EXPORT_AGAIN}")
+        rule = find_size_rule(config)
+    network: Any
+    if format == "safetensors":
+        network = load_exported(folder)
+        if network.num_classes != len(record.classes):
+            raise UserError(
+                f"{folder / CONFIG_FILE} is of {network.num_classes} classes, but {folder / ORIGIN_FILE} of "
+                f"{len(record.classes)}; export the run again"
+            )
+        network = _place(network, device)
+    else:
+        network = _guard(EXPORT_FORMATS[format].load().open_folder(folder), folder / names[0], len(record.classes))
+    return Model(
+        network,
+        preprocess.normalisation,
+        rule,
+        record.classes,
+        record.palette,
+        obey_rule(config, rule),
+        False,
+        folder,
+        folder / names[-1],
+        record,
+        format,
+    )
+
+
+def _open_file(path: Path, format: str, recipe: RunConfig | None) -> Model:
+    """Open a file that stands alone: what its folder would tell, its own metadata tell."""
+    from stages.export.preprocess import parse_preprocess
+
+    check_formats([format])
+    module: Any = EXPORT_FORMATS[format].load()
+    metadata = module.read_metadata(path) if hasattr(module, "read_metadata") else {}
+    if not metadata:
         raise UserError(
-            f"{folder / CONFIG_FILE} is of {network.num_classes} classes, but {folder / ORIGIN_FILE} of "
-            f"{len(record.classes)}; export the run again"
+            f"{path} does not say what its classes are and how images enter; give a file that 'pipeline export' has "
+            "written, in its folder where its format carries no such words"
         )
-    weights = folder / WEIGHTS_FILE
-    normalisation = Normalisation(preprocess.mean, preprocess.std)
-    return Model(_place(network, device), normalisation, record, restore_config(record), False, folder, weights)
+    preprocess = parse_preprocess(metadata, path)
+    rule, names = preprocess.rule, preprocess.class_names
+    if rule is None:
+        raise UserError(f"{path} is of an older version, which obeys no one size rule; export the run again")
+    network = _guard(module.open_file(path), path, len(names))
+    config = obey_rule(recipe or RunConfig(), rule)
+    return Model(
+        network,
+        preprocess.normalisation,
+        rule,
+        names,
+        preprocess.palette,
+        config,
+        False,
+        path.parent,
+        path,
+        format=format,
+    )
+
+
+def _guard(segment: SegmentationFunction, file: Path, num_classes: int) -> SegmentationFunction:
+    """Return a file's function for images of any device and layout, which says in words what a runtime finds wrong."""
+
+    def answer(images: Tensor) -> Tensor:
+        shape = "x".join(map(str, images.shape))
+        try:
+            logits = segment(images.to("cpu", torch.float32).contiguous())
+        except Exception as error:  # foreign runtimes raise anything
+            if is_out_of_memory(error):
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{file} fails on images of shape {shape}: {reason}; export the run again") from error
+        if logits.shape[:2] != (len(images), num_classes):
+            raise UserError(
+                f"{file} answers images of shape {shape} with {'x'.join(map(str, logits.shape))} numbers, which are no "
+                f"logits of {num_classes} classes; export the run again"
+            )
+        return logits.to(images.device)
+
+    return answer
+
+
+def find_size_rule(config: RunConfig) -> SizeRule:
+    """Return how images enter in a recipe's evaluation."""
+    return fixed_size(config.data.crop) if config.evaluation.size == "recipe" else ORIGINAL
+
+
+def obey_rule(config: RunConfig, rule: SizeRule) -> RunConfig:
+    """Return a recipe whose evaluation has images enter by a rule."""
+    if rule.input_size is None:
+        return config.changed({"evaluation.size": "original"}, "the export's size rule")
+    return config.changed({"evaluation.size": "recipe", "data.crop": rule.input_size}, "the export's size rule")
 
 
 def check_classes(model: Model, dataset: SegmentationDataset) -> None:

@@ -23,8 +23,8 @@ from data_cache.image_scores import ImageScores, write_image_scores
 from data_cache.images import IMAGE_SUFFIXES, NoteTally, list_files, read_image
 from data_cache.metrics import IMAGES_FILE
 from data_cache.outputs import OutputFolder, WriteFile, shorten_name
-from data_cache.sample import SMALLEST_INPUT_PX, PackedBatch
-from data_cache.settings import LARGEST_CROP_PX
+from data_cache.sample import PackedBatch
+from data_cache.size_rule import ORIGINAL, SizeRule
 from stages.evaluation.colour import PAPER, RGB, colour_labels
 from stages.evaluation.forward import Precision, evaluation_mode
 from stages.evaluation.panels import write_png
@@ -40,8 +40,8 @@ class Segmenter:
     normalisation: Normalisation
     device: torch.device | str = "cpu"
     precision: Precision = "float32"
-    size: tuple[int, int] | None = None
-    """(height, width) every image is resized to for the network; None keeps its own."""
+    size_rule: SizeRule = ORIGINAL
+    """At what size images enter."""
     tile: int | None = None
     """Side of the tiles a larger image is cut into; None labels it whole."""
     margin: int = DEFAULT_MARGIN_PX
@@ -50,26 +50,19 @@ class Segmenter:
     def __post_init__(self) -> None:
         if self.tile is not None:
             check_tiling(self.tile, self.margin, self.network)
-            if self.size is not None:
-                raise UserError("--tile and --size exclude each other: tiles are cut at the image's own size; drop one")
+            if self.size_rule != ORIGINAL:
+                raise UserError(
+                    f"tiles are cut at the image's own size, but this model takes {self.size_rule}; drop --tile"
+                )
 
     def label(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return (H, W) class indices of an (H, W, 3) image, at its size."""
         height, width = image.shape[:2]
-        network, size = self.network, self.size or (height, width)
+        network = self.network
         if self.tile is not None and max(height, width) > self.tile:
             network = TiledNetwork(network, tile=self.tile, margin=self.margin)
-        elif self.size is None:  # what is too small for networks is enlarged for them
-            enlarge = max(1.0, SMALLEST_INPUT_PX / min(height, width))
-            size = (round(height * enlarge), round(width * enlarge))
-            if enlarge > 1.0 and max(size) > LARGEST_CROP_PX:
-                raise UserError(
-                    f"an image of {width} x {height} px is too thin: enlarged to {SMALLEST_INPUT_PX} px, which "
-                    f"networks need at least, it would be {max(size):,} px long; cut it, or leave it out"
-                )
-        if size != (height, width):
-            resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-            image = np.array(resized)
+        else:
+            image = self.size_rule.fit(image)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in self.normalisation)
         pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
         with torch.inference_mode():

@@ -88,15 +88,24 @@ seg_logits = smp.from_pretrained("this-folder").eval()(images)"""
 
 
 def _render_use(proof: Mapping[str, Any], opens_with_smp: bool) -> str:
-    height, width = proof["input_size"]
     usages = {name: EXPORT_FORMATS[name].usage for name in proof["formats"]}
     if opens_with_smp:
         usages["safetensors"] = SMP_USAGE
-    lines = [f"Images are RGB, normalised as `preprocess.json` says; made for {height}x{width} px."]
+    lines = [
+        f"Images are RGB, upright and normalised as `preprocess.json` says. {_render_size_rule(proof['size_rule'])}"
+    ]
     for name, usage in usages.items():
         files = ", ".join(f"`{file}`" for file in EXPORT_FORMATS[name].files)
         lines += ["", f"{files}:", "", "```python", usage, "```"]
     return "\n".join(lines)
+
+
+def _render_size_rule(rule: Mapping[str, Any]) -> str:
+    if rule["kind"] == "original":
+        return "They enter at their own size, in every format."
+    height, width = rule["input_size"]
+    why = f" Any size is not possible: {markdown_text(rule['why'])}." if rule["why"] else ""
+    return f"They are resized to {height}x{width} px in every format, and the answers back to theirs.{why}"
 
 
 def _render_training(facts: CardFacts) -> str:
@@ -163,7 +172,7 @@ def _render_proof(proof: Mapping[str, Any]) -> str:
     for name, facts in proof["formats"].items():
         worst = max(case["max_abs_difference"] for case in facts["sizes"])
         agreement = min(case["argmax_agreement"] for case in facts["sizes"])
-        beyond = max(case["share_beyond_tolerance"] for case in facts["sizes"])
+        beyond = max(case.get("share_beyond_tolerance", 0.0) for case in facts["sizes"])
         moved = f" ({beyond:.2%} of them beyond the tolerance, moved by rounding)" if beyond else ""
         lines += ["", f"`{name}`: logits within {worst:.2g}{moved}, {agreement:.3%} of pixels keep their class."]
     return "\n".join(lines)

@@ -5,28 +5,38 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from data_cache.errors import UserError
 from data_cache.files import check_space, read_json, write_json
 from data_cache.outputs import hold_result, replace_folder
 from data_cache.sample import SMALLEST_INPUT_PX
+from data_cache.size_rule import ORIGINAL, SizeRule, fixed_size
 from stages.export.card import CardFacts, render_card
-from stages.export.formats import DEFAULT_FORMATS, EXPORT_FORMATS, ONNX_FILE, ORIGIN_FILE, check_formats
-from stages.export.job import ExportJob
-from stages.export.preprocess import PREPROCESS_FILE, Palette, write_preprocess
+from stages.export.formats import (
+    DEFAULT_FORMATS,
+    EXPORT_FORMATS,
+    ONNX_FILE,
+    ORIGIN_FILE,
+    check_formats,
+    complete_formats,
+)
+from stages.export.job import CannotExport, ExportJob, ProofImage, SegmentationFunction
+from stages.export.preprocess import PREPROCESS_FILE, Palette, describe_preprocess
 from stages.export.proof import build_reference, compute_proof
 from stages.export.proof_file import PROOF_FILE, Proof, find_damaged, hash_files, read_proof
 from stages.export.safetensors_file import OpensWithSmp
 from stages.networks import strip_depth
 from stages.networks.interface import Network
 
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2
 """Raise it when the written files change their meaning; finished exports are then written anew."""
 
 CARD_FILE = "README.md"
@@ -36,6 +46,12 @@ OPSETS = range(18, 24)
 """ONNX operator sets that torch's exporter writes and current runtimes read."""
 
 LARGEST_INPUT_PX = 16384
+
+
+class Score(Protocol):
+    """Returns the macro mIoU of a function on the reported split under a size rule."""
+
+    def __call__(self, segment: SegmentationFunction, *, rule: SizeRule) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +81,10 @@ def export_network(
     card_facts: CardFacts,
     formats: Sequence[str] = DEFAULT_FORMATS,
     opset: int = 20,
-    dynamic: bool = False,
+    dynamic: bool | None = None,
+    samples: Sequence[ProofImage] = (),
+    calibration: Callable[[SizeRule], Iterator[Tensor]] | None = None,
+    score: Score | None = None,
     overwrite: bool = False,
     records: Mapping[str, Mapping[str, Any]] | None = None,
     latency_repeats: int = 5,
@@ -76,13 +95,17 @@ def export_network(
     Args:
         network: as trained; it is not changed.
         out: folder to write. It appears complete or not at all.
-        input_size: height and width in pixels the model is meant for.
+        input_size: height and width in pixels of typical images; where images are resized, they are to these.
         class_names: one per class.
         palette: one RGB colour per class.
         card_facts: what the card says about the training.
         formats: names in ``EXPORT_FORMATS``; the weights (``safetensors``) are always written.
         opset: ONNX operator set.
-        dynamic: whether ONNX and pt2 take other image sizes; proven at four sizes.
+        dynamic: whether images enter at their own size, in every format alike; proven at four sizes. None: where every
+            format can carry the network to any size, else they are resized to ``input_size``.
+        samples: real images of the reported split, to compare the files on.
+        calibration: yields normalised training images as a size rule has them enter; for numbers of few bits.
+        score: returns the macro mIoU of a function on the reported split under a size rule; likewise.
         overwrite: whether another export in ``out`` may be replaced; what else lies there stays.
         records: name → content of JSON files that go with it; they alone do not make it another export.
         latency_repeats: timed runs for the latencies in the proof.
@@ -95,8 +118,9 @@ def export_network(
         UserError: for impossible arguments, a folder in use, too little disk, or a file that does not pass its proof.
     """
     info = progress or (lambda _: None)
-    formats = tuple(dict.fromkeys(("safetensors", *formats)))
-    _check_arguments(network, input_size, class_names, palette, formats, opset)
+    check_formats(formats)
+    formats = complete_formats(formats)
+    _check_arguments(network, input_size, class_names, palette, opset)
     full = build_reference(network)
     stripped = build_reference(strip_depth(full))
     settings = {
@@ -119,14 +143,22 @@ def export_network(
             return finished
         _check_disk(stripped, out, len(formats))
         folder = stack.enter_context(replace_folder(place, sorted(names), _list_own))
-        job = ExportJob(stripped, folder, input_size, dynamic, opset)
-        facts: dict[str, dict[str, Any]] = {}
-        for name in formats:
-            info(f"writing {name}")
-            facts[name] = EXPORT_FORMATS[name].load().write(job)
-        write_preprocess(job, class_names=class_names, palette=palette)
-        info("proving")
-        proof = compute_proof(full, job, format_facts=facts, latency_repeats=latency_repeats)
+        rules = {True: (ORIGINAL,), False: (fixed_size(input_size),), None: (ORIGINAL, fixed_size(input_size))}[dynamic]
+        jobs = [
+            ExportJob(
+                stripped,
+                folder,
+                input_size,
+                rule,
+                opset,
+                describe_preprocess(stripped.normalisation, rule, class_names=class_names, palette=palette),
+                samples,
+                None if calibration is None else partial(calibration, rule),
+                None if score is None else partial(score, rule=rule),
+            )
+            for rule in rules
+        ]
+        proof = _write_by_first_rule(jobs, full, formats, latency_repeats, info)
         card = render_card(
             card_facts,
             proof,
@@ -141,6 +173,33 @@ def export_network(
         write_json(folder / PROOF_FILE, proof)
         files = tuple(sorted(path.name for path in folder.iterdir()))
     return ExportReport(out, files, proof)
+
+
+def _write_by_first_rule(
+    jobs: Sequence[ExportJob], full: Network, formats: Sequence[str], latency_repeats: int, info: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write and prove by the first rule that every format can carry; return the proof."""
+    why = ""
+    for job in jobs:
+        facts: dict[str, dict[str, Any]] = {}
+        try:
+            for name in formats:
+                info(f"writing {name}")
+                facts[name] = EXPORT_FORMATS[name].load().write(job)
+            write_json(job.folder / PREPROCESS_FILE, dict(job.preprocess))
+            info("proving")
+            proof = compute_proof(full, job, format_facts=facts, latency_repeats=latency_repeats)
+        except CannotExport as problem:
+            if job is jobs[-1]:
+                raise
+            why = problem.reason
+            info(f"images will be resized to {job.input_size[0]}x{job.input_size[1]} px in every format: {why}")
+            for path in job.folder.iterdir():
+                path.unlink()
+            continue
+        proof["size_rule"]["why"] = why
+        return proof
+    raise AssertionError("there is a rule")
 
 
 def _list_own(folder: Path) -> list[str]:
@@ -200,10 +259,8 @@ def _check_arguments(
     input_size: tuple[int, int],
     class_names: Sequence[str],
     palette: Palette,
-    formats: tuple[str, ...],
     opset: int,
 ) -> None:
-    check_formats(formats)
     height, width = (min(max(side, SMALLEST_INPUT_PX), LARGEST_INPUT_PX) for side in input_size)
     if input_size != (height, width):
         raise UserError(

@@ -6,7 +6,9 @@ then an answer to ``--formats``, proven like the others, and on the card.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
@@ -25,8 +27,21 @@ INPUT_NAME = "images"
 OUTPUT_NAME = "seg_logits"
 
 
+class Requirement(NamedTuple):
+    """What must be installed besides the project itself."""
+
+    extra: str
+    """Name in ``pip install '.[extra]'``."""
+    packages: tuple[str, ...]
+    """As they are imported."""
+
+
 class FormatModule(Protocol):
-    """What the module of a format has."""
+    """What the module of a format has.
+
+    Where one file says everything, the module has ``open_file(path)``, too, and ``read_metadata(path)``, which returns
+    the content of preprocess.json that the writer put into the file ({} where there is none).
+    """
 
     def write(self, job: ExportJob) -> dict[str, Any]:
         """Write the files into the job's folder and return facts about them for proof.json."""
@@ -45,14 +60,17 @@ class ExportFormat(NamedTuple):
     module: str
     """A ``FormatModule``, imported when it is used."""
     files: tuple[str, ...]
-    max_difference: float
-    """Largest difference of a logit to the network's, relative to the largest logit, with which it may be shipped."""
+    max_difference: float | None
+    """Largest difference of a logit to the network's, relative to the largest logit, with which it may be shipped; None
+    for numbers of fewer bits, which are judged by the classes of real images alone."""
     min_agreement: float
     """Smallest share of pixels whose most likely class is the network's."""
-    fixed_size: bool
-    """Whether it takes images of one size only, unless it was made dynamic."""
     usage: str
     """Python that makes ``seg_logits`` of ``images``, for the card."""
+    requires: Requirement | None = None
+    """None for what comes with the project."""
+    derived_from: str | None = None
+    """Format whose files its writer reads, and which is therefore written too, before it."""
 
     def load(self) -> FormatModule:
         """Import the format's module."""
@@ -66,7 +84,6 @@ EXPORT_FORMATS = {
         (CONFIG_FILE, WEIGHTS_FILE),
         max_difference=0.0,  # the same weights in the same runtime, so rounding excuses nothing
         min_agreement=1.0,
-        fixed_size=False,
         usage="""\
 from pathlib import Path
 
@@ -80,7 +97,6 @@ seg_logits = load_exported(Path("this-folder"))(images).seg_logits""",
         (ONNX_FILE,),
         max_difference=1e-3,
         min_agreement=0.999,
-        fixed_size=True,
         usage=f"""\
 import onnxruntime
 
@@ -93,7 +109,6 @@ seg_logits = session.run(["{OUTPUT_NAME}"], {{"{INPUT_NAME}": images.numpy()}})[
         (PT2_FILE,),
         max_difference=1e-3,
         min_agreement=0.999,
-        fixed_size=True,
         usage=f"""\
 import torch
 
@@ -101,6 +116,8 @@ seg_logits = torch.export.load("this-folder/{PT2_FILE}").module()(images)""",
     ),
 }
 """Name → how to write, open and judge it."""
+SINGLE_FILE_SUFFIXES = (".onnx", ".xml", ".pt2", ".pte")
+"""Of files that are opened by their own name."""
 DEFAULT_FORMATS = ("safetensors", "onnx")
 
 
@@ -117,11 +134,40 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return names
 
 
-def check_formats(names: tuple[str, ...]) -> None:
-    """Raise UserError for a name that is not in the table."""
+def check_formats(names: Iterable[str]) -> None:
+    """Raise UserError for a name that is not in the table, or whose packages are not installed."""
     for name in names:
         if name not in EXPORT_FORMATS:
             raise unknown_name("export format", name, EXPORT_FORMATS)
+        if wanted := EXPORT_FORMATS[name].requires:
+            missing = [package for package in wanted.packages if find_spec(package) is None]
+            if missing:
+                raise UserError(
+                    f"format {name!r} needs {', '.join(missing)}, which is not installed; install it with: "
+                    f"pip install '.[{wanted.extra}]'"
+                )
+
+
+def complete_formats(names: Iterable[str]) -> tuple[str, ...]:
+    """Return formats in the order in which they are written: the weights, and each behind the one it is made from."""
+    ordered: dict[str, None] = {}
+
+    def add(name: str) -> None:
+        if base := EXPORT_FORMATS[name].derived_from:
+            add(base)
+        ordered.setdefault(name)
+
+    for name in ("safetensors", *names):
+        add(name)
+    return tuple(ordered)
+
+
+def find_format(file: Path) -> str | None:
+    """Return the format whose file has this name, or else this suffix; None where none has."""
+    by_name = [name for name, row in EXPORT_FORMATS.items() if file.name in row.files]
+    suffix = file.suffix.lower()
+    by_suffix = [name for name, row in EXPORT_FORMATS.items() if suffix == Path(row.files[0]).suffix]
+    return next(iter((*by_name, *(by_suffix if suffix in SINGLE_FILE_SUFFIXES else ()))), None)
 
 
 def describe_formats() -> str:

@@ -7,25 +7,45 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_cache.errors import UserError
 from data_cache.sample import SMALLEST_INPUT_PX
+from data_cache.size_rule import SizeRule
 from stages.export.formats import INPUT_NAME
 from stages.export.shape_safe import replace_adaptive_pooling
 from stages.networks import segmentation_only
-from stages.networks.interface import Network
+from stages.networks.interface import Network, Normalisation
 
 TRACED_BATCH = 2  # a batch of 1 would be taken for a constant by torch.export
 
 SegmentationFunction = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) float32 → logits (B, C, H, W) float32, on the CPU."""
+
+
+class ProofImage(NamedTuple):
+    """A real image on which written files are compared with the network."""
+
+    name: str
+    pixels: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    labels: NDArray[np.uint8] | None = None
+    """(H, W), class index or IGNORE_INDEX."""
+
+
+def normalise_image(image: NDArray[np.uint8], normalisation: Normalisation, rule: SizeRule) -> Tensor:
+    """Return an (H, W, 3) image as a network's input (1, 3, h, w), at the size at which it enters."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation)
+    pixels = torch.from_numpy(rule.fit(image)).permute(2, 0, 1).float() / 255
+    return ((pixels - mean) / std).unsqueeze(0).contiguous()
 
 
 @dataclass(frozen=True)
@@ -35,16 +55,33 @@ class ExportJob:
     Args:
         network: stripped, on the CPU, float32, in evaluation mode.
         folder: existing folder to write into.
-        input_size: height and width in pixels that the model is meant for.
-        dynamic: whether other sizes must work too, in formats that fix the size otherwise.
+        input_size: height and width in pixels at which it is traced; of a fixed rule the only ones.
+        size_rule: how images enter; every format obeys it.
         opset: ONNX operator set.
+        preprocess: content of preprocess.json, for formats that carry it themselves.
+        samples: real images of the reported split, unlike those it was trained on.
+        calibration: yields normalised training images (1, 3, H, W) at the size at which they enter.
+        score: returns the macro mIoU of a function on the reported split under the size rule.
     """
 
     network: Network
     folder: Path
     input_size: tuple[int, int]
-    dynamic: bool
+    size_rule: SizeRule
     opset: int
+    preprocess: Mapping[str, Any]
+    samples: Sequence[ProofImage] = ()
+    calibration: Callable[[], Iterator[Tensor]] | None = None
+    score: Callable[[SegmentationFunction], float] | None = None
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether images enter at any size."""
+        return self.size_rule.input_size is None
+
+    def normalise(self, image: NDArray[np.uint8]) -> Tensor:
+        """Return an (H, W, 3) image as the network's input (1, 3, h, w), at the size at which it enters."""
+        return normalise_image(image, self.network.normalisation, self.size_rule)
 
     def build_portable(self) -> nn.Module:
         """Return an images → logits module that an exporter can carry to other sizes where that is asked for."""
@@ -71,11 +108,26 @@ def without_gradient(module: nn.Module) -> SegmentationFunction:
     return segment
 
 
-def build_exporter_error(name: str, job: ExportJob, error: Exception) -> UserError:
+class CannotExport(UserError):
+    """A network that a format cannot carry.
+
+    Args:
+        reason: which network, which format, and why.
+        job: what it should have been written from.
+    """
+
+    def __init__(self, name: str, reason: str, job: ExportJob) -> None:
+        remedy = f"leave {name!r} out of the formats"
+        super().__init__(f"{reason}; {f'export for one size (--fixed), or {remedy}' if job.dynamic else remedy}")
+        self.reason = reason
+        self.at_any_size = job.dynamic
+
+
+def build_exporter_error(name: str, job: ExportJob, error: Exception) -> CannotExport:
     """Build the error for a network that an exporter cannot carry."""
-    remedy = "export with the fixed size only" if job.dynamic else f"leave {name!r} out of the formats"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(f"network {job.network.spec.name!r} cannot be exported as {name}: {reason}; {remedy}")
+    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    sizes = " for images of any size" if job.dynamic else ""
+    return CannotExport(name, f"network {job.network.spec.name!r} cannot be exported as {name}{sizes}: {said}", job)
 
 
 @contextlib.contextmanager

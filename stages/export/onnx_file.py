@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from data_cache.errors import UserError
 from stages.export.formats import INPUT_NAME, ONNX_FILE, OUTPUT_NAME
 from stages.export.job import TRACED_BATCH, ExportJob, SegmentationFunction, build_exporter_error, quiet_libraries
+from stages.export.preprocess import Preprocess
+from stages.export.proof_file import EXPORT_AGAIN
 
 
 def write(job: ExportJob) -> dict[str, Any]:
@@ -27,6 +31,7 @@ def write(job: ExportJob) -> dict[str, Any]:
         except torch.onnx.OnnxExporterError as error:
             raise build_exporter_error("onnx", job, error) from error
     size_bytes = sum(value.numel() * value.element_size() for value in job.build_portable().state_dict().values())
+    program.model.metadata_props.update({name: json.dumps(value) for name, value in job.preprocess.items()})
     with quiet_libraries():
         # protobuf cannot hold 2 GiB; then, and only then, the weights go into a file beside the graph.
         program.save(job.folder / ONNX_FILE, external_data=size_bytes > 1.9 * 2**30)
@@ -52,13 +57,49 @@ def _trace(job: ExportJob, *, dynamic_batch: bool) -> torch.onnx.ONNXProgram:
 
 def open_folder(folder: Path) -> SegmentationFunction:
     """Open model.onnx with onnxruntime."""
+    return open_file(folder / ONNX_FILE)
+
+
+def open_file(path: Path) -> SegmentationFunction:
+    """Open an ONNX file with onnxruntime; images run one by one where it takes no batches.
+
+    Raises:
+        UserError: onnxruntime cannot open it, or it is no network from images to logits.
+    """
+    session = _start_session(path)
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if [len(inputs), len(inputs[0].shape)] != [1, 4] or [len(outputs), len(outputs[0].shape)] != [1, 4]:
+        found = ", ".join(f"{each.name} {each.shape}" for each in (*inputs, *outputs))
+        raise UserError(f"{path} is no network from images (B, 3, H, W) to logits (B, C, H, W); it has {found}")
+    at_once = inputs[0].shape[0]
+
+    def segment(images: Tensor) -> Tensor:
+        pieces = images.split(at_once) if isinstance(at_once, int) else (images,)
+        answers = [session.run(None, {inputs[0].name: np.ascontiguousarray(piece.numpy())})[0] for piece in pieces]
+        return torch.from_numpy(np.concatenate(answers) if len(answers) > 1 else answers[0])
+
+    return segment
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the content of preprocess.json that the file carries; {} where it carries none.
+
+    Raises:
+        UserError: onnxruntime cannot open it, or what it carries is damaged.
+    """
+    found = _start_session(path).get_modelmeta().custom_metadata_map
+    try:
+        return {name: json.loads(found[name]) for name in Preprocess.model_fields if name in found}
+    except ValueError as error:
+        raise UserError(f"what {path} says of itself is damaged ({error}); {EXPORT_AGAIN}") from error
+
+
+def _start_session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only; they are raised as exceptions besides
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(folder / ONNX_FILE, options, providers=["CPUExecutionProvider"])
-
-    def segment(images: Tensor) -> Tensor:
-        (seg_logits,) = session.run([OUTPUT_NAME], {INPUT_NAME: np.ascontiguousarray(images.numpy())})
-        return torch.from_numpy(seg_logits)
-
-    return segment
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common class of their own
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"onnxruntime cannot open {path} ({reason}); {EXPORT_AGAIN}") from error

@@ -6,21 +6,22 @@ import copy
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_cache.errors import UserError
 from data_cache.sample import SMALLEST_INPUT_PX
 from stages.export.formats import EXPORT_FORMATS
-from stages.export.job import ExportJob, quiet_libraries
+from stages.export.job import CannotExport, ExportJob, ProofImage, SegmentationFunction, quiet_libraries
 from stages.export.safetensors_file import OpensWithSmp
 from stages.networks import count_parameters, segmentation_only
+from stages.networks.framing import resize_bilinear
 from stages.networks.interface import Network
 
 SMP_MULTIPLE_PX = 32
@@ -62,7 +63,7 @@ def compute_proof(
         The content of proof.json.
 
     Raises:
-        UserError: when a format's file answers differently from the network.
+        CannotExport: when a format's file answers differently from the network.
         RuntimeError: when stripping changed a logit, which is a bug.
     """
     stripped, images = job.network, _draw_images(1, job.input_size)
@@ -73,10 +74,11 @@ def compute_proof(
             "smp_vs_stripped": _compare_smp(job),
         },
         "formats": {
-            name: facts | {"sizes": _verify_format(name, job, sizes, dynamic_batch=facts.get("dynamic_batch", True))}
+            name: facts | _verify_format(name, job, sizes, dynamic_batch=facts.get("dynamic_batch", True))
             for name, facts in format_facts.items()
         },
         "input_size": list(job.input_size),
+        "size_rule": job.size_rule.model_dump(mode="json"),
         "parameters": {"before": count_parameters(full), "after": count_parameters(stripped)},
         "flops": {"before": _count_flops(full, images), "after": _count_flops(stripped, images)},
         "latency_ms": _measure_latencies(full, stripped, images, latency_repeats),
@@ -112,44 +114,95 @@ def _compare_smp(job: ExportJob) -> float | None:
 
 def _verify_format(
     name: str, job: ExportJob, sizes: Sequence[tuple[int, int]], *, dynamic_batch: bool
-) -> list[dict[str, Any]]:
-    """Return how far a written file is from the network, at each size; UserError where it is too far."""
-    row = EXPORT_FORMATS[name]
-    opened, reference = row.load().open_folder(job.folder), segmentation_only(job.network)
-    outliers = 0.0 if row.max_difference == 0 else job.network.rounding_outliers
-    remedy = f"{'export without dynamic sizes, or ' if len(sizes) > 1 else ''}leave {name!r} out of the formats"
+) -> dict[str, list[dict[str, Any]]]:
+    """Return how far a written file is from the network, at each size of drawn noise and on each real image."""
+    row, reference = EXPORT_FORMATS[name], segmentation_only(job.network)
+    opened = row.load().open_folder(job.folder)
+    noise = [(1, sizes[0]), *([(3, sizes[0])] if dynamic_batch else []), *((1, size) for size in sizes[1:])]
     cases = []
-    for batch, size in [(1, sizes[0]), *([(3, sizes[0])] if dynamic_batch else []), *((1, size) for size in sizes[1:])]:
-        where = f"{name} at batch {batch}, {size[0]}x{size[1]} px"
+    for batch, size in noise:
+        about: dict[str, Any] = {"batch": batch, "height": size[0], "width": size[1]}
         images = _draw_images(batch, size)
-        expected = reference(images)
-        try:
-            answered = opened(images)
-        except Exception as error:  # a foreign runtime may raise anything; whatever it is, the file is unfit
-            raise UserError(f"the written file fails: {where}: {error}; {remedy}") from error
-        if answered.shape != expected.shape:
-            shapes = f"{tuple(answered.shape)} instead of {tuple(expected.shape)}"
-            raise UserError(f"the written file answers with another shape: {where}: {shapes}; {remedy}")
-        allowed = row.max_difference * max(1.0, expected.abs().max().item())
-        case = {"batch": batch, "height": size[0], "width": size[1], **_compare(answered, expected, allowed)}
-        if case["share_beyond_tolerance"] > outliers or case["argmax_agreement"] < row.min_agreement:
-            exempt = f" but for {outliers:.1%} of them" if outliers else ""
-            raise UserError(
-                f"the written file answers differently: {where}: logits differ by up to "
-                f"{case['max_abs_difference']:.3g} (allowed {allowed:.3g}{exempt}) and {case['argmax_agreement']:.2%} "
-                f"of pixels keep their class; {remedy}"
-            )
-        cases.append(case)
-    return cases
+        cases.append(about | _compare(name, job, opened, reference, images, size, f"at batch {batch}, {_px(size)}"))
+    shown = []
+    for sample in vary_images(job.samples):
+        size = (sample.pixels.shape[0], sample.pixels.shape[1])
+        about = {"image": sample.name, "height": size[0], "width": size[1]}
+        images = job.normalise(sample.pixels)
+        shown.append(about | _compare(name, job, opened, reference, images, size, f"on image {sample.name}"))
+    if row.max_difference is None and shown:  # of few bits: judged by all images together, since each is small
+        pixels = [each["height"] * each["width"] for each in shown]
+        agreement = sum(each["argmax_agreement"] * number for each, number in zip(shown, pixels, strict=True))
+        if agreement < row.min_agreement * sum(pixels):
+            reason = f"{agreement / sum(pixels):.2%} of the pixels of {len(shown)} real images keep their class"
+            raise _differs(name, job, f"{reason} (wanted {row.min_agreement:.1%})")
+    return {"sizes": cases, "images": shown}
 
 
-def _compare(answered: Tensor, expected: Tensor, allowed: float) -> dict[str, float]:
+def vary_images(samples: Sequence[ProofImage]) -> Iterator[ProofImage]:
+    """Yield real images, and the first of them upright from its side and cut to other shapes."""
+    yield from samples
+    if samples:
+        name, pixels = samples[0].name, samples[0].pixels
+        height, width = pixels.shape[:2]
+        yield ProofImage(f"{name}, on its side", np.ascontiguousarray(np.rot90(pixels)))
+        yield ProofImage(f"{name}, its left part", pixels[:, : width * 5 // 8])
+        yield ProofImage(f"{name}, its upper part", pixels[: height * 5 // 8 | 1, : width - 1 | 1])
+
+
+def _compare(
+    name: str,
+    job: ExportJob,
+    opened: SegmentationFunction,
+    reference: Callable[[Tensor], Tensor],
+    images: Tensor,
+    size: tuple[int, int],
+    where: str,
+) -> dict[str, float]:
+    """Return how far an answer is from the network's, classes compared at ``size``; refuse what is too far."""
+    row = EXPORT_FORMATS[name]
+    expected = reference(images)
+    try:
+        answered = opened(images)
+    except Exception as error:  # a foreign runtime may raise anything; whatever it is, the file is unfit
+        raise CannotExport(name, f"the written file fails: {name} {where}: {error}", job) from error
+    if answered.shape != expected.shape:
+        shapes = f"{tuple(answered.shape)} instead of {tuple(expected.shape)}"
+        raise CannotExport(name, f"the written file answers with another shape: {name} {where}: {shapes}", job)
     differences = (answered - expected).abs()
-    return {
+    labels, wanted = (_label(logits, size) for logits in (answered, expected))
+    found = {
         "max_abs_difference": differences.max().item(),
-        "argmax_agreement": (answered.argmax(1) == expected.argmax(1)).double().mean().item(),
-        "share_beyond_tolerance": 1 - (differences <= allowed).double().mean().item(),  # counted so, nan is beyond
+        "argmax_agreement": (labels == wanted).double().mean().item(),
     }
+    if row.max_difference is None:
+        if not answered.isfinite().all():
+            raise _differs(name, job, f"{where} some logits are not finite")
+        return found
+    outliers = 0.0 if row.max_difference == 0 else job.network.rounding_outliers
+    allowed = row.max_difference * max(1.0, expected.abs().max().item())
+    beyond = 1 - (differences <= allowed).double().mean().item()  # counted so, nan is beyond
+    if beyond > outliers or found["argmax_agreement"] < row.min_agreement:
+        exempt = f" but for {outliers:.1%} of them" if outliers else ""
+        raise _differs(
+            name,
+            job,
+            f"{where} logits differ by up to {found['max_abs_difference']:.3g} (allowed {allowed:.3g}{exempt}) and "
+            f"{found['argmax_agreement']:.2%} of pixels keep their class",
+        )
+    return found | {"share_beyond_tolerance": beyond}
+
+
+def _differs(name: str, job: ExportJob, found: str) -> CannotExport:
+    return CannotExport(name, f"the written file answers differently: {name} {found}", job)
+
+
+def _label(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    return (logits if tuple(logits.shape[-2:]) == size else resize_bilinear(logits, size)).argmax(1)
+
+
+def _px(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]} px"
 
 
 def _measure_latencies(full: Network, stripped: Network, images: Tensor, repeats: int) -> dict[str, Any]:

@@ -46,10 +46,22 @@ class ProvenSize(Record):
     """Proofs from before it was allowed do not tell it."""
 
 
+class ProvenImage(Record):
+    """How far a file was from the network on one real image."""
+
+    image: str
+    height: int
+    width: int
+    max_abs_difference: float
+    argmax_agreement: float
+
+
 class ProvenFormat(Record):
     """A written format."""
 
     sizes: tuple[ProvenSize, ...]
+    images: tuple[ProvenImage, ...] = ()
+    """Proofs from before there were some, or of a machine without the data, have none."""
 
 
 class Proof(Record):

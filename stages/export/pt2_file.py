@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from data_cache.errors import UserError
 from stages.export.formats import PT2_FILE
 from stages.export.job import (
     TRACED_BATCH,
@@ -16,6 +19,9 @@ from stages.export.job import (
     quiet_libraries,
     without_gradient,
 )
+from stages.export.proof_file import EXPORT_AGAIN
+
+_METADATA = "preprocess.json"
 
 
 def write(job: ExportJob) -> dict[str, Any]:
@@ -30,7 +36,7 @@ def write(job: ExportJob) -> dict[str, Any]:
                 # Odd sizes take other branches of shape arithmetic; checked when run, they need not hold for all sizes.
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-            torch.export.save(program, job.folder / PT2_FILE)
+            torch.export.save(program, job.folder / PT2_FILE, extra_files={_METADATA: json.dumps(dict(job.preprocess))})
     except (torch._dynamo.exc.UserError, torch._dynamo.exc.Unsupported) as error:
         raise build_exporter_error("pt2", job, error) from error
     return {"dynamic_batch": True, "dynamic_size": job.dynamic}
@@ -38,5 +44,33 @@ def write(job: ExportJob) -> dict[str, Any]:
 
 def open_folder(folder: Path) -> SegmentationFunction:
     """Open model.pt2 with torch.export."""
-    with quiet_libraries():
-        return without_gradient(torch.export.load(folder / PT2_FILE).module())
+    return open_file(folder / PT2_FILE)
+
+
+def open_file(path: Path) -> SegmentationFunction:
+    """Open a program of torch.export.
+
+    Raises:
+        UserError: it is none.
+    """
+    return without_gradient(_load(path).module())
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the content of preprocess.json that the file carries; {} where it carries none.
+
+    Raises:
+        UserError: it is no program of torch.export.
+    """
+    found = {_METADATA: ""}
+    _load(path, found)
+    return json.loads(found[_METADATA] or "{}")
+
+
+def _load(path: Path, extra_files: dict[str, str] | None = None) -> torch.export.ExportedProgram:
+    try:
+        with quiet_libraries():
+            return torch.export.load(path, extra_files=extra_files)
+    except (RuntimeError, ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"torch.export cannot open {path} ({reason}); {EXPORT_AGAIN}") from error

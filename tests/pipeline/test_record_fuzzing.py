@@ -76,7 +76,14 @@ PARSERS: dict[str, tuple[str, dict[str, Any], Callable[[Path], object]]] = {
     "proof": ("proof.json", PROOF, lambda file: read_proof(file.parent)),
     "preprocess": (
         "preprocess.json",
-        {"mean": [0.5, 0.5, 0.5], "std": [1, 0.2, 0.2], "class_names": ["a", "b"]},
+        {
+            "format": 2,
+            "mean": [0.5, 0.5, 0.5],
+            "std": [1, 0.2, 0.2],
+            "class_names": ["a", "b"],
+            "palette": [[0, 0, 0], [255, 0, 9]],
+            "size_rule": {"kind": "fixed", "input_size": [64, 96]},
+        },
         lambda file: read_preprocess(file.parent),
     ),
     "log": (

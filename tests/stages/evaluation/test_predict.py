@@ -14,6 +14,7 @@ from PIL import Image
 from data_cache.errors import UserError
 from data_cache.outputs import Inputs, OutputFolder, open_output
 from data_cache.sample import PackedBatch
+from data_cache.size_rule import fixed_size
 from stages.evaluation.predict import (
     Predictions,
     PredictionWriter,
@@ -54,7 +55,7 @@ def predict(files, out, *, network=brightness, class_names=NAMES, **options) -> 
         return predict_files(segmenter, found, output, class_names=class_names, palette=PALETTE)
 
 
-@pytest.mark.parametrize("options", [{}, {"size": (64, 96)}, {"tile": 64, "margin": 32}])
+@pytest.mark.parametrize("options", [{}, {"size_rule": fixed_size((64, 96))}, {"tile": 64, "margin": 32}])
 @pytest.mark.parametrize("size", [(80, 100), (30, 200), (7, 9)])
 def test_label_map_has_the_images_size_and_ids(tmp_path, options, size):
     predict([save(tmp_path / "a.png", half_light(*size))], tmp_path / "out", **options)
@@ -118,9 +119,9 @@ def test_no_image_at_all_is_refused(tmp_path):
         predict([tmp_path], tmp_path / "out")
 
 
-def test_tile_and_size_exclude_each_other():
-    with pytest.raises(UserError, match="exclude each other"):
-        Segmenter(brightness, PLAIN, size=(64, 64), tile=64)
+def test_tiles_and_one_size_exclude_each_other():
+    with pytest.raises(UserError, match="takes images resized to 64x64 px; drop --tile"):
+        Segmenter(brightness, PLAIN, size_rule=fixed_size((64, 64)), tile=64)
 
 
 def test_network_is_left_in_its_mode(tmp_path):

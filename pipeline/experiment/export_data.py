@@ -1,0 +1,60 @@
+"""What an export reads of its run's dataset: images to compare files on, to choose numbers of few bits by, to score."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from data_cache.errors import Notice, UserError
+from data_cache.size_rule import SizeRule
+from pipeline.experiment.artifacts import open_split
+from pipeline.experiment.models import Model, check_classes, obey_rule
+from pipeline.experiment.scoring import evaluate_split
+from pipeline.session import Session
+from stages.evaluation.panels import spread_over
+from stages.export.job import ProofImage, SegmentationFunction, normalise_image
+
+PROOF_IMAGES = 4
+CALIBRATION_IMAGES = 300
+"""The usual number for post-training quantisation."""
+
+
+def read_proof_images(model: Model, session: Session) -> list[ProofImage]:
+    """Return a few images from all over the reported split; none, with a warning, where it cannot be read."""
+    try:
+        dataset = open_split(model.config, session.workspace, model.config.evaluation.split)
+        check_classes(model, dataset)
+        places = spread_over(len(dataset), PROOF_IMAGES)
+        return [ProofImage(dataset.image_ids[place], *dataset.read_pair(place)) for place in places]
+    except UserError as problem:
+        warnings.warn(
+            f"the files are compared on drawn noise alone, without real images: {problem}", Notice, stacklevel=2
+        )
+        return []
+
+
+def iterate_calibration(model: Model, session: Session, rule: SizeRule) -> Iterator[Tensor]:
+    """Yield training images from all over their split, normalised, (1, 3, h, w) at the size at which they enter.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    dataset = open_split(model.config, session.workspace, "train")
+    for place in spread_over(len(dataset), CALIBRATION_IMAGES):
+        yield normalise_image(dataset.read_image(place), model.normalisation, rule)
+
+
+def score_segmentation(model: Model, session: Session, segment: SegmentationFunction, *, rule: SizeRule) -> float:
+    """Return the macro mIoU of a function on the reported split under a size rule.
+
+    Raises:
+        UserError: the split cannot be read.
+    """
+    config = obey_rule(model.config, rule)
+    dataset = open_split(config, session.workspace, config.evaluation.split)
+    check_classes(model, dataset)
+    evaluation = evaluate_split(segment, model.normalisation, dataset, None, config, torch.device("cpu"), None)
+    return evaluation.metrics["miou_macro"]
