@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 @click.option("--dynamic", is_flag=True, help="Images enter at their own size in every format, or there is no export.")
 @click.option("--fixed", is_flag=True, help="Images are resized to one size in every format: that of the data.")
 @click.option("--input-size", type=(int, int), metavar="H W", help="Images are resized to this one in every format.")
+@click.option(
+    "--embed-preprocess", is_flag=True, help="Also one ONNX file from an image's bytes to its labels (onnx-embedded)."
+)
 @click.option("--overwrite", is_flag=True, help="Replace another export that lies there; what else does stays.")
 @click.pass_obj
 def export(
@@ -46,6 +49,7 @@ def export(
     dynamic: bool,
     fixed: bool,
     input_size: tuple[int, int] | None,
+    embed_preprocess: bool,
     overwrite: bool,
 ) -> None:
     """Strip the depth branch off a run (the newest by default), write it out, and prove it equal.
@@ -60,7 +64,7 @@ def export(
             session,
             run_name,
             out,
-            formats=formats,
+            formats=(*formats, "onnx-embedded") if embed_preprocess else formats,
             input_size=input_size,
             dynamic=True if dynamic else False if fixed or input_size else None,
             overwrite=overwrite,
@@ -185,12 +189,12 @@ def _render(report: ExportReport, run: str) -> RenderableType:
 
 def headlines(proof: dict[str, Any]) -> list[tuple[str, str]]:
     """Pick from a proof what a person wants to see first."""
-    differences, latency, rule = proof["max_abs_difference"], proof["latency_ms"], proof["size_rule"]
+    latency, rule = proof["latency_ms"], proof["size_rule"]
     enter = "at their own size" if rule["kind"] == "original" else "resized to {}x{}".format(*rule["input_size"])
     rows = [("images enter", f"{enter} ({rule['why']})" if rule["why"] else enter)]
     rows += [
         (name.replace("_", " "), f"max difference {value:g}")
-        for name, value in differences.items()
+        for name, value in proof["max_abs_difference"].items()
         if value is not None
     ]
     for name, facts in proof["formats"].items():
@@ -202,8 +206,9 @@ def headlines(proof: dict[str, Any]) -> list[tuple[str, str]]:
             batch = f", batch of {size['batch']}" if size["batch"] > 1 else ""
             rows.append((f"{name} at {size['height']}x{size['width']}{batch}", f"{difference}, {agreement}"))
         if images := facts["images"]:
-            difference = f"max difference {max(each['max_abs_difference'] for each in images):.2g}"
             agreement = f"same class on at least {min(each['argmax_agreement'] for each in images):.4%} of pixels"
-            rows.append((f"{name} on {len(images)} real images", f"{difference}, {agreement}"))
+            if differences := [each["max_abs_difference"] for each in images if "max_abs_difference" in each]:
+                agreement = f"max difference {max(differences):.2g}, {agreement}"
+            rows.append((f"{name} on {len(images)} real images", agreement))
     rows += [(what, f"{proof[what]['before']:,} -> {proof[what]['after']:,}") for what in ("parameters", "flops")]
     return [*rows, ("latency", f"{latency['before']:.1f} ms -> {latency['after']:.1f} ms ({latency['device']})")]

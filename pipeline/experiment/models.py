@@ -72,8 +72,13 @@ def open_model(
     """
     path = Path(reference)
     check_formats([format] if format else [])
+    found = find_format(path) if path.is_file() else format
+    if found and EXPORT_FORMATS[found].labels_bytes:
+        raise UserError(
+            f"format {found} does all of predicting itself, from the bytes of an image to labels, so its file is run "
+            f"by itself, as {path.parent if path.is_file() else path}/README.md shows; here name another format"
+        )
     if path.is_file():
-        found = find_format(path)
         if found is None or format not in (None, found):
             raise UserError(
                 f"{path} is no file of {'an export' if format is None else f'format {format}'}; a file alone is opened "

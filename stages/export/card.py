@@ -170,6 +170,10 @@ def _render_proof(proof: Mapping[str, Any]) -> str:
         *rows,
     ]
     for name, facts in proof["formats"].items():
+        if EXPORT_FORMATS[name].labels_bytes:
+            agreement = min(case["argmax_agreement"] for case in facts["images"])
+            lines += ["", f"`{name}`: at least {agreement:.3%} of an image's pixels keep their class."]
+            continue
         worst = max(case["max_abs_difference"] for case in facts["sizes"])
         agreement = min(case["argmax_agreement"] for case in facts["sizes"])
         beyond = max(case.get("share_beyond_tolerance", 0.0) for case in facts["sizes"])

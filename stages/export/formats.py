@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from data_cache.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from stages.export.job import ExportJob, SegmentationFunction
+    from stages.export.job import ExportJob, LabelFunction, SegmentationFunction
 
 CONFIG_FILE = "config.json"
 ORIGIN_FILE = "origin.json"
 """The record of the run that was exported."""
 WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
+EMBEDDED_FILE = "model-embedded.onnx"
 PT2_FILE = "model.pt2"
 INPUT_NAME = "images"
 OUTPUT_NAME = "seg_logits"
@@ -51,6 +52,10 @@ class FormatModule(Protocol):
         """Open the written folder with the library that users of the format have."""
         ...
 
+    def open_labels(self, folder: Path) -> LabelFunction:
+        """Open it likewise, where the row says ``labels_bytes``."""
+        ...
+
 
 class ExportFormat(NamedTuple):
     """One way to ship the network."""
@@ -71,6 +76,8 @@ class ExportFormat(NamedTuple):
     """None for what comes with the project."""
     derived_from: str | None = None
     """Format whose files its writer reads, and which is therefore written too, before it."""
+    labels_bytes: bool = False
+    """Whether it takes the bytes of an image and answers labels; its module has ``open_labels`` instead."""
 
     def load(self) -> FormatModule:
         """Import the format's module."""
@@ -102,6 +109,22 @@ import onnxruntime
 
 session = onnxruntime.InferenceSession("this-folder/{ONNX_FILE}")
 seg_logits = session.run(["{OUTPUT_NAME}"], {{"{INPUT_NAME}": images.numpy()}})[0]""",
+    ),
+    "onnx-embedded": ExportFormat(
+        "from an image's bytes to labels of its size, all in one graph",
+        "stages.export.embedded_file",
+        (EMBEDDED_FILE,),
+        max_difference=None,
+        min_agreement=0.999,
+        usage=f"""\
+import numpy, onnxruntime
+from PIL import Image, ImageOps
+
+image = numpy.array(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB"))
+session = onnxruntime.InferenceSession("this-folder/{EMBEDDED_FILE}")
+labels = session.run(["labels"], {{"image": image[numpy.newaxis]}})[0][0]""",
+        derived_from="onnx",
+        labels_bytes=True,
     ),
     "pt2": ExportFormat(
         "a program of torch.export",

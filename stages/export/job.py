@@ -29,6 +29,8 @@ TRACED_BATCH = 2  # a batch of 1 would be taken for a constant by torch.export
 
 SegmentationFunction = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) float32 → logits (B, C, H, W) float32, on the CPU."""
+LabelFunction = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+"""An upright image (H, W, 3) → class indices (H, W)."""
 
 
 class ProofImage(NamedTuple):

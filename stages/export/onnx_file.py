@@ -66,7 +66,7 @@ def open_file(path: Path) -> SegmentationFunction:
     Raises:
         UserError: onnxruntime cannot open it, or it is no network from images to logits.
     """
-    session = _start_session(path)
+    session = start_session(path)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if [len(inputs), len(inputs[0].shape)] != [1, 4] or [len(outputs), len(outputs[0].shape)] != [1, 4]:
         found = ", ".join(f"{each.name} {each.shape}" for each in (*inputs, *outputs))
@@ -87,14 +87,19 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         UserError: onnxruntime cannot open it, or what it carries is damaged.
     """
-    found = _start_session(path).get_modelmeta().custom_metadata_map
+    found = start_session(path).get_modelmeta().custom_metadata_map
     try:
         return {name: json.loads(found[name]) for name in Preprocess.model_fields if name in found}
     except ValueError as error:
         raise UserError(f"what {path} says of itself is damaged ({error}); {EXPORT_AGAIN}") from error
 
 
-def _start_session(path: Path) -> onnxruntime.InferenceSession:
+def start_session(path: Path) -> onnxruntime.InferenceSession:
+    """Open an ONNX file on the CPU, with as many threads as torch has.
+
+    Raises:
+        UserError: onnxruntime cannot open it.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only; they are raised as exceptions besides
     options.intra_op_num_threads = torch.get_num_threads()

@@ -6,13 +6,15 @@ import copy
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -117,6 +119,8 @@ def _verify_format(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return how far a written file is from the network, at each size of drawn noise and on each real image."""
     row, reference = EXPORT_FORMATS[name], segmentation_only(job.network)
+    if row.labels_bytes:
+        return {"sizes": [], "images": _verify_labels(name, job)}
     opened = row.load().open_folder(job.folder)
     noise = [(1, sizes[0]), *([(3, sizes[0])] if dynamic_batch else []), *((1, size) for size in sizes[1:])]
     cases = []
@@ -131,12 +135,33 @@ def _verify_format(
         images = job.normalise(sample.pixels)
         shown.append(about | _compare(name, job, opened, reference, images, size, f"on image {sample.name}"))
     if row.max_difference is None and shown:  # of few bits: judged by all images together, since each is small
-        pixels = [each["height"] * each["width"] for each in shown]
-        agreement = sum(each["argmax_agreement"] * number for each, number in zip(shown, pixels, strict=True))
-        if agreement < row.min_agreement * sum(pixels):
-            reason = f"{agreement / sum(pixels):.2%} of the pixels of {len(shown)} real images keep their class"
-            raise _differs(name, job, f"{reason} (wanted {row.min_agreement:.1%})")
+        _check_agreement(name, job, shown)
     return {"sizes": cases, "images": shown}
+
+
+def _verify_labels(name: str, job: ExportJob) -> list[dict[str, Any]]:
+    """Return on how many pixels a file that takes bytes and answers labels agrees with the network."""
+    label, reference = EXPORT_FORMATS[name].load().open_labels(job.folder), segmentation_only(job.network)
+    shown = []
+    for sample in vary_images(job.samples or [ProofImage("a drawn image", _draw_bytes(job.input_size))]):
+        size = (sample.pixels.shape[0], sample.pixels.shape[1])
+        expected = _label(reference(job.normalise(sample.pixels)), size)[0].numpy()
+        answered = label(sample.pixels)
+        if answered.shape != size:
+            reason = f"labels of shape {answered.shape} for image {sample.name} of {_px(size)}"
+            raise CannotExport(name, f"the written file answers with another shape: {name} {reason}", job)
+        agreement = float((answered == expected).mean())
+        shown.append({"image": sample.name, "height": size[0], "width": size[1], "argmax_agreement": agreement})
+    _check_agreement(name, job, shown)
+    return shown
+
+
+def _check_agreement(name: str, job: ExportJob, shown: Sequence[Mapping[str, Any]]) -> None:
+    pixels, wanted = [each["height"] * each["width"] for each in shown], EXPORT_FORMATS[name].min_agreement
+    agreement = sum(each["argmax_agreement"] * number for each, number in zip(shown, pixels, strict=True)) / sum(pixels)
+    if agreement < wanted:
+        reason = f"{agreement:.2%} of the pixels of {len(shown)} images keep their class"
+        raise _differs(name, job, f"{reason} (wanted {wanted:.1%})")
 
 
 def vary_images(samples: Sequence[ProofImage]) -> Iterator[ProofImage]:
@@ -148,6 +173,7 @@ def vary_images(samples: Sequence[ProofImage]) -> Iterator[ProofImage]:
         yield ProofImage(f"{name}, on its side", np.ascontiguousarray(np.rot90(pixels)))
         yield ProofImage(f"{name}, its left part", pixels[:, : width * 5 // 8])
         yield ProofImage(f"{name}, its upper part", pixels[: height * 5 // 8 | 1, : width - 1 | 1])
+        yield ProofImage(f"{name}, its corner", pixels[: SMALLEST_INPUT_PX * 5 // 8 | 1, : SMALLEST_INPUT_PX | 1])
 
 
 def _compare(
@@ -225,6 +251,12 @@ def _count_flops(network: Network, images: Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
         network(images)
     return counter.get_total_flops()
+
+
+def _draw_bytes(size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return an image of coloured patches."""
+    patches = np.random.default_rng(0).integers(0, 256, (size[0] // 8, size[1] // 8, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(patches).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 def _draw_images(batch: int, size: tuple[int, int]) -> Tensor:

@@ -52,7 +52,8 @@ class ProvenImage(Record):
     image: str
     height: int
     width: int
-    max_abs_difference: float
+    max_abs_difference: float | None = None
+    """None of a file that answers labels."""
     argmax_agreement: float
 
 
