@@ -20,6 +20,7 @@ ROOMS = {
     "hdf5plugin": {"data_cache/depth_file.py"},
     "segmentation_models_pytorch": {"stages/networks/", "stages/export/proof.py"},
     "rich": {"pipeline/"},
+    "imageio_ffmpeg": {"stages/evaluation/frames.py"},
     "ray": {"pipeline/experiment/engines/on_ray.py"},
     "pydantic": {"pipeline/experiment/", "pipeline/workspace.py", "stages/", "data_cache/"},
 }

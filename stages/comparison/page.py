@@ -12,10 +12,6 @@ from data_cache.escaping import html_text
 from data_cache.outputs import SEAL
 from stages.comparison.style import SCRIPT, STYLE
 
-_SCRIPT_HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode("ascii")
-_POLICY = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_SCRIPT_HASH}'"
-"""What browsers let the page do: show what is in it, and run this one script; whatever a name may hold."""
-
 
 class Cell(NamedTuple):
     """One cell of a table, as HTML, with its class, style, and what it is sorted by where that is not its text."""
@@ -58,22 +54,29 @@ def _attribute(name: str, value: str, *, even_empty: bool = False) -> str:
     return f' {name}="{html_text(value)}"' if value or even_empty else ""
 
 
-def build_page(title: str, opening: str, sections: Sequence[Section]) -> str:
-    """Return a whole HTML document; the title is plain text, opening and sections are HTML."""
+def build_page(
+    title: str, opening: str, sections: Sequence[Section], *, style: str = STYLE, script: str = SCRIPT
+) -> str:
+    """Return a whole HTML document; the title is plain text, opening and sections are HTML.
+
+    Browsers let the page show what is in it, and run this one script; whatever a name may hold.
+    """
+    trusted = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{trusted}'"
     ids = [re.sub(r"[^a-z]+", "-", section.title.lower()).strip("-") for section in sections]
     links = "".join(f'<a href="#{name}">{html_text(at.title)}</a>' for name, at in zip(ids, sections, strict=True))
     return "\n".join(
         (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{SEAL}',
-            f"<title>{html_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
+            f"<title>{html_text(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>",
             f"<header><h1>{html_text(title)}</h1>{opening}<nav>{links}</nav></header>",
             *(
                 f'<section id="{name}"><h2>{html_text(section.title)}</h2>{section.html}</section>'
                 for name, section in zip(ids, sections, strict=True)
             ),
-            f"</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n",
+            f"</main>\n<script>{script}</script>\n</body>\n</html>\n",
         )
     )
 

@@ -24,6 +24,8 @@ class Predicted(NamedTuple):
     """(B, H, W) uint8 argmax."""
     depth: Tensor | None
     """(B, H, W) float32; None without a depth branch, or where it was not asked for."""
+    probabilities: Tensor | None = None
+    """(B, C, H, W) uint8, 255 is certain; None where they were not asked for."""
 
 
 @contextmanager
@@ -56,8 +58,15 @@ def predict_labels(seg_logits: Tensor, size: Sequence[int]) -> Tensor:
     """
     if tuple(seg_logits.shape[-2:]) == tuple(size):
         return seg_logits.argmax(dim=1).to(torch.uint8)
-    resized = (F.interpolate(one.unsqueeze(0).float(), tuple(size), mode="bilinear") for one in seg_logits)
+    resized = (resize_logits(one.unsqueeze(0), size) for one in seg_logits)
     return torch.cat([one.argmax(dim=1).to(torch.uint8) for one in resized])
+
+
+def resize_logits(seg_logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Return (B, C, H, W) logits at ``size``, in float32 where they have to be resized."""
+    if tuple(seg_logits.shape[-2:]) == tuple(size):
+        return seg_logits
+    return F.interpolate(seg_logits.float(), tuple(size), mode="bilinear")
 
 
 def resize_depth(depth: Tensor, size: Sequence[int]) -> Tensor:

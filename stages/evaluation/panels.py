@@ -33,7 +33,11 @@ from stages.evaluation.colour import (
 
 LARGEST_TILE_PX = 256
 """Longer side of pictures inside a page."""
+LARGEST_SLIDE_PX = 960
+"""Longer side of a picture that is looked at by itself."""
 _TILE_WIDTH_PX = 256
+_STRIP_PX = 256
+"""Rows of an image that are floats at a time."""
 _GAP_PX = 10
 _CAPTION_PX = 20
 _TEXT_PX = 13
@@ -180,6 +184,13 @@ def draw_tiles(item: PanelItem, palette: Sequence[RGB], *, name: str, base: Pane
     ]
 
 
+def draw_slide(image: NDArray[np.uint8], labels: NDArray[np.uint8], palette: Sequence[RGB]) -> tuple[bytes, bytes]:
+    """Return an image, and the same tinted by class, as JPEGs of one size for a page."""
+    small = np.asarray(_shrink(image, largest=LARGEST_SLIDE_PX))
+    seen = np.asarray(_shrink(labels, smooth=False, largest=LARGEST_SLIDE_PX))
+    return _encode(Image.fromarray(small)), _encode(Image.fromarray(draw_overlay(small, seen, palette)))
+
+
 def draw_map(item: SheetItem) -> Tile:
     """Return an image beside its raw depth, if it has one, which is scaled by its own 2nd…98th percentile."""
     shown = [_shrink(item.image)]
@@ -214,10 +225,10 @@ def _index_colours(picture: Image.Image) -> Image.Image:
     return indexed
 
 
-def _shrink(pixels: NDArray[np.uint8], *, smooth: bool = True) -> Image.Image:
+def _shrink(pixels: NDArray[np.uint8], *, smooth: bool = True, largest: int = LARGEST_TILE_PX) -> Image.Image:
     """Return an image at most so wide, or so high, as a page has use for."""
     height, width = pixels.shape[:2]
-    scale = min(1.0, LARGEST_TILE_PX / max(height, width))
+    scale = min(1.0, largest / max(height, width))
     return _resize(pixels, (max(1, round(width * scale)), max(1, round(height * scale))), smooth=smooth)
 
 
@@ -334,6 +345,19 @@ def _shorten(name: str, width_px: int, size_px: int) -> tuple[str, Font]:
         text = text[1:]
         shown = "…" + text
     return shown, font
+
+
+def draw_overlay(image: NDArray[np.uint8], labels: NDArray[np.uint8], palette: Sequence[RGB]) -> NDArray[np.uint8]:
+    """Return the (H, W, 3) image tinted by class, with lines where classes meet."""
+    tinted = np.empty_like(image)
+    for top in range(0, len(labels), _STRIP_PX):
+        rows = slice(top, top + _STRIP_PX)
+        tinted[rows] = (image[rows] * 0.5 + colour_labels(labels[rows], palette) * 0.5).round()
+    edges = np.zeros(labels.shape, dtype=bool)
+    edges[1:] |= labels[1:] != labels[:-1]
+    edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    tinted[edges] = PAPER
+    return tinted
 
 
 def write_png(image: Image.Image, out: Path, write_file: WriteFile = atomic_file) -> None:

@@ -1,10 +1,21 @@
-"""Label maps and overlays of image files, and label-id predictions of a split."""
+"""Label maps, overlays and what else is asked for of image files, and label-id predictions of a split.
+
+What lies in a folder of predictions, beside ``classes.csv`` (what the ids mean) and ``predictions.json`` (a record per
+image: its files, its size, the share of each class):
+
+| file                     | holds                                                                               |
+|--------------------------|-------------------------------------------------------------------------------------|
+| labels/NAME.png          | class ids as they are, shown in the palette's colours                               |
+| overlays/NAME.png        | the image tinted by class                                                           |
+| probabilities/NAME.npz   | ``probabilities`` uint8 (C, H, W), 255 is certain; ``classes`` their names          |
+| depth/NAME.png           | 16 bits, even steps from the image's lowest value to its highest; both values, and  |
+|                          | what they mean, in predictions.json and in the PNG's text                           |
+"""
 
 from __future__ import annotations
 
 import csv
 import itertools
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,23 +24,54 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from data_cache.errors import UserError, is_out_of_memory
-from data_cache.escaping import csv_text
+from data_cache.escaping import csv_text, json_text
 from data_cache.files import atomic_file
 from data_cache.image_scores import ImageScores, write_image_scores
-from data_cache.images import IMAGE_SUFFIXES, NoteTally, list_files, read_image
+from data_cache.images import NoteTally, read_image
 from data_cache.metrics import IMAGES_FILE
 from data_cache.outputs import OutputFolder, WriteFile, shorten_name
 from data_cache.sample import PackedBatch
 from data_cache.size_rule import ORIGINAL, SizeRule
-from stages.evaluation.colour import PAPER, RGB, colour_labels
+from stages.evaluation.colour import RGB
 from stages.evaluation.forward import Precision, evaluation_mode
-from stages.evaluation.panels import write_png
+from stages.evaluation.panels import draw_overlay, write_png
 from stages.evaluation.tiling import DEFAULT_MARGIN_PX, TiledNetwork, check_tiling, predict
-from stages.networks.interface import Normalisation
+from stages.evaluation.views import ONE_VIEW, View
+from stages.networks.interface import Normalisation, Outputs
+
+RECORDS_FILE = "predictions.json"
+LEGEND_FILE = "classes.csv"
+_LARGEST_DEPTH = 65535
+_PLACES = {
+    "labels": ("labels", ".png"),
+    "overlay": ("overlays", ".png"),
+    "probabilities": ("probabilities", ".npz"),
+    "depth": ("depth", ".png"),
+}
+"""Kind of result → folder and suffix of its files."""
+DEPTH_MEANINGS = {
+    "robust": "inverse depth, large is near; 0 and 1 are the 2nd and 98th percentile of the image's own depth",
+    "minmax": "inverse depth, large is near; 0 and 1 are the farthest and the nearest of the image's own depth",
+    "zscore": "inverse depth, large is near; in standard deviations from the mean of the image's own depth",
+    "log": "logarithm of inverse depth, large is near; 0 and 1 are the 2nd and 98th percentile of the image's own",
+    "metric": "inverse depth in 1/m, large is near",
+}
+"""Depth target → what the depth branch estimates."""
+
+
+class Segmented(NamedTuple):
+    """What a network says of one image, at its size."""
+
+    labels: NDArray[np.uint8]
+    """(H, W) class indices."""
+    depth: NDArray[np.float32] | None = None
+    """(H, W) in the units of the depth target; None where it was not asked for."""
+    probabilities: NDArray[np.uint8] | None = None
+    """(C, H, W), 255 is certain; None where they were not asked for."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +88,12 @@ class Segmenter:
     """Side of the tiles a larger image is cut into; None labels it whole."""
     margin: int = DEFAULT_MARGIN_PX
     """Pixels around each tile that the network sees too."""
+    views: Sequence[View] = ONE_VIEW
+    """In which it sees an image, or each tile; the mean of what it says then counts."""
+    depth: bool = False
+    """Whether to run the depth branch."""
+    probabilities: bool = False
+    """Whether to keep the probabilities of all classes."""
 
     def __post_init__(self) -> None:
         if self.tile is not None:
@@ -55,20 +103,34 @@ class Segmenter:
                     f"tiles are cut at the image's own size, but this model takes {self.size_rule}; drop --tile"
                 )
 
-    def label(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return (H, W) class indices of an (H, W, 3) image, at its size."""
+    def segment(self, image: NDArray[np.uint8]) -> Segmented:
+        """Return what the network says of an (H, W, 3) image."""
         height, width = image.shape[:2]
         network = self.network
         if self.tile is not None and max(height, width) > self.tile:
             network = TiledNetwork(network, tile=self.tile, margin=self.margin)
         else:
             image = self.size_rule.fit(image)
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in self.normalisation)
-        pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+        pixels = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0).to(self.device)
         with torch.inference_mode():
-            images = ((pixels - mean) / std).unsqueeze(0).to(self.device)
-            predicted = predict(network, images, (height, width), precision=self.precision)
-            return predicted.seg_labels[0].cpu().numpy()
+            predicted = predict(
+                network, pixels, (height, width), precision=self.precision, depth=self.depth,
+                probabilities=self.probabilities, views=self.views, prepare=self._normalise,
+                on_outputs=_check_finite,
+            )  # fmt: skip
+        maps = (predicted.seg_labels, predicted.depth, predicted.probabilities)
+        return Segmented(*(None if found is None else found[0].cpu().numpy() for found in maps))  # type: ignore[arg-type]
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in self.normalisation)
+        return (pixels.float() / 255 - mean) / std
+
+
+def _check_finite(outputs: Outputs) -> None:
+    """Refuse what an argmax would silently turn into a class."""
+    for what, maps in (("segmentation logits", outputs.seg_logits), ("depth", outputs.depth)):
+        if maps is not None and not torch.isfinite(torch.stack(torch.aminmax(maps))).all():
+            raise UserError(f"the network's {what} are not finite; its weights are broken: train it again")
 
 
 class FailedImage(NamedTuple):
@@ -84,6 +146,12 @@ class Predictions(NamedTuple):
     files: list[Path]
     failed: list[FailedImage]
     notes: list[str]
+    records: list[dict[str, Any]]
+    """Of each image, as in predictions.json."""
+
+
+OnImage = Callable[[Path, NDArray[np.uint8] | None, Segmented | None], None]
+"""Called per image with the file, and its pixels and what was found, or twice None where it failed."""
 
 
 def predict_files(
@@ -93,47 +161,69 @@ def predict_files(
     *,
     class_names: Sequence[str],
     palette: Sequence[RGB],
+    depth_meaning: str = "",
+    on_image: OnImage | None = None,
 ) -> Predictions:
-    """Write ``labels/NAME.png`` (class ids with a palette) and ``overlays/NAME.png`` for each image.
+    """Write what was found in each image, as the table above says, but ``predictions.json``.
 
-    ``classes.csv`` beside them says what the ids mean. Images of one name in several folders get names with their
-    folders in front, so none overwrites another. One that cannot be read or labelled costs the others nothing.
+    Images of one name in several folders get names with their folders in front, so none overwrites another. One that
+    cannot be read or labelled costs the others nothing.
 
     Args:
-        files: images, as ``list_images`` gives them.
+        files: images, each once.
+        depth_meaning: what the numbers of the depth branch are, in words.
 
     Raises:
         UserError: something else lies where a result belongs, or it cannot be written.
     """
+    kinds = ["labels", "overlay"]
+    kinds += [kind for kind in ("probabilities", "depth") if getattr(segmenter, kind)]
     places = {
-        file: (output.folder / "labels" / f"{name}.png", output.folder / "overlays" / f"{name}.png")
+        file: {kind: output.folder / _PLACES[kind][0] / f"{name}{_PLACES[kind][1]}" for kind in kinds}
         for file, name in name_outputs(files).items()
     }
-    legend = output.folder / "classes.csv"
-    output.check([legend, *(path for pair in places.values() for path in pair)])
+    legend = output.folder / LEGEND_FILE
+    output.check(
+        [legend, output.folder / RECORDS_FILE, *(path for of_file in places.values() for path in of_file.values())]
+    )
     with output.write(legend) as temporary:
         _write_classes(temporary, class_names, palette)
-    found = Predictions([legend], [], [])
+    found = Predictions([legend], [], [], [])
     tally = NoteTally()
     with evaluation_mode(segmenter.network):
-        for file, pair in places.items():
+        for file, of_file in places.items():
             try:
                 image, notes = read_image(file)
-                labels = _label(segmenter, image, file)
+                segmented = _segment(segmenter, image, file)
             except UserError as problem:
                 found.failed.append(FailedImage(str(file), str(problem)))
+                if on_image is not None:
+                    on_image(file, None, None)
                 continue
             tally.add(file.name, notes)
-            write_labels(labels, pair[0], palette, output.write)
-            write_png(Image.fromarray(draw_overlay(image, labels, palette)), pair[1], output.write)
-            found.files.extend(pair)
+            write_labels(segmented.labels, of_file["labels"], palette, output.write)
+            overlay = draw_overlay(image, segmented.labels, palette)
+            write_png(Image.fromarray(overlay), of_file["overlay"], output.write)
+            record: dict[str, Any] = {"image": str(file), "height": image.shape[0], "width": image.shape[1]}
+            record |= {kind: path.relative_to(output.folder).as_posix() for kind, path in of_file.items()}
+            record["shares"] = dict(zip(class_names, count_shares(segmented.labels, len(class_names)), strict=True))
+            if segmented.probabilities is not None:
+                with output.write(of_file["probabilities"]) as temporary, temporary.open("wb") as stream:
+                    np.savez_compressed(stream, probabilities=segmented.probabilities, classes=np.array(class_names))
+            if segmented.depth is not None:
+                record["depth"] = {"file": record["depth"], "meaning": depth_meaning}
+                record["depth"] |= write_depth(segmented.depth, of_file["depth"], depth_meaning, output.write)
+            found.files.extend(of_file.values())
+            found.records.append(record)
+            if on_image is not None:
+                on_image(file, image, segmented)
     found.notes.extend(tally.lines())
     return found
 
 
-def _label(segmenter: Segmenter, image: NDArray[np.uint8], file: Path) -> NDArray[np.uint8]:
+def _segment(segmenter: Segmenter, image: NDArray[np.uint8], file: Path) -> Segmented:
     try:
-        return segmenter.label(image)
+        return segmenter.segment(image)
     except (RuntimeError, MemoryError) as problem:
         if not is_out_of_memory(problem):
             raise
@@ -143,20 +233,42 @@ def _label(segmenter: Segmenter, image: NDArray[np.uint8], file: Path) -> NDArra
         raise UserError(f"{file} ({width} x {height}) does not fit into memory; {remedy}") from problem
 
 
-def list_images(files: Iterable[Path]) -> list[Path]:
-    """Return images in order, folders replaced by the images in them, each once.
+def count_shares(labels: NDArray[np.uint8], num_classes: int) -> list[float]:
+    """Return each class's share of the pixels, to six places."""
+    counts = Image.fromarray(labels).histogram()[:num_classes]
+    return [round(count / labels.size, 6) for count in counts]
 
-    Raises:
-        UserError: nothing is left.
-    """
-    found: dict[str, Path] = {}
-    for file in files:
-        for path in list_files(file) if os.path.isdir(file) else [file]:  # noqa: PTH112 - is_dir() raises for long names
-            found.setdefault(os.path.realpath(path), path)  # resolve() raises for a link to itself
-    if not found:
-        suffixes = ", ".join(IMAGE_SUFFIXES)
-        raise UserError(f"no image to predict; name image files, or folders with files ending in {suffixes}")
-    return list(found.values())
+
+def write_depth(
+    depth: NDArray[np.float32], out: Path, meaning: str, write_file: WriteFile = atomic_file
+) -> dict[str, float]:
+    """Write an (H, W) depth map as a 16-bit PNG; return the values ``low`` and ``high`` that 0 and 65535 stand for."""
+    low, high = float(depth.min()), float(depth.max())
+    steps = ((depth - low) * (_LARGEST_DEPTH / max(high - low, 1e-12))).round().astype(np.uint16)
+    ends = {"low": low, "high": high}
+    about = PngImagePlugin.PngInfo()
+    for key, value in (*ends.items(), ("meaning", meaning)):
+        about.add_text(key, str(value))
+    with write_file(out) as temporary:
+        Image.fromarray(steps).save(temporary, format="PNG", pnginfo=about)
+    return ends
+
+
+def write_records(
+    found: Predictions, output: OutputFolder, *, model: str, class_names: Sequence[str], videos: Sequence[Any] = ()
+) -> Path:
+    """Write ``predictions.json``: what was found in each image and video, and what failed."""
+    out = output.folder / RECORDS_FILE
+    facts = {
+        "model": model,
+        "classes": list(class_names),
+        "images": found.records,
+        "videos": list(videos),
+        "failed": [failure._asdict() for failure in found.failed],
+    }
+    with output.write(out) as temporary:
+        temporary.write_text(json_text(facts, indent=1) + "\n", encoding="utf8")
+    return out
 
 
 def name_outputs(files: Sequence[Path]) -> dict[Path, str]:
@@ -181,16 +293,6 @@ def name_outputs(files: Sequence[Path]) -> dict[Path, str]:
         free = (f"{file.stem}-{file.suffix.lstrip('.').lower()}-{number}" for number in numbers)
         names[file] = next(name for name in free if name.lower() not in taken)
     return {file: shorten_name(name) for file, name in names.items()}
-
-
-def draw_overlay(image: NDArray[np.uint8], labels: NDArray[np.uint8], palette: Sequence[RGB]) -> NDArray[np.uint8]:
-    """Return the (H, W, 3) image tinted by class, with lines where classes meet."""
-    tinted = image * 0.5 + colour_labels(labels, palette) * 0.5
-    edges = np.zeros(labels.shape, dtype=bool)
-    edges[1:] |= labels[1:] != labels[:-1]
-    edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    tinted[edges] = PAPER
-    return tinted.round().astype(np.uint8)
 
 
 def write_labels(

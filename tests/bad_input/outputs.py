@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import imageio_ffmpeg
 from PIL import Image
 
 from data_cache.outputs import SEAL, Inputs, OutputFolder, write_page
@@ -47,7 +49,13 @@ def _predict_onto(make: Callable[[Path, World], object], *words: str) -> Prepare
     return prepare
 
 
-_WRITTEN = ("out/.written.jsonl", "out/classes.csv", "out/labels/photo.png", "out/overlays/photo.png")
+_WRITTEN = (
+    "out/.written.jsonl",
+    "out/classes.csv",
+    "out/labels/photo.png",
+    "out/overlays/photo.png",
+    "out/predictions.json",
+)
 
 
 def _copy_mask(labels: Path, world: World) -> None:
@@ -86,7 +94,7 @@ def _predict_mixed(world: World) -> Sequence[str | Path]:
 def _count_labels(expected: int) -> Callable[[World, Answer], None]:
     def check(world: World, answer: Answer) -> None:
         assert len(list((world.root / "out" / "labels").glob("[!.]*.png"))) == expected
-        assert len(answer.json["files"]) == 2 * expected + 1
+        assert len(answer.json["files"]) == 2 * expected + 2
 
     return check
 
@@ -167,11 +175,78 @@ def _thin_image(world: World) -> Sequence[str | Path]:
     return ["predict", world.export, world.root / "thin.png", world.user / "photo.png", "--out", world.root / "out"]
 
 
+def _nothing_is_written(world: World, _: Answer) -> None:
+    assert not (world.root / "out").exists()
+
+
 def _photo_is_labelled(world: World, _: Answer) -> None:
     assert (world.root / "out" / "labels" / "photo.png").is_file()
 
 
+def _video_without_frames(world: World) -> Sequence[str | Path]:
+    film = world.root / "film.mp4"
+    make = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "sine=duration=0.1", film]
+    subprocess.run(make, check=True, stdin=subprocess.DEVNULL)
+    return ["predict", world.export, film, world.user / "photo.png", "--out", world.root / "out"]
+
+
 CASES = [
+    Case(
+        "a video without frames among others to predict",
+        _video_without_frames,
+        ("film.mp4", "it has no frame", "leave it out"),
+        check=_photo_is_labelled,
+    ),
+    Case(
+        "a camera that is absent",
+        lambda world: ["predict", world.export, "97", "--out", world.root / "out"],
+        ("no camera 97", "/dev/video97", "name a video"),
+        check=_nothing_is_written,
+    ),
+    Case(
+        "a pattern that fits no image",
+        lambda world: ["predict", world.export, world.user / "*.jpg", "--out", world.root / "out"],
+        ("no image or video fits the pattern", "*.jpg"),
+        check=_nothing_is_written,
+    ),
+    Case(
+        "depth of an export, which has no depth branch",
+        _predict_to(lambda world: world.root / "out", "--depth"),
+        ("--depth", "no depth branch", "name the run"),
+        check=_nothing_is_written,
+    ),
+    Case(
+        "depth of a run that learnt none",
+        lambda world: [
+            "predict",
+            world.run_folder("seg-only").name,
+            world.user / "photo.png",
+            "--out",
+            world.root / "out",
+            "--depth",
+        ],
+        ("--depth", "learns nothing", "depth-first"),
+        check=_nothing_is_written,
+    ),
+    Case(
+        "--tta with a kind of view that there is not",
+        _predict_to(lambda world: world.root / "out", "--tta", "flips"),
+        ("--tta", "did you mean 'flip'", "scales"),
+    ),
+    Case(
+        "predict --html a LaTeX file",
+        lambda world: [
+            "predict",
+            world.export,
+            world.user / "photo.png",
+            "--out",
+            world.root / "out",
+            "--html",
+            world.user / "thesis.tex",
+        ],
+        ("thesis.tex", "--overwrite"),
+        check=_nothing_is_written,
+    ),
     Case(
         "report of a run whose panels are links to an endless device",
         _endless_panels,

@@ -20,7 +20,8 @@ from data_cache.datasets import open_dataset
 from data_cache.errors import UserError
 from data_cache.images import ImageNote, NoteTally, read_image, read_image_size
 from data_cache.outputs import Inputs, OutputFolder
-from stages.evaluation.predict import Segmenter, list_images, predict_files
+from stages.evaluation.predict import Segmenter, predict_files
+from stages.evaluation.sources import find_sources
 from stages.networks.interface import Normalisation, Outputs
 
 ROOT = Path(__file__).parents[2]
@@ -169,7 +170,7 @@ def test_dataset_and_predictor_see_the_same_pixels(folder: Path, tmp_path: Path)
         return Outputs(torch.zeros(1, 1, *images.shape[-2:]), None)
 
     segmenter = Segmenter(network, Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
-    files = list_images([folder / "images" / "train"])
+    files = find_sources([folder / "images" / "train"]).images
     output = OutputFolder(tmp_path, Inputs(files))
     written = predict_files(segmenter, files, output, class_names=["thing"], palette=[(0, 0, 0)])
     dataset = open_dataset("folder", folder, "train")

@@ -11,18 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
+from data_cache.depth_target import TARGET_MODES
 from data_cache.errors import UserError
 from data_cache.outputs import Inputs, OutputFolder, open_output
 from data_cache.sample import PackedBatch
 from data_cache.size_rule import fixed_size
 from stages.evaluation.predict import (
+    DEPTH_MEANINGS,
     Predictions,
     PredictionWriter,
     Segmenter,
-    list_images,
     name_outputs,
     predict_files,
 )
+from stages.evaluation.sources import find_sources
 from stages.networks.interface import Normalisation, Outputs
 
 NAMES, PALETTE = ("dark", "light"), ((10, 20, 30), (250, 240, 230))
@@ -44,15 +46,18 @@ def half_light(height: int = 80, width: int = 100) -> np.ndarray:
 
 def save(path: Path, image: np.ndarray | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(half_light() if image is None else image).save(path)
+    Image.fromarray(half_light() if image is None else image).save(path, format=None if path.suffix else "PNG")
     return path
 
 
-def predict(files, out, *, network=brightness, class_names=NAMES, **options) -> Predictions:
-    found = list_images(files)
+def predict(files, out, *, network=brightness, class_names=NAMES, on_image=None, **options) -> Predictions:
+    found = find_sources(files).images
     with open_output(out, Inputs(found), overwrite=False) as output:
         segmenter = Segmenter(network, PLAIN, **options)
-        return predict_files(segmenter, found, output, class_names=class_names, palette=PALETTE)
+        return predict_files(
+            segmenter, found, output, class_names=class_names, palette=PALETTE, depth_meaning="what it means",
+            on_image=on_image,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [{}, {"size_rule": fixed_size((64, 96))}, {"tile": 64, "margin": 32}])
@@ -108,10 +113,56 @@ def test_names_are_unlike_even_when_only_suffix_or_case_differs(tmp_path):
     assert names[files[3]] == "b" and len(names[files[5]].encode()) < 250
 
 
+def test_what_is_asked_for_beside_labels_lies_in_files_that_say_what_they_mean(tmp_path):
+    def network(images, *, seg=True, depth=True):
+        return brightness(images)._replace(depth=images.mean(1) * 4 - 1 if depth else None)
+
+    found = predict([save(tmp_path / "a.png")], tmp_path / "out", network=network, probabilities=True, depth=True)
+    with Image.open(tmp_path / "out/depth/a.png") as depth:
+        about, steps = depth.text, np.array(depth)
+    assert steps.dtype == np.uint16 and about["meaning"] == "what it means"
+    low, high = (float(about[end]) for end in ("low", "high"))
+    right = half_light()[..., 0] > 0
+    assert np.allclose(steps / 65535 * (high - low) + low, np.where(right, 3, -1), atol=1e-4)
+    stored = np.load(tmp_path / "out/probabilities/a.npz", allow_pickle=False)
+    light = round(255 / (1 + np.exp(-1)))
+    assert stored["probabilities"].dtype == np.uint8 and tuple(stored["classes"]) == NAMES
+    assert (stored["probabilities"][1] == np.where(right, light, 255 - light)).all()
+    (record,) = found.records
+    assert record["depth"] == {"file": "depth/a.png", "meaning": "what it means", "low": -1.0, "high": 3.0}
+    assert record["shares"] == {"dark": 0.5, "light": 0.5} and record["probabilities"] == "probabilities/a.npz"
+
+
+def test_each_image_is_told_of_and_what_is_not_finite_fails_alone(tmp_path):
+    def network(images, *, seg=True, depth=True):
+        outputs = brightness(images)
+        return outputs._replace(seg_logits=outputs.seg_logits.where(images.mean() > 0.1, torch.nan))
+
+    files, told = [save(tmp_path / "a.png"), save(tmp_path / "b.png", half_light() * 0)], []
+    found = predict(files, tmp_path / "out", network=network, on_image=lambda file, *_: told.append(file))
+    assert told == files and [record["image"] for record in found.records] == [str(files[0])]
+    assert found.failed[0].image == str(files[1]) and "logits are not finite" in found.failed[0].reason
+
+
+def test_every_depth_target_has_its_meaning():
+    assert DEPTH_MEANINGS.keys() == TARGET_MODES.keys()
+
+
+def test_patterns_stand_for_what_fits_them_and_numbers_for_cameras(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = [save(tmp_path / name) for name in ("x/a.png", "x/y/b.png", "[c].png", "7")]
+    (tmp_path / "film.MP4").touch()
+    found = find_sources(map(Path, ["x/**", "[c].png", "*.MP4", "7", "3"]))
+    assert [path.name for path in found.images] == ["a.png", "b.png", "[c].png", "7"]
+    assert found.videos == [Path("film.MP4")] and found.cameras == [3]
+    with pytest.raises(UserError, match=r"no image or video fits the pattern \*.gif"):
+        find_sources([files[0], Path("*.gif")])
+
+
 def test_a_folder_stands_for_its_images_and_a_repeated_file_counts_once(tmp_path):
     files = [save(tmp_path / name) for name in ("b.png", "a.JPG")]
     (tmp_path / "notes.txt").write_text("not an image")
-    assert list_images([tmp_path, files[0]]) == [tmp_path / "a.JPG", tmp_path / "b.png"]
+    assert find_sources([tmp_path, files[0]]).images == [tmp_path / "a.JPG", tmp_path / "b.png"]
 
 
 def test_no_image_at_all_is_refused(tmp_path):

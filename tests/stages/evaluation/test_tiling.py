@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from data_cache.errors import UserError
 from data_cache.sample import PackedBatch
 from stages.evaluation.evaluate import evaluate
 from stages.evaluation.tiling import TiledNetwork, predict, predict_tiles
+from stages.evaluation.views import choose_views
 from stages.networks import build_network
 from stages.networks.framing import mirror_pad
 from stages.networks.interface import Network, Outputs
@@ -138,6 +140,37 @@ def test_labels_in_tiles_are_those_of_the_whole_where_the_margin_suffices(size):
     torch.testing.assert_close(tiled.depth, whole.depth.float())
 
 
+def test_windows_go_over_into_one_another_without_a_step():
+    """Windows that agree nowhere: each says its own number everywhere."""
+    numbers = iter(range(100))
+    images = random_images(200, 330)
+
+    def disagree(windows):
+        return torch.full_like(windows[:, :1], next(numbers))
+
+    found = stitch(disagree, images, tile=64, margin=64).seg_logits[0, 0]
+    columns = len({int(value) for value in found[0].tolist() if value == int(value)})
+    assert columns == 6 and found.unique().numel() > 100
+    assert torch.allclose(found[10, 64 - 16 : 64 + 16], (torch.arange(32) + 0.5) / 32)
+    assert (found[:, 1:] - found[:, :-1]).abs().max() <= 1 / 32 + 1e-6
+    assert (found[1:] - found[:-1]).abs().max() <= columns / 32 + 1e-5
+
+
+def test_the_mean_over_views_is_taken_in_every_tile():
+    """A pointwise network sees the same in every view but for the seams of resizing; mirroring has none."""
+    network, images = nn.Conv2d(3, 4, 1).eval(), random_images(100, 130)
+    views = choose_views("flip")
+    with torch.no_grad():
+        expected = network(images).log_softmax(1)
+    for piece in predict_tiles(network, images, 64, 32, views=views):
+        torch.testing.assert_close(piece.outputs.seg_logits, expected[..., piece.rows, piece.columns])
+
+
+def test_networks_without_padding_take_no_other_views_of_tiles(unet_valid):
+    with pytest.raises(UserError, match="no padding, so --tta cannot show it tiles in other views"):
+        next(predict_tiles(unet_valid, random_images(64, 64), 64, 0, views=choose_views("flip")))
+
+
 class Classes(Network):
     """Many classes from one pointwise layer: its logits are by far the largest tensor."""
 
@@ -177,6 +210,28 @@ def test_memory_is_bounded_by_the_tiles_and_not_by_classes_times_image():
         assert measure_largest_tensor(100, side_px, tiles=True) == window
         assert measure_largest_tensor(100, side_px, tiles=False) == 100 * side_px**2 * 4
     assert measure_largest_tensor(2, 640, tiles=True) == 3 * 640**2 * 4  # nothing beyond a copy of the image
+
+
+def test_blending_keeps_no_more_than_a_window_and_the_bands_of_a_row():
+    """Live logits, that is; the image itself is bytes until a window is cut."""
+    classes, tile, margin, width = 100, 64, 64, 512
+    alive: list[weakref.ref] = []
+
+    def network(windows):
+        logits = windows[:, :1].repeat(1, classes, 1, 1)
+        alive.append(weakref.ref(logits))
+        return logits
+
+    ramp = tile // 4
+    for height in (128, 512):
+        images = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+        with LargestTensor() as largest, torch.inference_mode():
+            predict(
+                TiledNetwork(network, tile=tile, margin=margin), images, (height, width), prepare=lambda cut: cut / 255
+            )
+            assert sum(each() is not None for each in alive) <= 1
+        assert largest.bytes <= max(classes * (tile + 2 * margin) ** 2 * 4, 3 * (height + 192) * (width + 192))
+        assert largest.bytes < classes * (2 * ramp) * width * 4 * 3
 
 
 def test_an_evaluation_takes_a_tiled_network(unet_valid):
