@@ -2,9 +2,9 @@
 
 ``index.h5`` holds an external link per image, so ``h5py.File("index.h5")["depth/0001TP_006690"]`` is that image's map
 for any HDF5 program. File attributes carry the provenance, those of a map its statistics, source size and checksums.
-h5py is imported here and in ``depth_file_build``. HDF5 never writes to the disk itself: files are built in memory and
-published whole (``store_folder.publish``), because an HDF5 file killed before a flush does not open again and a full
-disk leaves the library in an undefined state.
+h5py is imported here, in ``depth_file_build`` and ``map_facts``. HDF5 never writes to the disk itself: files are built
+in memory and published whole (``store_folder.publish``), because an HDF5 file killed before a flush does not open again
+and a full disk leaves the library in an undefined state.
 
 What is read is checked before it is believed. Numbers and facts of a map have a checksum, HDF5's own structures have
 one too in the layout of HDF5 1.10 (damaged ones of the older layout can crash the library), texts and records go
@@ -22,25 +22,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data_cache.content import check_regular
-from data_cache.depth_map import (
-    STAT_NAMES,
-    DepthMap,
-    DepthStats,
-    MapRecord,
-    Provenance,
-    read_stored_name,
-    stored_name,
-)
+from data_cache.depth_map import DepthMap, MapRecord, Provenance, read_stored_name, stored_name
 from data_cache.errors import UserError
 from data_cache.escaping import printable_text
+from data_cache.map_facts import MapFacts, read_facts
 from data_cache.records import explain_invalid
 from data_cache.store_folder import INDEX, is_map_file
 
@@ -53,7 +46,6 @@ _BEST_COMPRESSION = 1100
 """deflate reaches 1032; Blosc2, which stores equal numbers as one, has no limit."""
 _BLOSC2 = 32026
 """Number of the filter as registered with the HDF Group."""
-_LARGEST_ATTRIBUTE_BYTES = 1 << 12
 _REMEMBERED = 8192
 """Maps whose facts are remembered: 15 MB in every process."""
 _HEAD_BYTES = 1 << 16
@@ -66,33 +58,6 @@ _NAMES = TypeAdapter(list[str], config=ConfigDict(strict=True))
 
 MapFile: TypeAlias = h5py.File
 """An open file of a store."""
-_Crc32 = Annotated[int, Field(ge=0, lt=1 << 32)]
-
-
-class MapFacts(BaseModel):
-    """What is written beside the numbers of a map."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
-
-    source_size: tuple[PositiveInt, PositiveInt]
-    checksum: str
-    depth_checksum: str
-    crc32: _Crc32
-    """Of the numbers."""
-    facts_crc32: _Crc32 | None = None
-    """Of the rest and the image's id; None in stores of version 2, and before it is written."""
-    stats: DepthStats
-
-    def compute_crc32(self, image_id: str) -> int:
-        """Return what ``facts_crc32`` should be."""
-        stats = (getattr(self.stats, name) for name in STAT_NAMES)
-        facts = (image_id, *stats, *self.source_size, self.checksum, self.depth_checksum, self.crc32)
-        return zlib.crc32(ascii(facts).encode())
-
-    def record(self) -> MapRecord:
-        """Return what the store remembers of the map."""
-        fitness = self.stats.std, self.stats.valid_share, self.stats.row_correlation
-        return MapRecord(self.checksum, self.depth_checksum, self.crc32, *fitness)
 
 
 class OtherSchema(UserError):
@@ -392,41 +357,3 @@ def load_blosc(what: str) -> Any:
 def _is_blosc(dataset: Any) -> bool:
     properties = dataset.get_create_plist()
     return _BLOSC2 in (properties.get_filter(number)[0] for number in range(properties.get_nfilters()))
-
-
-def read_facts(dataset: Any) -> MapFacts:
-    """Read what is written beside the numbers of a map; ``dataset`` is of ``open_map``."""
-    size = _read_attribute(dataset, "source_size")
-    return MapFacts(
-        source_size=tuple(size) if isinstance(size, list) else size,
-        checksum=_read_attribute(dataset, "checksum"),
-        depth_checksum=_read_attribute(dataset, "depth_checksum", ""),
-        crc32=_read_attribute(dataset, "crc32"),
-        facts_crc32=_read_attribute(dataset, "facts_crc32", None),
-        stats=DepthStats(**{name: _read_number(dataset, name) for name in STAT_NAMES}),
-    )
-
-
-def _read_number(dataset: Any, name: str) -> float:
-    """Return an attribute that is one number; HDF5 and h5py refuse what is anything else."""
-    value = np.empty((), np.float64)
-    h5py.h5a.open(dataset, name.encode()).read(value)
-    return float(value)
-
-
-def _read_attribute(dataset: Any, name: str, *otherwise: Any) -> Any:
-    """Return an attribute of a map as Python's own number, text or list of these; None where it is none of them.
-
-    Args:
-        otherwise: what an attribute counts as that is missing; KeyError without.
-    """
-    if otherwise and not h5py.h5a.exists(dataset, name.encode()):
-        return otherwise[0]
-    attribute = h5py.h5a.open(dataset, name.encode())
-    dtype = attribute.dtype
-    if dtype.kind not in "iufS" or dtype.itemsize * math.prod(attribute.shape) > _LARGEST_ATTRIBUTE_BYTES:
-        return None
-    value = np.empty(attribute.shape, dtype)
-    attribute.read(value)
-    found = value.tolist()
-    return found.decode() if isinstance(found, bytes) else found

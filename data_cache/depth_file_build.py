@@ -7,7 +7,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,18 +18,17 @@ from numpy.typing import NDArray
 from data_cache.depth_file import (
     SCHEMA_VERSION,
     TEXT_FIELDS,
-    MapFacts,
     MapFile,
     explaining_damage,
     load_blosc,
     open_file,
     open_map,
-    read_facts,
     read_image_ids,
     read_num_images,
     read_provenance,
 )
 from data_cache.depth_map import MapRecord, Provenance, stored_name
+from data_cache.map_facts import MapFacts, read_facts, write_facts
 from data_cache.store_folder import INDEX, list_store_files, publish
 
 _LAYOUT = ("v110", "v110")
@@ -94,19 +93,13 @@ def build_map_file(
             layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             layout.set_attr_phase_change(_ATTRIBUTES_BESIDE_MAP, _ATTRIBUTES_BESIDE_MAP // 2)
             dataset = group.create_dataset(
-                name,
-                shape=stored.values.shape,
-                dtype=stored.values.dtype,
-                chunks=chunks,
-                dcpl=layout,
-                **codec,
+                name, shape=stored.values.shape, dtype=stored.values.dtype, chunks=chunks, dcpl=layout, **codec
             )
             if stored.packed is None:
                 dataset[...] = stored.values
             else:
                 dataset.id.write_direct_chunk((0, 0), stored.packed)
-            for attribute, value in _list_attributes(stored).items():
-                _write_attribute(dataset.id, attribute, value)
+            write_facts(dataset.id, stored.facts, stored.image_id)
             records[name] = stored.facts.record()
         file["records"] = np.frombuffer(json.dumps(records).encode(), np.uint8)
     return image.getbuffer()
@@ -165,18 +158,6 @@ def _start_file(file: MapFile, provenance: Provenance) -> h5py.Group:
     return file.create_group("depth")
 
 
-def _list_attributes(stored: StoredMap) -> dict[str, np.generic | NDArray[np.int64]]:
-    facts = stored.facts
-    checksums = {"checksum": facts.checksum, "depth_checksum": facts.depth_checksum}
-    return {
-        "source_size": np.array(facts.source_size, np.int64),
-        "crc32": np.uint32(facts.crc32),
-        "facts_crc32": np.uint32(facts.compute_crc32(stored.image_id)),
-        **{name: np.bytes_(value) for name, value in checksums.items() if value},
-        **{name: np.float64(value) for name, value in asdict(facts.stats).items()},
-    }
-
-
 def _describe_blosc() -> Mapping[str, Any]:
     plugin = load_blosc("a new map")
     described: Mapping[str, Any] = plugin.Blosc2(cname="zstd", clevel=1, filters=plugin.Blosc2.SHUFFLE)
@@ -188,10 +169,3 @@ def _choose_chunks(shape: tuple[int, ...], num_bytes: int) -> tuple[int, ...]:
     if num_bytes <= _WHOLE_CHUNK_BYTES:
         return shape
     return tuple(math.ceil(side / max(1, round(side / 256))) for side in shape)
-
-
-def _write_attribute(dataset: Any, name: str, value: np.generic | NDArray[np.int64]) -> None:
-    """Write one attribute; by hand, because ``attrs[name] = value`` takes seven times as long."""
-    array = np.asarray(value)
-    space = h5py.h5s.create_simple(array.shape) if array.shape else h5py.h5s.create(h5py.h5s.SCALAR)
-    h5py.h5a.create(dataset, name.encode(), h5py.h5t.py_create(array.dtype), space).write(array)

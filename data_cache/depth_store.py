@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.depth_file import (
-    MapFacts,
     MapFile,
     OtherSchema,
     check_same_store,
@@ -29,6 +28,7 @@ from data_cache.depth_file import (
 )
 from data_cache.depth_map import DepthMap, MapRecord, Provenance, label_command
 from data_cache.errors import UserError
+from data_cache.map_facts import MapFacts
 from data_cache.store_folder import INDEX, folder_name, list_store_files, matching_folders
 
 _OPEN_FILES = 12

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.depth_file import (
-    MapFacts,
     explaining_damage,
     open_file,
     read_indexed_shards,
@@ -24,6 +23,7 @@ from data_cache.depth_file_build import CODECS, StoredMap, build_map_file, pack_
 from data_cache.depth_map import DESCRIPTIVE, MapRecord, Provenance, UnfitMap, compute_depth_stats, to_float16
 from data_cache.errors import UserError, unknown_name
 from data_cache.files import hold_folder
+from data_cache.map_facts import MapFacts
 from data_cache.ranks import is_speaker, rank, wait_for_all, world_size
 from data_cache.store_folder import (
     INDEX,

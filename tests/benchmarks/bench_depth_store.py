@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_cache.depth_file import MapFacts
 from data_cache.depth_file_build import StoredMap, build_map_file, publish_index
 from data_cache.depth_map import Provenance, compute_depth_stats
 from data_cache.depth_store import DepthStore
 from data_cache.depth_writer import DepthStoreWriter
+from data_cache.map_facts import MapFacts
 from data_cache.sample import DepthKind
 from data_cache.store_folder import shard_name
 from tests.benchmarks.drawings import draw_photograph, draw_surface
