@@ -44,12 +44,8 @@ class RepairReport(NamedTuple):
     """Images still stored."""
 
 
-def verify_store(folder: Path, deep: bool = True) -> list[BadMap]:
-    """List what is wrong with a store; empty when all is well. Changes nothing.
-
-    Args:
-        folder: of the store.
-        deep: also read every map and compare its checksum, at disk speed; else only open every file.
+def verify_store(folder: Path) -> list[BadMap]:
+    """List what is wrong with a store; empty when all is well. Reads every map, at disk speed, and changes nothing.
 
     Raises:
         UserError: there is no store, it is of another version of the format, or what unpacks its maps is missing.
@@ -63,7 +59,7 @@ def verify_store(folder: Path, deep: bool = True) -> list[BadMap]:
     unreadable: dict[str, str] = {}
     for name in listed.names:
         try:
-            held[name], damaged = _verify_file(folder / name, provenance, deep)
+            held[name], damaged = _verify_file(folder / name, provenance)
         except NOT_DAMAGED:
             raise
         except UserError as error:
@@ -116,7 +112,7 @@ def _find_provenance(folder: Path, listed: StoreFiles) -> Provenance | None:
     return made[found.most_common(1)[0][0]] if found else None
 
 
-def _verify_file(path: Path, provenance: Provenance | None, deep: bool) -> tuple[set[str], list[BadMap]]:
+def _verify_file(path: Path, provenance: Provenance | None) -> tuple[set[str], list[BadMap]]:
     """Return the images of a readable file and its damaged maps; UserError when it cannot be read."""
     bad: list[BadMap] = []
     with explaining_damage(path), open_file(path) as file:
@@ -124,7 +120,7 @@ def _verify_file(path: Path, provenance: Provenance | None, deep: bool) -> tuple
         image_ids = read_image_ids(file)
         records = _read_records(file, path, bad)
         sound = records.keys() == set(image_ids)
-        for image_id in image_ids if deep else ():
+        for image_id in image_ids:
             try:
                 with explaining_damage(path):
                     # NaN equals nothing, its text itself
@@ -182,7 +178,7 @@ def _drop(path: Path, provenance: Provenance | None) -> None:
     """Rewrite a file without its damaged maps; remove it when none is left or it is bad as a whole."""
     good: set[str] = set()
     try:
-        image_ids, bad = _verify_file(path, provenance, deep=True)
+        image_ids, bad = _verify_file(path, provenance)
         good = image_ids - {found.image_id for found in bad}
     except UserError:
         pass

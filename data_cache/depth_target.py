@@ -81,18 +81,6 @@ def compute_inverse_depth_target(
     return DepthTarget(target, valid)
 
 
-def _scale_robust(inverse: NDArray[np.float32], stats: _InverseStats) -> NDArray[np.float32]:
-    return _to_unit_range(inverse, stats.p2, stats.p98)
-
-
-def _scale_minmax(inverse: NDArray[np.float32], stats: _InverseStats) -> NDArray[np.float32]:
-    return _to_unit_range(inverse, stats.min, stats.max)
-
-
-def _scale_zscore(inverse: NDArray[np.float32], stats: _InverseStats) -> NDArray[np.float32]:
-    return (inverse - np.float32(stats.mean)) * _reciprocal(stats.std)
-
-
 def _scale_log(inverse: NDArray[np.float32], stats: _InverseStats) -> NDArray[np.float32]:
     # Relative maps reach 0 (infinitely far); the same floor that bounds metric maps bounds the logarithm here.
     floor = max(INVERSE_FLOOR * stats.median, _TINY)
@@ -100,16 +88,12 @@ def _scale_log(inverse: NDArray[np.float32], stats: _InverseStats) -> NDArray[np
     return _to_unit_range(np.log(np.maximum(inverse, np.float32(floor))), low, high)
 
 
-def _keep_metric(inverse: NDArray[np.float32], _stats: _InverseStats) -> NDArray[np.float32]:
-    return inverse
-
-
 TARGET_MODES: dict[str, Callable[[NDArray[np.float32], _InverseStats], NDArray[np.float32]]] = {
-    "robust": _scale_robust,
-    "minmax": _scale_minmax,
-    "zscore": _scale_zscore,
+    "robust": lambda inverse, stats: _to_unit_range(inverse, stats.p2, stats.p98),
+    "minmax": lambda inverse, stats: _to_unit_range(inverse, stats.min, stats.max),
+    "zscore": lambda inverse, stats: (inverse - np.float32(stats.mean)) * _reciprocal(stats.std),
     "log": _scale_log,
-    "metric": _keep_metric,
+    "metric": lambda inverse, _: inverse,
 }
 
 

@@ -64,10 +64,10 @@ def _fits(text: str, encoding: str) -> bool:
     return True
 
 
-def quoted(value: object, limit: int = 120) -> str:
+def quoted(value: object) -> str:
     """Return a value as Python writes it, for a message; of a long one the middle is left out."""
     text = repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 20]}…{text[-19:]}"
+    return text if len(text) <= 120 else f"{text[:100]}…{text[-19:]}"
 
 
 def width_of(text: str) -> int:

@@ -17,7 +17,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.lib import format as npy
@@ -27,6 +27,11 @@ from data_cache.errors import UserError
 from data_cache.files import atomic_file
 from data_cache.outputs import WriteFile
 
+Texts: TypeAlias = NDArray[np.str_]
+Counts: TypeAlias = NDArray[np.int64]
+"""(N, C)"""
+Metric: TypeAlias = NDArray[np.float64]
+"""(N,)"""
 _LARGEST_TEXT = 1 << 16
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
@@ -34,18 +39,18 @@ _DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, struct.error,
 class ImageScores(NamedTuple):
     """The scores of every image of a split, in the order of the split."""
 
-    image_ids: NDArray[np.str_]
-    classes: NDArray[np.str_]
-    tp: NDArray[np.int64]
-    fp: NDArray[np.int64]
-    fn: NDArray[np.int64]
-    void: NDArray[np.int64]
-    miou_imagewise: NDArray[np.float64]
-    pixel_acc: NDArray[np.float64]
-    boundary_f1: NDArray[np.float64]
-    depth_mse: NDArray[np.float64]
-    depth_absrel: NDArray[np.float64]
-    depth_delta1: NDArray[np.float64]
+    image_ids: Texts
+    classes: Texts
+    tp: Counts
+    fp: Counts
+    fn: Counts
+    void: Counts
+    miou_imagewise: Metric
+    pixel_acc: Metric
+    boundary_f1: Metric
+    depth_mse: Metric
+    depth_absrel: Metric
+    depth_delta1: Metric
 
     def find_examples(self, count: int = 3) -> dict[str, list[dict[str, Any]]]:
         """Return the ids of the worst, median and best images by ``miou_imagewise``, with their scores.
@@ -64,8 +69,9 @@ class ImageScores(NamedTuple):
         }
 
 
-_COUNTS = ("tp", "fp", "fn", "void")
-_TEXTS = ("image_ids", "classes")
+_KINDS = dict.fromkeys(ImageScores._fields, "f")
+_KINDS |= dict.fromkeys(("image_ids", "classes"), "U") | dict.fromkeys(("tp", "fp", "fn", "void"), "i")
+"""Letter that numpy has for the type of each array."""
 
 
 def write_image_scores(scores: ImageScores, path: Path, write_file: WriteFile = atomic_file) -> None:
@@ -89,21 +95,17 @@ def read_image_scores(path: Path) -> ImageScores:
         raise UserError(f"{path} is missing; repeat the command, which scores the run's weights anew")
     try:
         with zipfile.ZipFile(path) as archive:
-            texts = {name: _read_array(archive, name, "U", None) for name in _TEXTS}
-            images, classes = (len(texts[name]) for name in _TEXTS)
-            numbers = {
-                name: _read_array(archive, name, "i", (images, classes))
-                if name in _COUNTS
-                else _read_array(archive, name, "f", (images,))
-                for name in ImageScores._fields
-                if name not in _TEXTS
-            }
-        if any((numbers[name] < 0).any() for name in _COUNTS):
+            found: dict[str, NDArray[Any]] = {}
+            for name, kind in _KINDS.items():  # the texts come first
+                images_and_classes = tuple(map(len, found.values()))[:2]
+                shape = {"U": None, "i": images_and_classes, "f": images_and_classes[:1]}[kind]
+                found[name] = _read_array(archive, name, kind, shape)
+        if any(_KINDS[name] == "i" and (values < 0).any() for name, values in found.items()):
             raise ValueError("a count is negative")
     except _DAMAGED as problem:
         reason = str(problem) or type(problem).__name__
         raise UserError(f"{path} is damaged ({reason.splitlines()[0]}); {remedy}") from problem
-    return ImageScores(**texts, **numbers)
+    return ImageScores(**found)
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, kind: str, shape: tuple[int, ...] | None) -> NDArray[Any]:

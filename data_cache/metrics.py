@@ -79,12 +79,7 @@ METRICS = {
         "mean over images of the mean IoU over the classes in truth or prediction of that image",
         "Park & Heo 2021, as its text says",
     ),
-    "pixel_acc": Metric(
-        "pixel accuracy",
-        "p, counts pooled over the split",
-        "Long et al. 2015",
-        main=True,
-    ),
+    "pixel_acc": Metric("pixel accuracy", "p, counts pooled over the split", "Long et al. 2015", main=True),
     "acc_binary": Metric(
         "one-vs-rest accuracy",
         "(TP+TN)/(TP+FP+FN+TN) averaged over classes = 1-2(1-p)/C, no pixel accuracy: 0.905 with 21 classes and "

@@ -126,13 +126,7 @@ class Samples(Dataset, ABC):
 class TrainingSamples(Samples):
     """Key: (epoch, index)."""
 
-    def __init__(
-        self,
-        source: Source,
-        augmentation: AugmentationSettings,
-        seed: int,
-        with_depth: bool,
-    ) -> None:
+    def __init__(self, source: Source, augmentation: AugmentationSettings, seed: int, with_depth: bool) -> None:
         super().__init__(source, with_depth)
         self._augmentation, self._seed = augmentation, seed
 

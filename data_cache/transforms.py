@@ -225,10 +225,7 @@ def _interpolate(values: Tensor, rows: _Interpolation, columns: _Interpolation) 
 
 
 def _along_both(
-    values: Tensor,
-    rows: _Interpolation,
-    columns: _Interpolation,
-    combine: Callable[[Tensor, Tensor, Tensor], Tensor],
+    values: Tensor, rows: _Interpolation, columns: _Interpolation, combine: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Tensor:
     """Combine the two source pixels of each point along columns, then along rows.
 

@@ -54,13 +54,7 @@ def unpack(packed: PackedBatch, normalisation: Normalisation, device: torch.devi
 
 
 def restyle(
-    images: Tensor,
-    inside: Tensor,
-    normalisation: Normalisation,
-    *,
-    jitter: Tensor,
-    blurred: Tensor,
-    sigma: float,
+    images: Tensor, inside: Tensor, normalisation: Normalisation, *, jitter: Tensor, blurred: Tensor, sigma: float
 ) -> Tensor:
     """Return images of a batch with other colours, and some of them blurred.
 

@@ -43,9 +43,7 @@ class Commands(click.Group):
 
 
 @click.group(
-    cls=Commands,
-    commands=COMMANDS,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    cls=Commands, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
 @click.option(
     "--workdir", type=GivenPath(), metavar="DIR", help="Where artifacts live; else $PIPELINE_WORKDIR, else ./artifacts."

@@ -274,12 +274,7 @@ def look_at(dataset: SegmentationDataset, index: int, *, depth: bool = False) ->
 
 
 def _look_up(
-    dataset: SegmentationDataset,
-    hashes: ContentHashes,
-    memory: Remembered | None,
-    rule: str,
-    depth: bool,
-    index: int,
+    dataset: SegmentationDataset, hashes: ContentHashes, memory: Remembered | None, rule: str, depth: bool, index: int
 ) -> tuple[str | None, Look, bool]:
     """Return the image's checksum, what it is, and whether that was known already.
 

@@ -12,13 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.datasets.interface import RGB, EmptySplit, SegmentationDataset, Sources
-from data_cache.datasets.mask_files import (
-    LabelProblem,
-    describe_colours,
-    format_id_table,
-    map_ids,
-    read_mask_ids,
-)
+from data_cache.datasets.mask_files import LabelProblem, describe_colours, format_id_table, map_ids, read_mask_ids
 from data_cache.errors import UserError
 from data_cache.images import ImageNote, NotedImage, format_examples, list_files, read_image, read_image_size
 from data_cache.sample import DepthKind

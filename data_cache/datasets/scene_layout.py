@@ -332,11 +332,7 @@ def _scaled(solid: Solid, factor: float, limit: float) -> Solid:
 
 def _wall_point(wall: Solid, along: float, height: float) -> Vector:
     """Return the point of a wall's middle plane ``along`` metres from its centre."""
-    return (
-        wall.centre[0] + along * math.cos(wall.yaw),
-        height,
-        wall.centre[2] - along * math.sin(wall.yaw),
-    )
+    return (wall.centre[0] + along * math.cos(wall.yaw), height, wall.centre[2] - along * math.sin(wall.yaw))
 
 
 def _in_or_behind(x: float, z: float, radius: float, wall: Solid) -> bool:

@@ -27,10 +27,10 @@ def check_printed_scores() -> Result:
         ``rows``, ``void_share``, ``spread``, ``simulation``, ``fit``, ``misprint``, ``findings``.
     """
     from pipeline.session import Result
-    from stages.evaluation.paper_check import Scores, check_paper
+    from stages.evaluation.paper_check import check_paper
     from stages.training.schedules import PAPER_ROWS, PAPER_TABLE_2
 
-    check = check_paper({name: Scores(*row) for name, row in PAPER_ROWS.items()}, PAPER_TABLE_2)
+    check = check_paper(PAPER_ROWS, PAPER_TABLE_2)
     findings = check.list_findings()
     facts = {
         "rows": [row._asdict() | {"classes": list(row.classes), "collapsed": row.collapsed} for row in check.rows],

@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from pipeline.options import (
-    GivenPath,
-    RecipeCommand,
-    device_option,
-    no_reuse_option,
-    overwrite_option,
-    seeds_option,
-)
+from pipeline.options import GivenPath, RecipeCommand, device_option, no_reuse_option, overwrite_option, seeds_option
 
 if TYPE_CHECKING:
     from pipeline.experiment.config import RunConfig
@@ -233,34 +226,24 @@ def _render(plan: Plan, facts: dict[str, Any]) -> Iterable[Any]:
     from data_cache.files import format_bytes
     from pipeline.console import plain_table
 
-    several = len({phase["network"] for phase in facts["phases"]}) > 1
-    columns = [
-        "phase",
-        *(["network"] if several else []),
-        "seed",
-        "trains",
-        "losses",
-        "steps",
-        "images seen",
-        "copied before",
-        "key",
-        "state",
-    ]
-    rows = [
-        [
-            phase["name"],
-            *([phase["network"]] if several else []),
-            phase["seed"],
-            _name_trained(phase),
-            phase["losses"],
-            phase["steps"],
-            _count_seen([phase["images_seen"]]),
-            ", ".join(f"{c['from']} -> {c['to']} ({c['tensors']} tensors)" for c in phase["copies"]) or "-",
-            phase["key"],
-            "trained" if phase["done"] else "to train",
-        ]
+    trainings = [
+        {
+            "phase": phase["name"],
+            "network": phase["network"],
+            "seed": phase["seed"],
+            "trains": _name_trained(phase),
+            "losses": phase["losses"],
+            "steps": phase["steps"],
+            "images seen": _count_seen([phase["images_seen"]]),
+            "copied before": ", ".join(map("{from} -> {to} ({tensors} tensors)".format_map, phase["copies"])) or "-",
+            "key": phase["key"],
+            "state": "trained" if phase["done"] else "to train",
+        }
         for phase in facts["phases"]
     ]
+    several = len({training["network"] for training in trainings}) > 1
+    columns = [name for name in trainings[0] if several or name != "network"]
+    rows = [[training[name] for name in columns] for training in trainings]
     yield plain_table("Trainings", columns, rows)
     yield Text()
     runs = [

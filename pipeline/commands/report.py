@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 @comparison_options
 @click.pass_obj
 def report(
-    session: Session,
-    runs: Sequence[str],
-    out: Path | None,
-    overwrite: bool,
-    baseline: str | None,
-    of_table: str | None,
+    session: Session, runs: Sequence[str], out: Path | None, overwrite: bool, baseline: str | None, of_table: str | None
 ) -> None:
     """Write one self-contained page about runs; all finished runs by default."""
     session.show(report_runs(session, runs, out, baseline, of_table, overwrite=overwrite))

@@ -90,12 +90,7 @@ def find_labels(config: RunConfig, workspace: Workspace, dataset: SegmentationDa
         depth_rule=dataset.depth_rule,
     )
     folder = find_store(
-        workspace.depth,
-        dataset.name,
-        dataset.split,
-        estimator.name,
-        made_by=estimator.made,
-        command=command,
+        workspace.depth, dataset.name, dataset.split, estimator.name, made_by=estimator.made, command=command
     )
     return match_depth(dataset, DepthStore(folder), workspace.content_hashes(), command=command)
 

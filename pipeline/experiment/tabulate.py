@@ -121,10 +121,7 @@ def check_one_place(records: Sequence[RunRecord]) -> None:
 
 
 def tabulate(
-    records: Sequence[RunRecord],
-    table: TableSpec | None = None,
-    baseline: str | None = None,
-    notes: Sequence[str] = (),
+    records: Sequence[RunRecord], table: TableSpec | None = None, baseline: str | None = None, notes: Sequence[str] = ()
 ) -> Table:
     """Build the table of runs with the papers' scores beside ours.
 

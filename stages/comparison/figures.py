@@ -24,6 +24,7 @@ TERMS = {"seg": 1, "depth": 2}
 """Colours of losses; others have the third."""
 FEW_POINTS = 12
 """A curve of so few points shows each of them."""
+MAX_TICKS = 5
 
 
 class Axis(NamedTuple):
@@ -39,31 +40,30 @@ class Axis(NamedTuple):
                                                                   if self.log else value))  # fmt: skip
         return round(100 * min(1.0, max(0.0, (at - low) / ((high - low) or 1.0))), 2)
 
-    def ticks(self, count: int = 5) -> list[float]:
-        """Return round numbers within it, at most ``count``."""
+    def ticks(self) -> list[float]:
+        """Return round numbers within it, at most MAX_TICKS."""
         if self.log:
             decades = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
             found = [10.0**decade for decade in decades]
-            return found[:: -(-len(found) // count)] if found else [self.low, self.high]
+            return found[:: -(-len(found) // MAX_TICKS)] if found else [self.low, self.high]
         span = self.high - self.low
         if span <= 0:
             return [self.low]
-        power = 10.0 ** math.floor(math.log10(span / count))
-        step = next(power * factor for factor in (1, 2, 5, 10, 20) if span / (power * factor) <= count)
+        power = 10.0 ** math.floor(math.log10(span / MAX_TICKS))
+        step = next(power * factor for factor in (1, 2, 5, 10, 20) if span / (power * factor) <= MAX_TICKS)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [round(step * place, 12) + 0.0 for place in range(first, last + 1)]
 
 
-def fit_scores(estimates: Iterable[Estimate], values: Iterable[float], metric: str = HEADLINE) -> Axis:
-    """Return an axis around single values; intervals that are far wider are cut at its ends.
+def fit_scores(estimates: Iterable[Estimate], values: Iterable[float]) -> Axis:
+    """Return an axis around single values of the headline metric; intervals that are far wider are cut at its ends.
 
     It never leaves what the metric can be, and shows at least a tenth, or two nearly equal rows would look far apart.
     """
     values = [*values, *(estimate.mean for estimate in estimates)]
     low, high = min(values), max(values)
     margin = max(0.75 * (high - low), 0.05)
-    bounds = (0.0, 1.0) if METRICS[metric].unit == "fraction" else (-math.inf, math.inf)
-    return Axis(max(bounds[0], low - margin), min(bounds[1], high + margin))
+    return Axis(max(0.0, low - margin), min(1.0, high + margin))
 
 
 def draw_scores(table: Table) -> str:

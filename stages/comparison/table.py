@@ -107,41 +107,29 @@ def build_table(
         compared_metrics: those of them whose differences to the baseline they read, too.
         design: what the table says about single rows.
     """
-    design = design or Design()
-    groups: dict[str, dict[int, RunRecord]] = {}
-    num_dropped = 0
-    for run in runs:
-        seeds = groups.setdefault(run.row_key, {})
-        num_dropped += run.seed in seeds
-        if run.seed not in seeds or run.started_at >= seeds[run.seed].started_at:
-            seeds[run.seed] = run
-    rows = [_build_row([seeds[seed] for seed in sorted(seeds)], paper or {}) for seeds in groups.values()]
+    design, paper = design or Design(), paper or {}
+    groups, num_dropped = _group_runs(list(runs))
+    rows = [_build_row([seeds[seed] for seed in sorted(seeds)], paper) for seeds in groups]
     places = {name: place for place, name in enumerate(order)}
     rows.sort(key=lambda row: places.get(row.name, len(places)))
-    wanted = [baseline and design.baselines.get(row.name, baseline) for row in rows]
-    found = [_compare_row(row, rows, design, base) for row, base in zip(rows, wanted, strict=True)]
-    held = [_hold_against_controls(row, rows, design) if baseline else {} for row, _ in found]
-    compared = tuple(
-        replace(row, controls=controls) if controls else row for (row, _), controls in zip(found, held, strict=True)
-    )
-    whys = [(f"no difference to {base} for ", label, why)
-            for base, label, (_, why) in zip(wanted, label_rows(rows), found, strict=True)]  # fmt: skip
+    compared: list[Row] = []
+    whys: dict[str, list[tuple[str, str]]] = {}
+    for label, row in zip(label_rows(rows), rows, strict=True):
+        base = baseline and design.baselines.get(row.name, baseline)
+        found, why = _compare_row(row, rows, design, base)
+        whys.setdefault(f"no difference to {base} for ", []).append((label, why))
+        controls = _hold_against_controls(row, rows, design) if baseline else {}
+        compared.append(replace(found, controls=controls) if controls else found)
     judged = judge_differences(compared)
-    own = [row for row in rows if row.first.own_schedule and row.first.identity and (paper or {}).get(row.name)]
+    own = [row.name for row in rows if row.first.own_schedule and row.first.identity and paper.get(row.name)]
     return Table(
         rows=judged.rows,
         baseline=baseline if any(row.baseline for row in compared) else None,
         notes=(
             *judged.notes,
             *write_notes(judged.rows, compared_metrics),
-            *(
-                note
-                for begin in dict.fromkeys(begin for begin, _, _ in whys)
-                for note in gather_notes(((label, why) for each, label, why in whys if each == begin), begin)
-            ),
-            *gather_notes(
-                (row.name, "phases of the recipe's own, so no paper's scores stand beside them") for row in own
-            ),
+            *(note for begin, reasons in whys.items() for note in gather_notes(reasons, begin)),
+            *gather_notes((name, "phases of the recipe's own, so no paper's scores stand beside them") for name in own),
             *notes,
             *([f"{num_dropped} earlier runs of the same row and seed are left out"] if num_dropped else []),
         ),
@@ -149,6 +137,16 @@ def build_table(
         compared_metrics=compared_metrics,
         noise=judged.noise,
     )
+
+
+def _group_runs(runs: Sequence[RunRecord]) -> tuple[list[dict[int, RunRecord]], int]:
+    """Return the latest run of each seed by row, and how many earlier ones there are."""
+    groups: dict[str, dict[int, RunRecord]] = {}
+    for run in runs:
+        seeds = groups.setdefault(run.row_key, {})
+        if run.seed not in seeds or run.started_at >= seeds[run.seed].started_at:
+            seeds[run.seed] = run
+    return list(groups.values()), len(runs) - sum(map(len, groups.values()))
 
 
 def _build_row(runs: Sequence[RunRecord], paper: Mapping[str, Mapping[str, float]]) -> Row:

@@ -99,14 +99,8 @@ def evaluate(
     """
     if len(class_names) != num_classes:
         raise ValueError(f"{len(class_names)} class names for {num_classes} classes")
-    place = torch.device(device)
-    scores = _Scores(
-        SegCounts(num_classes, background=find_background(class_names), device=place),
-        BoundaryScores(num_classes, device=place),
-        DepthErrors(depth_target, device=place) if with_depth else None,
-        ImageLog(class_names, with_depth=with_depth),
-    )
-    checks = _FiniteChecks()
+    place, checks = torch.device(device), _FiniteChecks()
+    scores = _Scores.begin(class_names, depth_target if with_depth else None, place)
     started = time.perf_counter()
     with evaluation_mode(network), torch.inference_mode():
         for packed in batches:
@@ -129,16 +123,7 @@ def evaluate(
     checks.read()
     if together:
         scores.sum_over_ranks()
-    _check_counts(scores.counts)
-    return Evaluation(
-        metrics=scores.compute(),
-        metrics_paper=in_declared_order(scores.counts.compute("fp")),
-        per_class=scores.counts.per_class(class_names),
-        confusion=scores.counts.confusion.tolist(),
-        images=scores.counts.num_images,
-        elapsed_s=time.perf_counter() - started,
-        image_log=scores.images,
-    )
+    return scores.compute(class_names, time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
@@ -149,6 +134,17 @@ class _Scores:
     boundary: BoundaryScores
     depth_errors: DepthErrors | None
     images: ImageLog
+
+    @classmethod
+    def begin(cls, class_names: Sequence[str], depth_target: str | None, device: torch.device) -> _Scores:
+        """Return those of no image; ``depth_target`` None scores no depth."""
+        num_classes = len(class_names)
+        return cls(
+            SegCounts(num_classes, background=find_background(class_names), device=device),
+            BoundaryScores(num_classes, device=device),
+            DepthErrors(depth_target, device=device) if depth_target else None,
+            ImageLog(class_names, with_depth=depth_target is not None),
+        )
 
     def update(self, batch: Batch, predicted: Predicted) -> None:
         """Score one batch."""
@@ -174,9 +170,19 @@ class _Scores:
                 scores.sum_over_ranks()
         self.images.gather_over_ranks()
 
-    def compute(self) -> dict[str, float]:
+    def compute(self, class_names: Sequence[str], elapsed_s: float) -> Evaluation:
+        """Return what they come to; UserError where there was nothing to score."""
+        _check_counts(self.counts)
         metrics = self.counts.compute() | {"boundary_f1": self.boundary.compute()}
-        return in_declared_order(metrics | (self.depth_errors.compute() if self.depth_errors else {}))
+        return Evaluation(
+            metrics=in_declared_order(metrics | (self.depth_errors.compute() if self.depth_errors else {})),
+            metrics_paper=in_declared_order(self.counts.compute("fp")),
+            per_class=self.counts.per_class(class_names),
+            confusion=self.counts.confusion.tolist(),
+            images=self.counts.num_images,
+            elapsed_s=elapsed_s,
+            image_log=self.images,
+        )
 
 
 def _describe_shortage(

@@ -21,12 +21,8 @@ _CUT_DIGITS = 3
 _SIMULATED_IMAGES = 100_000
 
 
-class Scores(NamedTuple):
-    """A row as printed."""
-
-    miou: float
-    iiou: float
-    acc: float
+Scores = tuple[float, float, float]
+"""mIoU, iIoU and acc of a row, as printed."""
 
 
 class Span(NamedTuple):
@@ -115,11 +111,14 @@ class PaperCheck(NamedTuple):
 
     def list_findings(self) -> list[str]:
         """Return what follows, a sentence for each step."""
-        impossible = [row for row in self.rows if not 0 <= row.background_iou <= 1]
-        healthy = [row for row in self.rows if row.table == 3 and row.name in self.fit.rows]
-        collapsed = [row for row in self.rows if row.collapsed]
-        shares = [_show_percent(_join(spans.values())) for spans in self.void_share.values()]
         drawn, fit = self.simulation, self.fit
+        impossible = [row.background_iou for row in self.rows if not 0 <= row.background_iou <= 1]
+        healthy = [row.classes for row in self.rows if row.table == 3 and row.name in fit.rows]
+        collapsed = [row.classes for row in self.rows if row.collapsed]
+        shares = [
+            f"{100 * low:.1f} to {100 * high:.1f} %"
+            for low, high in (_join(spans.values()) for spans in self.void_share.values())
+        ]
         others = ", ".join(
             f"{row.acc:.3f} (cut) of {row.name}, predicted {_show(fit.of_table_2[row.name], 4)}"
             for row in self.rows
@@ -127,11 +126,11 @@ class PaperCheck(NamedTuple):
         )
         return [
             "mIoU and iIoU are no means over 21 classes and 20 objects: background would score "
-            f"{_show(Span(*_range(row.background_iou for row in impossible)), 2)} in {len(impossible)} of "
+            f"{_show(_span(impossible), 2)} in {len(impossible)} of "
             f"{len(self.rows)} rows, and an IoU lies between 0 and 1.",
             "Pixel-weighted scores fit to the third digit, but of no single number of classes: healthy rows need "
-            f"{_show(_join(row.classes for row in healthy), 2)}, collapsed rows "
-            f"{_show(_join(row.classes for row in collapsed), 2)}; so counts were not simply pooled.",
+            f"{_show(_join(healthy), 2)}, collapsed rows "
+            f"{_show(_join(collapsed), 2)}; so counts were not simply pooled.",
             "Consistent with every row: the mean over images, 21 classes, void as false positive. Collapsed rows then "
             f"need {shares[0]} void, about what VOC has (with 20 classes {shares[1]}, or {shares[2]} with void as true "
             "negative), and healthy rows a deviation of the share of right pixels over images of "
@@ -144,22 +143,18 @@ class PaperCheck(NamedTuple):
         ]
 
 
-def _range(values: Iterable[float]) -> tuple[float, float]:
+def _span(values: Iterable[float]) -> Span:
     found = list(values)
-    return min(found), max(found)
+    return Span(min(found), max(found))
 
 
 def _join(spans: Iterable[Span]) -> Span:
     """Return the span over several."""
-    return Span(*_range(end for span in spans for end in span))
+    return _span(end for span in spans for end in span)
 
 
 def _show(span: Span, digits: int) -> str:
     return f"{span.low:.{digits}f} to {span.high:.{digits}f}"
-
-
-def _show_percent(span: Span) -> str:
-    return f"{100 * span.low:.1f} to {100 * span.high:.1f} %"
 
 
 def check_paper(printed: Mapping[str, Scores], table_2: Collection[str]) -> PaperCheck:
@@ -170,21 +165,23 @@ def check_paper(printed: Mapping[str, Scores], table_2: Collection[str]) -> Pape
         table_2: names of the rows of table 2, which cuts acc after three digits.
     """
     rows = [_check_row(name, printed[name], 2) for name in table_2]
-    rows += [_check_row(name, scores, 3) for name, scores in printed.items() if _has_digits(name, scores, table_2)]
+    rows += [
+        _check_row(name, scores, 3)
+        for name, scores in printed.items()
+        if name not in table_2 or round(scores[2], _CUT_DIGITS) != scores[2]  # table 3 has four digits
+    ]
     third = [row for row in rows if row.table == 3]
     usual = statistics.median(row.classes.low for row in third)
     (suspect,) = [row for row in third if row.classes.low > 2 * usual]
     healthy = [row for row in third if not row.collapsed and row is not suspect]
+    readings = {
+        "21 classes, void as false positive": _void_as_fp(21),
+        "20 classes, void as false positive": _void_as_fp(20),
+        "20 classes, void as true negative": _void_as_tn(20),
+    }
     void_share = {
-        "21 classes, void as false positive": {
-            row.name: _find_void(row, _void_as_fp(21)) for row in third if row.collapsed
-        },
-        "20 classes, void as false positive": {
-            row.name: _find_void(row, _void_as_fp(20)) for row in third if row.collapsed
-        },
-        "20 classes, void as true negative": {
-            row.name: _find_void(row, _void_as_tn(20)) for row in third if row.collapsed
-        },
+        reading: {row.name: _find_void(row, formula) for row in third if row.collapsed}
+        for reading, formula in readings.items()
     }
     void = statistics.fmean(statistics.fmean(span) for span in next(iter(void_share.values())).values())
     only_2 = [row for row in rows if row.table == 2 and row.name != suspect.name]
@@ -196,11 +193,6 @@ def check_paper(printed: Mapping[str, Scores], table_2: Collection[str]) -> Pape
         fit=(fit := _fit(healthy, suspect, only_2)),
         misprint=_find_misprint(suspect, next(iter(fit.predicted.values()))),
     )
-
-
-def _has_digits(name: str, scores: Scores, table_2: Collection[str]) -> bool:
-    """Return whether a row is of table 3, which has four digits."""
-    return name not in table_2 or round(scores.acc, _CUT_DIGITS) != scores.acc
 
 
 def _check_row(name: str, scores: Scores, table: int) -> CheckedRow:
@@ -230,12 +222,11 @@ def _void_as_tn(classes: int) -> Callable[[float, float], float]:
 
 def _find_void(row: CheckedRow, formula: Callable[[float, float], float]) -> Span:
     """Return the shares that the rounding of both printed figures leaves open."""
-    shares = [
+    return _span(
         formula(2 * miou / (1 + miou), acc)
         for miou in (row.miou - _HALF_DIGIT, row.miou + _HALF_DIGIT)
         for acc in (row.acc - _HALF_DIGIT, row.acc + _HALF_DIGIT)
-    ]
-    return Span(min(shares), max(shares))
+    )
 
 
 def _find_right(acc: float, void: float) -> float:
@@ -282,12 +273,11 @@ def _fit(rows: Sequence[CheckedRow], suspect: CheckedRow, others: Sequence[Check
         "mean number of classes": lambda row: 1 - 2 * (1 - row.p) / classes,
     }
     line = methods["line over mIoU"]
-    found = {row.name: [method(row) for method in methods.values()] for row in others}
     return Fit(
         rows=tuple(row.name for row in rows),
         largest_residual=max(abs(line(row) - row.acc) for row in rows),
         predicted={name: method(suspect) for name, method in methods.items()},
-        of_table_2={name: Span(min(values), max(values)) for name, values in found.items()},
+        of_table_2={row.name: _span(method(row) for method in methods.values()) for row in others},
     )
 
 
@@ -301,4 +291,4 @@ def _find_misprint(row: CheckedRow, predicted: float) -> Misprint:
     ]
     rights = [1 - classes * (1 - row.acc) / 2 for classes in CLASSES]
     likely = min(slips, key=lambda slip: abs(slip - predicted))
-    return Misprint(row.name, row.acc, predicted, likely, Span(*_range(p / (2 - p) for p in rights)))
+    return Misprint(row.name, row.acc, predicted, likely, _span(p / (2 - p) for p in rights))

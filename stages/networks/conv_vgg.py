@@ -12,14 +12,7 @@ from stages.networks.branched import BranchedNetwork
 from stages.networks.encoders import IMAGENET
 from stages.networks.fcn import SCORE_STD
 from stages.networks.framing import pad_to_multiple, resize_bilinear
-from stages.networks.vgg import (
-    FC_WIDTH,
-    WIDTH,
-    FullyConvolutional,
-    build_vgg16_features,
-    compute_channels,
-    load_vgg16,
-)
+from stages.networks.vgg import FC_WIDTH, WIDTH, FullyConvolutional, build_vgg16_features, compute_channels, load_vgg16
 
 STRIDE = 32
 

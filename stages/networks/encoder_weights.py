@@ -106,15 +106,24 @@ def load_encoder_file(encoder: nn.Module, name: str, file: Path) -> None:
     Raises:
         UserError: when the file is missing, no safetensors file, or of another architecture.
     """
-    weights = read_weights_file(file)
-    if any(key.startswith("encoder.") for key in weights):
-        weights = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
-    weights = {key: value for key, value in weights.items() if not key.startswith(CLASSIFIER_PREFIXES)}
+    weights = read_encoder_file(file)
     wanted = encoder.state_dict()
     known = _all_stage_names(name, wanted)
     if name.startswith("tu-"):
         weights = {_find_smp_name(key, known): value for key, value in weights.items()}
     encoder.load_state_dict(match_weights(name, file, wanted, weights, optional=known))
+
+
+def read_encoder_file(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of an encoder's file, or those of the encoder in a network's; none of a classifier.
+
+    Raises:
+        UserError: as ``read_weights_file``.
+    """
+    weights = read_weights_file(file)
+    if any(key.startswith("encoder.") for key in weights):
+        weights = {key.removeprefix("encoder."): v for key, v in weights.items() if key.startswith("encoder.")}
+    return {key: value for key, value in weights.items() if not key.startswith(CLASSIFIER_PREFIXES)}
 
 
 def match_weights(

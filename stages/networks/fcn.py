@@ -16,14 +16,7 @@ from data_cache.errors import UserError
 from stages.networks.branched import BranchedNetwork
 from stages.networks.encoders import IMAGENET
 from stages.networks.framing import pad_to_multiple
-from stages.networks.vgg import (
-    FC_WIDTH,
-    WIDTH,
-    FullyConvolutional,
-    build_vgg16_features,
-    compute_channels,
-    load_vgg16,
-)
+from stages.networks.vgg import FC_WIDTH, WIDTH, FullyConvolutional, build_vgg16_features, compute_channels, load_vgg16
 
 Padding = Literal["aligned", "caffe"]
 Head = Literal["full", "pool5"]

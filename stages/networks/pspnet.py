@@ -137,9 +137,7 @@ class PspHead(nn.Module):
         if aux_in_channels is not None:
             hidden = aux_in_channels // AUX_REDUCTION
             self.aux = nn.Sequential(
-                build_conv(aux_in_channels, hidden, 3),
-                nn.Dropout2d(DROPOUT),
-                nn.Conv2d(hidden, num_channels, 1),
+                build_conv(aux_in_channels, hidden, 3), nn.Dropout2d(DROPOUT), nn.Conv2d(hidden, num_channels, 1)
             )
 
     def forward(self, fused: Tensor) -> Tensor:

@@ -39,12 +39,7 @@ class SegNet(BranchedNetwork):
     rounding_outliers = 0.02  # measured at full width, 360×480, random weights: 0.006 around the one place that moved
 
     def __init__(
-        self,
-        num_classes: int,
-        *,
-        with_depth: bool = True,
-        encoder_weights: str = "imagenet",
-        width: int = WIDTH,
+        self, num_classes: int, *, with_depth: bool = True, encoder_weights: str = "imagenet", width: int = WIDTH
     ) -> None:
         """Build the network.
 

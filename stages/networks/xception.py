@@ -17,7 +17,7 @@ from stages.networks.encoder_weights import (
     build_no_connection_error,
     is_weights_file,
     match_weights,
-    read_weights_file,
+    read_encoder_file,
     resolve_smp_weights,
 )
 
@@ -198,10 +198,7 @@ def load_xception_file(model: nn.Module, encoder: str, file: Path) -> None:
     Raises:
         UserError: when the file is missing, no safetensors file, or of another architecture; shows both key sets.
     """
-    weights = read_weights_file(file)
-    if any(key.startswith("encoder.") for key in weights):
-        weights = {key.removeprefix("encoder."): v for key, v in weights.items() if key.startswith("encoder.")}
-    weights = {_rename(key): value for key, value in weights.items() if not key.startswith("head.")}
+    weights = {_rename(key): value for key, value in read_encoder_file(file).items()}
     model.load_state_dict(match_weights(encoder, file, model.state_dict(), weights))
 
 

@@ -156,25 +156,7 @@ def label_split(
         done = labelling.gather()
     _save_in_turn(hashes)
     check_worth(done.records, folder)
-    seconds = time.perf_counter() - started
-    labelled = len(todo) - len(done.failed)
-    order = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
-    tally = NoteTally()
-    for image_id, notes in sorted(done.noted, key=lambda noted: order[noted[0]]):
-        tally.add(image_id, notes)
-    records = {image_id: done.records[image_id] for image_id in sorted(done.records, key=order.__getitem__)}
-    return LabelReport(
-        store=folder,
-        images=len(dataset),
-        labelled=labelled,
-        skipped=len(dataset) - len(todo),
-        failed=tuple(sorted(done.failed, key=lambda failure: order[failure.image])),
-        suspicious=tuple(find_suspicious(records)),
-        notes=tuple(f"{dataset.split}: {line}" for line in tally.lines()),
-        seconds=seconds,
-        images_per_second=labelled / seconds,
-        waits={what: round(waited_s / seconds, 4) for what, waited_s in done.waits.items()},
-    )
+    return done.report(dataset, folder, len(todo), time.perf_counter() - started)
 
 
 def _find_stored(
@@ -210,6 +192,27 @@ class _Labelled(NamedTuple):
     noted: Sequence[tuple[str, Sequence[str]]]
     waits: dict[str, float]
     """Seconds; of all ranks their mean."""
+
+    def report(self, dataset: SegmentationDataset, store: Path, num_asked: int, seconds: float) -> LabelReport:
+        """Return what the call did that was to label so many images, in the order of the split."""
+        order = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
+        tally = NoteTally()
+        for image_id, notes in sorted(self.noted, key=lambda noted: order[noted[0]]):
+            tally.add(image_id, notes)
+        records = {image_id: self.records[image_id] for image_id in sorted(self.records, key=order.__getitem__)}
+        labelled = num_asked - len(self.failed)
+        return LabelReport(
+            store=store,
+            images=len(dataset),
+            labelled=labelled,
+            skipped=len(dataset) - num_asked,
+            failed=tuple(sorted(self.failed, key=lambda failure: order[failure.image])),
+            suspicious=tuple(find_suspicious(records)),
+            notes=tuple(f"{dataset.split}: {line}" for line in tally.lines()),
+            seconds=seconds,
+            images_per_second=labelled / seconds,
+            waits={what: round(waited_s / seconds, 4) for what, waited_s in self.waits.items()},
+        )
 
 
 class _Labelling:

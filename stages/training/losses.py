@@ -59,25 +59,10 @@ def cross_entropy(seg_logits: Tensor, seg_labels: Tensor, *, class_weights: Tens
     return _mean_over_labelled(_cross_entropy_per_pixel(seg_logits, seg_labels), seg_labels, class_weights)
 
 
-def ohem_cross_entropy(
-    seg_logits: Tensor,
-    seg_labels: Tensor,
-    *,
-    threshold: float = OHEM_THRESHOLD,
-    min_kept: float = OHEM_MIN_KEPT,
-    class_weights: Tensor | None = None,
-) -> Tensor:
-    """Mean cross-entropy over the hard pixels of the batch: those whose true class has probability below the threshold.
+def ohem_cross_entropy(seg_logits: Tensor, seg_labels: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy over the hard pixels of the batch; arguments and result as in ``focal_loss``.
 
-    Args:
-        seg_logits: (B, C, H, W), unnormalised.
-        seg_labels: (B, H, W), class index in [0, C) or IGNORE_INDEX.
-        threshold: probability, in (0, 1).
-        min_kept: when fewer than this share of the labelled pixels are hard, that share of hardest ones is taken.
-        class_weights: (C,), at least 0; weights the mean over the hard pixels.
-
-    Returns:
-        Scalar float32, nats per pixel; 0 with gradient when no pixel is labelled.
+    Hard are those whose true class has probability below OHEM_THRESHOLD, or else the hardest OHEM_MIN_KEPT of them.
 
     Source: Shrivastava et al. 2016 as used by BiSeNet, Yu et al. 2018.
     """
@@ -86,10 +71,10 @@ def ohem_cross_entropy(
         labelled = seg_labels != IGNORE_INDEX
         losses = torch.where(labelled, per_pixel, -1.0)
         # Only the device knows how many pixels are labelled: the hardest of all that could be, then the least of them.
-        hardest = _find_hardest(losses, min_kept)
-        least = torch.ceil(sum_over_ranks(labelled.sum()) * min_kept).long()
+        hardest = _find_hardest(losses, OHEM_MIN_KEPT)
+        least = torch.ceil(sum_over_ranks(labelled.sum()) * OHEM_MIN_KEPT).long()
         easiest_kept = hardest.gather(0, (least - 1).clamp_min(0).view(1))  # an index in brackets would be read here
-        hard = labelled & ((losses > -math.log(threshold)) | (losses >= easiest_kept))
+        hard = labelled & ((losses > -math.log(OHEM_THRESHOLD)) | (losses >= easiest_kept))
         kept_labels = torch.where(hard, seg_labels, IGNORE_INDEX)
     return _mean_over_labelled(torch.where(hard, per_pixel, 0.0), kept_labels, class_weights)
 
@@ -181,11 +166,7 @@ SEG_LOSSES: dict[str, Callable[[Tensor, Tensor, LossSettings, Tensor | None], Te
 """Name → loss of (logits, labels, settings, class weights)."""
 DepthLossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of (depth, target, valid)."""
-DEPTH_LOSSES: dict[str, DepthLossFunction] = {
-    "mse": depth_mse,
-    "l1": depth_l1,
-    "ssi": depth_ssi,
-}
+DEPTH_LOSSES: dict[str, DepthLossFunction] = {"mse": depth_mse, "l1": depth_l1, "ssi": depth_ssi}
 
 
 class Terms(NamedTuple):

@@ -89,10 +89,7 @@ class PhaseOptimiser:
                 "train longer or set warmup_steps lower"
             )
         named: dict[str, nn.Parameter] = {}
-        groups = [
-            *_group_parts(network, phase, settings, named),
-            *_group_weighting(weighting, named),
-        ]
+        groups = [*_group_parts(network, phase, settings, named), *_group_weighting(weighting, named)]
         self.named_parameters = named
         self._factors = [group.pop("lr_factor") for group in groups]
         self._optimizer = _build(settings, groups)  # each step sets its own rate

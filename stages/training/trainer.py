@@ -41,17 +41,7 @@ from stages.training.weighting import build_weighting
 class PhaseTrainer:
     """Network, fresh optimiser, loss weighting and moving average of one phase.
 
-    Args:
-        network: already on ``device`` and inside ``training_parts``.
-        phase: what is trained, by which losses.
-        total_steps: length of the phase.
-        seed: of dropout and the like; step t is seeded from (seed, t).
-        settings: how gradients become weights.
-        losses: which losses, and how two are weighted.
-        mixing: how a phase with ``mix`` mixes images.
-        depth_loss: in place of the one that ``losses`` names.
-        device: where to compute.
-        dtype: of the forward pass; losses are always float32.
+    Takes what ``train_phase`` takes; the network is on ``device`` already, and inside ``training_parts``.
     """
 
     def __init__(

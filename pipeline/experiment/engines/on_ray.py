@@ -142,12 +142,7 @@ class RayTasks:
         self._remote = self._ray.remote(num_cpus=CPUS_PER_TRAINING, num_gpus=gpus, max_retries=MOST_DEATHS)
         make_folder(root)
         self._order = _Order(
-            root,
-            str(Path.cwd()),
-            sys.argv,
-            socket.gethostname(),
-            name_temporary(root / "token"),
-            _find_versions(),
+            root, str(Path.cwd()), sys.argv, socket.gethostname(), name_temporary(root / "token"), _find_versions()
         )
         self._order.token.touch()
 
