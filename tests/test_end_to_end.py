@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -25,19 +23,6 @@ def call(work: Path, *words: str | Path) -> dict[str, Any]:
         main(["--workdir", str(work), "--json", "--quiet", *map(str, words)])
     assert not ended.value.code, answer.getvalue()
     return json.loads(answer.getvalue())
-
-
-def call_process(work: Path, *words: str | Path) -> dict[str, Any]:
-    """Run a command in a process of its own and return its JSON."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "--workdir", str(work), "--json", "--quiet", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def tensors(work: Path, key: str) -> dict[str, bytes]:
@@ -77,7 +62,7 @@ def test_a_shared_run_is_the_same_bits_as_one_trained_alone(
 
 
 def test_the_demo_prints_where_everything_is(tmp_path: Path) -> None:
-    shown = call_process(tmp_path, "demo", "--recipe", TINY)
+    shown = call(tmp_path, "demo", "--recipe", TINY)
     assert [run["schedule"] for run in shown["runs"]] == ["depth-first+copy", "seg-only"]
     assert {row["name"] for row in shown["rows"]} == {"depth-first+copy", "seg-only"}
     assert shown["export"]["proof"]["max_abs_difference"]["stripped_vs_full"] == 0

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
-from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+
+from tests.stages.pseudo_depth.tiny_estimators import write_depth_anything
 
 SIZE = (64, 64)
 """(height, width) of every image, px."""
@@ -178,7 +178,7 @@ def build_world(root: Path, call: Callable[..., Answer]) -> World:
             labels = Image.fromarray(rng.integers(0, 2, (8, 8), dtype=np.uint8))
             labels.resize(SIZE[::-1], Image.Resampling.NEAREST).save(world.mask(split, number))
     (world.data / "classes.txt").write_text("ground\nthing\n")
-    write_estimator(world.estimator)
+    write_depth_anything(world.estimator)
     world.recipe.write_text(RECIPE.format(root=json.dumps(str(world.data)), estimator=json.dumps(str(world.estimator))))
     world.user.mkdir()
     (world.user / "thesis.tex").write_text("\\documentclass{book}\n")
@@ -203,31 +203,3 @@ def copy_world(template: World, root: Path) -> World:
     world = World(root)
     world.recipe.write_text(world.recipe.read_text().replace(str(template.root), str(root)))
     return world
-
-
-def write_estimator(folder: Path, seed: int = 0) -> None:
-    """Write a random Depth Anything of 30 k parameters with the published kind of preprocessor."""
-    torch.manual_seed(seed)
-    backbone = Dinov2Config(
-        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2, patch_size=14, image_size=56,
-        out_indices=[1, 2, 3, 4], reshape_hidden_states=False,
-    )  # fmt: skip
-    network = DepthAnythingForDepthEstimation(
-        DepthAnythingConfig(
-            backbone_config=backbone, reassemble_hidden_size=16, neck_hidden_sizes=[8, 8, 8, 8],
-            fusion_hidden_size=8, head_hidden_size=8,
-        )
-    )  # fmt: skip
-    for parameter in network.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.15)
-    last = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d) and module.out_channels == 1]
-    torch.nn.init.constant_(last[-1].bias, 0.5)
-    network.save_pretrained(folder)
-    preprocessor = {
-        "image_processor_type": "DPTImageProcessor",
-        "do_resize": True, "size": {"height": 56, "width": 56}, "keep_aspect_ratio": True, "ensure_multiple_of": 14,
-        "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-        "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "do_pad": False, "size_divisor": None,
-    }  # fmt: skip
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
