@@ -61,9 +61,10 @@ def assert_same(batches, others):
 
 
 @pytest.mark.parametrize(
-    ("method", "workers"), [("fork", 0), ("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)]
+    ("method", "workers", "others"),
+    [("fork", 0, 0), ("fork", 2, 2), pytest.param("spawn", 1, 0, marks=pytest.mark.slow)],
 )
-def test_epochs_after_the_first_read_no_file_and_change_no_bit(tmp_path, method, workers):
+def test_epochs_after_the_first_read_no_file_and_change_no_bit(tmp_path, method, workers, others):
     dataset = Noise(tmp_path / "gone")
     cached = Source(dataset, None, cache=open_cache(dataset, "on", 0.001))
     plain = list(load(Source(dataset, None), workers=0, epochs=4))
@@ -72,7 +73,7 @@ def test_epochs_after_the_first_read_no_file_and_change_no_bit(tmp_path, method,
     try:
         assert_same(load(cached, workers=workers, epochs=2), plain[:6])
         dataset.gone.touch()
-        assert_same(load(cached, workers=workers, epochs=4), plain)  # other workers, the same memory
+        assert_same(load(cached, workers=others, epochs=4), plain)  # other processes, the same memory
     finally:
         multiprocessing.set_start_method(usual, force=True)
 

@@ -63,7 +63,7 @@ def test_a_run_folder_tells_everything(trained: Path) -> None:
     record = json.loads((folder / "run.json").read_text())
     assert record["selection"] == "last" and record["split"] == "val"
     assert sum(map(sum, record["confusion"])) == 4 * 64 * 64, "every labelled pixel of the split is counted once"
-    assert record["versions"]["torch"] and record["config"]["network"]["encoder"] == "tu-resnet10t"
+    assert record["versions"]["torch"] and record["config"]["network"]["encoder"] == "tu-test_resnet"
     assert record["depth_store"]["estimator"] == "dataset"
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [(line["phase"], line["step"]) for line in logged] == [
@@ -89,7 +89,7 @@ def test_compare_in_every_format(call: Call, trained: Path, form: str) -> None:
 
 def test_export_predict_and_evaluate_the_export(call: Call, trained: Path, tmp_path: Path) -> None:
     exported = call("--workdir", trained, "export", "--out", tmp_path / "model").json
-    assert exported["run"].startswith("unet-tu-resnet10t-depth-first+copy-s0-"), "the newest run is the default"
+    assert exported["run"].startswith("unet-tu-test_resnet-depth-first+copy-s0-"), "the newest run is the default"
     assert exported["proof"]["max_abs_difference"]["stripped_vs_full"] == 0
     assert exported["proof"]["parameters"]["after"] < exported["proof"]["parameters"]["before"]
     assert {Path(file).name for file in exported["files"]} >= {
@@ -215,7 +215,7 @@ def test_doctor_checks_this_machine(call: Call) -> None:
 
 
 def test_dataset_doctor(call: Call) -> None:
-    assert call("datasets", "scenes").json["problems"] == []
+    assert call("datasets", "scenes", "--recipe", TINY).json["problems"] == []
     assert "unknown dataset 'senes' (did you mean 'scenes'?)" in call("datasets", "senes").json["error"]
 
 
@@ -261,7 +261,7 @@ def test_a_store_of_another_estimator_is_not_taken(call: Call) -> None:
     ("words", "message"),
     [
         (["--network", "fcn8s", "--set", "network.width=4", "--set", "network.depth_branch=light"], "nothing to copy"),
-        (["--set", "network.encoder_weights=OTHER"], "are not the weights of encoder 'tu-resnet10t'"),
+        (["--set", "network.encoder_weights=OTHER"], "are not the weights of encoder 'tu-test_resnet'"),
     ],
     ids=["nothing to copy", "weights of another architecture"],
 )
@@ -290,7 +290,7 @@ def test_a_transfer_mode_shows_in_the_plan(call: Call, tmp_path: Path) -> None:
     from safetensors.torch import save_file
     from segmentation_models_pytorch.encoders import get_encoder
 
-    save_file(get_encoder("tu-resnet10t", weights=None).state_dict(), tmp_path / "encoder.safetensors")
+    save_file(get_encoder("tu-test_resnet", weights=None).state_dict(), tmp_path / "encoder.safetensors")
     words = [
         "--recipe",
         TINY,

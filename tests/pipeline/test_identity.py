@@ -82,7 +82,7 @@ def test_a_run_is_scored_where_its_data_lies_when_it_was_last_asked_for(call: Ca
 
 def test_weights_files_are_told_apart_by_content_and_not_by_name(call: Call, tmp_path: Path) -> None:
     """Runs from a file that was replaced in place used to be pooled into one row."""
-    network = build_network("unet", 2, encoder="tu-resnet10t", encoder_weights="none")
+    network = build_network("unet", 2, encoder="tu-test_resnet", encoder_weights="none")
     for seed, name, value in ((0, "old", 0.1), (1, "old", 0.2), (2, "new", 0.2)):
         save_tensors(tmp_path / f"{name}.safetensors", {k: v * value for k, v in network.encoder.state_dict().items()})
         weights = f"network.encoder_weights={tmp_path / name}.safetensors"
