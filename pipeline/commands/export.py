@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.options import GivenPath
-from stages.export.formats import DEFAULT_FORMATS, ORIGIN_FILE, describe_formats, parse_formats
+from stages.export.formats import DEFAULT_FORMATS, DEFAULT_MAX_DROP, ORIGIN_FILE, describe_formats, parse_formats
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,6 +39,14 @@ if TYPE_CHECKING:
 @click.option(
     "--embed-preprocess", is_flag=True, help="Also one ONNX file from an image's bytes to its labels (onnx-embedded)."
 )
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 1),
+    default=DEFAULT_MAX_DROP,
+    show_default=True,
+    help="Macro mIoU that numbers of 8 bits may cost on the reported split; layers stay in float until it holds.",
+)
+@click.option("--force", is_flag=True, help="Publish files of few bits that cost more or answer otherwise too often.")
 @click.option("--overwrite", is_flag=True, help="Replace another export that lies there; what else does stays.")
 @click.pass_obj
 def export(
@@ -50,6 +58,8 @@ def export(
     fixed: bool,
     input_size: tuple[int, int] | None,
     embed_preprocess: bool,
+    max_drop: float,
+    force: bool,
     overwrite: bool,
 ) -> None:
     """Strip the depth branch off a run (the newest by default), write it out, and prove it equal.
@@ -67,6 +77,8 @@ def export(
             formats=(*formats, "onnx-embedded") if embed_preprocess else formats,
             input_size=input_size,
             dynamic=True if dynamic else False if fixed or input_size else None,
+            max_drop=max_drop,
+            force=force,
             overwrite=overwrite,
         )
     )
@@ -80,6 +92,8 @@ def export_run(
     formats: Sequence[str] = DEFAULT_FORMATS,
     input_size: tuple[int, int] | None = None,
     dynamic: bool | None = None,
+    max_drop: float = DEFAULT_MAX_DROP,
+    force: bool = False,
     overwrite: bool = False,
 ) -> Result:
     """Export a run's last weights without the depth branch; the newest run by default.
@@ -87,6 +101,8 @@ def export_run(
     Args:
         input_size: (height, width) that images are resized to; None is that of the run's images.
         dynamic: whether images keep their own size; None as they entered the run's evaluation, where that can be.
+        max_drop: macro mIoU that numbers of 8 bits may cost on the reported split.
+        force: whether files that cost more are published all the same.
 
     Returns:
         ``out``, ``files``, ``proof``, ``run``, ``reused``.
@@ -120,6 +136,8 @@ def export_run(
         samples=read_proof_images(model, session),
         calibration=partial(iterate_calibration, model, session),
         score=partial(score_segmentation, model, session),
+        max_drop=max_drop,
+        force=force,
         overwrite=overwrite,
         progress=session.console.info,
     )
@@ -210,5 +228,10 @@ def headlines(proof: dict[str, Any]) -> list[tuple[str, str]]:
             if differences := [each["max_abs_difference"] for each in images if "max_abs_difference" in each]:
                 agreement = f"max difference {max(differences):.2g}, {agreement}"
             rows.append((f"{name} on {len(images)} real images", agreement))
+        if scores := facts.get("miou_macro"):
+            left = f"{len(facts['layers_in_float'])} of {facts['layers']} layers left in float"
+            limit = f"limit {scores['max_drop']:g}" + (", passed" if scores["drop"] > scores["max_drop"] else "")
+            cost = f"{scores['before']:.4f} -> {scores['after']:.4f} (drop {scores['drop']:.4f}, {limit})"
+            rows.append((f"{name} macro mIoU", f"{cost}, {left}"))
     rows += [(what, f"{proof[what]['before']:,} -> {proof[what]['after']:,}") for what in ("parameters", "flops")]
     return [*rows, ("latency", f"{latency['before']:.1f} ms -> {latency['after']:.1f} ms ({latency['device']})")]

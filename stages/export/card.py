@@ -179,4 +179,17 @@ def _render_proof(proof: Mapping[str, Any]) -> str:
         beyond = max(case.get("share_beyond_tolerance", 0.0) for case in facts["sizes"])
         moved = f" ({beyond:.2%} of them beyond the tolerance, moved by rounding)" if beyond else ""
         lines += ["", f"`{name}`: logits within {worst:.2g}{moved}, {agreement:.3%} of pixels keep their class."]
+        if scores := facts.get("miou_macro"):
+            lines[-1] += " " + _render_cost(scores, facts["layers_in_float"], facts["layers"])
     return "\n".join(lines)
+
+
+def _render_cost(scores: Mapping[str, float], in_float: Sequence[str], num_layers: int) -> str:
+    """Say what numbers of 8 bits cost, and where they were not used."""
+    drop, limit = scores["drop"], scores["max_drop"]
+    judged = f"**more than the limit of {limit:g}, published all the same**" if drop > limit else f"limit {limit:g}"
+    layers = f": {', '.join(f'`{name}`' for name in in_float)}" if in_float else ""
+    return (
+        f"Macro mIoU on val: {scores['before']:.4f} in float, {scores['after']:.4f} with numbers of 8 bits (drop "
+        f"{drop:.4f}, {judged}). Left in float: {len(in_float)} of {num_layers} layers{layers}."
+    )

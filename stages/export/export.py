@@ -22,6 +22,7 @@ from data_cache.size_rule import ORIGINAL, SizeRule, fixed_size
 from stages.export.card import CardFacts, render_card
 from stages.export.formats import (
     DEFAULT_FORMATS,
+    DEFAULT_MAX_DROP,
     EXPORT_FORMATS,
     ONNX_FILE,
     ORIGIN_FILE,
@@ -85,6 +86,8 @@ def export_network(
     samples: Sequence[ProofImage] = (),
     calibration: Callable[[SizeRule], Iterator[Tensor]] | None = None,
     score: Score | None = None,
+    max_drop: float = DEFAULT_MAX_DROP,
+    force: bool = False,
     overwrite: bool = False,
     records: Mapping[str, Mapping[str, Any]] | None = None,
     latency_repeats: int = 5,
@@ -106,6 +109,8 @@ def export_network(
         samples: real images of the reported split, to compare the files on.
         calibration: yields normalised training images as a size rule has them enter; for numbers of few bits.
         score: returns the macro mIoU of a function on the reported split under a size rule; likewise.
+        max_drop: how much of that numbers of 8 bits may cost.
+        force: whether files of few bits that cost more, or answer otherwise more often, are published all the same.
         overwrite: whether another export in ``out`` may be replaced; what else lies there stays.
         records: name → content of JSON files that go with it; they alone do not make it another export.
         latency_repeats: timed runs for the latencies in the proof.
@@ -133,6 +138,8 @@ def export_network(
         "formats": formats,
         "opset": opset,
         "dynamic": dynamic,
+        "max_drop": max_drop,
+        "force": force,
     }
     key = _compute_key(stripped, settings)
     names = {CARD_FILE, PROOF_FILE, PREPROCESS_FILE, *(records or {})}
@@ -155,6 +162,8 @@ def export_network(
                 samples,
                 None if calibration is None else partial(calibration, rule),
                 None if score is None else partial(score, rule=rule),
+                max_drop,
+                force,
             )
             for rule in rules
         ]

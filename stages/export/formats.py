@@ -23,6 +23,10 @@ ORIGIN_FILE = "origin.json"
 WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
 EMBEDDED_FILE = "model-embedded.onnx"
+ONNX_FP16_FILE = "model-fp16.onnx"
+ONNX_INT8_FILE = "model-int8.onnx"
+OPENVINO_FILE = "model.xml"
+OPENVINO_INT8_FILE = "model-int8.xml"
 PT2_FILE = "model.pt2"
 INPUT_NAME = "images"
 OUTPUT_NAME = "seg_logits"
@@ -84,6 +88,25 @@ class ExportFormat(NamedTuple):
         return cast("FormatModule", import_module(self.module))
 
 
+def _run_onnx(file: str) -> str:
+    return f"""\
+import onnxruntime
+
+session = onnxruntime.InferenceSession("this-folder/{file}")
+seg_logits = session.run(["{OUTPUT_NAME}"], {{"{INPUT_NAME}": images.numpy()}})[0]"""
+
+
+def _run_openvino(file: str) -> str:
+    return f"""\
+import openvino
+
+model = openvino.Core().compile_model("this-folder/{file}", "CPU")
+seg_logits = model(images.numpy())[0]"""
+
+
+_OPENVINO = Requirement("openvino", ("openvino",))
+_NNCF = Requirement("openvino", ("openvino", "nncf"))
+
 EXPORT_FORMATS = {
     "safetensors": ExportFormat(
         "the weights, opened by smp where it has the architecture",
@@ -104,11 +127,46 @@ seg_logits = load_exported(Path("this-folder"))(images).seg_logits""",
         (ONNX_FILE,),
         max_difference=1e-3,
         min_agreement=0.999,
-        usage=f"""\
-import onnxruntime
-
-session = onnxruntime.InferenceSession("this-folder/{ONNX_FILE}")
-seg_logits = session.run(["{OUTPUT_NAME}"], {{"{INPUT_NAME}": images.numpy()}})[0]""",
+        usage=_run_onnx(ONNX_FILE),
+    ),
+    "onnx-fp16": ExportFormat(
+        "the same with numbers of 16 bits, half the size",
+        "stages.export.onnx_fp16",
+        (ONNX_FP16_FILE,),
+        max_difference=None,
+        min_agreement=0.99,
+        usage=_run_onnx(ONNX_FP16_FILE),
+        derived_from="onnx",
+    ),
+    "onnx-int8": ExportFormat(
+        "the same with numbers of 8 bits where the score allows",
+        "stages.export.onnx_int8",
+        (ONNX_INT8_FILE,),
+        max_difference=None,
+        min_agreement=0.9,
+        usage=_run_onnx(ONNX_INT8_FILE),
+        requires=_NNCF,
+        derived_from="onnx",
+    ),
+    "openvino": ExportFormat(
+        "a graph for OpenVINO",
+        "stages.export.openvino_file",
+        (OPENVINO_FILE, "model.bin"),
+        max_difference=1e-3,
+        min_agreement=0.999,
+        usage=_run_openvino(OPENVINO_FILE),
+        requires=_OPENVINO,
+        derived_from="onnx",
+    ),
+    "openvino-int8": ExportFormat(
+        "the same with numbers of 8 bits where the score allows",
+        "stages.export.openvino_int8",
+        (OPENVINO_INT8_FILE, "model-int8.bin"),
+        max_difference=None,
+        min_agreement=0.9,
+        usage=_run_openvino(OPENVINO_INT8_FILE),
+        requires=_NNCF,
+        derived_from="openvino",
     ),
     "onnx-embedded": ExportFormat(
         "from an image's bytes to labels of its size, all in one graph",
@@ -142,6 +200,8 @@ seg_logits = torch.export.load("this-folder/{PT2_FILE}").module()(images)""",
 SINGLE_FILE_SUFFIXES = (".onnx", ".xml", ".pt2", ".pte")
 """Of files that are opened by their own name."""
 DEFAULT_FORMATS = ("safetensors", "onnx")
+DEFAULT_MAX_DROP = 0.01
+"""Of macro mIoU, that numbers of 8 bits may cost."""
 
 
 def parse_formats(text: str) -> tuple[str, ...]:

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from data_cache.errors import UserError
 from data_cache.sample import SMALLEST_INPUT_PX
 from data_cache.size_rule import SizeRule
-from stages.export.formats import INPUT_NAME
+from stages.export.formats import DEFAULT_MAX_DROP, INPUT_NAME
 from stages.export.shape_safe import replace_adaptive_pooling
 from stages.networks import segmentation_only
 from stages.networks.interface import Network, Normalisation
 
 TRACED_BATCH = 2  # a batch of 1 would be taken for a constant by torch.export
+
+_CHATTY = ("torch.onnx", "torch.export", "torch.utils.cpp_extension", "onnxscript", "onnx_ir")
 
 SegmentationFunction = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) float32 → logits (B, C, H, W) float32, on the CPU."""
@@ -64,6 +66,8 @@ class ExportJob:
         samples: real images of the reported split, unlike those it was trained on.
         calibration: yields normalised training images (1, 3, H, W) at the size at which they enter.
         score: returns the macro mIoU of a function on the reported split under the size rule.
+        max_drop: by how much of it numbers of 8 bits may cost.
+        force: whether files that cost more, or answer otherwise more often, are published all the same.
     """
 
     network: Network
@@ -75,6 +79,8 @@ class ExportJob:
     samples: Sequence[ProofImage] = ()
     calibration: Callable[[], Iterator[Tensor]] | None = None
     score: Callable[[SegmentationFunction], float] | None = None
+    max_drop: float = DEFAULT_MAX_DROP
+    force: bool = False
 
     @property
     def dynamic(self) -> bool:
@@ -135,7 +141,7 @@ def build_exporter_error(name: str, job: ExportJob, error: Exception) -> CannotE
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Drop a library's chatter: stdout carries the one JSON object, and warnings are for who wrote the exporter."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in _CHATTY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

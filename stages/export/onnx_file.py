@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor
@@ -66,7 +67,15 @@ def open_file(path: Path) -> SegmentationFunction:
     Raises:
         UserError: onnxruntime cannot open it, or it is no network from images to logits.
     """
-    session = start_session(path)
+    return _as_function(start_session(path), str(path))
+
+
+def open_graph(graph: onnx.ModelProto) -> SegmentationFunction:
+    """Open a graph that is no file yet with onnxruntime; it is one of ours."""
+    return _as_function(_start(graph.SerializeToString(), "the graph"), "the graph")
+
+
+def _as_function(session: onnxruntime.InferenceSession, path: str) -> SegmentationFunction:
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if [len(inputs), len(inputs[0].shape)] != [1, 4] or [len(outputs), len(outputs[0].shape)] != [1, 4]:
         found = ", ".join(f"{each.name} {each.shape}" for each in (*inputs, *outputs))
@@ -79,6 +88,12 @@ def open_file(path: Path) -> SegmentationFunction:
         return torch.from_numpy(np.concatenate(answers) if len(answers) > 1 else answers[0])
 
     return segment
+
+
+def describe_batch(graph: onnx.ModelProto) -> dict[str, Any]:
+    """Return facts about a graph for proof.json."""
+    batch, _, height, _ = graph.graph.input[0].type.tensor_type.shape.dim
+    return {"dynamic_batch": bool(batch.dim_param), "dynamic_size": bool(height.dim_param)}
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -100,11 +115,15 @@ def start_session(path: Path) -> onnxruntime.InferenceSession:
     Raises:
         UserError: onnxruntime cannot open it.
     """
+    return _start(path, str(path))
+
+
+def _start(content: Path | bytes, name: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only; they are raised as exceptions besides
     options.intra_op_num_threads = torch.get_num_threads()
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common class of their own
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"onnxruntime cannot open {path} ({reason}); {EXPORT_AGAIN}") from error
+        raise UserError(f"onnxruntime cannot open {name} ({reason}); {EXPORT_AGAIN}") from error

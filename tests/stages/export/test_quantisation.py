@@ -1,0 +1,182 @@
+"""Files of few bits: judged by score and real images, nothing published above the limit, run by their own runtimes."""
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import onnxruntime
+import openvino
+import pytest
+import torch
+from small_networks import CASES, NUM_CLASSES, case_name
+
+from data_cache.errors import UserError
+from data_cache.size_rule import fixed_size
+from stages.export.card import CardFacts, render_card
+from stages.export.export import export_network
+from stages.export.formats import EXPORT_FORMATS
+from stages.export.job import ExportJob, ProofImage
+from stages.export.quantisation import judge, quantise
+from stages.networks import build_network, segmentation_only, strip_depth
+
+SIZE = (64, 96)
+CLASSES = ("sky", "ground", "ball", "box")[:NUM_CLASSES]
+PALETTE = ((0, 0, 0), (90, 60, 30), (250, 0, 0), (0, 0, 250))[:NUM_CLASSES]
+FACTS = CardFacts(run="tiny", dataset="scenes", schedule="seg-only")
+FEW_BITS = ("onnx-fp16", "onnx-int8", "openvino", "openvino-int8")
+
+
+def draw(number, seed=0):
+    """Draw smooth pictures, whose values lie where those of real ones do."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(number, 3, 4, 6, generator=generator)
+    return torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear") * 2 - 1
+
+
+def agreement_with(network):
+    """Return a score of functions: on how many pixels of drawn pictures they answer as the network does."""
+    images, reference = draw(4, seed=1), segmentation_only(network)
+    with torch.no_grad():
+        expected = reference(images).argmax(1)
+
+    def score(segment, rule=None):
+        return (segment(images).argmax(1) == expected).double().mean().item()
+
+    return score
+
+
+def export(network, out, **options):
+    stripped = strip_depth(network).eval()
+    pixels = ((draw(2, seed=2) + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()
+    given = {
+        "formats": FEW_BITS,
+        "samples": [ProofImage(str(place), image) for place, image in enumerate(pixels)],
+        "calibration": lambda _: iter(draw(8).split(1)),
+        "score": agreement_with(stripped),
+        "max_drop": 0.2,
+        "force": True,  # classes of networks that learnt nothing hang on a hair
+        "dynamic": False,
+        "latency_repeats": 1,
+    }
+    about = {"input_size": SIZE, "class_names": CLASSES, "palette": PALETTE, "card_facts": FACTS}
+    return export_network(network, out, **about, **given | options)
+
+
+def build(name, options):
+    torch.manual_seed(0)
+    return build_network(name, NUM_CLASSES, **options).eval()
+
+
+@pytest.fixture(scope="module")
+def network():
+    return build("unet-classic", {"width": 8})
+
+
+@pytest.fixture(scope="module")
+def report(network, tmp_path_factory):
+    return export(network, tmp_path_factory.mktemp("export") / "model", dynamic=True)
+
+
+def make_job(network, **options):
+    stripped = strip_depth(network).eval()
+    job = ExportJob(stripped, None, SIZE, fixed_size(SIZE), 20, {}, (), lambda: iter(draw(2).split(1)), lambda _: 0.4)
+    return dataclasses.replace(job, **options)
+
+
+@pytest.mark.slow
+def test_each_file_runs_in_its_own_runtime_and_is_as_small_as_its_bits(report, network):
+    images = draw(1, seed=5)
+    with torch.no_grad():
+        expected = segmentation_only(strip_depth(network))(images).argmax(1).numpy()
+    answers = {
+        name: onnxruntime.InferenceSession(report.out / name).run(["seg_logits"], {"images": images.numpy()})[0]
+        for name in ("model.onnx", "model-fp16.onnx", "model-int8.onnx")
+    }
+    for name in ("model.xml", "model-int8.xml"):
+        answers[name] = openvino.Core().compile_model(report.out / name, "CPU")(images.numpy())[0]
+    for name, logits in answers.items():
+        assert logits.dtype == np.float32 and (logits.argmax(1) == expected).mean() > 0.9, name
+    size = {path.name: path.stat().st_size for path in report.out.iterdir()}
+    assert size["model-fp16.onnx"] < 0.6 * size["model.onnx"]
+    assert size["model-int8.bin"] < 0.3 * size["model.bin"]
+    weights = {
+        name: EXPORT_FORMATS[name].load().read_metadata(report.out / EXPORT_FORMATS[name].files[0]) for name in FEW_BITS
+    }
+    preprocess = json.loads((report.out / "preprocess.json").read_text())
+    assert all(found["class_names"] == list(CLASSES) == preprocess["class_names"] for found in weights.values())
+
+
+@pytest.mark.slow
+def test_the_proof_says_what_8_bits_cost(report, network):
+    score = agreement_with(strip_depth(network))
+    for name in ("onnx-int8", "openvino-int8"):
+        facts = report.proof["formats"][name]
+        found = facts["miou_macro"]
+        assert found["before"] == 1.0
+        assert found["after"] == pytest.approx(score(EXPORT_FORMATS[name].load().open_folder(report.out)))
+        assert found["drop"] == pytest.approx(1 - found["after"]) and found["drop"] <= found["max_drop"] == 0.2
+        assert facts["layers"] == sum(
+            isinstance(each, torch.nn.Conv2d | torch.nn.ConvTranspose2d) for each in strip_depth(network).modules()
+        )
+        assert "in float, " in (report.out / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_layers_go_back_into_float_until_the_score_holds(network, tmp_path):
+    plain = export(network, tmp_path / "plain", formats=("openvino-int8",), max_drop=1.0)
+    drop = plain.proof["formats"]["openvino-int8"]["miou_macro"]["drop"]
+    assert plain.proof["formats"]["openvino-int8"]["layers_in_float"] == [] and drop > 0
+    held = export(network, tmp_path / "held", formats=("openvino-int8",), max_drop=drop / 2)
+    facts = held.proof["formats"]["openvino-int8"]
+    assert facts["layers_in_float"] and facts["miou_macro"]["drop"] <= drop / 2
+
+
+@pytest.mark.slow
+def test_the_same_export_twice_gives_the_same_bytes(network, report, tmp_path):
+    again = export(network, tmp_path / "again", dynamic=True)
+    files = [name for row in ("onnx", *FEW_BITS) for name in EXPORT_FORMATS[row].files]
+    digests = [
+        [hashlib.sha256((each.out / name).read_bytes()).hexdigest() for name in files] for each in (report, again)
+    ]
+    assert dict(zip(files, digests[0], strict=True)) == dict(zip(files, digests[1], strict=True))
+
+
+def test_above_the_limit_nothing_is_published_unless_it_is_forced(network):
+    written, is_float = lambda images: images, {"encoder.conv1": True, "head": False}
+    with pytest.raises(UserError, match=r"costs 0\.1000 .* \(0\.5000 -> 0\.4000; 1 of 2 layers .*0\.05 is allowed"):
+        judge("onnx-int8", make_job(network, max_drop=0.05), 0.5, written, is_float)
+    facts = judge("onnx-int8", make_job(network, max_drop=0.05, force=True), 0.5, written, is_float)
+    assert facts["miou_macro"]["drop"] == pytest.approx(0.1)
+    sizes = [{"max_abs_difference": 1.0, "argmax_agreement": 0.9}]
+    number = {"before": 1, "after": 1}
+    proof = {
+        **dict.fromkeys(("parameters", "flops", "latency_ms"), number),
+        "max_abs_difference": {"stripped_vs_full": 0.0},
+        "formats": {"onnx-int8": facts | {"sizes": sizes, "images": []}},
+        "input_size": SIZE,
+        "size_rule": {"kind": "fixed", "input_size": SIZE, "why": ""},
+    }
+    card = render_card(FACTS, proof, network="unet", class_names=CLASSES, opens_with_smp=False)
+    assert "**more than the limit of 0.05, published all the same**" in card
+    assert "Left in float: 1 of 2 layers: `encoder.conv1`" in card
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"calibration": lambda: iter(())}, "there are none; add some, or leave"), ({"score": None}, "were not given")],
+    ids=("no images", "no score"),
+)
+def test_8_bits_need_images_to_calibrate_on_and_a_score(network, options, message):
+    with pytest.raises(UserError, match=message):
+        quantise("onnx-int8", make_job(network, **options), None, None)
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_name)
+@pytest.mark.slow
+def test_every_network_ships_in_every_installed_format(case, tmp_path):
+    """Parity is what the export itself proves; here it is seen that no network is refused."""
+    report = export(build(*case), tmp_path / "out", max_drop=1.0)
+    for name in FEW_BITS:
+        assert set(EXPORT_FORMATS[name].files) <= set(report.files)
+        assert report.proof["formats"][name]["images"]
