@@ -36,6 +36,10 @@ _LARGEST_TEXT = 1 << 16
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
+class DamagedScores(UserError):
+    """A file of images' scores is not what was written, so nothing of it is believed."""
+
+
 class ImageScores(NamedTuple):
     """The scores of every image of a split, in the order of the split."""
 
@@ -88,7 +92,8 @@ def read_image_scores(path: Path) -> ImageScores:
     """Return the scores of a split's images.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing.
+        DamagedScores: it is damaged.
     """
     remedy = "remove it and repeat the command, which scores the run's weights anew where they still are"
     if not path.exists():
@@ -104,7 +109,7 @@ def read_image_scores(path: Path) -> ImageScores:
             raise ValueError("a count is negative")
     except _DAMAGED as problem:
         reason = str(problem) or type(problem).__name__
-        raise UserError(f"{path} is damaged ({reason.splitlines()[0]}); {remedy}") from problem
+        raise DamagedScores(f"{path} is damaged ({reason.splitlines()[0]}); {remedy}") from problem
     return ImageScores(**found)
 
 

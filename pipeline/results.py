@@ -24,7 +24,10 @@ from pipeline.experiment.tables import find_table
 from pipeline.experiment.tabulate import freshen, tabulate
 from pipeline.session import Session
 from stages.comparison.answer import find_answer
+from stages.comparison.certainty import HOW_TO_READ_DIFFERENCES, HOW_TO_READ_IMAGES
 from stages.comparison.formats import FORMATS
+from stages.comparison.identity import join_values, show_value
+from stages.comparison.notes import HOW_TO_READ_MEANS
 from stages.comparison.record import RUN_FILE, RunRecord, TrainedRun, read_run
 from stages.comparison.table import Table
 
@@ -37,6 +40,9 @@ _KEPT = (
     "name", "label", "seeds", "total_steps", "metrics", "intervals", "by_seed", "baseline", "difference",
 )  # fmt: skip
 """What the figures of a row are, of all that ``compare --format json`` says."""
+SAID_ONCE = (HOW_TO_READ_MEANS, HOW_TO_READ_DIFFERENCES, HOW_TO_READ_IMAGES)
+"""Notes that the README has above all blocks, and no block repeats."""
+SURROUNDINGS = ("threads", "python", "torch", "torchvision")
 
 
 class Block(NamedTuple):
@@ -137,14 +143,16 @@ def describe(block: Block, table: Table) -> dict[str, Any]:
         record = read_run(run.folder / RUN_FILE)
         nodes = record.nodes if isinstance(record, TrainedRun) else ()
         spent |= {node: phase.elapsed_s for node, phase in zip(nodes, run.phases, strict=True)}
-    environment = table.rows[0].first.environment
+    environments = [run.environment for row in table.rows for run in row.runs]
     return {
         "title": block.title,
         "commands": [f"pipeline {shlex.join(words)}" for words in block.commands],
         "seeds": list(block.seeds),
         "trainings": len(spent),
         "hours": round(sum(spent.values()) / 3600, 2),
-        "environment": {name: environment.get(name) for name in ("threads", "python", "torch", "torchvision")},
+        "environment": {
+            name: join_values(sorted(show_value(each.get(name)) for each in environments)) for name in SURROUNDINGS
+        },
         "date": datetime.now(UTC).date().isoformat(),
         "answer": find_answer(table).text,
         "rows": [{key: row[key] for key in _KEPT} for row in table.to_json()["rows"]],
@@ -153,9 +161,11 @@ def describe(block: Block, table: Table) -> dict[str, Any]:
 
 
 def _show_markdown(table: Table) -> list[str]:
-    """Return a table as ``compare`` writes it, without what each metric is, which `pipeline compare --help` says."""
+    """Return a table as ``compare`` writes it, without what each metric is, which `pipeline compare --help` says, and
+    without what is said once for all."""
     lines = FORMATS["markdown"](table).splitlines()
-    return lines[: len(lines) - len(explain_metrics(table.main_metrics))]
+    once = {f"- {markdown_text(note)}" for note in SAID_ONCE}
+    return [line for line in lines[: len(lines) - len(explain_metrics(table.main_metrics))] if line not in once]
 
 
 def _show_plain(table: Table) -> list[str]:
@@ -167,7 +177,7 @@ def show_block(figures: Mapping[str, Any]) -> list[str]:
     """Return the lines of a block of the README: the demo's table, or title, commands, cost, answer and table."""
     if not figures["title"]:
         return ["```", *figures["lines"], "```"]
-    environment = ", ".join(f"{name} {value}" for name, value in figures["environment"].items() if value is not None)
+    environment = ", ".join(f"{name} {value}" for name, value in figures["environment"].items())
     return [
         f"### {figures['title']}", "", "```", *figures["commands"], "```", "",
         f"{figures['trainings']} trainings in {figures['hours']:.1f} h, {figures['date']}; {environment}.", "",

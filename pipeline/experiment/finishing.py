@@ -68,7 +68,7 @@ def recall_run(run: PlannedRun, reused: tuple[bool, ...], session: Session) -> d
         raise UserError(
             f"{folder} was scored on other data than it has now; repeat the command when they stay as they are"
         )
-    _follow_recipe(record, run.config, folder, session)
+    _follow_recipe(record, run, folder, session)
     session.workspace.mark_newest(folder)
     return record | {"phases": _describe_phases(run, nodes, reused)}
 
@@ -123,13 +123,18 @@ def read_own_run(folder: Path) -> RunFile | None:
     return known
 
 
-def _follow_recipe(record: dict[str, Any], config: RunConfig, folder: Path, session: Session) -> None:
+def _follow_recipe(record: dict[str, Any], run: PlannedRun, folder: Path, session: Session) -> None:
     """Note by which recipe a finished run was asked for last: where its data lies now, and what its budget is of."""
-    now = _with_absolute_root(config)
-    if record["config"] != now:
+    now = {"config": _with_absolute_root(run.config), "labelled_images": _count_labelled(run)}
+    if any(record.get(key) != value for key, value in now.items()):
         with hold_folder(folder, "noting its recipe", on_wait=session.console.info):
-            record["config"] = now
+            record |= now
             write_json(folder / RUN_FILE, record)
+
+
+def _count_labelled(run: PlannedRun) -> int | None:
+    """Return how many training images' masks a run reads; None where no phase reads any."""
+    return next((found.images for scope, found in run.facts.materials.items() if scope.masks), None)
 
 
 def _describe_run(run: PlannedRun, phases: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
@@ -149,6 +154,7 @@ def _describe_run(run: PlannedRun, phases: list[dict[str, Any]], device: torch.d
         "nodes": [node.folder for node in run.nodes],
         "depth_store": next((phase["depth_store"] for phase in phases if phase["depth_store"]), None),
         "config": _with_absolute_root(config),
+        "labelled_images": _count_labelled(run),
         "device": str(device),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **describe_software(),

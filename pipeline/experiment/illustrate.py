@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_cache.errors import UserError
-from data_cache.image_scores import read_image_scores
+from data_cache.image_scores import DamagedScores, read_image_scores
 from data_cache.metrics import IMAGES_FILE
 from pipeline.session import Session
 from stages.comparison.pictures import Illustrations, Picture, Strip
@@ -27,13 +27,19 @@ SHEET_IMAGES = 6
 
 
 def illustrate(answer: Answer, rows: Sequence[Row], session: Session) -> Illustrations:
-    """Return images, depth and proofs for the rows that an answer names; what cannot be had is said in words."""
+    """Return images, depth and proofs for the rows that an answer names; what cannot be had is said in words.
+
+    Raises:
+        DamagedScores: what the images of a run scored is there, but damaged.
+    """
     pairs = [(label, row.first) for label, row in answer.rows[:2] if row.first.folder is not None]
     shown = Illustrations(proofs=_find_proofs(rows, session))
     if not pairs:
         return shown
     try:
         shown = _show_images(pairs[-1], pairs[0], session, shown)
+    except DamagedScores:
+        raise
     except UserError as problem:
         shown = shown._replace(about_strips=f"No images: {problem}.")
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from data_cache.metrics import HEADLINE, METRICS
@@ -55,36 +54,80 @@ def learns_depth(row: Row) -> bool:
     return any(phase.name in ("depth", "joint") for phase in row.first.phases)
 
 
-def find_answer(table: Table) -> Answer:
-    """Return whether the best row with pseudo depth beats its baseline and the controls that are among the rows.
+class _Candidate(NamedTuple):
+    """A row that may be the best one, beside the row that it is held against first."""
 
-    Only a difference whose interval leaves out 0 counts, and only where no row without depth that trained as long, and
-    no row with depth of another source, comes as far.
+    label: str
+    row: Row
+    other_label: str
+    other: Row
+    """The best row without depth that had as many steps; the row's baseline where there is none."""
+    found: Difference
+    """Row minus the other one."""
+
+    @property
+    def is_fair(self) -> bool:
+        """Whether the other one learned no depth, and both had as many steps."""
+        return not learns_depth(self.other) and has_equal_steps(self.row, self.other)
+
+
+def find_answer(table: Table) -> Answer:
+    """Return whether the best row with pseudo depth beats what had as many steps without it, and its controls.
+
+    The best row is the one farthest above its baseline, of those for which there is a row without depth with as many
+    steps. Only a difference whose interval leaves out 0 counts, and only where neither another row without depth that
+    trained as long, nor a row with depth of another source, comes as far.
     """
     scored = [(label, row) for label, row in table.labelled if HEADLINE in row.metrics]
     compared = [(label, row) for label, row in scored if row.base is not None and HEADLINE in row.differences]
     with_depth = [pair for pair in compared if learns_depth(pair[1]) and not pair[1].depth_source]
-    candidates = with_depth or compared
+    candidates = [_hold_against_first(label, row, scored) for label, row in with_depth or compared]
     if not candidates:
         return _answer_without_baseline(scored)
-    label, best = max(candidates, key=lambda pair: _rank(pair[1].differences[HEADLINE]))
-    base = best.base
-    assert base is not None
-    base_label = next(label for label, row in scored if row.runs == base.runs)
-    controls = _find_controls(scored, best, base) if with_depth else []
-    verdict, reason = _judge(_adjust_for_choice(best, [row for _, row in candidates]), base, controls)
-    number = f"the best of {len(candidates)} rows" + (" with pseudo depth, " if with_depth else ", ")
-    words = (
-        number if len(candidates) > 1 else "",
-        Name(label),
-        f" has {best.metrics[HEADLINE].mean:.3f} {METRICS[HEADLINE].label}, "
-        f"{_describe(best.differences[HEADLINE])} against ",
-        Name(base_label),
-        *reason,
-        ".",
-    )
-    rows = ((base_label, base), (label, best), *((control.label, control.row) for control in controls))
-    return Answer(verdict if with_depth else "", words, rows)
+    unfair = candidates
+    if with_depth:
+        candidates = [each for each in candidates if each.is_fair] or candidates
+    best = max(candidates, key=lambda each: _rank(each.row.differences[HEADLINE]))
+    controls = _find_controls(scored, best) if with_depth else []
+    verdict, reason = _judge(best, _adjust_for_choice(best, candidates), controls)
+    kind = " such rows" if with_depth and best.is_fair else " rows with pseudo depth" if with_depth else " rows"
+    number = f", the best of {len(candidates)}{kind}," if len(candidates) > 1 else ""
+    score, label = f"{best.row.metrics[HEADLINE].mean:.3f}", METRICS[HEADLINE].label
+    if with_depth and best.is_fair:
+        words = (
+            f"at equal steps ({best.row.total_steps:,}) {_say_direction(best.found)}: ", Name(best.label),
+            number, f" has {score} {label}, ", Name(best.other_label),
+            f" without depth {best.other.metrics[HEADLINE].mean:.3f}, a difference of {_describe(best.found)}",
+        )  # fmt: skip
+    else:
+        words = (
+            Name(best.label), number, f" has {score} {label}, ",
+            f"{_describe(best.found)} against ", Name(best.other_label),
+        )  # fmt: skip
+    rows = ((best.other_label, best.other), (best.label, best.row), *((each.label, each.row) for each in controls))
+    return Answer(verdict if with_depth else "", (*words, *reason, *_describe_left_out(best, unfair), "."), rows)
+
+
+def _hold_against_first(label: str, row: Row, scored: Sequence[tuple[str, Row]]) -> _Candidate:
+    """Return a row beside the best row without depth that had as many steps, or beside its baseline."""
+    assert row.base is not None, "it has a difference"
+    plain = [pair for pair in _find_alike(scored, row) if not learns_depth(pair[1]) and has_equal_steps(pair[1], row)]
+    base_label = next(label for label, other in scored if other.runs == row.base.runs)
+    other_label, other = max(plain, key=lambda pair: _score(pair[1]), default=(base_label, row.base))
+    found = compare_paired(row.by_seed(HEADLINE), other.by_seed(HEADLINE))
+    if other.runs == row.base.runs or found is None:
+        return _Candidate(label, row, base_label, row.base, row.differences[HEADLINE])
+    return _Candidate(label, row, other_label, other, found)
+
+
+def _find_alike(scored: Sequence[tuple[str, Row]], row: Row) -> list[tuple[str, Row]]:
+    """Return the other rows of its data, network and masks: others tell nothing of what depth is good for."""
+    return [
+        (label, other) for label, other in scored
+        if other.runs != row.runs
+        and other.is_measured_as(row) and other.first.network == row.first.network
+        and RowName.parse(other.name).share == RowName.parse(row.name).share
+    ]  # fmt: skip
 
 
 def _rank(found: Difference) -> tuple[bool, float]:
@@ -92,13 +135,13 @@ def _rank(found: Difference) -> tuple[bool, float]:
     return found.half_width is not None, found.mean
 
 
-def _adjust_for_choice(best: Row, candidates: Sequence[Row]) -> Row:
-    """Return the row with the Holm p value of a choice among all candidates, whatever each is compared with."""
-    found, tested = best.differences[HEADLINE], [row for row in candidates if row.differences[HEADLINE].p is not None]
+def _adjust_for_choice(best: _Candidate, candidates: Sequence[_Candidate]) -> Difference:
+    """Return its difference with Holm's p value, by the rule of the table: for all that are compared, at once."""
+    tested = [each for each in candidates if each.found.p is not None]
     if best not in tested:
-        return best
-    of_all = adjust_holm([row.differences[HEADLINE].p or 0.0 for row in tested])[tested.index(best)]
-    return replace(best, differences={**best.differences, HEADLINE: found._replace(holm=max(of_all, found.holm or 0))})
+        return best.found
+    of_all = adjust_holm([each.found.p or 0.0 for each in tested])[tested.index(best)]
+    return best.found._replace(holm=max(of_all, best.found.holm or 0.0))
 
 
 def _answer_without_baseline(scored: Sequence[tuple[str, Row]]) -> Answer:
@@ -110,36 +153,34 @@ def _answer_without_baseline(scored: Sequence[tuple[str, Row]]) -> Answer:
     return Answer(UNKNOWN, (*words, ", and no row is there that it could be compared with."), tuple(ranked[:1]))
 
 
-def _find_controls(scored: Sequence[tuple[str, Row]], best: Row, base: Row) -> list[_Control]:
+def _find_controls(scored: Sequence[tuple[str, Row]], best: _Candidate) -> list[_Control]:
     """Return what the best row must beat, too, to be credited to depth.
 
-    The best of the rows without depth that trained as long, unless that is the baseline; what the table holds it
-    against; and the same schedule with depth of other sources.
+    Its baseline, and where none had as many steps, the best of the rows without depth that had more; what the table
+    holds it against; and the same schedule with depth of other sources.
     """
-    of_best = RowName.parse(best.name)
-    alike = [
-        (label, row) for label, row in scored
-        if row.runs not in (best.runs, base.runs)
-        and row.is_measured_as(best) and row.first.network == best.first.network
-        and RowName.parse(row.name).share == of_best.share  # rows with other masks control nothing
-    ]  # fmt: skip
-    plain = [pair for pair in alike if not learns_depth(pair[1]) and trains_as_long(pair[1], best)]
+    row, first, own = best.row, best.other, RowName.parse(best.row.name)
+    alike = [pair for pair in _find_alike(scored, row) if pair[1].runs != first.runs]
+    plain = [pair for pair in alike if not learns_depth(pair[1]) and trains_as_long(pair[1], row)]
     strongest = max(plain, key=lambda pair: _score(pair[1]), default=None)
-    if strongest and trains_as_long(base, best) and _score(strongest[1]) <= _score(base):
-        strongest = None  # it is the baseline
+    if best.is_fair or (strongest and trains_as_long(first, row) and _score(strongest[1]) <= _score(first)):
+        strongest = None  # what it is held against first is as strong
     controls = []
-    for label, row in alike:
-        if (label, row) == strongest:
-            what = "as many steps without depth"
-        elif row.depth_source and RowName.parse(row.name)._replace(source=of_best.source) == of_best:
-            what = f"{row.depth_source} depth"
-        elif row.name in best.controls:
-            what = "control"
+    for label, other in alike:
+        if (label, other) == strongest:
+            what = "at least as many steps without depth"
+        elif other.depth_source and RowName.parse(other.name)._replace(source=own.source) == own:
+            what = f"{other.depth_source} depth"
+        elif other.name in row.controls:
+            equal = not learns_depth(other) and has_equal_steps(other, row)
+            what = "as many steps without depth" if equal else "control"
+        elif row.base is not None and other.runs == row.base.runs:
+            what = f"{other.total_steps:,} steps"
         else:
             continue
-        found = compare_paired(best.by_seed(HEADLINE), row.by_seed(HEADLINE))
+        found = compare_paired(row.by_seed(HEADLINE), other.by_seed(HEADLINE))
         if found is not None:
-            controls.append(_Control(label, row, what, found))
+            controls.append(_Control(label, other, what, found))
     return controls
 
 
@@ -148,21 +189,46 @@ def _score(row: Row) -> float:
 
 
 def trains_as_long(row: Row, other: Row) -> bool:
-    """Return whether a row had as many steps as another."""
+    """Return whether a row had at least as many steps as another."""
     return row.total_steps >= ALIKE_STEPS * other.total_steps
 
 
-def _judge(best: Row, base: Row, controls: Sequence[_Control]) -> tuple[str, tuple[str, ...]]:
+def has_equal_steps(row: Row, other: Row) -> bool:
+    """Return whether two rows had as many steps."""
+    return trains_as_long(row, other) and trains_as_long(other, row)
+
+
+def _judge(best: _Candidate, found: Difference, controls: Sequence[_Control]) -> tuple[str, tuple[str, ...]]:
     """Return the verdict, and why, as the end of the sentence."""
-    found = best.differences[HEADLINE]
+    row, other = best.row, best.other
     verdict, reason = _judge_difference(found, controls)
-    steps = f"it took {best.total_steps:,} steps to the other's {base.total_steps:,}"
-    if not trains_as_long(base, best) and not any(not learns_depth(control.row) for control in controls):
+    steps = f"it took {row.total_steps:,} steps to the other's {other.total_steps:,}"
+    if not trains_as_long(other, row) and not any(not learns_depth(control.row) for control in controls):
         verdict = NOT_SHOWN if verdict in (YES, PERHAPS) else verdict
         reason = f"{reason}; {steps}, and no row without depth as many"
-    elif not trains_as_long(best, base):
+    elif not trains_as_long(row, other):
         verdict, reason = (NOT_SHOWN if verdict == NO else verdict), f"{reason}; {steps}"
-    return verdict, (reason, _describe_images(best, base), *_describe_controls(controls))
+    return verdict, (reason, _describe_images(row, other), *_describe_controls(controls))
+
+
+def _say_direction(found: Difference) -> str:
+    """Return what a difference at equal steps says, first of all."""
+    if found.half_width is None:
+        return "there is one seed"
+    if not found.is_clear:
+        return "no difference is sure"
+    return f"training with pseudo depth is {'better' if found.mean > 0 else 'worse'}"
+
+
+def _describe_left_out(best: _Candidate, candidates: Sequence[_Candidate]) -> tuple[str, ...]:
+    """Return which row with depth scored higher, but cannot be judged: none without depth had as many steps."""
+    higher = max(candidates, key=lambda each: _rank(each.row.differences[HEADLINE]))
+    if higher.is_fair or not best.is_fair or _score(higher.row) <= _score(best.row):
+        return ()
+    return (
+        "; ", Name(higher.label), f" has {_score(higher.row):.3f}, but no row without depth has its "
+        f"{higher.row.total_steps:,} steps",
+    )  # fmt: skip
 
 
 def _describe_images(best: Row, base: Row) -> str:

@@ -23,6 +23,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SAME_SCORE = 1e-6
+HOW_TO_READ_DIFFERENCES = (
+    "a difference's ± is half of its 95 % paired t-interval over seeds (would another training do the same?); p is "
+    "that of the paired t test, Holm p the same adjusted for all differences of the table, whatever each is to"
+)
+HOW_TO_READ_IMAGES = (
+    "over images: 95 % paired bootstrap interval (would other images give the same?); images of the reported split are "
+    "drawn with replacement, the same for both rows and all seeds; it is too narrow where images depend on each other, "
+    "as frames of one video do"
+)
+
+
+class _NoInterval(UserError):
+    """There is no interval over images, and nothing is wrong with the files that are there."""
 
 
 class Judged(NamedTuple):
@@ -36,24 +49,26 @@ class Judged(NamedTuple):
 def judge_differences(rows: Sequence[Row]) -> Judged:
     """Complete the differences of the headline metric, and say what seeds alone do to it.
 
-    One seed gives no interval, neither over seeds nor over images.
+    One seed gives no interval, neither over seeds nor over images. Holm's adjustment is for all differences of the
+    table, whatever each row is compared with.
+
+    Raises:
+        UserError: what a run's images scored is damaged, or of other scores than the run's.
     """
     tested = [row for row in rows if HEADLINE in row.differences and row.differences[HEADLINE].p is not None]
     completed: dict[int, Row] = {}
     reasons: list[tuple[str, str]] = []
     labels = {id(row): label for label, row in zip(label_rows(rows), rows, strict=True)}
     drawn: dict[int, _Drawn] = {}
-    for base in {id(row.base): row.base for row in tested if row.base is not None}.values():
-        against = [row for row in tested if row.base is base]
-        for row, holm in zip(
-            against, adjust_holm([row.differences[HEADLINE].p or 0.0 for row in against]), strict=True
-        ):
-            found = row.differences[HEADLINE]._replace(holm=holm)
-            try:
-                found = found._replace(images=_compare_over_images(row, base, found.seeds, drawn))
-            except UserError as problem:
-                reasons.append((labels[id(row)], str(problem)))
-            completed[id(row)] = replace(row, differences={**row.differences, HEADLINE: found})
+    adjusted = adjust_holm([row.differences[HEADLINE].p or 0.0 for row in tested])
+    for row, holm in zip(tested, adjusted, strict=True):
+        assert row.base is not None, "it has a difference"
+        found = row.differences[HEADLINE]._replace(holm=holm)
+        try:
+            found = found._replace(images=_compare_over_images(row, row.base, found.seeds, drawn))
+        except _NoInterval as problem:
+            reasons.append((labels[id(row)], str(problem)))
+        completed[id(row)] = replace(row, differences={**row.differences, HEADLINE: found})
     final = tuple(completed.get(id(row), row) for row in rows)
     shown = [row.differences[HEADLINE] for row in final if HEADLINE in row.differences]
     one_place = len({json.dumps(row.first.measurement, sort_keys=True) for row in rows}) == 1
@@ -78,7 +93,8 @@ def _compare_over_images(row: Row, base: Row, seeds: Sequence[int], drawn: dict[
         drawn: what is known already, by run.
 
     Raises:
-        UserError: what the images scored is missing, damaged, or of other images or scores.
+        _NoInterval: what the images scored is missing, or of other images.
+        UserError: it is damaged, or of other scores.
     """
     from stages.comparison.bootstrap import find_interval
 
@@ -90,7 +106,7 @@ def _compare_over_images(row: Row, base: Row, seeds: Sequence[int], drawn: dict[
                 drawn[id(run)] = _draw(run)
         own, other = (drawn[id(run)] for run in pair)
         if own.images != other.images:
-            raise UserError(f"the images of {IMAGES_FILE} are not those of {base.name}")
+            raise _NoInterval(f"the images of {IMAGES_FILE} are not those of {base.name}")
         differences.append(own.scores - other.scores)
     return find_interval(differences)
 
@@ -100,7 +116,7 @@ def _draw(run: RunRecord) -> _Drawn:
     from stages.comparison.bootstrap import pool_miou, replicate_miou
 
     if run.folder is None or not (run.folder / IMAGES_FILE).exists():
-        raise UserError(f"a run has no {IMAGES_FILE}, and could not be scored anew")
+        raise _NoInterval(f"a run has no {IMAGES_FILE}, and could not be scored anew")
     scores = read_image_scores(run.folder / IMAGES_FILE)
     if not abs(pool_miou(scores)[0] - run.metrics[HEADLINE]) < _SAME_SCORE:
         raise UserError(
@@ -124,13 +140,6 @@ def _describe(noise: Noise | None, differences: Sequence[Difference]) -> Iterato
         f"shows one of that size {100 * POWER:.0f} % of the time, a smaller one less often"
     )
     if any(found.holm is not None for found in differences):
-        yield (
-            "a difference's ± is half of its 95 % paired t-interval over seeds (would another training do the same?); "
-            "p is that of the paired t test, Holm p the same adjusted for all rows compared with one baseline"
-        )
+        yield HOW_TO_READ_DIFFERENCES
     if any(found.images for found in differences):
-        yield (
-            "over images: 95 % paired bootstrap interval (would other images give the same?); images of the reported "
-            "split are drawn with replacement, the same for both rows and all seeds; it is too narrow where images "
-            "depend on each other, as frames of one video do"
-        )
+        yield HOW_TO_READ_IMAGES

@@ -160,6 +160,8 @@ def render_markdown(table: Table) -> str:
     body = [[markdown_text(" ± ".join(filter(None, show_cell(*cell)))) for cell in row] for row in read_cells(columns)]
     lines = ["| " + " | ".join(cells) + " |" for cells in (titles, rule, *body)]
     notes = [f"- {markdown_text(note)}" for note in (*table.notes, *explain_metrics(table.main_metrics))]
+    saved = describe_savings(find_curves(table))
+    lines += ["", markdown_text(saved)] if saved else []
     return "\n".join([markdown_text(describe_common(table)), "", *lines, "", *notes])
 
 
@@ -200,9 +202,10 @@ def summarise(table: Table) -> dict[str, Any]:
     if not curves:
         return table.to_json()
     points = [
-        {"curve": curve.name, "share": share, "row": row.name, **row.metrics[HEADLINE]._asdict()}
+        {"curve": curve.name, "share": point.share, "labelled_images": point.row.labelled_images}
+        | {"row": point.row.name, **point.row.metrics[HEADLINE]._asdict()}
         for curve in curves
-        for share, _, row in curve.points
+        for point in curve.points
     ]
     return table.to_json() | {"label_fraction": {"points": points, "saved": describe_savings(curves)}}
 

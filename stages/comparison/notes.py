@@ -13,6 +13,8 @@ from stages.comparison.rows import ALIKE_STEPS, Row, label_rows
 CONTROLS = {"seg-seg-seg": "same budget and restarts", "seg-only-long": "same budget, one decay"}
 """Rows that train segmentation alone for as long as the longest schedules, and what they share with them."""
 
+HOW_TO_READ_MEANS = "± is half of the 95 % t-interval of the mean over seeds"
+
 
 def write_notes(rows: Sequence[Row], compared_metrics: Sequence[str]) -> list[str]:
     """Return the notes on rows: how sure their scores are, and what keeps them apart."""
@@ -39,7 +41,7 @@ def gather_notes(reasons: Iterable[tuple[str, str]], begin: str = "") -> list[st
 def _describe_certainty(labelled: Sequence[tuple[str, Row]], compared_metrics: Sequence[str]) -> Iterator[str]:
     rows = [row for _, row in labelled]
     if any(len(row.seeds) > 1 for row in rows):
-        yield "± is half of the 95 % t-interval of the mean over seeds"
+        yield HOW_TO_READ_MEANS
     single = [label for label, row in labelled if len(row.seeds) == 1]
     if single:
         which = "every row" if len(single) == len(rows) else ", ".join(single)

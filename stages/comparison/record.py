@@ -123,6 +123,7 @@ class RunFile(Record):
     schedule: ScheduleFacts = ScheduleFacts()
     config: dict[str, Any] = Field(default_factory=dict)
     confusion: tuple[tuple[Count, ...], ...] = ()
+    labelled_images: Count | None = None
 
 
 class TrainedRun(RunFile):
@@ -167,7 +168,7 @@ class TrainedRun(RunFile):
 
 _SHARED = (
     "name", "seed", "network", "dataset", "recipe", "phases", "per_class", "parameters", "split", "command", "identity",
-    "confusion",
+    "confusion", "labelled_images",
 )  # fmt: skip
 """What a comparison takes from run.json as it is."""
 
@@ -214,6 +215,8 @@ class RunRecord:
     """BUDGET as the recipe had it when the run was last asked for."""
     confusion: tuple[tuple[int, ...], ...] = ()
     """Pixels by truth, then prediction."""
+    labelled_images: int | None = None
+    """Training images whose masks were used; None where that was not written down."""
 
     @property
     def place(self) -> str:

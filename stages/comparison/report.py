@@ -42,6 +42,7 @@ from stages.comparison.page import (
     build_table_element,
 )
 from stages.comparison.pictures import Illustrations, build_image_section, build_proof_section, build_store_section
+from stages.comparison.row_name import RowName
 from stages.comparison.rows import FACTS, Row
 from stages.comparison.statistics import Difference, Estimate, estimate_mean
 from stages.comparison.table import Table
@@ -181,10 +182,14 @@ def _build_fractions(table: Table) -> Section | None:
         Series(curve.name, tuple((share, row.metrics[HEADLINE]) for share, _, row in curve.points))
         for curve in curves[:NUM_SERIES]
     ]
-    ticks = {share: text for curve in curves for share, text, _ in curve.points}
-    hint = (
-        f"{METRICS[HEADLINE].label} over the share of the training images whose masks were used, with 95 % intervals."
-    )
+    points = [point for curve in curves for point in curve.points]
+    counted = all(point.row.labelled_images is not None for point in points)
+    ticks = {point.share: f"{point.row.labelled_images:,}" if counted else point.text for point in points}
+    what = "number of labelled images" if counted else "share of the training images whose masks were used"
+    hint = f"{METRICS[HEADLINE].label} over the {what}, on a logarithmic scale, with 95 % intervals over seeds."
+    drawn = {id(point.row) for curve in curves[:NUM_SERIES] for point in curve.points}
+    absent = [label for label, row in table.labelled if RowName.parse(row.name).share and id(row) not in drawn]
+    hint += f" Not drawn: {', '.join(absent)}." if absent else ""
     saved = describe_savings(curves)
     return build_section("Masks", hint, f"<p>{html_text(saved)}</p>" if saved else "", draw_fractions(series, ticks))
 

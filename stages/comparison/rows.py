@@ -61,6 +61,12 @@ class Row:
         return add_images(seen) if seen and all(seen) else None
 
     @property
+    def labelled_images(self) -> int | None:
+        """Training images whose masks were used; None where that was not written down, or seeds differ in it."""
+        found = {run.labelled_images for run in self.runs}
+        return found.pop() if len(found) == 1 else None
+
+    @property
     def depth_source(self) -> str:
         """What was learned in the place of the image's depth; "" where nothing was, whatever the row is called."""
         known = self.first.identity.settings.get("depth.source") if self.first.identity else None
@@ -103,6 +109,7 @@ class Row:
             "seeds": list(self.seeds),
             "total_steps": self.total_steps,
             "images_seen": self.images_seen,
+            "labelled_images": self.labelled_images,
             "parameters": self.first.parameters,
             "metrics": {name: estimate.mean for name, estimate in self.metrics.items()},
             "intervals": {name: estimate.half_width for name, estimate in self.metrics.items()},

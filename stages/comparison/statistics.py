@@ -43,7 +43,7 @@ class Difference(NamedTuple):
     p: float | None = None
     """Two-sided p value of the paired t test over seeds; None for a single seed."""
     holm: float | None = None
-    """The same adjusted by Holm over all rows that are compared with this baseline, of the headline metric only."""
+    """The same adjusted by Holm over all differences of the table, of the headline metric only."""
     images: Interval | None = None
     """95 % interval of the paired bootstrap over the reported images, of the headline metric; None without them."""
 

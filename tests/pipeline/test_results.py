@@ -42,6 +42,11 @@ def test_the_readme_shows_what_was_measured(path: Path) -> None:
         assert f"expected = {json.dumps(show_demo(figures))}" in (ROOT / DEMO_CARD).read_text(encoding="utf8")
 
 
+def test_how_tables_are_read_is_said_once() -> None:
+    text = " ".join((ROOT / README).read_text(encoding="utf8").split())
+    assert [text.count(note) for note in results.SAID_ONCE] == [1, 1, 1]
+
+
 def check_lines(figures: dict[str, Any]) -> None:
     """Compute what the lines show of each row anew from its runs."""
     for row in figures["rows"]:
@@ -77,6 +82,10 @@ def test_blocks_are_written_from_runs_and_others_stay(
         for seed in (0, 1):
             words = ("--recipe", TINY, "--schedule", row, "--seed", seed, "--iterations", 1)
             assert call("--workdir", work, "run", *words).status == 0
+    record = next((work / "runs").glob("*/run.json"))
+    found = json.loads(record.read_text())
+    threads = found["environment"]["threads"]
+    record.write_text(json.dumps(found | {"environment": found["environment"] | {"threads": threads + 1}}))
     before = read_block(house, "label-fraction")
     assert results.main(["--workdir", str(work)], house) == 0
     assert "label-fraction: stays as it is; 2 of 6 runs are missing" in capsys.readouterr().err
@@ -87,6 +96,8 @@ def test_blocks_are_written_from_runs_and_others_stay(
     assert lines == show_block(figures) and lines[0] == "### Two rows"
     shown = call("--workdir", work, "compare", "--format", "markdown", as_json=False).stdout.splitlines()
     assert set(filter(lambda line: line.startswith("| "), shown)) <= set(lines), "as `compare` writes it"
+    assert not any(note in "\n".join(lines) for note in results.SAID_ONCE)
+    assert figures["environment"]["threads"] == f"{threads} / {threads + 1}", "of all runs"
     assert figures["trainings"] == 6 and figures["hours"] >= 0, "each phase once"
     written = (house / README).read_text(encoding="utf8")
     assert results.main(["schedules", "--workdir", str(work)], house) == 0

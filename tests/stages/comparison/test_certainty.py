@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from data_cache.errors import UserError
 from data_cache.image_scores import ImageScores, write_image_scores
 from data_cache.metrics import HEADLINE, IMAGES_FILE
 from stages.comparison import bootstrap
@@ -126,7 +127,7 @@ def test_draws_in_parts_are_as_many_and_of_the_whole_split(monkeypatch):
     assert replicate_miou(draw_scores(0, 0.7), 31).shape == (31,)
 
 
-def test_holm_adjusts_over_the_rows_of_one_baseline(runs):
+def test_holm_adjusts_over_the_rows_of_a_table(runs):
     rows = {row.name: row for row in build_table(runs).rows}
     found = {name: row.differences[HEADLINE] for name, row in rows.items() if row.differences}
     adjusted = adjust_holm([found["joint"].p, found["depth-first"].p])
@@ -178,12 +179,10 @@ def rename_images(run):
     ("spoil", "said"),
     [
         (lambda run: (run.folder / IMAGES_FILE).unlink(), "joint: a run has no images.npz"),
-        (break_file, r"joint: .*images.npz is damaged \(.*\); remove it and repeat"),
-        (put_others, "joint: .*images.npz is not of the scores in the run's record; remove it"),
         (rename_images, "joint: the images of images.npz are not those of seg-only"),
     ],
 )
-def test_what_images_scored_is_checked_and_its_want_is_said(runs, spoil, said):
+def test_a_want_of_what_images_scored_is_said(runs, spoil, said):
     spoil(next(run for run in runs if run.name == "joint" and run.seed == 1))
     rows, notes = {row.name: row for row in build_table(runs).rows}, build_table(runs).notes
     found = rows["joint"].differences[HEADLINE]
@@ -191,6 +190,19 @@ def test_what_images_scored_is_checked_and_its_want_is_said(runs, spoil, said):
     assert rows["depth-first"].differences[HEADLINE].images is not None, "the others keep theirs"
     (note,) = [note for note in notes if note.startswith("no interval over images for")]
     assert re.search(said, note)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (break_file, r"images.npz is damaged \(.*\); remove it and repeat"),
+        (put_others, "images.npz is not of the scores in the run's record; remove it"),
+    ],
+)
+def test_what_images_scored_is_refused_where_it_is_not_to_be_believed(runs, spoil, said):
+    spoil(next(run for run in runs if run.name == "joint" and run.seed == 1))
+    with pytest.raises(UserError, match=said):
+        build_table(runs)
 
 
 def test_noise_is_not_pooled_over_data(runs):

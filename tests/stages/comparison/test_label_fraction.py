@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
+import statistics
 from dataclasses import replace
 
 import pytest
 
 from data_cache.metrics import HEADLINE
-from stages.comparison.formats import render_text, summarise
+from stages.comparison.certainty import judge_differences
+from stages.comparison.formats import render_markdown, render_text, summarise
 from stages.comparison.identity import Identity
 from stages.comparison.label_fraction import describe_savings, find_curves
 from stages.comparison.record import RunRecord
@@ -37,7 +40,7 @@ def make_table(depth: dict[str, float], *, seeds: int = 3, plain: dict[str, floa
         found = compare_paired(row.by_seed(HEADLINE), base.by_seed(HEADLINE))
         assert found is not None
         rows.append(row if base is row else replace(row, base=base, differences={HEADLINE: found}))
-    return replace(table, rows=tuple(rows))
+    return replace(table, rows=judge_differences(rows).rows)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +72,48 @@ def test_savings_hold_for_all_shares_that_were_tried():
     assert "none are saved" in describe_savings(curves)
 
 
-def test_the_lower_end_of_the_interval_is_said_too():
-    text = describe_savings(find_curves(make_table({"1": 0.7, "1/4": 0.65, "1/16": 0.5})))
-    assert re.search(r"5\d% of the masks are saved, 4\d% by the lower end", text), text
+@pytest.mark.parametrize("shakes", [0.0, 0.01, 0.03])
+def test_the_interval_of_savings_holds_what_is_unsure_of_both_curves(shakes):
+    """Its ends are where the difference between the curve, seed by seed, and the row just may be 0."""
+    table = make_table({"1": 0.7, "1/4": 0.65, "1/16": 0.5})
+    rows = [
+        replace(row, runs=tuple(replace(run, metrics=_shake(run, shakes)) for run in row.runs))
+        if row.name == "plain:1" else row
+        for row in table.rows
+    ]  # fmt: skip
+    curves = find_curves(replace(table, rows=tuple(rows)))
+    text = describe_savings(curves)
+    least, most = (int(part) / 100 for part in re.findall(r"both: (\d+)% to (?:at least )?(\d+)%", text)[0])
+    scores = {(curve.name, point.text): point.row.by_seed(HEADLINE) for curve in curves for point in curve.points}
+
+    def may_be_equal(saved: float) -> bool:
+        part = math.log(1 / (1 - saved)) / math.log(4)
+        found = [
+            (1 - part) * scores["plain", "1/4"][seed] + part * scores["plain", "1"][seed] - scores["depth", "1/4"][seed]
+            for seed in range(3)
+        ]
+        return abs(statistics.mean(found)) <= 4.302653 * statistics.stdev(found) / math.sqrt(3)
+
+    assert may_be_equal(least + 0.01) and not may_be_equal(least - 0.01)
+    assert "at least" in text if shakes == 0.03 else (may_be_equal(most - 0.01) and not may_be_equal(most + 0.01))
+
+
+def _shake(run: RunRecord, by: float) -> dict[str, float]:
+    return {HEADLINE: run.metrics[HEADLINE] + by * (run.seed - 1)}
+
+
+def test_rows_of_one_name_and_other_settings_have_curves_of_their_own():
+    table = make_table({"1": 0.7, "1/4": 0.65, "1/16": 0.5})
+    others = [
+        replace(
+            row,
+            runs=tuple(replace(run, identity=replace(run.identity, settings={"training.lr": 0.1})) for run in row.runs),
+        )
+        for row in table.rows
+    ]
+    curves = find_curves(replace(table, rows=(*table.rows, *others)))
+    assert [len(curve.points) for curve in curves] == [3] * 4 and len({curve.name for curve in curves}) == 4
+    assert "depth · training.lr 0.1" in [curve.name for curve in curves]
 
 
 def test_networks_have_curves_of_their_own():
@@ -84,12 +126,12 @@ def test_networks_have_curves_of_their_own():
 def test_the_text_and_the_json_have_the_answer():
     table = make_table({"1": 0.7, "1/4": 0.75, "1/16": 0.5})
     saved = describe_savings(find_curves(table))
-    assert saved in " ".join(render_text(table).split())
+    assert saved in " ".join(render_text(table).split()) and saved in render_markdown(table)
     summary = summarise(table)["label_fraction"]
     assert summary["saved"] == saved and len(summary["points"]) == 6
     assert summary["points"][0] == {
-        "curve": "plain", "share": 1 / 16, "row": "plain:1/16", "mean": pytest.approx(0.52), "n": 3,
-        "half_width": table.rows[2].metrics[HEADLINE].half_width,
+        "curve": "plain", "share": 1 / 16, "labelled_images": None, "row": "plain:1/16",
+        "mean": pytest.approx(0.52), "n": 3, "half_width": table.rows[2].metrics[HEADLINE].half_width,
     }  # fmt: skip
     assert "label_fraction" not in summarise(build_table([]))
 
