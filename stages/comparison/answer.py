@@ -93,6 +93,7 @@ def find_answer(table: Table) -> Answer:
     kind = " such rows" if with_depth and best.is_fair else " rows with pseudo depth" if with_depth else " rows"
     number = f", the best of {len(candidates)}{kind}," if len(candidates) > 1 else ""
     score, label = f"{best.row.metrics[HEADLINE].mean:.3f}", METRICS[HEADLINE].label
+    words: tuple[str, ...]
     if with_depth and best.is_fair:
         words = (
             f"at equal steps ({best.row.total_steps:,}) {_say_direction(best.found)}: ", Name(best.label),

@@ -274,16 +274,23 @@ def _lay_out_differences(table: Table, column: Column, width: int) -> list[str]:
         for (label, row), value in zip(table.labelled, column.values, strict=True)
         if isinstance(value, Difference)
     ]
-    lines = [f"{column.metric} minus that of {printable_text(table.base_name)}, paired by seed:"] if found else []
+    heading = [f"{column.metric} minus that of {printable_text(table.base_name)}, paired by seed:"] if found else []
     name_width = max((width_of(label) for label, _ in found), default=0)
-    for label, difference in found:
+    words = []
+    for _, difference in found:
         mean, spread = show_cell(column, difference)
-        words = [f"{mean} {f'±{spread}' if spread else 'one seed, no interval'}"]
-        words += [f"{name} {shown}" for name, shown in _show_certainty(difference).items()]
-        words += ["(may be chance)"] if spread and difference.may_be_chance else []
-        in_one = f"  {label}{' ' * (name_width - width_of(label))}  {'  '.join(words)}"
-        lines += [in_one] if width_of(in_one) <= width else [f"  {label}", *(f"    {word}" for word in words)]
-    return [*lines, ""] if lines else []
+        words.append([f"{mean} {f'±{spread}' if spread else 'one seed, no interval'}"])
+        words[-1] += [f"{name} {shown}" for name, shown in _show_certainty(difference).items()]
+        words[-1] += ["(may be chance)"] if spread and difference.may_be_chance else []
+    labels = [f"  {label}{' ' * (name_width - width_of(label))}" for label, _ in found]
+    lines = ["  ".join([label, *of_row]) for label, of_row in zip(labels, words, strict=True)]
+    if any(width_of(line) > width for line in lines):  # then every row takes two lines
+        lines = [
+            line
+            for (label, _), of_row in zip(found, words, strict=True)
+            for line in (f"  {label}", *(f"    {part}" for part in _wrap("  ".join(of_row), width - 4)))
+        ]
+    return [*heading, *lines, ""] if lines else []
 
 
 def _lay_out(columns: Sequence[Column]) -> list[str]:

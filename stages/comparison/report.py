@@ -166,9 +166,10 @@ def _show(column: Column, value: Value) -> str:
     if value is None:
         return _ABSENT
     mean, spread = map(html_text, show_cell(column, value))
+    if column.kind == "difference":
+        mean = mean.replace("-", "−")
     if isinstance(value, Difference):
         better = (value.mean > 0) == METRICS[column.metric].higher_is_better
-        mean = mean.replace("-", "−")
         mean = f'<span class="{("up" if better else "down") if value.is_clear else "even"}">{mean}</span>'
     return mean + (f"<small>±{spread}</small>" if spread else "")
 
