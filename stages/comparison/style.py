@@ -48,7 +48,9 @@ small { color: var(--muted); font-size: 0.85em; margin-left: 2px; font-weight: 4
 .cut { position: absolute; top: 0; line-height: 29px; color: var(--s1); font-weight: 700; }
 .base .cut { color: var(--s0); } .cut.left { left: -9px; } .cut.right { right: -9px; }
 .ticks { position: relative; height: 1.6em; font-size: 0.8rem; color: var(--muted); }
-.ticks span { position: absolute; transform: translateX(-50%); white-space: nowrap; font-variant-numeric: tabular-nums; }
+.ticks span {
+  position: absolute; transform: translateX(-50%); white-space: nowrap; font-variant-numeric: tabular-nums;
+}
 .axis .name { font-weight: 400; color: var(--muted); font-size: 0.8rem; }
 .up { color: var(--up); } .down { color: var(--down); } .even, .absent { color: var(--muted); }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 18px; padding: 0; margin: 8px 0 12px;
