@@ -118,7 +118,7 @@ class Console:
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:
-        """Show a progress bar on a terminal, a line now and then in a log file."""
+        """Show a progress bar on a terminal, a line now and then in a log file; 0 is a total that nobody knows."""
         stderr = self._stderr
         if self.name or not stderr.is_terminal:
             yield self._log_lines(what, total)
@@ -132,7 +132,7 @@ class Console:
             TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=stderr) as bar:
-            task = bar.add_task(printable_text(what), total=total, note="")
+            task = bar.add_task(printable_text(what), total=total or None, note="")
 
             def advance(done: int, note: str = "") -> None:
                 bar.update(task, completed=done, note=printable_text(note))
@@ -144,10 +144,10 @@ class Console:
 
         def advance(done: int, note: str = "") -> None:
             nonlocal shown
-            tenth = 10 * done // max(total, 1)
+            tenth = 10 * done // total if total else done.bit_length()
             if tenth > shown or done == total:
-                shown = tenth if done < total else 10 * total
-                self.info(f"{what}: {done}/{total} {note}".rstrip())
+                shown = 10 * total if done == total else tenth
+                self.info(f"{what}: {done}/{total or '?'} {note}".rstrip())
 
         return advance
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.session import Result, Session
     from stages.comparison.sliders import Slide
     from stages.evaluation.predict import Predictions, Segmented
+    from stages.evaluation.views import View
 
 _FRAMES_SHOWN = 6
 """Of each video on the page, at most twice as many while it is read."""
@@ -96,6 +97,7 @@ def predict_paths(
     sources = find_sources(paths)
     check_sources(sources.videos, sources.cameras)
     model = open_model(session, reference, device, format_name)
+    check_views(model, views)
     meaning = describe_depth(model) if depth else ""
     rule = ORIGINAL if tile is not None and model.format is None else model.size_rule
     segmenter = Segmenter(
@@ -114,7 +116,7 @@ def predict_paths(
             on_image=progress.show_image,
         )  # fmt: skip
         plain = dataclasses.replace(segmenter, depth=False, probabilities=False)
-        with _heeding_interrupts(sources.cameras) as was_asked:
+        with heeding_interrupts(sources.cameras) as was_asked:
             videos = predict_videos(
                 plain, name_videos(sources.videos, sources.cameras), output, found, class_names=names,
                 palette=palette, on_video=progress.begin,
@@ -140,6 +142,22 @@ def predict_paths(
         "images_per_second": round((len(found.records) + frames) / max(progress.seconds, 1e-9), 3),
     }
     return Result(facts, _describe(facts, out), failed=bool(found.failed))
+
+
+def check_views(model: Model, views: Sequence[View]) -> None:
+    """Refuse to show a file of one size images of another.
+
+    Raises:
+        UserError: naming what can be shown them.
+    """
+    from data_cache.errors import UserError
+
+    one_size = model.format not in (None, "safetensors") and model.size_rule.kind == "fixed"
+    if one_size and any(view.scale != 1 for view in views):
+        raise UserError(
+            f"--tta scales: {model.weights} takes {model.size_rule} and no others; drop it, or predict with "
+            "--format safetensors"
+        )
 
 
 def describe_depth(model: Model) -> str:
@@ -262,7 +280,7 @@ class Slides:
 
 
 @contextlib.contextmanager
-def _heeding_interrupts(cameras: Sequence[int]) -> Iterator[Callable[[], bool]]:
+def heeding_interrupts(cameras: Sequence[int]) -> Iterator[Callable[[], bool]]:
     """Yield whether Ctrl-C was pressed: nothing else ends a camera, and what it has shown is to be kept."""
     if not cameras:
         yield lambda: False

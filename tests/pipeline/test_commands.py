@@ -116,6 +116,19 @@ def test_export_predict_and_evaluate_the_export(call: Call, trained: Path, tmp_p
     labels = np.array(Image.open(next(file for file in files if "labels" in file)))
     assert labels.shape == (70, 90) and labels.max() < 8
 
+    asked = ("--probabilities", "--depth", "--tta", "flip", "--html", tmp_path / "seen.html")
+    told = call("--workdir", trained, "predict", exported["run"], photo, "--out", tmp_path / "more", *asked).json
+    assert told["images"] == 1 and told["images_per_second"] > 0 and told["failed"] == []
+    assert {Path(file).relative_to(tmp_path).as_posix() for file in told["files"]} == {
+        "more/classes.csv", "more/labels/street.png", "more/overlays/street.png", "more/probabilities/street.npz",
+        "more/depth/street.png", "more/predictions.json", "seen.html",
+    }  # fmt: skip
+    (record,) = json.loads((tmp_path / "more" / "predictions.json").read_text())["images"]
+    assert sum(record["shares"].values()) == pytest.approx(1, abs=1e-5)
+    assert record["depth"]["meaning"].startswith("inverse depth, large is near")
+    page = (tmp_path / "seen.html").read_text()
+    assert page.count('src="data:image/jpeg') == 2 and 'type="range"' in page and 'src="http' not in page
+
 
 def test_report_is_one_file(call: Call, trained: Path, tmp_path: Path) -> None:
     told = call("--workdir", trained, "report", "--out", tmp_path / "r.html").json
