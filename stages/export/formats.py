@@ -27,6 +27,7 @@ ONNX_FP16_FILE = "model-fp16.onnx"
 ONNX_INT8_FILE = "model-int8.onnx"
 OPENVINO_FILE = "model.xml"
 OPENVINO_INT8_FILE = "model-int8.xml"
+EXECUTORCH_FILE = "model.pte"
 PT2_FILE = "model.pt2"
 INPUT_NAME = "images"
 OUTPUT_NAME = "seg_logits"
@@ -183,6 +184,19 @@ session = onnxruntime.InferenceSession("this-folder/{EMBEDDED_FILE}")
 labels = session.run(["labels"], {{"image": image[numpy.newaxis]}})[0][0]""",
         derived_from="onnx",
         labels_bytes=True,
+    ),
+    "executorch": ExportFormat(
+        "a program for phones and boards",
+        "stages.export.executorch_file",
+        (EXECUTORCH_FILE,),
+        max_difference=1e-3,
+        min_agreement=0.999,
+        usage=f"""\
+from executorch.runtime import Runtime
+
+program = Runtime.get().load_program("this-folder/{EXECUTORCH_FILE}")
+seg_logits = program.load_method("forward").execute([images])[0]""",
+        requires=Requirement("executorch", ("executorch",)),
     ),
     "pt2": ExportFormat(
         "a program of torch.export",

@@ -27,7 +27,7 @@ from stages.networks.interface import Network, Normalisation
 
 TRACED_BATCH = 2  # a batch of 1 would be taken for a constant by torch.export
 
-_CHATTY = ("torch.onnx", "torch.export", "torch.utils.cpp_extension", "onnxscript", "onnx_ir")
+_CHATTY = ("torch.onnx", "torch.export", "torch.utils", "onnxscript", "onnx_ir")
 
 SegmentationFunction = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) float32 → logits (B, C, H, W) float32, on the CPU."""

@@ -15,7 +15,7 @@ from data_cache.errors import UserError
 from data_cache.size_rule import fixed_size
 from stages.export.card import CardFacts, render_card
 from stages.export.export import export_network
-from stages.export.formats import EXPORT_FORMATS
+from stages.export.formats import EXPORT_FORMATS, Requirement, parse_formats
 from stages.export.job import ExportJob, ProofImage
 from stages.export.quantisation import judge, quantise
 from stages.networks import build_network, segmentation_only, strip_depth
@@ -180,3 +180,23 @@ def test_every_network_ships_in_every_installed_format(case, tmp_path):
     for name in FEW_BITS:
         assert set(EXPORT_FORMATS[name].files) <= set(report.files)
         assert report.proof["formats"][name]["images"]
+
+
+def test_a_missing_extra_is_named_with_its_install_line(monkeypatch):
+    row = EXPORT_FORMATS["openvino"]._replace(requires=Requirement("openvino", ("openvino", "no_such_package")))
+    monkeypatch.setitem(EXPORT_FORMATS, "openvino", row)
+    with pytest.raises(
+        UserError, match=r"needs no_such_package, which is not installed; .*pip install '\.\[openvino\]'"
+    ):
+        parse_formats("onnx,openvino")
+
+
+@pytest.mark.slow
+def test_executorch_answers_as_the_network_up_to_its_largest_side(network, tmp_path):
+    pytest.importorskip("executorch")
+    report = export(network, tmp_path / "out", formats=("executorch",), dynamic=True)
+    facts, module = report.proof["formats"]["executorch"], EXPORT_FORMATS["executorch"].load()
+    assert {(case["height"], case["width"]) for case in facts["sizes"]} > {SIZE}
+    assert module.read_metadata(report.out / "model.pte") == json.loads((report.out / "preprocess.json").read_text())
+    with pytest.raises(UserError, match=r"takes images of up to .* label it in tiles"):
+        module.open_folder(report.out)(torch.zeros(1, 3, facts["largest_side_px"] + 1, 96))
