@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from data_cache.content import ContentHashes
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.depth_map import DepthMap, DepthStats, MapRecord, Provenance, compute_depth_stats
+from data_cache.depth_target import compute_inverse_depth_target
 from data_cache.errors import UserError
 from data_cache.fingerprint import dataset_fingerprint
 from data_cache.sample import DepthKind
@@ -137,6 +138,33 @@ class NoiseDepth(MadeUpDepth):
 
 MADE_UP = {kind.source: kind for kind in (ConstantDepth, LuminanceDepth, NoiseDepth)}
 """``depth.source`` → maps that need no store."""
+COMPARED_MAPS = 64
+"""Images of a split by which a control is held against an estimator's maps."""
+_GRID = (48, 64)
+
+
+def correlate_maps(control: SplitDepth, depth: SplitDepth) -> float | None:
+    """Return how much of the images' depth a control keeps: the mean, over images from all over a split, of the
+    correlation of inverse depth with the maps of an estimator; None where no map of either has any spread."""
+    count = len(depth.image_ids)
+    places = np.unique(np.linspace(0, count - 1, min(count, COMPARED_MAPS)).round().astype(int))
+    found = [_correlate(control, depth, int(place)) for place in places]
+    known = [value for value in found if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _correlate(control: SplitDepth, depth: SplitDepth, place: int) -> float | None:
+    values, valid = [], np.ones(_GRID, bool)
+    for maps in (control, depth):
+        read, made = maps.read(place), maps.provenance
+        target = compute_inverse_depth_target(read.raw.astype(np.float32), read.stats, made.kind, made.max_depth_m)
+        at = np.ix_(*((np.arange(wanted) * had // wanted) for wanted, had in zip(_GRID, read.raw.shape, strict=True)))
+        values.append(target.inverse_depth[at])
+        valid &= target.valid[at]
+    one, other = (each[valid] for each in values)
+    if one.size < 2 or not (one.std() > 0 and other.std() > 0):
+        return None
+    return float(np.corrcoef(one, other)[0, 1])
 
 
 def _digest(*words: str) -> str:

@@ -121,8 +121,8 @@ def gather_candidates(config: RunConfig, session: Session, given: Path | None, d
     if given is not None:
         every = [place.image_id for place in images]
         names = read_image_list(given, every, config.data.dataset, option="--given", lacking="no file with ids")
-    listed, train, allows = set(names), parts[0].dataset, config.data.unlabelled == "allow"
-    bare = {row for row, place in enumerate(images) if place.dataset is not train or (allows and not _has_mask(place))}
+    listed, train = set(names), parts[0].dataset
+    bare = {row for row, place in enumerate(images) if place.dataset is not train or not _has_mask(place)}
     covered = {row for row, place in enumerate(images) if place.image_id in listed or (bare and row not in bare)}
     return Selection(config, session, images, frozenset(covered), device)
 

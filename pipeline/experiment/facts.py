@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from data_cache.split_depth import SplitDepth
 
 _SEEN = "the reported split is the training split: scores say nothing about new images"
+_CONTROL = (
+    "depth.source {!r}: what is learned in place of depth correlates at {:+.2f} with the estimator's maps, on average"
+)
 _LAYOUT = 4
 """Of the files in the work directory; raised when they say something else."""
 
@@ -65,6 +68,7 @@ def gather_facts(config: RunConfig, session: Session, phases: Sequence[Phase]) -
         depth = depths[dataset.image_ids].fingerprint() if with_depth else None
         fingerprint = dataset_fingerprint(dataset, workspace.content_hashes(), labels=scope.masks)
         materials[scope] = Material(images.count_epoch(scope), fingerprint, depth)
+    control = _measure_control(config, workspace, images, phases)
     return DataFacts(
         len(images.split.classes),
         materials,
@@ -79,8 +83,22 @@ def gather_facts(config: RunConfig, session: Session, phases: Sequence[Phase]) -
             *([_SEEN] if held_out == "train" else []),
             *(line for each in looked for line in (*each.list_doubts(), *each.list_notes())),
             *dict.fromkeys(doubt for depth in depths.values() for doubt in depth.doubts),
+            *([] if control is None else [_CONTROL.format(config.depth.source, control)]),
         ),
+        control,
     )
+
+
+def _measure_control(
+    config: RunConfig, workspace: Workspace, images: TrainingImages, phases: Sequence[Phase]
+) -> float | None:
+    """Return how the maps that are learned in place of depth correlate with the estimator's, where there are some."""
+    from data_cache.depth_controls import correlate_maps
+
+    if config.depth.source in ("teacher", "dataset") or not any(phase.reads_depth for phase in phases):
+        return None
+    made = find_labels_if_any(config, workspace, images.split)
+    return None if made is None else correlate_maps(find_targets(config, workspace, images.split), made)
 
 
 def _identify_depth(images: TrainingImages, depths: Iterable[SplitDepth]) -> str | None:

@@ -125,16 +125,17 @@ def read_own_run(folder: Path) -> RunFile | None:
 
 def _follow_recipe(record: dict[str, Any], run: PlannedRun, folder: Path, session: Session) -> None:
     """Note by which recipe a finished run was asked for last: where its data lies now, and what its budget is of."""
-    now = {"config": _with_absolute_root(run.config), "labelled_images": _count_labelled(run)}
+    now = {"config": _with_absolute_root(run.config), **_describe_data(run)}
     if any(record.get(key) != value for key, value in now.items()):
         with hold_folder(folder, "noting its recipe", on_wait=session.console.info):
             record |= now
             write_json(folder / RUN_FILE, record)
 
 
-def _count_labelled(run: PlannedRun) -> int | None:
-    """Return how many training images' masks a run reads; None where no phase reads any."""
-    return next((found.images for scope, found in run.facts.materials.items() if scope.masks), None)
+def _describe_data(run: PlannedRun) -> dict[str, Any]:
+    """Return how many training images' masks a run reads, and how its control correlates with depth; None is none."""
+    masks = next((found.images for scope, found in run.facts.materials.items() if scope.masks), None)
+    return {"labelled_images": masks, "control_correlation": run.facts.control}
 
 
 def _describe_run(run: PlannedRun, phases: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def _describe_run(run: PlannedRun, phases: list[dict[str, Any]], device: torch.d
         "nodes": [node.folder for node in run.nodes],
         "depth_store": next((phase["depth_store"] for phase in phases if phase["depth_store"]), None),
         "config": _with_absolute_root(config),
-        "labelled_images": _count_labelled(run),
+        **_describe_data(run),
         "device": str(device),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **describe_software(),

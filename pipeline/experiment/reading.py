@@ -70,6 +70,8 @@ class DataFacts:
     """The reported image with the shortest side, and its (height, width)."""
     notes: tuple[str, ...] = ()
     """What a person should know about these data before hours are spent on them."""
+    control: float | None = None
+    """How a control's maps correlate with the estimator's; None without a control, and where that is not known."""
 
 
 def find_scope(phase: Phase, config: RunConfig, pool: int) -> Scope:

@@ -134,6 +134,12 @@ def _describe_controls(labelled: Sequence[tuple[str, Row]]) -> Iterator[str]:
             kind = "the image's own depth" if any(RowName.parse(name).source for name in level) else "what it adds"
             verdict = f"; not clearly before {' and '.join(level)}, so its gain cannot be credited to {kind}"
         yield f"{label} minus its controls ({HEADLINE}): {shown}{verdict}"
+    known = {label: row.first.control_correlation for label, row in labelled}
+    if words := [f"{value:+.2f} ({label})" for label, value in known.items() if value is not None]:
+        yield (
+            "what controls learned in place of depth correlates with the estimator's maps, image by image, at "
+            f"{', '.join(words)}; only what is near 0 is free of geometry"
+        )
 
 
 def _describe_data(rows: Sequence[Row]) -> Iterator[str]:

@@ -124,6 +124,7 @@ class RunFile(Record):
     config: dict[str, Any] = Field(default_factory=dict)
     confusion: tuple[tuple[Count, ...], ...] = ()
     labelled_images: Count | None = None
+    control_correlation: float | None = None
 
 
 class TrainedRun(RunFile):
@@ -168,7 +169,7 @@ class TrainedRun(RunFile):
 
 _SHARED = (
     "name", "seed", "network", "dataset", "recipe", "phases", "per_class", "parameters", "split", "command", "identity",
-    "confusion", "labelled_images",
+    "confusion", "labelled_images", "control_correlation",
 )  # fmt: skip
 """What a comparison takes from run.json as it is."""
 
@@ -217,6 +218,8 @@ class RunRecord:
     """Pixels by truth, then prediction."""
     labelled_images: int | None = None
     """Training images whose masks were used; None where that was not written down."""
+    control_correlation: float | None = None
+    """Of what was learned in place of depth, with the estimator's maps; None without it, or where nobody knows."""
 
     @property
     def place(self) -> str:

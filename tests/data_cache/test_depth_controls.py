@@ -13,7 +13,7 @@ from PIL import Image
 from data_cache.datasets import open_dataset
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.datasets.views import Part, View
-from data_cache.depth_controls import MADE_UP, MadeUpDepth, ShuffledDepth
+from data_cache.depth_controls import MADE_UP, MadeUpDepth, ShuffledDepth, correlate_maps
 from data_cache.depth_target import TARGET_MODES, compute_inverse_depth_target
 from data_cache.errors import UserError
 from data_cache.samples import Source, TrainingSamples
@@ -140,3 +140,25 @@ def test_fingerprints_tell_sources_and_images_apart_and_not_masks(tmp_path: Path
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "1/masks/train/a.png")
     assert all(kind(open_dataset("folder", tmp_path / "1", "train")).fingerprint() == found[source, 0]
                for source, kind in MADE_UP.items())  # fmt: skip
+
+
+class OneShape(MadeUpDepth):
+    """An estimator that sees the same in every image, or its negative."""
+
+    source = "one shape"
+    sign = 1
+
+    def _make(self, index: int) -> np.ndarray:  # noqa: ARG002 - all are alike
+        return self.sign * np.random.default_rng(3).random((24, 32), np.float32)
+
+
+class Negative(OneShape):
+    sign = -1
+
+
+def test_what_a_control_keeps_of_depth_is_its_correlation_with_the_maps(dataset: SegmentationDataset) -> None:
+    maps = OneShape(dataset)
+    assert correlate_maps(maps, maps) == pytest.approx(1)
+    assert correlate_maps(Negative(dataset), maps) == pytest.approx(-1)
+    assert correlate_maps(MADE_UP["constant"](dataset), maps) is None
+    assert abs(correlate_maps(MADE_UP["noise"](dataset), maps) or 1) < 0.5
