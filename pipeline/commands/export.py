@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from stages.comparison.record import TrainedRun
     from stages.export.card import CardFacts, LicenceLink
     from stages.export.export import ExportReport
+    from stages.export.web_page import WebRuntime
 
 
 @click.command()
@@ -47,6 +49,13 @@ if TYPE_CHECKING:
     help="Macro mIoU that numbers of 8 bits may cost on the reported split; layers stay in float until it holds.",
 )
 @click.option("--force", is_flag=True, help="Publish files of few bits that cost more or answer otherwise too often.")
+@click.option("--web", type=GivenPath(), metavar="DIR", help="Also a page there that runs it on photos and the camera.")
+@click.option(
+    "--web-runtime",
+    type=GivenPath(),
+    metavar="DIR",
+    help="Where the npm package onnxruntime-web lies; default ./node_modules, or npm fetches it.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace another export that lies there; what else does stays.")
 @click.pass_obj
 def export(
@@ -60,6 +69,8 @@ def export(
     embed_preprocess: bool,
     max_drop: float,
     force: bool,
+    web: Path | None,
+    web_runtime: Path | None,
     overwrite: bool,
 ) -> None:
     """Strip the depth branch off a run (the newest by default), write it out, and prove it equal.
@@ -69,16 +80,20 @@ def export(
     """
     if dynamic and (fixed or input_size):
         raise click.UsageError("--dynamic keeps every image's own size, --fixed and --input-size give it up; choose")
+    if web_runtime and not web:
+        raise click.UsageError("--web-runtime is for the page, which --web DIR asks for")
     session.show(
         export_run(
             session,
             run_name,
             out,
-            formats=(*formats, "onnx-embedded") if embed_preprocess else formats,
+            formats=(*formats, "onnx-embedded") if embed_preprocess or web else formats,
             input_size=input_size,
             dynamic=True if dynamic else False if fixed or input_size else None,
             max_drop=max_drop,
             force=force,
+            web=web,
+            web_runtime=web_runtime,
             overwrite=overwrite,
         )
     )
@@ -94,6 +109,8 @@ def export_run(
     dynamic: bool | None = None,
     max_drop: float = DEFAULT_MAX_DROP,
     force: bool = False,
+    web: Path | None = None,
+    web_runtime: Path | None = None,
     overwrite: bool = False,
 ) -> Result:
     """Export a run's last weights without the depth branch; the newest run by default.
@@ -103,9 +120,11 @@ def export_run(
         dynamic: whether images keep their own size; None as they entered the run's evaluation, where that can be.
         max_drop: macro mIoU that numbers of 8 bits may cost on the reported split.
         force: whether files that cost more are published all the same.
+        web: folder for a page that runs the model; ``formats`` have ``onnx-embedded`` then.
+        web_runtime: folder with ONNX Runtime Web; see ``read_web_runtime``.
 
     Returns:
-        ``out``, ``files``, ``proof``, ``run``, ``reused``.
+        ``out``, ``files``, ``proof``, ``run``, ``reused``, ``web``.
     """
     import torch
 
@@ -116,11 +135,13 @@ def export_run(
     from pipeline.session import Result
     from stages.comparison.record import RUN_FILE
     from stages.export.export import export_network
+    from stages.export.web_page import write_web_page
 
     folder = session.workspace.find_run(reference) if reference else find_newest(session)
     model = open_run(folder, torch.device("cpu"))
     out = out or session.workspace.exports / folder.name
     session.workspace.check_output(out, "--out")
+    runtime = _prepare_page(session, web, web_runtime, out)
     assert model.record is not None
     scored_size = model.size_rule.input_size
     report = export_network(
@@ -141,14 +162,31 @@ def export_run(
         overwrite=overwrite,
         progress=session.console.info,
     )
+    if web is not None:
+        assert runtime is not None
+        write_web_page(web, out, runtime, name=folder.name, overwrite=overwrite, on_wait=session.console.info)
     facts = {
         "out": str(out),
         "files": [str(out / name) for name in report.files],
         "proof": report.proof,
         "run": folder.name,
         "reused": report.reused,
+        "web": None if web is None else str(web),
     }
-    return Result(facts, _render(report, folder.name))
+    return Result(facts, _render(report, folder.name, web))
+
+
+def _prepare_page(session: Session, web: Path | None, given: Path | None, out: Path) -> WebRuntime | None:
+    """Return what a page needs besides the model, before work is spent on that; None where no page is wanted."""
+    from data_cache.errors import UserError
+    from stages.export.web_page import read_web_runtime
+
+    if web is None:
+        return None
+    session.workspace.check_output(web, "--web")
+    if web.resolve() == out.resolve():
+        raise UserError(f"--web {web} is the export's own folder; name another one for the page")
+    return read_web_runtime(given, session.console.info)
 
 
 def _describe_origin(model: Model) -> CardFacts:
@@ -197,11 +235,13 @@ def _licences(record: TrainedRun, config: RunConfig) -> list[LicenceLink]:
     return links
 
 
-def _render(report: ExportReport, run: str) -> RenderableType:
+def _render(report: ExportReport, run: str, web: Path | None) -> RenderableType:
     from pipeline.console import plain_table
 
     title = f"{run} exported to {report.out}" + (" (was there already)" if report.reused else "")
     rows = [*headlines(report.proof), ("files", ", ".join(report.files))]
+    if web is not None:
+        rows.append(("page", f"python -m http.server --directory {shlex.quote(str(web))}, then http://localhost:8000"))
     return plain_table(title, ["proof", "value"], [list(row) for row in rows])
 
 

@@ -35,7 +35,7 @@ pytestmark = [
 class Browser:
     """A page of Chromium, spoken to through its pipe of the DevTools protocol: no socket, no further package."""
 
-    def __init__(self, profile: Path) -> None:
+    def __init__(self, profile: Path, *words: str) -> None:
         theirs_in, self._write = os.pipe()
         self._read, theirs_out = os.pipe()
         # The ends that Chromium expects as 3 and 4 must not lie there before they are put there.
@@ -45,13 +45,14 @@ class Browser:
             for number, end in zip((3, 4), ends, strict=True):
                 os.dup2(end, number, inheritable=True)
 
-        words = [
+        words = (
+            *words,
             "--headless=new",
             "--no-sandbox",
             "--disable-gpu",
             "--remote-debugging-pipe",
             f"--user-data-dir={profile}",
-        ]
+        )
         self._process = subprocess.Popen(
             [str(CHROMIUM), *words, "about:blank"],
             preexec_fn=place_ends,
@@ -92,13 +93,13 @@ class Browser:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def open(self, page: Path, *, width: int, scheme: str = "light") -> None:
+    def open(self, page: Path | str, *, width: int, scheme: str = "light") -> None:
         """Show a page at a width, in a colour scheme."""
         self.events.clear()
         size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call("Page.navigate", url=page.as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while self.evaluate("document.readyState") != "complete":
             time.sleep(0.02)
 

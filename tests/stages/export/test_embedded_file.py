@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -39,20 +40,18 @@ def draw(height: int, width: int) -> np.ndarray:
     return (image // 8 * 7 + random.integers(0, 32, image.shape)).astype(np.uint8)
 
 
-@pytest.fixture(scope="module")
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Conv2d(3, len(CLASSES), 5, padding=2).eval()
-
-
 @pytest.fixture(scope="module", params=[ORIGINAL, fixed_size((64, 96)), fixed_size((256, 352))], ids=str)
 def rule(request: pytest.FixtureRequest) -> SizeRule:
     return request.param
 
 
-@pytest.fixture(scope="module")
-def folder(network: nn.Conv2d, rule: SizeRule, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the file, made of a graph with the network's one node."""
+def build_network() -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(3, len(CLASSES), 5, padding=2).eval()
+
+
+def write_embedded(network: nn.Conv2d, rule: SizeRule, folder: Path) -> dict[str, Any]:
+    """Write the file around a graph with the network's one node; return what preprocess.json would say."""
     float32, helper = onnx.TensorProto.FLOAT, onnx.helper
     graph = helper.make_graph(
         [helper.make_node("Conv", ["images", "weight", "bias"], ["seg_logits"], pads=[2, 2, 2, 2])],
@@ -63,8 +62,19 @@ def folder(network: nn.Conv2d, rule: SizeRule, tmp_path_factory: pytest.TempPath
     )
     inner = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
     said = describe_preprocess(NORMALISATION, rule, class_names=CLASSES, palette=PALETTE)
+    onnx.save(embed_preprocess(inner, rule, said), folder / EMBEDDED_FILE)
+    return said
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Conv2d:
+    return build_network()
+
+
+@pytest.fixture(scope="module")
+def folder(network: nn.Conv2d, rule: SizeRule, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("export")
-    onnx.save(embed_preprocess(inner, rule, said), place / EMBEDDED_FILE)
+    write_embedded(network, rule, place)
     return place
 
 
