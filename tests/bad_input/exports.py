@@ -87,6 +87,7 @@ def _is_kept(world: World, answer: Answer) -> None:
 
 
 _NOT_PROVEN = ("missing or not the one that proof.json is of", AGAIN)
+_EMBEDDED = ("--format", "onnx-embedded")
 _BILLION = {"name": "unet", "num_classes": 10**9, "options": {}}
 CASES = [
     Case("weights of an export altered; evaluate", _evaluate(_double_weights), ("model.safetensors", *_NOT_PROVEN)),
@@ -199,6 +200,21 @@ CASES = [
         "an export whose proof is cut off; export again",
         _export_again(lambda world: world.truncate(world.export / "proof.json")),
         ("proof.json is damaged", "--overwrite"),
+    ),
+    Case(
+        "an export's file that answers labels; predict",
+        lambda world: ["predict", world.export, world.user / "photo.png", "--out", world.root / "p", *_EMBEDDED],
+        ("format onnx-embedded does all of predicting itself", "here name another format"),
+    ),
+    Case(
+        "a page in the export's own folder",
+        lambda world: ["export", "--out", world.export, "--web", world.export],
+        ("is the export's own folder", "name another one"),
+    ),
+    Case(
+        "a page of a runtime that is not there",
+        lambda world: ["export", "--out", world.root / "o", "--web", world.root / "page", "--web-runtime", world.user],
+        ("holds no npm package onnxruntime-web", "npm pack onnxruntime-web@"),
     ),
     Case(
         "an export for images of 100,000 px a side",

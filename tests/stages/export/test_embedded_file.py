@@ -82,7 +82,7 @@ def test_it_labels_as_predict_does_at_any_size(folder: Path, network: nn.Module,
     label, segmenter = open_labels(folder), Segmenter(network, NORMALISATION, size_rule=rule)
     for size in SIZES:
         image = draw(*size)
-        labels, expected = label(image), segmenter.label(image)
+        labels, expected = label(image), segmenter.segment(image).labels
         assert labels.dtype == np.uint8 and labels.shape == size
         assert (labels == expected).mean() >= 0.999, size
 
@@ -119,5 +119,5 @@ def test_a_device_needs_only_a_runtime(folder: Path, network: nn.Module, rule: S
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     labels = np.array(Image.open(tmp_path / "labels.png"))
-    expected = Segmenter(network, NORMALISATION, size_rule=rule).label(draw(120, 161))
+    expected = Segmenter(network, NORMALISATION, size_rule=rule).segment(draw(120, 161)).labels
     assert labels.shape == (120, 161) and (labels == expected).mean() >= 0.999

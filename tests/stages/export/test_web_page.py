@@ -184,7 +184,8 @@ def test_the_page_labels_a_photo_as_predict_does(
         choose_file(browser, photo)
         wait(browser, f"{STATUS} === 'Done.'")
         labels = read_labels(browser)
-        expected = Segmenter(build_network(), NORMALISATION, size_rule=rule).label(read_image(photo).pixels)
+        segmenter = Segmenter(build_network(), NORMALISATION, size_rule=rule)
+        expected = segmenter.segment(read_image(photo).pixels).labels
         assert labels.shape == expected.shape == (321, 240) and (labels == expected).mean() >= 0.99
         rows = browser.evaluate("[...document.querySelectorAll('#legend tbody tr')].map(row => row.textContent)")
         shares = [f"{name}{100 * (labels == index).mean():.1f} %" for index, name in enumerate(CLASSES)]
