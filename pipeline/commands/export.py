@@ -56,6 +56,9 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Where the npm package onnxruntime-web lies; default ./node_modules, or npm fetches it.",
 )
+@click.option(
+    "--fold-batchnorm", "fold", is_flag=True, help="Fold batch norm into convolutions, for runtimes that do not."
+)
 @click.option("--overwrite", is_flag=True, help="Replace another export that lies there; what else does stays.")
 @click.pass_obj
 def export(
@@ -71,6 +74,7 @@ def export(
     force: bool,
     web: Path | None,
     web_runtime: Path | None,
+    fold: bool,
     overwrite: bool,
 ) -> None:
     """Strip the depth branch off a run (the newest by default), write it out, and prove it equal.
@@ -94,6 +98,7 @@ def export(
             force=force,
             web=web,
             web_runtime=web_runtime,
+            fold=fold,
             overwrite=overwrite,
         )
     )
@@ -111,12 +116,14 @@ def export_run(
     force: bool = False,
     web: Path | None = None,
     web_runtime: Path | None = None,
+    fold: bool = False,
     overwrite: bool = False,
 ) -> Result:
     """Export a run's last weights without the depth branch; the newest run by default.
 
     Args:
         input_size: (height, width) that images are resized to; None is that of the run's images.
+        fold: whether batch norm is folded into convolutions.
         dynamic: whether images keep their own size; None as they entered the run's evaluation, where that can be.
         max_drop: macro mIoU that numbers of 8 bits may cost on the reported split.
         force: whether files that cost more are published all the same.
@@ -154,6 +161,7 @@ def export_run(
         records={ORIGIN_FILE: read_json(folder / RUN_FILE)},
         formats=formats,
         dynamic=False if dynamic is None and scored_size else dynamic,
+        fold=fold,
         samples=read_proof_images(model, session),
         calibration=partial(iterate_calibration, model, session),
         score=partial(score_segmentation, model, session),
@@ -201,6 +209,7 @@ def _describe_origin(model: Model) -> CardFacts:
         steps=record.schedule.steps,
         metrics=record.metrics,
         split=record.split,
+        scored_on=str(model.size_rule),
         licences=tuple(_licences(record, model.config)),
         command=record.command or "",
     )
@@ -255,6 +264,8 @@ def headlines(proof: dict[str, Any]) -> list[tuple[str, str]]:
         for name, value in proof["max_abs_difference"].items()
         if value is not None
     ]
+    if batch_norm := proof.get("batch_norm"):
+        rows.append(("batch norm", f"{len(batch_norm['folded'])} folded, {len(batch_norm['left'])} left"))
     for name, facts in proof["formats"].items():
         for size in facts["sizes"]:
             difference = f"max difference {size['max_abs_difference']:.2g}"
@@ -273,5 +284,8 @@ def headlines(proof: dict[str, Any]) -> list[tuple[str, str]]:
             limit = f"limit {scores['max_drop']:g}" + (", passed" if scores["drop"] > scores["max_drop"] else "")
             cost = f"{scores['before']:.4f} -> {scores['after']:.4f} (drop {scores['drop']:.4f}, {limit})"
             rows.append((f"{name} macro mIoU", f"{cost}, {left}"))
+    if script := proof["predict_py"]:
+        said = f"same class on {script['argmax_agreement']:.4%} of pixels of {script['images']} turned images"
+        rows.append((f"predict.py with {script['model']}", said))
     rows += [(what, f"{proof[what]['before']:,} -> {proof[what]['after']:,}") for what in ("parameters", "flops")]
     return [*rows, ("latency", f"{latency['before']:.1f} ms -> {latency['after']:.1f} ms ({latency['device']})")]

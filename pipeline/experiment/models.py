@@ -21,6 +21,7 @@ from stages.export.formats import (
     EXPORT_FORMATS,
     ORIGIN_FILE,
     SINGLE_FILE_SUFFIXES,
+    WEIGHTS_FILE,
     check_formats,
     find_format,
 )
@@ -114,16 +115,16 @@ def open_run(folder: Path, device: torch.device) -> Model:
             f"exchanged); to score these, repeat the run: {record.command or 'pipeline run'}"
         )
     return Model(
-        _place(network, device),
-        network.normalisation,
-        find_size_rule(config),
-        record.classes,
-        record.palette,
-        config,
-        True,
-        folder,
-        node.weights,
-        record,
+        network=_place(network, device),
+        normalisation=network.normalisation,
+        size_rule=find_size_rule(config),
+        class_names=record.classes,
+        palette=record.palette,
+        config=config,
+        has_depth=True,
+        folder=folder,
+        weights=node.weights,
+        record=record,
         content=content,
     )
 
@@ -183,17 +184,17 @@ def _open_export(folder: Path, device: torch.device, format: str) -> Model:
     else:
         network = _guard(EXPORT_FORMATS[format].load().open_folder(folder), folder / names[0], len(record.classes))
     return Model(
-        network,
-        preprocess.normalisation,
-        rule,
-        record.classes,
-        record.palette,
-        obey_rule(config, rule),
-        False,
-        folder,
-        folder / names[-1],
-        record,
-        format,
+        network=network,
+        normalisation=preprocess.normalisation,
+        size_rule=rule,
+        class_names=record.classes,
+        palette=record.palette,
+        config=obey_rule(config, rule),
+        has_depth=False,
+        folder=folder,
+        weights=folder / (WEIGHTS_FILE if format == "safetensors" else names[0]),
+        record=record,
+        format=format,
     )
 
 
@@ -213,18 +214,16 @@ def _open_file(path: Path, format: str, recipe: RunConfig | None) -> Model:
     rule, names = preprocess.rule, preprocess.class_names
     if rule is None:
         raise UserError(f"{path} is of an older version, which obeys no one size rule; export the run again")
-    network = _guard(module.open_file(path), path, len(names))
-    config = obey_rule(recipe or RunConfig(), rule)
     return Model(
-        network,
-        preprocess.normalisation,
-        rule,
-        names,
-        preprocess.palette,
-        config,
-        False,
-        path.parent,
-        path,
+        network=_guard(module.open_file(path), path, len(names)),
+        normalisation=preprocess.normalisation,
+        size_rule=rule,
+        class_names=names,
+        palette=preprocess.palette,
+        config=obey_rule(recipe or RunConfig(), rule),
+        has_depth=False,
+        folder=path.parent,
+        weights=path,
         format=format,
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_cache.escaping import markdown_text
 from data_cache.metrics import METRICS
+from data_cache.size_rule import SizeRule
 from stages.export.formats import EXPORT_FORMATS
 
 
@@ -45,6 +46,7 @@ class CardFacts:
         split: split on which the metrics were computed.
         licences: everything the weights were made from, the depth teacher first.
         command: the command that trained the run.
+        scored_on: at what size images entered for the metrics, as ``str(SizeRule)``.
     """
 
     run: str
@@ -55,6 +57,7 @@ class CardFacts:
     split: str = ""
     licences: tuple[LicenceLink, ...] = ()
     command: str = ""
+    scored_on: str = ""
 
 
 def render_card(
@@ -74,7 +77,7 @@ def render_card(
         "## Use\n\n" + _render_use(proof, opens_with_smp),
         "## Classes\n\n" + ", ".join(f"{index} {markdown_text(name)}" for index, name in enumerate(class_names)),
         "## Training\n\n" + _render_training(facts),
-        "## Scores\n\n" + _render_metrics(facts),
+        "## Scores\n\n" + _render_metrics(facts, proof["size_rule"]),
         "## Licences\n\n" + _render_licences(facts.licences),
         "## Proof\n\n" + _render_proof(proof),
     ]
@@ -115,7 +118,7 @@ def _render_training(facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
-def _render_metrics(facts: CardFacts) -> str:
+def _render_metrics(facts: CardFacts, size_rule: Mapping[str, Any]) -> str:
     if not facts.metrics:
         return "None were recorded for this run."
     rows = [
@@ -124,6 +127,11 @@ def _render_metrics(facts: CardFacts) -> str:
         if name in facts.metrics
     ]
     heading = f"On split {markdown_text(facts.split)} of {markdown_text(facts.dataset)}.\n\n" if facts.split else ""
+    rule = str(SizeRule.model_validate(size_rule, strict=False))
+    if facts.scored_on not in ("", rule):
+        heading += (
+            f"Scored with {facts.scored_on}, but this export takes {rule}: `pipeline evaluate` on it tells its own.\n\n"
+        )
     return heading + "\n".join(["| metric | value | what it is |", "|---|---:|---|", *rows])
 
 

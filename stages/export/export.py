@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,22 +20,26 @@ from data_cache.files import check_space, read_json, write_json
 from data_cache.outputs import hold_result, replace_folder
 from data_cache.sample import SMALLEST_INPUT_PX
 from data_cache.size_rule import ORIGINAL, SizeRule, fixed_size
+from stages.export import standalone
 from stages.export.card import CardFacts, render_card
+from stages.export.fold import fold_batchnorm
 from stages.export.formats import (
     DEFAULT_FORMATS,
     DEFAULT_MAX_DROP,
     EXPORT_FORMATS,
     ONNX_FILE,
     ORIGIN_FILE,
+    PREDICT_FILE,
     check_formats,
     complete_formats,
+    runs_alone,
 )
 from stages.export.job import CannotExport, ExportJob, ProofImage, SegmentationFunction
 from stages.export.preprocess import PREPROCESS_FILE, Palette, describe_preprocess
 from stages.export.proof import build_reference, compute_proof
 from stages.export.proof_file import PROOF_FILE, Proof, find_damaged, hash_files, read_proof
 from stages.export.safetensors_file import OpensWithSmp
-from stages.networks import strip_depth
+from stages.networks import segmentation_only, strip_depth
 from stages.networks.interface import Network
 
 EXPORT_VERSION = 2
@@ -83,6 +88,7 @@ def export_network(
     formats: Sequence[str] = DEFAULT_FORMATS,
     opset: int = 20,
     dynamic: bool | None = None,
+    fold: bool = False,
     samples: Sequence[ProofImage] = (),
     calibration: Callable[[SizeRule], Iterator[Tensor]] | None = None,
     score: Score | None = None,
@@ -106,6 +112,7 @@ def export_network(
         opset: ONNX operator set.
         dynamic: whether images enter at their own size, in every format alike; proven at four sizes. None: where every
             format can carry the network to any size, else they are resized to ``input_size``.
+        fold: whether batch norm is folded into convolutions before tracing; the weights (``safetensors``) keep it.
         samples: real images of the reported split, to compare the files on.
         calibration: yields normalised training images as a size rule has them enter; for numbers of few bits.
         score: returns the macro mIoU of a function on the reported split under a size rule; likewise.
@@ -140,9 +147,11 @@ def export_network(
         "dynamic": dynamic,
         "max_drop": max_drop,
         "force": force,
+        "fold": fold,
     }
     key = _compute_key(stripped, settings)
     names = {CARD_FILE, PROOF_FILE, PREPROCESS_FILE, *(records or {})}
+    names |= {PREDICT_FILE} if runs_alone(formats) else set()
     names.update(name for format_name in formats for name in EXPORT_FORMATS[format_name].files)
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(hold_result(out, _list_own, info))
@@ -151,6 +160,7 @@ def export_network(
         _check_disk(stripped, out, len(formats))
         folder = stack.enter_context(replace_folder(place, sorted(names), _list_own))
         rules = {True: (ORIGINAL,), False: (fixed_size(input_size),), None: (ORIGINAL, fixed_size(input_size))}[dynamic]
+        folded = fold_batchnorm(segmentation_only(stripped), torch.zeros(1, 3, *input_size)) if fold else None
         jobs = [
             ExportJob(
                 stripped,
@@ -164,10 +174,13 @@ def export_network(
                 None if score is None else partial(score, rule=rule),
                 max_drop,
                 force,
+                folded and folded.module,
             )
             for rule in rules
         ]
         proof = _write_by_first_rule(jobs, full, formats, latency_repeats, info)
+        if folded is not None:
+            proof["batch_norm"] = {"folded": list(folded.folded), "left": list(folded.left)}
         card = render_card(
             card_facts,
             proof,
@@ -196,6 +209,8 @@ def _write_by_first_rule(
                 info(f"writing {name}")
                 facts[name] = EXPORT_FORMATS[name].load().write(job)
             write_json(job.folder / PREPROCESS_FILE, dict(job.preprocess))
+            if runs_alone(formats):
+                shutil.copyfile(standalone.__file__, job.folder / PREDICT_FILE)
             info("proving")
             proof = compute_proof(full, job, format_facts=facts, latency_repeats=latency_repeats)
         except CannotExport as problem:
@@ -214,10 +229,13 @@ def _write_by_first_rule(
 def _list_own(folder: Path) -> list[str]:
     """Return the names of files that an export wrote, proof.json last; all that ever could be without a proof."""
     try:
-        written = read_json(folder / PROOF_FILE).get("formats")
+        proof = read_json(folder / PROOF_FILE)
     except UserError:
-        written = None
+        proof = {}
+    written, files = proof.get("formats"), proof.get("files")
     known = {PROOF_FILE, CARD_FILE, PREPROCESS_FILE, ORIGIN_FILE, _LARGE_ONNX_FILE}
+    if isinstance(files, dict) and PREDICT_FILE in files:  # older versions wrote none: there it is somebody's own
+        known.add(PREDICT_FILE)
     for name, entry in EXPORT_FORMATS.items():
         if not isinstance(written, dict) or name in written:
             known.update(entry.files)

@@ -29,6 +29,9 @@ OPENVINO_FILE = "model.xml"
 OPENVINO_INT8_FILE = "model-int8.xml"
 EXECUTORCH_FILE = "model.pte"
 PT2_FILE = "model.pt2"
+PREDICT_FILE = "predict.py"
+"""A script that labels images with nothing but a runtime, for folders with a format of ``STANDALONE_SUFFIXES``."""
+STANDALONE_SUFFIXES = (".onnx", ".xml")
 INPUT_NAME = "images"
 OUTPUT_NAME = "seg_logits"
 
@@ -257,6 +260,11 @@ def complete_formats(names: Iterable[str]) -> tuple[str, ...]:
     for name in ("safetensors", *names):
         add(name)
     return tuple(ordered)
+
+
+def runs_alone(names: Iterable[str]) -> bool:
+    """Whether the script that needs nothing but a runtime can run one of these formats."""
+    return any(Path(EXPORT_FORMATS[name].files[0]).suffix in STANDALONE_SUFFIXES for name in names)
 
 
 def find_format(file: Path) -> str | None:

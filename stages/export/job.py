@@ -27,7 +27,7 @@ from stages.networks.interface import Network, Normalisation
 
 TRACED_BATCH = 2  # a batch of 1 would be taken for a constant by torch.export
 
-_CHATTY = ("torch.onnx", "torch.export", "torch.utils", "onnxscript", "onnx_ir")
+_CHATTY = ("torch.onnx", "torch.export", "torch.fx", "torch.utils", "onnxscript", "onnx_ir")
 
 SegmentationFunction = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) float32 → logits (B, C, H, W) float32, on the CPU."""
@@ -68,6 +68,7 @@ class ExportJob:
         score: returns the macro mIoU of a function on the reported split under the size rule.
         max_drop: by how much of it numbers of 8 bits may cost.
         force: whether files that cost more, or answer otherwise more often, are published all the same.
+        folded: the network from images to logits with batch norm folded into convolutions; None leaves it as it is.
     """
 
     network: Network
@@ -81,6 +82,7 @@ class ExportJob:
     score: Callable[[SegmentationFunction], float] | None = None
     max_drop: float = DEFAULT_MAX_DROP
     force: bool = False
+    folded: nn.Module | None = None
 
     @property
     def dynamic(self) -> bool:
@@ -93,7 +95,7 @@ class ExportJob:
 
     def build_portable(self) -> nn.Module:
         """Return an images → logits module that an exporter can carry to other sizes where that is asked for."""
-        module = segmentation_only(self.network).eval()
+        module = segmentation_only(self.network).eval() if self.folded is None else self.folded
         return replace_adaptive_pooling(copy.deepcopy(module)) if self.dynamic else module
 
     def build_dynamic_shapes(self, *, dynamic_batch: bool) -> dict[str, dict[int, Any]]:
@@ -133,7 +135,10 @@ class CannotExport(UserError):
 
 def build_exporter_error(name: str, job: ExportJob, error: Exception) -> CannotExport:
     """Build the error for a network that an exporter cannot carry."""
-    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    root: BaseException = error
+    while root.__cause__ is not None:  # exporters wrap what names the operator
+        root = root.__cause__
+    said = str(root).strip().partition("\n")[0] or type(root).__name__
     sizes = " for images of any size" if job.dynamic else ""
     return CannotExport(name, f"network {job.network.spec.name!r} cannot be exported as {name}{sizes}: {said}", job)
 

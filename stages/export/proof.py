@@ -5,21 +5,25 @@ from __future__ import annotations
 import copy
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from data_cache.images import read_image
 from data_cache.sample import SMALLEST_INPUT_PX
-from stages.export.formats import EXPORT_FORMATS
+from stages.export import standalone
+from stages.export.formats import EXPORT_FORMATS, PREDICT_FILE, find_format
 from stages.export.job import CannotExport, ExportJob, ProofImage, SegmentationFunction, quiet_libraries
 from stages.export.safetensors_file import OpensWithSmp
 from stages.networks import count_parameters, segmentation_only
@@ -79,6 +83,7 @@ def compute_proof(
             name: facts | _verify_format(name, job, sizes, dynamic_batch=facts.get("dynamic_batch", True))
             for name, facts in format_facts.items()
         },
+        "predict_py": _verify_script(job),
         "input_size": list(job.input_size),
         "size_rule": job.size_rule.model_dump(mode="json"),
         "parameters": {"before": count_parameters(full), "after": count_parameters(stripped)},
@@ -164,6 +169,34 @@ def _check_agreement(name: str, job: ExportJob, shown: Sequence[Mapping[str, Any
         raise _differs(name, job, f"{reason} (wanted {wanted:.1%})")
 
 
+def _verify_script(job: ExportJob) -> dict[str, Any] | None:
+    """Return how far predict.py is from the network on real image files; None without a script, or without images."""
+    if not job.samples or not (job.folder / PREDICT_FILE).exists():
+        return None
+    model, run = standalone.open_model(job.folder)
+    reference, equal, pixels = segmentation_only(job.network), 0.0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        for number, sample in enumerate(job.samples):
+            exif = Image.Exif()
+            exif[ExifTags.Base.Orientation] = 1 + number % 8 if number else 6  # lying on its side, and others
+            file = Path(folder, f"{number}.png")
+            Image.fromarray(sample.pixels).save(file, exif=exif)
+            image = read_image(file).pixels
+            found = standalone.label(run, standalone.read_image(file), dict(job.preprocess))
+            wanted = _label(reference(job.normalise(image)), (image.shape[0], image.shape[1]))[0].numpy()
+            if found.shape != wanted.shape:
+                raise RuntimeError(
+                    f"{PREDICT_FILE} reads image {sample.name} turned as {found.shape}, not {wanted.shape}"
+                )
+            equal, pixels = equal + float((found == wanted).sum()), pixels + found.size
+    name = find_format(Path(model))
+    assert name is not None
+    if equal < EXPORT_FORMATS[name].min_agreement * pixels:
+        kept = f"{equal / pixels:.2%} of pixels keep their class"
+        raise _differs(name, job, f"in {PREDICT_FILE} on {len(job.samples)} images: {kept}")
+    return {"model": model, "images": len(job.samples), "argmax_agreement": equal / pixels}
+
+
 def vary_images(samples: Sequence[ProofImage]) -> Iterator[ProofImage]:
     """Yield real images, and the first of them upright from its side and cut to other shapes."""
     yield from samples
@@ -191,7 +224,9 @@ def _compare(
     try:
         answered = opened(images)
     except Exception as error:  # a foreign runtime may raise anything; whatever it is, the file is unfit
-        raise CannotExport(name, f"the written file fails: {name} {where}: {error}", job) from error
+        raise CannotExport(
+            name, f"the written file fails: {name} {where}: {' '.join(str(error).split())}", job
+        ) from error
     if answered.shape != expected.shape:
         shapes = f"{tuple(answered.shape)} instead of {tuple(expected.shape)}"
         raise CannotExport(name, f"the written file answers with another shape: {name} {where}: {shapes}", job)

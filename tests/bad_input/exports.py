@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 
 from pipeline.commands.export import export_run
@@ -19,10 +20,10 @@ Prepare = Callable[[World], Sequence[str | Path]]
 AGAIN = "export the run again"
 
 
-def _evaluate(change: Change) -> Prepare:
+def _evaluate(change: Change, *words: str) -> Prepare:
     def prepare(world: World) -> Sequence[str | Path]:
         change(world)
-        return ["evaluate", world.export]
+        return ["evaluate", world.export, *words]
 
     return prepare
 
@@ -33,6 +34,31 @@ def _predict(change: Change) -> Prepare:
         return ["predict", world.export, world.user / "photo.png", "--out", world.root / "predicted"]
 
     return prepare
+
+
+def _open(*words: str, name: str = "model.onnx", change: Change = lambda _: None) -> Prepare:
+    """Return an evaluation of one file of the export, copied to a place of its own."""
+
+    def prepare(world: World) -> Sequence[str | Path]:
+        shutil.copy(world.export / name, world.root / name)
+        change(world)
+        return ["evaluate", world.root / name, *words]
+
+    return prepare
+
+
+def _export_without_data(world: World) -> Sequence[str | Path]:
+    data = {"root": str(world.root / "nowhere")}
+    world.edit_json(world.run_folder() / "run.json", lambda content: content["config"]["data"].update(data))
+    return ["export", "--out", world.root / "out", "--formats", "safetensors"]
+
+
+def _write_foreign_onnx(world: World) -> None:
+    """Write somebody's graph, which says nothing of itself."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 64, 64]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "graph", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    (world.root / "model.onnx").write_bytes(model.SerializeToString())
 
 
 def _export_again(change: Change) -> Prepare:
@@ -88,6 +114,7 @@ def _is_kept(world: World, answer: Answer) -> None:
 
 _NOT_PROVEN = ("missing or not the one that proof.json is of", AGAIN)
 _EMBEDDED = ("--format", "onnx-embedded")
+_OLD = _edit("preprocess.json", format=1, size_rule={"input_size": [64, 64]})
 _BILLION = {"name": "unet", "num_classes": 10**9, "options": {}}
 CASES = [
     Case("weights of an export altered; evaluate", _evaluate(_double_weights), ("model.safetensors", *_NOT_PROVEN)),
@@ -220,5 +247,83 @@ CASES = [
         "an export for images of 100,000 px a side",
         lambda world: ["export", "--out", world.root / "large", "--input-size", "100000", "100000"],
         ("100000x100000", "use 16384x16384"),
+    ),
+    Case(
+        "an export for images of 50 px a side",
+        lambda world: ["export", "--out", world.root / "small", "--input-size", "50", "70"],
+        ("50x70", "use 64x70"),
+    ),
+    Case(
+        "an export for images of any size and of one",
+        lambda world: ["export", "--out", world.root / "both", "--dynamic", "--fixed"],
+        ("--dynamic keeps every image's own size, --fixed and --input-size give it up",),
+    ),
+    Case(
+        "an export of a run whose images are gone",
+        _export_without_data,
+        ("compared on drawn noise alone, without real images", "nowhere"),
+        exit=0,
+    ),
+    Case(
+        "an export whose ONNX file was altered; evaluate it",
+        _evaluate(lambda world: world.flip_byte(world.export / "model.onnx"), "--format", "onnx"),
+        ("model.onnx", *_NOT_PROVEN),
+    ),
+    Case(
+        "a format that an export does not hold; evaluate it",
+        _evaluate(lambda _: None, "--format", "pt2"),
+        ("holds no pt2; it holds safetensors, onnx", "--formats safetensors,onnx,pt2"),
+    ),
+    Case(
+        "a format of a run",
+        lambda world: ["evaluate", world.run_folder(), "--format", "onnx"],
+        ("a run has no formats", "drop --format onnx"),
+    ),
+    Case(
+        "another size of images than an export's",
+        _evaluate(lambda _: None, "--size", "recipe"),
+        ("takes images at their own size, wherever it runs, but --size recipe has images resized to 64x64 px",),
+    ),
+    Case(
+        "preprocess.json with a size rule that says no size; evaluate",
+        _evaluate(_edit("preprocess.json", size_rule={"kind": "fixed"})),
+        ("preprocess.json is damaged", "size_rule {'kind': 'fixed'} is neither", AGAIN),
+    ),
+    Case("an export of before there was one size rule; evaluate", _evaluate(_OLD), (), exit=0),
+    Case(
+        "an export of before there was one size rule; evaluate its ONNX file",
+        _evaluate(_OLD, "--format", "onnx"),
+        ("is of an older version, whose onnx obeys no one size rule", AGAIN),
+    ),
+    Case(
+        "an ONNX file outside of its export; evaluate without a recipe",
+        _open(),
+        ("lies alone and does not say which data it is scored on; give --recipe",),
+    ),
+    Case(
+        "a recipe beside an export, which comes with its own",
+        lambda world: world.with_recipe("evaluate", world.export),
+        ("comes with the recipe of its run; drop --recipe",),
+    ),
+    Case(
+        "an ONNX file outside of its export, cut off",
+        _open(change=lambda world: world.truncate(world.root / "model.onnx")),
+        ("onnxruntime cannot open", "model.onnx", AGAIN),
+    ),
+    Case(
+        "somebody else's ONNX file",
+        _open(change=_write_foreign_onnx),
+        ("does not say what its classes are and how images enter",),
+    ),
+    Case(
+        "a file that is no model of any format; predict",
+        lambda world: [
+            "predict",
+            world.user / "thesis.tex",
+            world.user / "photo.png",
+            "--out",
+            world.root / "predicted",
+        ],
+        ("thesis.tex is no file of an export", ".onnx"),
     ),
 ]

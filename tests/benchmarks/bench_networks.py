@@ -10,6 +10,7 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
+from data_cache.size_rule import fixed_size
 from stages.export import onnx_file
 from stages.export.job import ExportJob
 from stages.networks import build_network, segmentation_only, strip_depth
@@ -46,6 +47,6 @@ def time_networks(encoder: str, size: tuple[int, int], passes: int) -> Turns:
     theirs = smp.Unet(encoder, encoder_weights=None, classes=CLASSES).eval()
     images = torch.randn(1, 3, *size)
     with tempfile.TemporaryDirectory() as folder:
-        onnx_file.write(ExportJob(stripped, Path(folder), size, dynamic=False, opset=20))
+        onnx_file.write(ExportJob(stripped, Path(folder), size, fixed_size(size), 20, {}))
         onnx = onnx_file.open_folder(Path(folder))
         return alternate([lambda: ours(images), lambda: theirs(images), lambda: onnx(images)], passes, warm_up=2)

@@ -93,8 +93,11 @@ def test_export_predict_and_evaluate_the_export(call: Call, trained: Path, tmp_p
     assert exported["proof"]["max_abs_difference"]["stripped_vs_full"] == 0
     assert exported["proof"]["parameters"]["after"] < exported["proof"]["parameters"]["before"]
     assert {Path(file).name for file in exported["files"]} >= {
-        "config.json", "model.safetensors", "model.onnx", "preprocess.json", "proof.json", "README.md",
+        "config.json", "model.safetensors", "model.onnx", "preprocess.json", "proof.json", "README.md", "predict.py",
     }  # fmt: skip
+    assert exported["proof"]["size_rule"] == {"kind": "original", "input_size": None, "why": ""}
+    assert exported["proof"]["predict_py"]["argmax_agreement"] > 0.999
+    assert len(exported["proof"]["formats"]["onnx"]["images"]) > 4, "real images, as they are and in other shapes"
     assert call("--workdir", trained, "export", "--out", tmp_path / "model").json["reused"]
 
     of_run = call("--workdir", trained, "evaluate", exported["run"], "--save-predictions", tmp_path / "maps").json
@@ -106,15 +109,25 @@ def test_export_predict_and_evaluate_the_export(call: Call, trained: Path, tmp_p
     kept = next(trained.glob(f"runs/{exported['run']}/images.npz")).read_bytes()
     assert (tmp_path / "maps" / "images.npz").read_bytes() == kept, "the run's scores are those of its weights"
     assert of_export["confusion"] == of_run["confusion"], "what is shipped scores as what was trained"
+    alone = tmp_path / "alone.onnx"
+    alone.write_bytes((tmp_path / "model/model.onnx").read_bytes())
+    for words in ((tmp_path / "model", "--format", "onnx"), (alone, "--recipe", TINY)):
+        of_onnx = call("--workdir", trained, "evaluate", *words).json
+        assert (of_onnx["format"], of_onnx["size_rule"]) == ("onnx", {"kind": "original", "input_size": None})
+        assert of_onnx["metrics"] == pytest.approx(of_export["metrics"], abs=1e-3)
     assert len(list((tmp_path / "maps").glob("*.png"))) == 4
     test_split = call("--workdir", trained, "evaluate", exported["run"], "--split", "test").json
     assert test_split["split"] == "test" and test_split["confusion"] != of_run["confusion"]
 
     photo = tmp_path / "street.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(photo)
-    files = call("--workdir", trained, "predict", tmp_path / "model", photo, "--out", tmp_path / "out").json["files"]
-    labels = np.array(Image.open(next(file for file in files if "labels" in file)))
-    assert labels.shape == (70, 90) and labels.max() < 8
+    maps = []
+    for words in ((tmp_path / "model",), (tmp_path / "model", "--format", "onnx"), (alone,)):
+        out = tmp_path / f"out{len(maps)}"
+        files = call("--workdir", trained, "predict", *words, photo, "--out", out).json["files"]
+        maps.append(np.array(Image.open(next(file for file in files if "labels" in file))))
+    assert maps[0].shape == (70, 90) and maps[0].max() < 8
+    assert all((found == maps[0]).mean() > 0.999 for found in maps)
 
     asked = ("--probabilities", "--depth", "--tta", "flip", "--html", tmp_path / "seen.html")
     told = call("--workdir", trained, "predict", exported["run"], photo, "--out", tmp_path / "more", *asked).json

@@ -17,12 +17,15 @@ from safetensors.torch import load_file
 
 from data_cache.errors import UserError
 from data_cache.outputs import set_aside
+from data_cache.size_rule import fixed_size
 from stages.export import onnx_file, safetensors_file
 from stages.export.card import CardFacts, LicenceLink, render_card
 from stages.export.export import export_network
 from stages.export.formats import EXPORT_FORMATS, describe_formats, parse_formats
+from stages.export.job import CannotExport, ExportJob, ProofImage
 from stages.export.safetensors_file import load_exported
-from stages.networks import build_network, count_parameters, strip_depth
+from stages.networks import NETWORKS, build_network, count_parameters, strip_depth
+from stages.networks.unet_classic import UNetClassic
 
 SIZE = (64, 96)
 CLASSES = ("sky", "ground", "ball")
@@ -64,7 +67,9 @@ def report(network, tmp_path_factory):
 
 
 def test_the_folder_has_every_promised_file(report):
-    promised = ("README.md", "config.json", "model.onnx", "model.safetensors", "preprocess.json", "proof.json")
+    promised = (
+        "README.md", "config.json", "model.onnx", "model.safetensors", "predict.py", "preprocess.json", "proof.json",
+    )  # fmt: skip
     assert report.files == promised
     assert sorted(path.name for path in report.out.iterdir()) == list(promised)
     assert [path.name for path in report.out.parent.iterdir()] == ["model"]
@@ -203,6 +208,43 @@ def test_dynamic_files_are_proven_at_four_sizes_one_of_them_odd(tmp_path, name, 
     torch.testing.assert_close(
         EXPORT_FORMATS[name].load().open_folder(report.out)(images), expected, rtol=1e-4, atol=1e-4
     )
+
+
+class KnowsOneWidth(UNetClassic):
+    """What an exporter can carry to one size only."""
+
+    def forward(self, images, *, seg=True, depth=True):
+        outputs = super().forward(images, seg=seg, depth=depth)
+        return outputs._replace(seg_logits=outputs.seg_logits * (2.0 if images.shape[-1] == SIZE[1] else 1.0))
+
+
+@pytest.mark.slow
+def test_what_one_format_cannot_carry_to_any_size_gets_one_size_in_all(tmp_path, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "odd", NETWORKS["unet-classic"]._replace(class_name="KnowsOneWidth"))
+    monkeypatch.setattr("stages.networks.unet_classic.KnowsOneWidth", KnowsOneWidth, raising=False)
+    torch.manual_seed(0)
+    network, said = build_network("odd", len(CLASSES), width=8), []
+    with pytest.raises(UserError, match=r"onnx.*export for one size \(--fixed\), or leave 'onnx' out"):
+        export(network, tmp_path / "any", formats=("onnx",), dynamic=True)
+    image = torch.randint(0, 256, (90, 121, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    samples = [ProofImage("one", image)]
+    report = export(network, tmp_path / "out", formats=("onnx",), samples=samples, progress=said.append)
+    rule = report.proof["size_rule"]
+    assert (rule["kind"], rule["input_size"]) == ("fixed", list(SIZE)) and "onnx" in rule["why"]
+    assert any("images will be resized to 64x96 px in every format" in line for line in said)
+    assert json.loads((tmp_path / "out/preprocess.json").read_text())["size_rule"]["input_size"] == list(SIZE)
+    assert "They are resized to 64x96 px in every format" in (tmp_path / "out/README.md").read_text()
+    for facts in report.proof["formats"].values():
+        assert {(case["height"], case["width"]) for case in facts["sizes"]} == {SIZE}
+        assert len(facts["images"]) > 1 and min(case["argmax_agreement"] for case in facts["images"]) > 0.999
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_operator_that_a_format_lacks_is_named(tmp_path):
+    network = build_network("unet-classic", len(CLASSES), width=8, with_depth=False).eval()
+    network.seg_head.register_forward_hook(lambda _module, _given, scores: torch.special.bessel_j0(scores))
+    with pytest.raises(CannotExport, match=r"'unet-classic' cannot be exported as onnx: .*bessel_j0.*leave 'onnx' out"):
+        onnx_file.write(ExportJob(network, tmp_path, SIZE, fixed_size(SIZE), 20, {}))
 
 
 @pytest.mark.parametrize("options", [{"encoder_depth": 3, "decoder_channels": [16, 8, 8]}, {"architecture": "pan"}])
