@@ -96,7 +96,7 @@ def test_alone_with_a_runtime_it_labels_as_the_project_does(tmp_path, rule):
 
     segmenter = Segmenter(strip_depth(network), network.normalisation, size_rule=rule)
     for image in images:
-        expected = segmenter.label(read_image(image).pixels)
+        expected = segmenter.segment(read_image(image).pixels).labels
         with Image.open(tmp_path / "out/labels" / f"{image.stem}.png") as label_map:
             found = np.array(label_map)
             assert label_map.getpalette()[:9] == [channel for colour in PALETTE for channel in colour]
