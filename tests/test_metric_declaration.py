@@ -68,6 +68,7 @@ def test_an_added_metric_is_in_every_output(added: str, tmp_path: Path) -> None:
 
 PROOF = {
     "input_size": [64, 64],
+    "size_rule": {"kind": "original", "input_size": None, "why": ""},
     "formats": {},
     "max_abs_difference": {"stripped_vs_full": 0.0},
     **{key: {"before": 1, "after": 1} for key in ("parameters", "flops", "latency_ms")},

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.export import onnx_file
 from stages.export.formats import ONNX_FILE, ONNX_FP16_FILE
 from stages.export.job import ExportJob, SegmentationFunction, quiet_libraries
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def write(job: ExportJob) -> dict[str, Any]:
@@ -17,8 +20,16 @@ def write(job: ExportJob) -> dict[str, Any]:
 
     with quiet_libraries():
         model = convert_float_to_float16(onnx.load(job.folder / ONNX_FILE), keep_io_types=True)
+        _drop_repeated(model.graph)
         onnx.save(model, job.folder / ONNX_FP16_FILE)
     return onnx_file.describe_batch(model)
+
+
+def _drop_repeated(graph: onnx.GraphProto) -> None:
+    """Keep one of each cast: the converter repeats it for every input of a node that is the same value."""
+    nodes = list({tuple(node.output): node for node in graph.node}.values())
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def open_folder(folder: Path) -> SegmentationFunction:

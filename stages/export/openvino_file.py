@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,16 @@ def write(job: ExportJob) -> dict[str, Any]:
             graph = openvino.Core().read_model(job.folder / ONNX_FILE)
             save(graph, job, OPENVINO_FILE)
     except RuntimeError as error:
-        raise build_exporter_error("openvino", job, error) from error
+        raise build_exporter_error("openvino", job, RuntimeError(_find_reason(str(error)))) from error
     return describe(graph)
+
+
+def _find_reason(said: str) -> str:
+    """Return which operators OpenVINO does not know, or the first of its lines that is no place in its code."""
+    unknown = re.search(r"No conversion rule found for operations: (.+)", said)
+    if unknown:
+        return f"OpenVINO has no rule for the operator {unknown[1]}"
+    return next((line for line in said.splitlines() if not line.startswith(("Exception from", "Check "))), said)
 
 
 def save(graph: openvino.Model, job: ExportJob, name: str) -> None:
