@@ -50,14 +50,16 @@ def expand_rows(
     rows = choose_copyable_forms(list_rows(config, table, seeds, measure), session.console.info)
     known: dict[str, tuple[float, ...] | None] = {}  # rows and seeds of the same data have the same weights
 
-    def resolve(config: RunConfig) -> RunConfig:
+    def resolve(row: Row) -> Row:
+        config = row.config
         weights, dtype = config.loss.class_weights, resolve_dtype(config.training.precision, device)
         key = content_hash([_name_data(config), weights], 16)
         if key not in known:
             known[key] = resolve_class_weights(config, session)
-        return config.changed({"loss.class_weights": known[key], "training.precision": dtype})
+        resolved = config.changed({"loss.class_weights": known[key], "training.precision": dtype})
+        return row._replace(config=resolved, class_weights=weights if isinstance(weights, str) else None)
 
-    return [row._replace(config=resolve(row.config)) for row in rows]
+    return [resolve(row) for row in rows]
 
 
 def list_rows(

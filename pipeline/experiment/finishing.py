@@ -126,6 +126,7 @@ def read_own_run(folder: Path) -> RunFile | None:
 def _follow_recipe(record: dict[str, Any], run: PlannedRun, folder: Path, session: Session) -> None:
     """Note by which recipe a finished run was asked for last: where its data lies now, and what its budget is of."""
     now = {"config": _with_absolute_root(run.config), **_describe_data(run)}
+    now["identity"] = record["identity"] | {"settings": run.describe_settings()}
     if any(record.get(key) != value for key, value in now.items()):
         with hold_folder(folder, "noting its recipe", on_wait=session.console.info):
             record |= now

@@ -40,6 +40,8 @@ class Row(NamedTuple):
     name: str
     config: RunConfig
     schedule: Schedule
+    class_weights: str | None = None
+    """The rule by which the numbers in ``config`` were counted from the masks, None where a recipe gives numbers."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class PlannedRun:
     schedule: Schedule
     nodes: tuple[Node, ...]
     facts: DataFacts
+    class_weights: str | None = None
+    """As of ``Row``."""
 
     @property
     def name(self) -> str:
@@ -110,6 +114,9 @@ class PlannedRun:
         described = self.config.describe(*kinds, needs_depth=self.schedule.reads_depth)
         del described["seed"]
         losses, network = self.config.loss, describe_network(self.config.network)
+        if self.class_weights and "loss.class_weights" in described:
+            # Where every seed has masks of its own the rule counts other numbers of each; they are one row.
+            described["loss.class_weights"] = self.class_weights
         if self.facts.labelled is not None:
             described |= {"data.labelled_fraction": self._describe_fraction()}
         if any(node.scope.pool for node in self.nodes):
@@ -174,7 +181,7 @@ def plan_runs(rows: Iterable[Row], facts: DataFacts | Callable[[Row], DataFacts]
 
 def _plan_run(row: Row, facts: DataFacts, reuse: bool) -> PlannedRun:
     _check_row(row, facts)
-    name, config, schedule = row
+    name, config, schedule = row.name, row.config, row.schedule
     path: list[Any] = [describe_start(config, facts.num_classes)]
     nodes: list[Node] = []
     copies: list[CopyWeights] = []
@@ -198,12 +205,12 @@ def _plan_run(row: Row, facts: DataFacts, reuse: bool) -> PlannedRun:
             )
         )  # fmt: skip
         copies.clear()
-    return PlannedRun(name, config, schedule, tuple(nodes), facts)
+    return PlannedRun(name, config, schedule, tuple(nodes), facts, row.class_weights)
 
 
 def _check_row(row: Row, facts: DataFacts) -> None:
     """Refuse what a later phase could not begin with, before an earlier one is trained for nothing."""
-    _, config, schedule = row
+    config, schedule = row.config, row.schedule
     training, weights = config.training, config.loss.class_weights
     problems = []
     if schedule.needs_depth and config.network.options.get("with_depth") is False:

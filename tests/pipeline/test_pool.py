@@ -173,12 +173,16 @@ def test_class_weights_are_of_the_masks_that_are_used(call: Call, own: Path, tmp
     assert config["loss"]["class_weights"] == pytest.approx([0.5 / 0.75, 0.5 / 0.25], rel=1e-5)
 
 
-def test_seeds_of_a_fraction_are_one_row_of_other_images(call: Call, own: Path) -> None:
+def test_seeds_of_a_fraction_are_one_row_of_other_images_and_other_weights(call: Call, own: Path) -> None:
+    for number, mask in enumerate(sorted((own / "masks/train").glob("*.png")), 2):  # each with another share of class 1
+        Image.fromarray((np.arange(64 * 64).reshape(64, 64) % number == 0).astype(np.uint8)).save(mask)
+    more = ["--schedule", "seg-only", "--iterations", "1", "--set", "loss.class_weights=median-frequency"]
     runs = [
-        call("run", *words(own, "--schedule", "seg-only", "--iterations", "1", "--labelled-fraction", "0.25",
-                           "--seed", str(seed))).json["folder"]
+        Path(call("run", *words(own, *more, "--labelled-fraction", "0.25", "--seed", str(seed))).json["folder"])
         for seed in (0, 1)
-    ]  # fmt: skip
+    ]
+    first, second = (json.loads((run / "run.json").read_text())["config"]["loss"]["class_weights"] for run in runs)
+    assert first != second
     rows = call("compare", *runs).json["rows"]
     assert [row["seeds"] for row in rows] == [[0, 1]]
 
