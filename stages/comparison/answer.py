@@ -96,7 +96,7 @@ def find_answer(table: Table) -> Answer:
     words: tuple[str, ...]
     if with_depth and best.is_fair:
         words = (
-            f"at equal steps ({best.row.total_steps:,}) {_say_direction(best.found)}: ", Name(best.label),
+            f"at equal steps ({best.row.total_steps:,}) {_say_direction(verdict, best.found)}: ", Name(best.label),
             number, f" has {score} {label}, ", Name(best.other_label),
             f" without depth {best.other.metrics[HEADLINE].mean:.3f}, a difference of {_describe(best.found)}",
         )  # fmt: skip
@@ -168,18 +168,19 @@ def _find_controls(scored: Sequence[tuple[str, Row]], best: _Candidate) -> list[
         strongest = None  # what it is held against first is as strong
     controls = []
     for label, other in alike:
+        named = next((control.found for control in row.controls.values() if control.row.runs == other.runs), None)
         if (label, other) == strongest:
             what = "at least as many steps without depth"
         elif other.depth_source and RowName.parse(other.name)._replace(source=own.source) == own:
             what = f"{other.depth_source} depth"
-        elif other.name in row.controls:
+        elif named is not None:
             equal = not learns_depth(other) and has_equal_steps(other, row)
             what = "as many steps without depth" if equal else "control"
         elif row.base is not None and other.runs == row.base.runs:
             what = f"{other.total_steps:,} steps"
         else:
             continue
-        found = compare_paired(row.by_seed(HEADLINE), other.by_seed(HEADLINE))
+        found = named or compare_paired(row.by_seed(HEADLINE), other.by_seed(HEADLINE))
         if found is not None:
             controls.append(_Control(label, other, what, found))
     return controls
@@ -212,12 +213,14 @@ def _judge(best: _Candidate, found: Difference, controls: Sequence[_Control]) ->
     return verdict, (reason, _describe_images(row, other), *_describe_controls(controls))
 
 
-def _say_direction(found: Difference) -> str:
-    """Return what a difference at equal steps says, first of all."""
+def _say_direction(verdict: str, found: Difference) -> str:
+    """Return what a difference at equal steps says, first of all, and no more than the verdict."""
     if found.half_width is None:
         return "there is one seed"
     if not found.is_clear:
         return "no difference is sure"
+    if verdict == NOT_SHOWN:
+        return "it is open whether pseudo depth makes training better"
     return f"training with pseudo depth is {'better' if found.mean > 0 else 'worse'}"
 
 

@@ -36,8 +36,7 @@ class Axis(NamedTuple):
 
     def place(self, value: float) -> float:
         """Return the place of a number in per cent of the axis, cut to it."""
-        low, high, at = (math.log(x) if self.log else x for x in (self.low, self.high, max(value, 1e-300)
-                                                                  if self.log else value))  # fmt: skip
+        low, high, at = (math.log(x) if self.log else x for x in (self.low, self.high, value))
         return round(100 * min(1.0, max(0.0, (at - low) / ((high - low) or 1.0))), 2)
 
     def ticks(self) -> list[float]:
@@ -244,10 +243,13 @@ def _draw_run(name: str, spans: Sequence[PhaseSpan], curves: Mapping[str, Points
 
 
 def _draw_curve(points: Points, x: Axis, y: Axis, series: str) -> list[str]:
-    """Return the stretches of a curve between its gaps; where there are few points, these, too."""
+    """Return the stretches of a curve between its gaps; where there are few points, these, too.
+
+    A value of 0 has no place on a log scale, and is a gap in it.
+    """
     stretches: list[list[tuple[float, float]]] = [[]]
     for step, value in points:
-        if math.isnan(value):
+        if math.isnan(value) or (y.log and value <= 0):
             stretches.append([])
         else:
             stretches[-1].append((x.place(step), 100 - y.place(value)))

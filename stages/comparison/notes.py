@@ -125,16 +125,16 @@ def _describe_controls(labelled: Sequence[tuple[str, Row]]) -> Iterator[str]:
             continue
         shown = ", ".join(
             f"{name} {found.mean:+.3f}" + (f" ±{found.half_width:.3f}" if found.half_width is not None else "")
-            for name, found in row.controls.items()
+            for name, (_, found) in row.controls.items()
         )
         gain = row.differences.get(HEADLINE)
-        level = [name for name, found in row.controls.items() if not (found.is_clear and found.mean > 0)]
-        verdict, told = "", all(found.half_width is not None for found in row.controls.values())
+        level = [name for name, (_, found) in row.controls.items() if not (found.is_clear and found.mean > 0)]
+        verdict, told = "", all(found.half_width is not None for _, found in row.controls.values())
         if gain is not None and gain.mean > 0 and level and told:
             kind = "the image's own depth" if any(RowName.parse(name).source for name in level) else "what it adds"
             verdict = f"; not clearly before {' and '.join(level)}, so its gain cannot be credited to {kind}"
         yield f"{label} minus its controls ({HEADLINE}): {shown}{verdict}"
-    known = {label: row.first.control_correlation for label, row in labelled}
+    known = {label: row.control_correlation for label, row in labelled}
     if words := [f"{value:+.2f} ({label})" for label, value in known.items() if value is not None]:
         yield (
             "what controls learned in place of depth correlates with the estimator's maps, image by image, at "

@@ -287,6 +287,8 @@ def _build_curves(table: Table, chosen: Sequence[tuple[str, Row]]) -> Iterable[s
         yield f'<p class="hint">Losses of {len(found)} of {len(table.rows)} rows, those of the classes above.</p>'
     if found:
         caption = "Unweighted training losses on one log scale: means between two lines of the log, of the first seed."
+        logged = (value for log in found.values() for points in log.curves.values() for _, value in points)
+        caption += " A loss of 0 is not drawn." if any(value == 0 for value in logged) else ""
         yield build_figure(draw_losses(found), caption)
     looked = {label: log for label, log in logs.items() if log is not None and log.cosines}
     if looked:

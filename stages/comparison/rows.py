@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.comparison.identity import PHASES, differing, join_values, show_value
 from stages.comparison.record import RunRecord, add_images
@@ -24,6 +24,14 @@ MAX_WORDS = 3
 """Differing settings that a label shows."""
 
 
+class Control(NamedTuple):
+    """A row that another must leave behind."""
+
+    row: Row
+    found: Difference
+    """The other row minus this one, by the headline metric."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One schedule on one network under one identity, over seeds."""
@@ -37,8 +45,8 @@ class Row:
     base: Row | None = None
     """The row the differences are to, known by its ``runs``; None for that row itself and where there is none."""
     differences: Mapping[str, Difference] = field(default_factory=dict)
-    controls: Mapping[str, Difference] = field(default_factory=dict)
-    """Name of a row that must stay behind, too, → how far it does by the headline metric."""
+    controls: Mapping[str, Control] = field(default_factory=dict)
+    """Name of a row that the table says must stay behind, too, → that row, and how far it does."""
 
     @property
     def first(self) -> RunRecord:
@@ -72,6 +80,12 @@ class Row:
         known = self.first.identity.settings.get("depth.source") if self.first.identity else None
         found = str(known) if known else RowName.parse(self.name).source
         return "" if found in REAL_SOURCES else found
+
+    @property
+    def control_correlation(self) -> float | None:
+        """How ``depth_source`` correlates with the estimator's maps; None where no run knows, or seeds differ in it."""
+        found = {run.control_correlation for run in self.runs} - {None}
+        return found.pop() if len(found) == 1 else None
 
     @property
     def baseline(self) -> str | None:
@@ -120,7 +134,7 @@ class Row:
             "baseline": self.baseline,
             "controls": {
                 name: {"mean": found.mean, "half_width": found.half_width, "seeds": list(found.seeds)}
-                for name, found in self.controls.items()
+                for name, (_, found) in self.controls.items()
             },
             "difference": {
                 name: found._asdict()

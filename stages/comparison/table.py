@@ -11,8 +11,8 @@ from stages.comparison.certainty import judge_differences
 from stages.comparison.notes import gather_notes, write_notes
 from stages.comparison.obstacles import describe_differences, find_obstacles
 from stages.comparison.record import RunRecord
-from stages.comparison.rows import Row, label_rows
-from stages.comparison.statistics import Difference, Noise, compare_paired, estimate_mean
+from stages.comparison.rows import Control, Row, label_rows
+from stages.comparison.statistics import Noise, compare_paired, estimate_mean
 
 PAPER_COLUMNS = {"miou": "mIoU", "iiou": "iIoU", "acc": "acc"}
 """Scores that papers print, and what they call them."""
@@ -175,9 +175,9 @@ def _compare_row(row: Row, rows: Sequence[Row], design: Design, baseline: str | 
     return compared, "" if compared.base else "no seed in common"
 
 
-def _hold_against_controls(row: Row, rows: Sequence[Row], design: Design) -> dict[str, Difference]:
+def _hold_against_controls(row: Row, rows: Sequence[Row], design: Design) -> dict[str, Control]:
     """Return how far a row is before each of its controls that is there and fits it."""
-    found: dict[str, Difference] = {}
+    found: dict[str, Control] = {}
     for name in design.controls.get(row.name, ()):
         fitting = [
             other for other in rows
@@ -186,5 +186,5 @@ def _hold_against_controls(row: Row, rows: Sequence[Row], design: Design) -> dic
         ]  # fmt: skip
         if len(fitting) == 1:
             difference = compare_paired(row.by_seed(HEADLINE), fitting[0].by_seed(HEADLINE))
-            found |= {name: difference} if difference else {}
+            found |= {name: Control(fitting[0], difference)} if difference else {}
     return found

@@ -57,7 +57,7 @@ def mark(kind: str, case: Case) -> Any:
     return pytest.param(kind, case, id=f"{kind}: {case.input}", marks=[pytest.mark.slow] if case.slow else [])
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(90, func_only=True)  # the first case of a process also waits for the world it copies
 @pytest.mark.parametrize(("kind", "case"), [mark(*pair) for pair in CASES])
 def test_bad_input(
     kind: str,

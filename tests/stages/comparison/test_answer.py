@@ -82,6 +82,7 @@ def test_the_best_of_many_at_equal_steps_is_adjusted_for_all_that_were_tried():
     scores = {"seg-only": 0.5, **dict.fromkeys(steps, 0.60), DEPTH: 0.61}
     found = answer(scores, steps=steps, noise=0.0035)
     assert found.verdict == NOT_SHOWN and "after Holm" in found.text
+    assert found.text.startswith("Not shown: at equal steps (300) it is open whether pseudo depth")
 
 
 def test_numbers_are_those_of_the_table():

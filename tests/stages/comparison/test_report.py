@@ -168,6 +168,15 @@ def test_gradients_are_drawn_where_they_were_logged_and_only_there(tmp_path):
     assert 'points="50,62.5 100,62.5"' in html, "-0.25 on an axis from -1 to 1"
 
 
+def test_a_loss_of_nothing_is_no_point_on_a_log_scale_and_the_caption_says_so(tmp_path):
+    table = build_table(make_runs(tmp_path))
+    assert "A loss of 0 is not drawn" not in read(write_report(table, tmp_path / "r.html"))[1]
+    log = tmp_path / "unet-depth-first+copy-s0/metrics.jsonl"
+    log.write_text(json.dumps({"phase": "joint", "step": 1, "raw": {"seg": 0.5, "mixed": 0.0}}) + "\n")
+    assert 'class="point s3"' not in draw_losses({"a": read_losses(log.parent)})
+    assert "A loss of 0 is not drawn" in read(write_report(table, tmp_path / "r.html"))[1]
+
+
 def test_a_term_absent_in_between_leaves_a_gap(tmp_path):
     lines = [
         {"phase": name, "step": 1, "raw": {term: 0.5}} for name, term in (("a", "seg"), ("b", "depth"), ("c", "seg"))

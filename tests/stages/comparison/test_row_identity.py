@@ -199,13 +199,22 @@ def test_rows_have_baselines_and_controls_of_their_own(tmp_path: Path) -> None:
         "depth:1/8@gray": "plain:1/8",
     }  # fmt: skip
     controls = found["depth:1/8"].controls
-    assert {name: round(control.mean, 6) for name, control in controls.items()} == {
+    assert {name: round(control.found.mean, 6) for name, control in controls.items()} == {
         "plain:1/8": 0.11, "depth:1/8@gray": -0.01,
     }  # fmt: skip
     assert len(table.bases) == 2 and table.to_json()["rows"][3]["controls"]["plain:1/8"]["seeds"] == [0, 1, 2]
     (note,) = (note for note in table.notes if "controls" in note)
     assert note.endswith("not clearly before depth:1/8@gray, so its gain cannot be credited to the image's own depth")
     assert "depth:1/8 - plain:1/8" in render_text(table)
+
+
+def test_what_a_control_shares_with_depth_is_said_where_seeds_that_know_it_agree(tmp_path: Path) -> None:
+    for known, said in (((None, 0.79), True), ((0.79, 0.79), True), ((0.7, 0.79), False), ((None, None), False)):
+        runs = [
+            replace(write_run(tmp_path, "depth@shuffled", seed), control_correlation=value)
+            for seed, value in enumerate(known)
+        ]
+        assert any("at +0.79 (depth@shuffled);" in note for note in build_table(runs).notes) == said
 
 
 def test_threads_and_versions_are_a_note_and_no_reason_to_split(tmp_path: Path) -> None:
