@@ -53,7 +53,7 @@ def test_an_added_metric_is_in_every_output(added: str, tmp_path: Path) -> None:
     shown = {name: render(table) for name, render in FORMATS.items()}
     shown["page"] = write_report(table, tmp_path / "r.html").read_text()
     shown["card"] = render_card(
-        CardFacts("run", "scenes", "seg-only", metrics=evaluation.metrics), PROOF, network="unet", class_names=CLASSES,
+        CardFacts("run", "scenes", "seg-only", metrics=evaluation.metrics), PROOF, PREPROCESS, network="unet",
         opens_with_smp=False,
     )  # fmt: skip
     shown["help"] = "\n".join(explain_metrics())
@@ -71,8 +71,14 @@ PROOF = {
     "size_rule": {"kind": "original", "input_size": None, "why": ""},
     "formats": {},
     "max_abs_difference": {"stripped_vs_full": 0.0},
-    **{key: {"before": 1, "after": 1} for key in ("parameters", "flops", "latency_ms")},
+    "networks": {},
+    "versions": {},
+    "table": [],
 }
+PREPROCESS = {
+    "class_names": CLASSES, "palette": [[0, 0, 0]] * len(CLASSES), "mean": [0.5] * 3, "std": [0.5] * 3,
+    "size_rule": PROOF["size_rule"],
+}  # fmt: skip
 
 
 def test_what_is_computed_must_be_declared(monkeypatch: pytest.MonkeyPatch) -> None:

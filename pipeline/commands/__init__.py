@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from pipeline.commands.advise import advise
+from pipeline.commands.benchmark import benchmark
 from pipeline.commands.cache import cache
 from pipeline.commands.compare import compare
 from pipeline.commands.datasets import datasets
@@ -28,6 +29,6 @@ from pipeline.commands.table import table
 from pipeline.commands.teach import teach
 
 COMMANDS: list[click.Command] = [
-    demo, pseudo_depth, run, plan, table, evaluate, compare, report, predict, export, teach, fetch, cache,
+    demo, pseudo_depth, run, plan, table, evaluate, compare, report, predict, export, benchmark, teach, fetch, cache,
     select, datasets, networks, schedules, estimators, recipes, advise, paper_check, doctor,
 ]  # fmt: skip

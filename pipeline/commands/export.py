@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from pipeline.experiment.models import Model
     from pipeline.session import Result, Session
     from stages.comparison.record import TrainedRun
-    from stages.export.card import CardFacts, LicenceLink
+    from stages.export.card import CardFacts
     from stages.export.export import ExportReport
+    from stages.export.hub import LicenceLink
     from stages.export.web_page import WebRuntime
 
 
@@ -59,6 +61,17 @@ if TYPE_CHECKING:
 @click.option(
     "--fold-batchnorm", "fold", is_flag=True, help="Fold batch norm into convolutions, for runtimes that do not."
 )
+@click.option(
+    "--no-benchmark",
+    "benchmark",
+    flag_value=False,
+    default=True,
+    help="Leave out the latency and memory of each file, which take half a minute.",
+)
+@click.option(
+    "--push-to-hub", metavar="OWNER/NAME", help="Also send it to this model repository; a new one is private."
+)
+@click.option("--dry-run", is_flag=True, help="Print what --push-to-hub would send, and send nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace another export that lies there; what else does stays.")
 @click.pass_obj
 def export(
@@ -75,6 +88,9 @@ def export(
     web: Path | None,
     web_runtime: Path | None,
     fold: bool,
+    benchmark: bool,
+    push_to_hub: str | None,
+    dry_run: bool,
     overwrite: bool,
 ) -> None:
     """Strip the depth branch off a run (the newest by default), write it out, and prove it equal.
@@ -86,6 +102,8 @@ def export(
         raise click.UsageError("--dynamic keeps every image's own size, --fixed and --input-size give it up; choose")
     if web_runtime and not web:
         raise click.UsageError("--web-runtime is for the page, which --web DIR asks for")
+    if dry_run and not push_to_hub:
+        raise click.UsageError("--dry-run shows what --push-to-hub OWNER/NAME would send; add that")
     session.show(
         export_run(
             session,
@@ -99,6 +117,9 @@ def export(
             web=web,
             web_runtime=web_runtime,
             fold=fold,
+            benchmark=benchmark,
+            push_to=push_to_hub,
+            dry_run=dry_run,
             overwrite=overwrite,
         )
     )
@@ -117,6 +138,9 @@ def export_run(
     web: Path | None = None,
     web_runtime: Path | None = None,
     fold: bool = False,
+    benchmark: bool = True,
+    push_to: str | None = None,
+    dry_run: bool = False,
     overwrite: bool = False,
 ) -> Result:
     """Export a run's last weights without the depth branch; the newest run by default.
@@ -127,52 +151,35 @@ def export_run(
         dynamic: whether images keep their own size; None as they entered the run's evaluation, where that can be.
         max_drop: macro mIoU that numbers of 8 bits may cost on the reported split.
         force: whether files that cost more are published all the same.
+        benchmark: whether each file's latency and memory are measured.
         web: folder for a page that runs the model; ``formats`` have ``onnx-embedded`` then.
         web_runtime: folder with ONNX Runtime Web; see ``read_web_runtime``.
+        push_to: model repository that it is sent to; with ``dry_run`` it is only told what would be.
 
     Returns:
-        ``out``, ``files``, ``proof``, ``run``, ``reused``, ``web``.
+        ``out``, ``files``, ``proof``, ``run``, ``reused``, ``web``, ``hub``.
     """
     import torch
 
-    from data_cache.files import read_json
-    from pipeline.experiment.export_data import iterate_calibration, read_proof_images, score_segmentation
     from pipeline.experiment.models import open_run
     from pipeline.experiment.tabulate import find_newest
     from pipeline.session import Result
-    from stages.comparison.record import RUN_FILE
-    from stages.export.export import export_network
+    from stages.export.hub import check_repository
     from stages.export.web_page import write_web_page
 
     folder = session.workspace.find_run(reference) if reference else find_newest(session)
     model = open_run(folder, torch.device("cpu"))
     out = out or session.workspace.exports / folder.name
     session.workspace.check_output(out, "--out")
+    if push_to:
+        check_repository(push_to)
     runtime = _prepare_page(session, web, web_runtime, out)
-    assert model.record is not None
-    scored_size = model.size_rule.input_size
-    report = export_network(
-        model.network,
-        out,
-        input_size=input_size or scored_size or model.record.image_size,
-        class_names=model.class_names,
-        palette=model.palette,
-        card_facts=_describe_origin(model),
-        records={ORIGIN_FILE: read_json(folder / RUN_FILE)},
-        formats=formats,
-        dynamic=False if dynamic is None and scored_size else dynamic,
-        fold=fold,
-        samples=read_proof_images(model, session),
-        calibration=partial(iterate_calibration, model, session),
-        score=partial(score_segmentation, model, session),
-        max_drop=max_drop,
-        force=force,
-        overwrite=overwrite,
-        progress=session.console.info,
-    )
+    settings = {"formats": formats, "max_drop": max_drop, "force": force, "fold": fold, "benchmark": benchmark}
+    report = _write(session, model, out, input_size, dynamic, settings | {"overwrite": overwrite})
     if web is not None:
         assert runtime is not None
         write_web_page(web, out, runtime, name=folder.name, overwrite=overwrite, on_wait=session.console.info)
+    pushed = _push(out, push_to, dry_run) if push_to else None
     facts = {
         "out": str(out),
         "files": [str(out / name) for name in report.files],
@@ -180,8 +187,59 @@ def export_run(
         "run": folder.name,
         "reused": report.reused,
         "web": None if web is None else str(web),
+        "hub": pushed,
     }
-    return Result(facts, _render(report, folder.name, web))
+    return Result(facts, _render(report, folder.name, web, pushed))
+
+
+def _write(
+    session: Session,
+    model: Model,
+    out: Path,
+    input_size: tuple[int, int] | None,
+    dynamic: bool | None,
+    settings: dict[str, Any],
+) -> ExportReport:
+    """Export a run with what its dataset has to say about it."""
+    from data_cache.files import read_json
+    from pipeline.experiment import export_data
+    from stages.comparison.record import RUN_FILE
+    from stages.export.export import export_network
+
+    assert model.record is not None
+    scored_size = model.size_rule.input_size
+    samples = export_data.read_proof_images(model, session)
+    return export_network(
+        model.network,
+        out,
+        input_size=input_size or scored_size or model.record.image_size,
+        class_names=model.class_names,
+        palette=model.palette,
+        card_facts=_describe_origin(model),
+        records={ORIGIN_FILE: read_json(model.folder / RUN_FILE)},
+        dynamic=False if dynamic is None and scored_size else dynamic,
+        samples=samples,
+        calibration=partial(export_data.iterate_calibration, model, session),
+        score=partial(export_data.score_segmentation, model, session) if samples else None,
+        score_labels=partial(export_data.score_labels, model, session) if samples else None,
+        progress=session.console.info,
+        **settings,
+    )
+
+
+def _push(out: Path, repository: str, dry_run: bool) -> dict[str, Any]:
+    """Send an export to the Hub, or only tell what would be sent."""
+    from stages.export.export import CARD_FILE
+    from stages.export.hub import list_upload, push_folder, read_front_matter
+
+    files = list_upload(out)
+    sent = {
+        "repository": repository,
+        "files": files,
+        "bytes": sum(files.values()),
+        "front_matter": read_front_matter((out / CARD_FILE).read_text(encoding="utf-8")),
+    }
+    return sent | {"sent": None if dry_run else push_folder(out, repository, files)}
 
 
 def _prepare_page(session: Session, web: Path | None, given: Path | None, out: Path) -> WebRuntime | None:
@@ -198,6 +256,7 @@ def _prepare_page(session: Session, web: Path | None, given: Path | None, out: P
 
 
 def _describe_origin(model: Model) -> CardFacts:
+    from data_cache.escaping import printable_text
     from stages.export.card import CardFacts
 
     record = model.record
@@ -212,13 +271,14 @@ def _describe_origin(model: Model) -> CardFacts:
         scored_on=str(model.size_rule),
         licences=tuple(_licences(record, model.config)),
         command=record.command or "",
+        export_command=printable_text(shlex.join(["pipeline", *sys.argv[1:]])),
     )
 
 
 def _licences(record: TrainedRun, config: RunConfig) -> list[LicenceLink]:
     """List what the weights were made from, the depth teacher first."""
     from data_cache.datasets import DATASETS
-    from stages.export.card import LicenceLink
+    from stages.export.hub import LicenceLink
     from stages.pseudo_depth.aliases import ESTIMATORS
 
     links = []
@@ -244,19 +304,33 @@ def _licences(record: TrainedRun, config: RunConfig) -> list[LicenceLink]:
     return links
 
 
-def _render(report: ExportReport, run: str, web: Path | None) -> RenderableType:
+def _render(report: ExportReport, run: str, web: Path | None, hub: dict[str, Any] | None) -> RenderableType:
+    from rich.console import Group
+
     from pipeline.console import plain_table
+    from stages.export.card import ROW_HEADINGS, describe_row
 
     title = f"{run} exported to {report.out}" + (" (was there already)" if report.reused else "")
     rows = [*headlines(report.proof), ("files", ", ".join(report.files))]
     if web is not None:
         rows.append(("page", f"python -m http.server --directory {shlex.quote(str(web))}, then http://localhost:8000"))
-    return plain_table(title, ["proof", "value"], [list(row) for row in rows])
+    shown: list[RenderableType] = [plain_table(title, ["proof", "value"], [list(row) for row in rows])]
+    table = [[row["format"], *describe_row(row)] for row in report.proof["table"]]
+    shown.append(plain_table("Formats", ["format", *ROW_HEADINGS], table))
+    return Group(*shown, *([_render_push(hub)] if hub else []))
+
+
+def _render_push(hub: dict[str, Any]) -> str:
+    from data_cache.files import format_bytes
+
+    head = f"sent to {hub['sent']}" if hub["sent"] else f"would be sent to {hub['repository']}; nothing was"
+    files = "\n".join(f"{size:>15,} bytes  {name}" for name, size in hub["files"].items())
+    return f"{head} ({len(hub['files'])} files, {format_bytes(hub['bytes'])}):\n{files}\n{hub['front_matter']}"
 
 
 def headlines(proof: dict[str, Any]) -> list[tuple[str, str]]:
     """Pick from a proof what a person wants to see first."""
-    latency, rule = proof["latency_ms"], proof["size_rule"]
+    rule = proof["size_rule"]
     enter = "at their own size" if rule["kind"] == "original" else "resized to {}x{}".format(*rule["input_size"])
     rows = [("images enter", f"{enter} ({rule['why']})" if rule["why"] else enter)]
     rows += [
@@ -267,18 +341,9 @@ def headlines(proof: dict[str, Any]) -> list[tuple[str, str]]:
     if batch_norm := proof.get("batch_norm"):
         rows.append(("batch norm", f"{len(batch_norm['folded'])} folded, {len(batch_norm['left'])} left"))
     for name, facts in proof["formats"].items():
-        for size in facts["sizes"]:
-            difference = f"max difference {size['max_abs_difference']:.2g}"
-            if beyond := size.get("share_beyond_tolerance", 0.0):  # exports made before it was allowed do not say it
-                difference += f" ({beyond:.2%} of logits beyond the tolerance)"
-            agreement = f"same class on {size['argmax_agreement']:.4%} of pixels"
-            batch = f", batch of {size['batch']}" if size["batch"] > 1 else ""
-            rows.append((f"{name} at {size['height']}x{size['width']}{batch}", f"{difference}, {agreement}"))
-        if images := facts["images"]:
-            agreement = f"same class on at least {min(each['argmax_agreement'] for each in images):.4%} of pixels"
-            if differences := [each["max_abs_difference"] for each in images if "max_abs_difference" in each]:
-                agreement = f"max difference {max(differences):.2g}, {agreement}"
-            rows.append((f"{name} on {len(images)} real images", agreement))
+        for what, cases in ((f"drawn sizes of {name}", facts["sizes"]), (f"real images of {name}", facts["images"])):
+            if cases:
+                rows.append((f"{len(cases)} {what}", _describe_cases(cases)))
         if scores := facts.get("miou_macro"):
             left = f"{len(facts['layers_in_float'])} of {facts['layers']} layers left in float"
             limit = f"limit {scores['max_drop']:g}" + (", passed" if scores["drop"] > scores["max_drop"] else "")
@@ -287,5 +352,21 @@ def headlines(proof: dict[str, Any]) -> list[tuple[str, str]]:
     if script := proof["predict_py"]:
         said = f"same class on {script['argmax_agreement']:.4%} of pixels of {script['images']} turned images"
         rows.append((f"predict.py with {script['model']}", said))
-    rows += [(what, f"{proof[what]['before']:,} -> {proof[what]['after']:,}") for what in ("parameters", "flops")]
-    return [*rows, ("latency", f"{latency['before']:.1f} ms -> {latency['after']:.1f} ms ({latency['device']})")]
+    costs = {"parameters": "parameters", "macs": "MACs"}
+    rows += [
+        (shown, " -> ".join(f"{proof['networks'][name][key]:,}" for name in _SHOWN)) for key, shown in costs.items()
+    ]
+    latencies = " -> ".join(f"{proof['networks'][name]['latency_ms']['median']:g} ms" for name in _SHOWN)
+    return [*rows, ("latency in PyTorch", f"{latencies} (cpu)")]
+
+
+_SHOWN = ("full", "stripped")
+
+
+def _describe_cases(cases: list[dict[str, Any]]) -> str:
+    """Return the worst of what a file answered."""
+    said = f"same class on at least {min(each['argmax_agreement'] for each in cases):.4%} of pixels"
+    if differences := [each["max_abs_difference"] for each in cases if "max_abs_difference" in each]:
+        said = f"max difference {max(differences):.2g}, {said}"
+    beyond = max(each.get("share_beyond_tolerance", 0.0) for each in cases)
+    return f"{said} ({beyond:.2%} of logits beyond the tolerance)" if beyond else said

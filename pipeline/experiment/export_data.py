@@ -9,17 +9,21 @@ import torch
 from torch import Tensor
 
 from data_cache.errors import Notice, UserError
+from data_cache.metrics import HEADLINE
 from data_cache.size_rule import SizeRule
 from pipeline.experiment.artifacts import open_split
 from pipeline.experiment.models import Model, check_classes, obey_rule
 from pipeline.experiment.scoring import evaluate_split
 from pipeline.session import Session
+from stages.evaluation.metrics import SegCounts
 from stages.evaluation.panels import spread_over
-from stages.export.job import ProofImage, SegmentationFunction, normalise_image
+from stages.export.job import LabelFunction, ProofImage, Scored, SegmentationFunction, normalise_image
 
 PROOF_IMAGES = 4
 CALIBRATION_IMAGES = 300
 """The usual number for post-training quantisation."""
+SCORED_IMAGES = 200
+"""On which each file is scored at most: it takes as long for every one of them."""
 
 
 def read_proof_images(model: Model, session: Session) -> list[ProofImage]:
@@ -47,8 +51,10 @@ def iterate_calibration(model: Model, session: Session, rule: SizeRule) -> Itera
         yield normalise_image(dataset.read_image(place), model.normalisation, rule)
 
 
-def score_segmentation(model: Model, session: Session, segment: SegmentationFunction, *, rule: SizeRule) -> float:
-    """Return the macro mIoU of a function on the reported split under a size rule.
+def score_segmentation(
+    model: Model, session: Session, segment: SegmentationFunction, *, rule: SizeRule
+) -> dict[str, float]:
+    """Return the metrics of a function on the reported split under a size rule.
 
     Raises:
         UserError: the split cannot be read.
@@ -57,4 +63,19 @@ def score_segmentation(model: Model, session: Session, segment: SegmentationFunc
     dataset = open_split(config, session.workspace, config.evaluation.split)
     check_classes(model, dataset)
     evaluation = evaluate_split(segment, model.normalisation, dataset, None, config, torch.device("cpu"), None)
-    return evaluation.metrics["miou_macro"]
+    return evaluation.metrics
+
+
+def score_labels(model: Model, session: Session, label: LabelFunction) -> Scored:
+    """Return what a function from images to labels scores on images from all over the reported split.
+
+    Raises:
+        UserError: the split cannot be read.
+    """
+    dataset = open_split(model.config, session.workspace, model.config.evaluation.split)
+    check_classes(model, dataset)
+    counts, places = SegCounts(len(dataset.classes)), spread_over(len(dataset), SCORED_IMAGES)
+    for place in places:
+        image, wanted = dataset.read_pair(place)
+        counts.update(torch.from_numpy(label(image))[None], torch.from_numpy(wanted)[None])
+    return Scored(counts.compute()[HEADLINE], len(places), len(dataset), dataset.split)

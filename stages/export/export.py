@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_cache.errors import UserError
 from data_cache.files import check_space, read_json, write_json
+from data_cache.metrics import HEADLINE
 from data_cache.outputs import hold_result, replace_folder
 from data_cache.sample import SMALLEST_INPUT_PX
 from data_cache.size_rule import ORIGINAL, SizeRule, fixed_size
@@ -34,7 +35,7 @@ from stages.export.formats import (
     complete_formats,
     runs_alone,
 )
-from stages.export.job import CannotExport, ExportJob, ProofImage, SegmentationFunction
+from stages.export.job import CannotExport, ExportJob, ProofImage, ScoreLabels, SegmentationFunction, without_gradient
 from stages.export.preprocess import PREPROCESS_FILE, Palette, describe_preprocess
 from stages.export.proof import build_reference, compute_proof
 from stages.export.proof_file import PROOF_FILE, Proof, find_damaged, hash_files, read_proof
@@ -42,7 +43,7 @@ from stages.export.safetensors_file import OpensWithSmp
 from stages.networks import segmentation_only, strip_depth
 from stages.networks.interface import Network
 
-EXPORT_VERSION = 2
+EXPORT_VERSION = 3
 """Raise it when the written files change their meaning; finished exports are then written anew."""
 
 CARD_FILE = "README.md"
@@ -55,9 +56,9 @@ LARGEST_INPUT_PX = 16384
 
 
 class Score(Protocol):
-    """Returns the macro mIoU of a function on the reported split under a size rule."""
+    """Returns the metrics of a function on the reported split under a size rule, by name."""
 
-    def __call__(self, segment: SegmentationFunction, *, rule: SizeRule) -> float: ...
+    def __call__(self, segment: SegmentationFunction, *, rule: SizeRule) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,10 @@ def export_network(
     samples: Sequence[ProofImage] = (),
     calibration: Callable[[SizeRule], Iterator[Tensor]] | None = None,
     score: Score | None = None,
+    score_labels: ScoreLabels | None = None,
     max_drop: float = DEFAULT_MAX_DROP,
     force: bool = False,
+    benchmark: bool = False,
     overwrite: bool = False,
     records: Mapping[str, Mapping[str, Any]] | None = None,
     latency_repeats: int = 5,
@@ -115,12 +118,15 @@ def export_network(
         fold: whether batch norm is folded into convolutions before tracing; the weights (``safetensors``) keep it.
         samples: real images of the reported split, to compare the files on.
         calibration: yields normalised training images as a size rule has them enter; for numbers of few bits.
-        score: returns the macro mIoU of a function on the reported split under a size rule; likewise.
+        score: returns the metrics of a function on the reported split under a size rule; likewise, and for the card
+            where that rule is not the one that the card's metrics are of.
+        score_labels: returns what each file's labels score on images of that split.
         max_drop: how much of that numbers of 8 bits may cost.
         force: whether files of few bits that cost more, or answer otherwise more often, are published all the same.
+        benchmark: whether each file's latency and memory are measured, in processes of their own.
         overwrite: whether another export in ``out`` may be replaced; what else lies there stays.
         records: name → content of JSON files that go with it; they alone do not make it another export.
-        latency_repeats: timed runs for the latencies in the proof.
+        latency_repeats: timed runs of the network with and without its depth branch.
         progress: takes a line on what is being done.
 
     Returns:
@@ -141,13 +147,14 @@ def export_network(
         "input_size": input_size,
         "class_names": tuple(class_names),
         "palette": tuple(map(tuple, palette)),
-        "card": asdict(card_facts),
+        "card": asdict(replace(card_facts, export_command="")),
         "formats": formats,
         "opset": opset,
         "dynamic": dynamic,
         "max_drop": max_drop,
         "force": force,
         "fold": fold,
+        "benchmark": benchmark,
     }
     key = _compute_key(stripped, settings)
     names = {CARD_FILE, PROOF_FILE, PREPROCESS_FILE, *(records or {})}
@@ -159,33 +166,37 @@ def export_network(
             return finished
         _check_disk(stripped, out, len(formats))
         folder = stack.enter_context(replace_folder(place, sorted(names), _list_own))
-        rules = {True: (ORIGINAL,), False: (fixed_size(input_size),), None: (ORIGINAL, fixed_size(input_size))}[dynamic]
         folded = fold_batchnorm(segmentation_only(stripped), torch.zeros(1, 3, *input_size)) if fold else None
-        jobs = [
-            ExportJob(
+        prove = partial(compute_proof, full, passes=latency_repeats, benchmark=benchmark)
+
+        def build_job(rule: SizeRule) -> ExportJob:
+            preprocess = describe_preprocess(stripped.normalisation, rule, class_names=class_names, palette=palette)
+            return ExportJob(
                 stripped,
                 folder,
                 input_size,
                 rule,
                 opset,
-                describe_preprocess(stripped.normalisation, rule, class_names=class_names, palette=palette),
+                preprocess,
                 samples,
                 None if calibration is None else partial(calibration, rule),
-                None if score is None else partial(score, rule=rule),
+                None if score is None else lambda segment: score(segment, rule=rule)[HEADLINE],
                 max_drop,
                 force,
                 folded and folded.module,
+                score_labels,
             )
-            for rule in rules
-        ]
-        proof = _write_by_first_rule(jobs, full, formats, latency_repeats, info)
+
+        job, proof = _write_by_first_rule(
+            [build_job(rule) for rule in _list_rules(input_size, dynamic)], formats, prove, info
+        )
         if folded is not None:
             proof["batch_norm"] = {"folded": list(folded.folded), "left": list(folded.left)}
         card = render_card(
-            card_facts,
+            _rescore(card_facts, job, score, info),
             proof,
+            job.preprocess,
             network=_describe_network(stripped),
-            class_names=class_names,
             opens_with_smp=isinstance(stripped, OpensWithSmp),
         )
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
@@ -197,22 +208,29 @@ def export_network(
     return ExportReport(out, files, proof)
 
 
+def _list_rules(input_size: tuple[int, int], dynamic: bool | None) -> tuple[SizeRule, ...]:
+    """Return the rules that may hold, the preferred one first."""
+    fixed = fixed_size(input_size)
+    return {True: (ORIGINAL,), False: (fixed,), None: (ORIGINAL, fixed)}[dynamic]
+
+
+def _rescore(facts: CardFacts, job: ExportJob, score: Score | None, info: Callable[[str], None]) -> CardFacts:
+    """Return the facts with the scores of what ships, where the run's are of another size rule."""
+    if score is None or not facts.metrics or facts.scored_on in ("", str(job.size_rule)):
+        return facts
+    info(f"scoring it with {job.size_rule}, because its run was scored with {facts.scored_on}")
+    metrics = score(without_gradient(segmentation_only(job.network)), rule=job.size_rule)
+    return replace(facts, metrics=metrics, scored_on=str(job.size_rule), rescored=True)
+
+
 def _write_by_first_rule(
-    jobs: Sequence[ExportJob], full: Network, formats: Sequence[str], latency_repeats: int, info: Callable[[str], None]
-) -> dict[str, Any]:
-    """Write and prove by the first rule that every format can carry; return the proof."""
+    jobs: Sequence[ExportJob], formats: Sequence[str], prove: Callable[..., dict[str, Any]], info: Callable[[str], None]
+) -> tuple[ExportJob, dict[str, Any]]:
+    """Write and prove by the first rule that every format can carry; return its job and the proof."""
     why = ""
     for job in jobs:
-        facts: dict[str, dict[str, Any]] = {}
         try:
-            for name in formats:
-                info(f"writing {name}")
-                facts[name] = EXPORT_FORMATS[name].load().write(job)
-            write_json(job.folder / PREPROCESS_FILE, dict(job.preprocess))
-            if runs_alone(formats):
-                shutil.copyfile(standalone.__file__, job.folder / PREDICT_FILE)
-            info("proving")
-            proof = compute_proof(full, job, format_facts=facts, latency_repeats=latency_repeats)
+            proof = _write_files(job, formats, prove, info)
         except CannotExport as problem:
             if job is jobs[-1]:
                 raise
@@ -222,8 +240,22 @@ def _write_by_first_rule(
                 path.unlink()
             continue
         proof["size_rule"]["why"] = why
-        return proof
+        return job, proof
     raise AssertionError("there is a rule")
+
+
+def _write_files(
+    job: ExportJob, formats: Sequence[str], prove: Callable[..., dict[str, Any]], info: Callable[[str], None]
+) -> dict[str, Any]:
+    facts: dict[str, dict[str, Any]] = {}
+    for name in formats:
+        info(f"writing {name}")
+        facts[name] = EXPORT_FORMATS[name].load().write(job)
+    write_json(job.folder / PREPROCESS_FILE, dict(job.preprocess))
+    if runs_alone(formats):
+        shutil.copyfile(standalone.__file__, job.folder / PREDICT_FILE)
+    info("proving")
+    return prove(job, format_facts=facts)
 
 
 def _list_own(folder: Path) -> list[str]:

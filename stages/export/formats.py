@@ -65,6 +65,16 @@ class FormatModule(Protocol):
         ...
 
 
+class Usage(NamedTuple):
+    """How a format is run without this project, for the card."""
+
+    imports: str
+    """What is imported besides numpy and Pillow."""
+    labels: str
+    """Expression that makes ``labels`` (H, W) of ``images``, a normalised float32 array (1, 3, H, W); of ``photo``, an
+    upright RGB image of Pillow's, where the row says ``labels_bytes``."""
+
+
 class ExportFormat(NamedTuple):
     """One way to ship the network."""
 
@@ -78,8 +88,7 @@ class ExportFormat(NamedTuple):
     for numbers of fewer bits, which are judged by the classes of real images alone."""
     min_agreement: float
     """Smallest share of pixels whose most likely class is the network's."""
-    usage: str
-    """Python that makes ``seg_logits`` of ``images``, for the card."""
+    usage: Usage
     requires: Requirement | None = None
     """None for what comes with the project."""
     derived_from: str | None = None
@@ -92,24 +101,28 @@ class ExportFormat(NamedTuple):
         return cast("FormatModule", import_module(self.module))
 
 
-def _run_onnx(file: str) -> str:
-    return f"""\
-import onnxruntime
-
-session = onnxruntime.InferenceSession("this-folder/{file}")
-seg_logits = session.run(["{OUTPUT_NAME}"], {{"{INPUT_NAME}": images.numpy()}})[0]"""
+def _run_onnx(file: str) -> Usage:
+    run = f'onnxruntime.InferenceSession("{file}").run(None, {{"{INPUT_NAME}": images}})'
+    return Usage("onnxruntime", f"{run}[0][0].argmax(0)")
 
 
-def _run_openvino(file: str) -> str:
-    return f"""\
-import openvino
-
-model = openvino.Core().compile_model("this-folder/{file}", "CPU")
-seg_logits = model(images.numpy())[0]"""
+def _run_openvino(file: str) -> Usage:
+    return Usage("openvino", f'openvino.compile_model("{file}", "CPU")(images)[0][0].argmax(0)')
 
 
-_OPENVINO = Requirement("openvino", ("openvino",))
-_NNCF = Requirement("openvino", ("openvino", "nncf"))
+def _few_bits(bits: int, files: tuple[str, ...], usage: Usage, *, derived_from: str, module: str) -> ExportFormat:
+    gain = "where the score allows" if bits == 8 else "half the size"
+    return ExportFormat(
+        f"the same with numbers of {bits} bits, {gain}",
+        f"stages.export.{module}",
+        files,
+        max_difference=None,
+        min_agreement=0.9 if bits == 8 else 0.99,
+        usage=usage,
+        requires=Requirement("openvino", ("openvino", "nncf")) if bits == 8 else None,
+        derived_from=derived_from,
+    )
+
 
 EXPORT_FORMATS = {
     "safetensors": ExportFormat(
@@ -118,12 +131,10 @@ EXPORT_FORMATS = {
         (CONFIG_FILE, WEIGHTS_FILE),
         max_difference=0.0,  # the same weights in the same runtime, so rounding excuses nothing
         min_agreement=1.0,
-        usage="""\
-from pathlib import Path
-
-from stages.export.safetensors_file import load_exported
-
-seg_logits = load_exported(Path("this-folder"))(images).seg_logits""",
+        usage=Usage(
+            "pathlib, torch, stages.export.safetensors_file as exported",
+            'exported.load_exported(pathlib.Path("."))(torch.from_numpy(images)).seg_logits[0].argmax(0).numpy()',
+        ),
     ),
     "onnx": ExportFormat(
         "a graph for any ONNX runtime",
@@ -133,25 +144,8 @@ seg_logits = load_exported(Path("this-folder"))(images).seg_logits""",
         min_agreement=0.999,
         usage=_run_onnx(ONNX_FILE),
     ),
-    "onnx-fp16": ExportFormat(
-        "the same with numbers of 16 bits, half the size",
-        "stages.export.onnx_fp16",
-        (ONNX_FP16_FILE,),
-        max_difference=None,
-        min_agreement=0.99,
-        usage=_run_onnx(ONNX_FP16_FILE),
-        derived_from="onnx",
-    ),
-    "onnx-int8": ExportFormat(
-        "the same with numbers of 8 bits where the score allows",
-        "stages.export.onnx_int8",
-        (ONNX_INT8_FILE,),
-        max_difference=None,
-        min_agreement=0.9,
-        usage=_run_onnx(ONNX_INT8_FILE),
-        requires=_NNCF,
-        derived_from="onnx",
-    ),
+    "onnx-fp16": _few_bits(16, (ONNX_FP16_FILE,), _run_onnx(ONNX_FP16_FILE), derived_from="onnx", module="onnx_fp16"),
+    "onnx-int8": _few_bits(8, (ONNX_INT8_FILE,), _run_onnx(ONNX_INT8_FILE), derived_from="onnx", module="onnx_int8"),
     "openvino": ExportFormat(
         "a graph for OpenVINO",
         "stages.export.openvino_file",
@@ -159,18 +153,15 @@ seg_logits = load_exported(Path("this-folder"))(images).seg_logits""",
         max_difference=1e-3,
         min_agreement=0.999,
         usage=_run_openvino(OPENVINO_FILE),
-        requires=_OPENVINO,
+        requires=Requirement("openvino", ("openvino",)),
         derived_from="onnx",
     ),
-    "openvino-int8": ExportFormat(
-        "the same with numbers of 8 bits where the score allows",
-        "stages.export.openvino_int8",
+    "openvino-int8": _few_bits(
+        8,
         (OPENVINO_INT8_FILE, "model-int8.bin"),
-        max_difference=None,
-        min_agreement=0.9,
-        usage=_run_openvino(OPENVINO_INT8_FILE),
-        requires=_NNCF,
+        _run_openvino(OPENVINO_INT8_FILE),
         derived_from="openvino",
+        module="openvino_int8",
     ),
     "onnx-embedded": ExportFormat(
         "from an image's bytes to labels of its size, all in one graph",
@@ -178,13 +169,10 @@ seg_logits = load_exported(Path("this-folder"))(images).seg_logits""",
         (EMBEDDED_FILE,),
         max_difference=None,
         min_agreement=0.999,
-        usage=f"""\
-import numpy, onnxruntime
-from PIL import Image, ImageOps
-
-image = numpy.array(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB"))
-session = onnxruntime.InferenceSession("this-folder/{EMBEDDED_FILE}")
-labels = session.run(["labels"], {{"image": image[numpy.newaxis]}})[0][0]""",
+        usage=Usage(
+            "onnxruntime",
+            f'onnxruntime.InferenceSession("{EMBEDDED_FILE}").run(None, {{"image": numpy.array(photo)[None]}})[0][0]',
+        ),
         derived_from="onnx",
         labels_bytes=True,
     ),
@@ -194,11 +182,11 @@ labels = session.run(["labels"], {{"image": image[numpy.newaxis]}})[0][0]""",
         (EXECUTORCH_FILE,),
         max_difference=1e-3,
         min_agreement=0.999,
-        usage=f"""\
-from executorch.runtime import Runtime
-
-program = Runtime.get().load_program("this-folder/{EXECUTORCH_FILE}")
-seg_logits = program.load_method("forward").execute([images])[0]""",
+        usage=Usage(
+            "torch, executorch.runtime",
+            f'executorch.runtime.Runtime.get().load_program("{EXECUTORCH_FILE}").load_method("forward")'
+            ".execute([torch.from_numpy(images)])[0][0].argmax(0).numpy()",
+        ),
         requires=Requirement("executorch", ("executorch",)),
     ),
     "pt2": ExportFormat(
@@ -207,16 +195,21 @@ seg_logits = program.load_method("forward").execute([images])[0]""",
         (PT2_FILE,),
         max_difference=1e-3,
         min_agreement=0.999,
-        usage=f"""\
-import torch
-
-seg_logits = torch.export.load("this-folder/{PT2_FILE}").module()(images)""",
+        usage=Usage(
+            "torch",
+            f'torch.export.load("{PT2_FILE}").module()(torch.from_numpy(images))[0].argmax(0).numpy()',
+        ),
     ),
 }
 """Name → how to write, open and judge it."""
 SINGLE_FILE_SUFFIXES = (".onnx", ".xml", ".pt2", ".pte")
 """Of files that are opened by their own name."""
 DEFAULT_FORMATS = ("safetensors", "onnx")
+SMP_USAGE = Usage(
+    "torch, segmentation_models_pytorch as smp",
+    'smp.from_pretrained(".").eval()(torch.from_numpy(images))[0].argmax(0).numpy()',
+)
+"""Of ``safetensors`` where smp has the architecture."""
 DEFAULT_MAX_DROP = 0.01
 """Of macro mIoU, that numbers of 8 bits may cost."""
 

@@ -45,6 +45,20 @@ class ProofImage(NamedTuple):
     """(H, W), class index or IGNORE_INDEX."""
 
 
+class Scored(NamedTuple):
+    """What labels scored on images of the reported split."""
+
+    miou_macro: float
+    images: int
+    """How many were labelled, from all over the split."""
+    of: int
+    """How many the split has."""
+    split: str
+
+
+ScoreLabels = Callable[[LabelFunction], Scored]
+
+
 def normalise_image(image: NDArray[np.uint8], normalisation: Normalisation, rule: SizeRule) -> Tensor:
     """Return an (H, W, 3) image as a network's input (1, 3, h, w), at the size at which it enters."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation)
@@ -66,6 +80,7 @@ class ExportJob:
         samples: real images of the reported split, unlike those it was trained on.
         calibration: yields normalised training images (1, 3, H, W) at the size at which they enter.
         score: returns the macro mIoU of a function on the reported split under the size rule.
+        score_labels: returns what a function from images to labels scores on images of the reported split.
         max_drop: by how much of it numbers of 8 bits may cost.
         force: whether files that cost more, or answer otherwise more often, are published all the same.
         folded: the network from images to logits with batch norm folded into convolutions; None leaves it as it is.
@@ -83,6 +98,7 @@ class ExportJob:
     max_drop: float = DEFAULT_MAX_DROP
     force: bool = False
     folded: nn.Module | None = None
+    score_labels: ScoreLabels | None = None
 
     @property
     def dynamic(self) -> bool:

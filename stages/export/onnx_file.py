@@ -17,6 +17,7 @@ from stages.export.formats import INPUT_NAME, ONNX_FILE, OUTPUT_NAME
 from stages.export.job import TRACED_BATCH, ExportJob, SegmentationFunction, build_exporter_error, quiet_libraries
 from stages.export.preprocess import Preprocess
 from stages.export.proof_file import EXPORT_AGAIN
+from stages.export.runtimes import start_onnx
 
 
 def write(job: ExportJob) -> dict[str, Any]:
@@ -119,11 +120,8 @@ def start_session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def _start(content: Path | bytes, name: str) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only; they are raised as exceptions besides
-    options.intra_op_num_threads = torch.get_num_threads()
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return start_onnx(content, torch.get_num_threads())
     except Exception as error:  # its exceptions have no common class of their own
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"onnxruntime cannot open {name} ({reason}); {EXPORT_AGAIN}") from error

@@ -15,6 +15,7 @@ from data_cache.errors import UserError
 from stages.export.formats import ONNX_FILE, OPENVINO_FILE
 from stages.export.job import ExportJob, SegmentationFunction, build_exporter_error, quiet_libraries
 from stages.export.proof_file import EXPORT_AGAIN
+from stages.export.runtimes import compile_openvino
 
 if TYPE_CHECKING:
     import openvino
@@ -69,19 +70,12 @@ def open_file(path: Path) -> SegmentationFunction:
     Raises:
         UserError: OpenVINO cannot open it, or it is no network from images to logits.
     """
-    import openvino
-
     graph = read(path)
     shapes = [port.get_partial_shape() for port in (*graph.inputs, *graph.outputs)]
     if len(graph.inputs) != 1 or len(graph.outputs) != 1 or any(shape.rank != 4 for shape in shapes):
         found = ", ".join(f"{shape}" for shape in shapes)
         raise UserError(f"{path} is no network from images (B, 3, H, W) to logits (B, C, H, W); it has {found}")
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": "f32",  # newer processors would take bfloat16 and answer otherwise
-    }
-    return run_compiled(openvino.Core().compile_model(graph, "CPU", settings))
+    return run_compiled(compile_openvino(graph, torch.get_num_threads()))
 
 
 def run_compiled(compiled: openvino.CompiledModel) -> SegmentationFunction:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,30 @@ from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from data_cache.errors import UserError
 from data_cache.images import read_image
 from data_cache.sample import SMALLEST_INPUT_PX
 from stages.export import standalone
+from stages.export.bench import REFERENCE, describe_file, measure_formats
 from stages.export.formats import EXPORT_FORMATS, PREDICT_FILE, find_format
-from stages.export.job import CannotExport, ExportJob, ProofImage, SegmentationFunction, quiet_libraries
+from stages.export.job import (
+    CannotExport,
+    ExportJob,
+    LabelFunction,
+    ProofImage,
+    Scored,
+    SegmentationFunction,
+    quiet_libraries,
+)
+from stages.export.machine import RUNTIMES, describe_cpu, find_versions
 from stages.export.safetensors_file import OpensWithSmp
-from stages.networks import count_parameters, segmentation_only
+from stages.export.turns import take_turns
+from stages.networks import count_parameters, rebuild_network, segmentation_only
 from stages.networks.framing import resize_bilinear
 from stages.networks.interface import Network
 
 SMP_MULTIPLE_PX = 32
 """Sizes that smp's models accept whatever their stride."""
-
-PROVEN_PACKAGES = ("torch", "segmentation-models-pytorch", "timm", "onnx", "onnxruntime")
 
 
 def choose_verified_sizes(input_size: tuple[int, int], *, dynamic: bool) -> tuple[tuple[int, int], ...]:
@@ -55,7 +64,7 @@ def build_reference(network: Network) -> Network:
 
 @torch.no_grad()
 def compute_proof(
-    full: Network, job: ExportJob, *, format_facts: dict[str, dict[str, Any]], latency_repeats: int
+    full: Network, job: ExportJob, *, format_facts: dict[str, dict[str, Any]], passes: int, benchmark: bool
 ) -> dict[str, Any]:
     """Compare the written folder with the network it came from.
 
@@ -63,7 +72,8 @@ def compute_proof(
         full: as trained; ``build_reference`` of it.
         job: what was written, from ``full`` without its depth branch.
         format_facts: format → facts its writer returned.
-        latency_repeats: timed runs of each network.
+        passes: timed runs of each network.
+        benchmark: whether each file's latency and memory are measured.
 
     Returns:
         The content of proof.json.
@@ -72,31 +82,73 @@ def compute_proof(
         CannotExport: when a format's file answers differently from the network.
         RuntimeError: when stripping changed a logit, which is a bug.
     """
-    stripped, images = job.network, _draw_images(1, job.input_size)
+    stripped = job.network
     sizes = choose_verified_sizes(job.input_size, dynamic=job.dynamic)
+    formats = {
+        name: facts | _verify_format(name, job, sizes, dynamic_batch=facts.get("dynamic_batch", True))
+        for name, facts in format_facts.items()
+    }
+    networks = _measure_networks(full, stripped, draw_images(1, job.input_size), passes)
+    latencies = {key: networks[name]["latency_ms"]["median"] for key, name in _BEFORE_AFTER.items()}
     return {
         "max_abs_difference": {
             "stripped_vs_full": _compare_stripped(full, stripped, sizes),
             "smp_vs_stripped": _compare_smp(job),
         },
-        "formats": {
-            name: facts | _verify_format(name, job, sizes, dynamic_batch=facts.get("dynamic_batch", True))
-            for name, facts in format_facts.items()
-        },
+        "formats": formats,
+        "table": _tabulate(job, formats, benchmark=benchmark),
         "predict_py": _verify_script(job),
         "input_size": list(job.input_size),
         "size_rule": job.size_rule.model_dump(mode="json"),
-        "parameters": {"before": count_parameters(full), "after": count_parameters(stripped)},
-        "flops": {"before": _count_flops(full, images), "after": _count_flops(stripped, images)},
-        "latency_ms": _measure_latencies(full, stripped, images, latency_repeats),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PROVEN_PACKAGES}},
+        "networks": networks,
+        "parameters": {key: networks[name]["parameters"] for key, name in _BEFORE_AFTER.items()},
+        "flops": {key: 2 * networks[name]["macs"] for key, name in _BEFORE_AFTER.items()},
+        "latency_ms": {**latencies, "repeats": passes, "threads": torch.get_num_threads(), "device": "cpu", "batch": 1},
+        "machine": describe_cpu() | {"threads": torch.get_num_threads()},
+        "versions": {"python": platform.python_version(), **find_versions(RUNTIMES)},
     }
+
+
+def _tabulate(job: ExportJob, formats: Mapping[str, Mapping[str, Any]], *, benchmark: bool) -> list[dict[str, Any]]:
+    """Return a row for each format: size, score and what it lost, agreement, latency and memory where wanted."""
+    scored = {name: _score_format(name, job) for name in formats}
+    threads = torch.get_num_threads()
+    measured = measure_formats(job.folder, list(formats), job.input_size, threads=threads) if benchmark else {}
+    reference = scored[REFERENCE]
+    rows = []
+    for name, facts in formats.items():
+        score = scored[name]
+        row = describe_file(name, job.folder) | {
+            "argmax_agreement": _weigh_agreement([*facts["images"]] or facts["sizes"]),
+            "score": None if score is None else score._asdict(),
+            "drop": None if score is None or reference is None else reference.miou_macro - score.miou_macro,
+        }
+        rows.append(row | measured.get(name, {}))
+    return rows
+
+
+def _score_format(name: str, job: ExportJob) -> Scored | None:
+    """Return what a file's labels score; None where no images are known."""
+    return None if job.score_labels is None else job.score_labels(_open_labels(name, job))
+
+
+def _open_labels(name: str, job: ExportJob) -> LabelFunction:
+    """Return a written file as a function from an image's bytes to labels of its size."""
+    row = EXPORT_FORMATS[name]
+    if row.labels_bytes:
+        return row.load().open_labels(job.folder)
+    segment = row.load().open_folder(job.folder)
+
+    def label(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return _label(segment(job.normalise(image)), (image.shape[0], image.shape[1]))[0].numpy().astype(np.uint8)
+
+    return label
 
 
 def _compare_stripped(full: Network, stripped: Network, sizes: Sequence[tuple[int, int]]) -> float:
     difference = 0.0
     for size in sizes:
-        images = _draw_images(1, size)
+        images = draw_images(1, size)
         before, after = full(images).seg_logits, stripped(images).seg_logits
         assert before is not None and after is not None
         difference = max(difference, (before - after).abs().max().item())
@@ -110,7 +162,7 @@ def _compare_smp(job: ExportJob) -> float | None:
     if not isinstance(job.network, OpensWithSmp):
         return None
     height, width = (max(128, -(-side // SMP_MULTIPLE_PX) * SMP_MULTIPLE_PX) for side in job.input_size)
-    images = _draw_images(1, (height, width))  # PAN needs 128 px
+    images = draw_images(1, (height, width))  # PAN needs 128 px
     with quiet_libraries():  # huggingface_hub 2.4 prints where it loads from
         reopened = smp.from_pretrained(str(job.folder)).eval()
     difference = (reopened(images) - segmentation_only(job.network)(images)).abs().max().item()
@@ -131,7 +183,7 @@ def _verify_format(
     cases = []
     for batch, size in noise:
         about: dict[str, Any] = {"batch": batch, "height": size[0], "width": size[1]}
-        images = _draw_images(batch, size)
+        images = draw_images(batch, size)
         cases.append(about | _compare(name, job, opened, reference, images, size, f"at batch {batch}, {_px(size)}"))
     shown = []
     for sample in vary_images(job.samples):
@@ -146,7 +198,7 @@ def _verify_format(
 
 def _verify_labels(name: str, job: ExportJob) -> list[dict[str, Any]]:
     """Return on how many pixels a file that takes bytes and answers labels agrees with the network."""
-    label, reference = EXPORT_FORMATS[name].load().open_labels(job.folder), segmentation_only(job.network)
+    label, reference = _open_labels(name, job), segmentation_only(job.network)
     shown = []
     for sample in vary_images(job.samples or [ProofImage("a drawn image", _draw_bytes(job.input_size))]):
         size = (sample.pixels.shape[0], sample.pixels.shape[1])
@@ -162,11 +214,23 @@ def _verify_labels(name: str, job: ExportJob) -> list[dict[str, Any]]:
 
 
 def _check_agreement(name: str, job: ExportJob, shown: Sequence[Mapping[str, Any]]) -> None:
-    pixels, wanted = [each["height"] * each["width"] for each in shown], EXPORT_FORMATS[name].min_agreement
-    agreement = sum(each["argmax_agreement"] * number for each, number in zip(shown, pixels, strict=True)) / sum(pixels)
-    if agreement < wanted:
-        reason = f"{agreement:.2%} of the pixels of {len(shown)} images keep their class"
-        raise _differs(name, job, f"{reason} (wanted {wanted:.1%})")
+    row, agreement = EXPORT_FORMATS[name], _weigh_agreement(shown)
+    if agreement < row.min_agreement:
+        found = (
+            f"{agreement:.2%} of the pixels of {len(shown)} images keep their class (wanted {row.min_agreement:.1%})"
+        )
+        if row.labels_bytes:
+            raise _differs(name, job, found)
+        raise UserError(  # few bits answer so at any size
+            f"the written file answers differently: {name}: {found}; publish it all the same with --force, or leave "
+            f"{name!r} out of the formats"
+        )
+
+
+def _weigh_agreement(cases: Sequence[Mapping[str, Any]]) -> float:
+    """Return the share of all pixels of all cases that keep their class."""
+    pixels = [case.get("batch", 1) * case["height"] * case["width"] for case in cases]
+    return sum(case["argmax_agreement"] * number for case, number in zip(cases, pixels, strict=True)) / sum(pixels)
 
 
 def _verify_script(job: ExportJob) -> dict[str, Any] | None:
@@ -266,26 +330,37 @@ def _px(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]} px"
 
 
-def _measure_latencies(full: Network, stripped: Network, images: Tensor, repeats: int) -> dict[str, Any]:
-    """Time both networks in turns, so that a busy machine slows both alike."""
-    runs: dict[str, Callable[[], object]] = {"before": lambda: full(images), "after": lambda: stripped(images)}
-    times_ms: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(repeats):
-        for name, run in runs.items():
-            started_at = time.perf_counter()
-            run()
-            times_ms[name].append((time.perf_counter() - started_at) * 1000)
-    medians = {name: round(statistics.median(values), 3) for name, values in times_ms.items()}
-    return {**medians, "repeats": repeats, "threads": torch.get_num_threads(), "device": "cpu", "batch": 1}
+_BEFORE_AFTER = {"before": "full", "after": "stripped"}
+"""Key of numbers that proof.json has told from the beginning → network."""
 
 
-def _count_flops(network: Network, images: Tensor) -> int:
-    """Return floating-point operations of one forward pass; a multiply-add counts as two."""
+def _measure_networks(full: Network, stripped: Network, images: Tensor, passes: int) -> dict[str, dict[str, Any]]:
+    """Return what the network costs in PyTorch with depth branch, without it, and built without one."""
+    with torch.random.fork_rng(devices=[]):
+        plain = rebuild_network(stripped.spec.without_pretrained()).eval()
+    networks = {"full": full, "stripped": stripped, "plain": plain}
+    turns = take_turns([partial(_time_run, network, images) for network in networks.values()], passes)
+    return {
+        name: {
+            "parameters": count_parameters(network),
+            "macs": count_macs(network, images),
+            "latency_ms": turns.milliseconds(place).to_json(),
+        }
+        for place, (name, network) in enumerate(networks.items())
+    }
+
+
+def _time_run(network: Network, images: Tensor) -> float:
+    started_at = time.perf_counter()
+    network(images)
+    return time.perf_counter() - started_at
+
+
+def count_macs(network: Network, images: Tensor) -> int:
+    """Return the multiply-adds of convolutions and matrix products of one forward pass; nothing else is counted."""
     with FlopCounterMode(display=False) as counter:
         network(images)
-    return counter.get_total_flops()
+    return counter.get_total_flops() // 2  # it takes one for two operations
 
 
 def _draw_bytes(size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -294,6 +369,7 @@ def _draw_bytes(size: tuple[int, int]) -> NDArray[np.uint8]:
     return np.array(Image.fromarray(patches).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
-def _draw_images(batch: int, size: tuple[int, int]) -> Tensor:
+def draw_images(batch: int, size: tuple[int, int]) -> Tensor:
+    """Return normal noise (B, 3, H, W), always the same of one size."""
     generator = torch.Generator().manual_seed(size[0] * 10_007 + size[1])
     return torch.randn(batch, 3, *size, generator=generator)

@@ -77,6 +77,8 @@ class Proof(Record):
     """Name → content of every file beside it; None in what version 1 wrote."""
     max_abs_difference: dict[str, float | None]
     formats: dict[str, ProvenFormat]
+    input_size: tuple[int, int] | None = None
+    """(height, width) for which it was made; the oldest do not tell it."""
     parameters: BeforeAfter
     flops: BeforeAfter
     latency_ms: Latency

@@ -50,7 +50,7 @@ def _open(*words: str, name: str = "model.onnx", change: Change = lambda _: None
 def _export_without_data(world: World) -> Sequence[str | Path]:
     data = {"root": str(world.root / "nowhere")}
     world.edit_json(world.run_folder() / "run.json", lambda content: content["config"]["data"].update(data))
-    return ["export", "--out", world.root / "out", "--formats", "safetensors"]
+    return ["export", "--out", world.root / "out", "--formats", "safetensors", "--no-benchmark"]
 
 
 def _write_foreign_onnx(world: World) -> None:
@@ -66,9 +66,11 @@ def _export_again(change: Change) -> Prepare:
 
     def prepare(world: World) -> Sequence[str | Path]:
         shutil.rmtree(world.export)
-        export_run(Session.start(str(world.work), quiet=True), None, world.export, formats=("safetensors",))
+        export_run(
+            Session.start(str(world.work), quiet=True), None, world.export, formats=("safetensors",), benchmark=False
+        )
         change(world)
-        return ["export", "--out", world.export, "--formats", "safetensors"]
+        return ["export", "--out", world.export, "--formats", "safetensors", "--no-benchmark"]
 
     return prepare
 

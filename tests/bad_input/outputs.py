@@ -124,7 +124,8 @@ def _cache_export(world: World) -> Sequence[str | Path]:
 
 def _export(prepare: Callable[[World], str | Path], *words: str) -> Prepare:
     return lambda world: [
-        "export", world.run_folder("seg-only").name, "--formats", "safetensors", "--out", prepare(world), *words
+        "export", world.run_folder("seg-only").name, "--formats", "safetensors", "--no-benchmark", "--out",
+        prepare(world), *words
     ]  # fmt: skip
 
 

@@ -19,14 +19,16 @@ Tensors = dict[str, torch.Tensor]
 REMEDY = "remove the folder"
 SEG = "seg-only"
 
+_ONE_FORMAT = ("--formats", "safetensors", "--no-benchmark")
+
 
 def _command(world: World, name: str, schedule: str = SEG) -> Sequence[str | Path]:
     return {
         "run": world.with_recipe("run", "--schedule", "seg-only") if schedule == SEG else world.with_recipe("run"),
         "evaluate": ["evaluate", world.run_folder(schedule)],
         "predict": ["predict", world.run_folder(schedule), world.user / "photo.png", "--out", world.root / "predicted"],
-        "export": ["export", world.run_folder(schedule).name, "--out", world.root / "new", "--formats", "safetensors"],
-        "export newest": ["export", "--out", world.root / "new", "--formats", "safetensors"],
+        "export": ["export", world.run_folder(schedule).name, "--out", world.root / "new", *_ONE_FORMAT],
+        "export newest": ["export", "--out", world.root / "new", *_ONE_FORMAT],
         "compare": ["compare"],
         "compare it": ["compare", world.run_folder(schedule).name],
         "report": ["report"],

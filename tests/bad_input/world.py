@@ -189,7 +189,7 @@ def build_world(root: Path, call: Callable[..., Answer]) -> World:
         world.with_recipe("pseudo-depth"),
         world.with_recipe("run", "--schedule", "seg-only"),
         world.with_recipe("run"),
-        ["export", "--out", world.export, "--formats", "safetensors,onnx"],
+        ["export", "--out", world.export, "--formats", "safetensors,onnx", "--no-benchmark"],
     ):
         answer = call(world, *command)
         if answer.status:

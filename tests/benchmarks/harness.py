@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import torch
 
 from data_cache.errors import UserError
 from pipeline.threads import count_usable_cpus
+from stages.export.machine import describe_cpu
+from stages.export.turns import Spread, Turns, take_turns
 from stages.networks.precision import resolve_dtype
 
 VERSIONS = ("torch", "torchvision", "transformers", "segmentation-models-pytorch", "onnxruntime", "h5py", "numpy")
@@ -27,57 +29,23 @@ BFLOAT16_CPU = resolve_dtype("auto", "cpu") == "bfloat16"
 Side = Callable[[], object]
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Median and quartiles of what was measured several times."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Return the median and the quartiles; of a single value itself."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(median, low, high)
-
-
-@dataclass(frozen=True)
-class Turns:
-    """What each side took in each turn, in seconds."""
-
-    of_side: tuple[tuple[float, ...], ...]
-
-    def seconds(self, side: int) -> float:
-        """Return the median of a side."""
-        return statistics.median(self.of_side[side])
-
-    def ratio(self, side: int, other: int) -> Spread:
-        """Return a side's time divided by another's, turn by turn: what slows a whole turn down cancels."""
-        return Spread.of([mine / theirs for mine, theirs in zip(self.of_side[side], self.of_side[other], strict=True)])
-
-
 def alternate(sides: Sequence[Side], passes: int, *, warm_up: int = 1, device: torch.device | None = None) -> Turns:
-    """Time sides in turns; every other turn goes backwards, so that none always follows the same one.
+    """Time sides in turns.
 
     Args:
         passes: timed turns.
         warm_up: turns before that, which do not count.
         device: waited for before and after each side, where it works on its own.
     """
-    found: list[list[float]] = [[] for _ in sides]
-    places = list(range(len(sides)))
-    for turn in range(warm_up + passes):
-        for place in places if turn % 2 == 0 else reversed(places):
-            wait_for(device)
-            started_at = time.perf_counter()
-            sides[place]()
-            wait_for(device)
-            if turn >= warm_up:
-                found[place].append(time.perf_counter() - started_at)
-    return Turns(tuple(map(tuple, found)))
+
+    def time_one(side: Side) -> float:
+        wait_for(device)
+        started_at = time.perf_counter()
+        side()
+        wait_for(device)
+        return time.perf_counter() - started_at
+
+    return take_turns([partial(time_one, side) for side in sides], passes, warm_up=warm_up)
 
 
 def wait_for(device: torch.device | None) -> None:
@@ -147,7 +115,7 @@ def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None
     return {
         "machine": {
-            "cpu": _cpu_name(),
+            "cpu": describe_cpu()["cpu"],
             "cores": count_usable_cpus(),
             "threads": torch.get_num_threads(),
             "bfloat16": BFLOAT16_CPU,
@@ -157,12 +125,6 @@ def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
         "date": datetime.now(UTC).date().isoformat(),
     }
-
-
-def _cpu_name() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf8").splitlines() if file.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
 def format_number(value: float) -> str:

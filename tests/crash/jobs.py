@@ -75,7 +75,7 @@ JOBS = (
     Job("training", TRAIN, (LABEL,), chain=2),
     Job("training, 2 loader workers", (*TRAIN, "--workers", "2"), (LABEL,), chain=2),
     Job("tabling", ("table", "schedules", "--seeds", "0", "--iterations", "1"), (LABEL,), chain=8),
-    Job("exporting", ("export", "--formats", "safetensors"), (LABEL, TRAIN)),
+    Job("exporting", ("export", "--formats", "safetensors", "--no-benchmark"), (LABEL, TRAIN)),
     Job("drawing scenes", ("pseudo-depth", "--split", "train", "--estimator", "dataset")),
 )
 RECIPE_COMMANDS = ("pseudo-depth", "run", "table")

@@ -88,17 +88,23 @@ def test_compare_in_every_format(call: Call, trained: Path, form: str) -> None:
 
 
 def test_export_predict_and_evaluate_the_export(call: Call, trained: Path, tmp_path: Path) -> None:
-    exported = call("--workdir", trained, "export", "--out", tmp_path / "model").json
+    words = ("--workdir", trained, "export", "--out", tmp_path / "model", "--no-benchmark")
+    exported = call(*words).json
     assert exported["run"].startswith("unet-tu-test_resnet-depth-first+copy-s0-"), "the newest run is the default"
     assert exported["proof"]["max_abs_difference"]["stripped_vs_full"] == 0
     assert exported["proof"]["parameters"]["after"] < exported["proof"]["parameters"]["before"]
     assert {Path(file).name for file in exported["files"]} >= {
         "config.json", "model.safetensors", "model.onnx", "preprocess.json", "proof.json", "README.md", "predict.py",
     }  # fmt: skip
+    rows = {row["format"]: row for row in exported["proof"]["table"]}
+    assert rows["onnx"]["drop"] == pytest.approx(0, abs=1e-3) and "latency_ms" not in rows["onnx"]
     assert exported["proof"]["size_rule"] == {"kind": "original", "input_size": None, "why": ""}
     assert exported["proof"]["predict_py"]["argmax_agreement"] > 0.999
     assert len(exported["proof"]["formats"]["onnx"]["images"]) > 4, "real images, as they are and in other shapes"
-    assert call("--workdir", trained, "export", "--out", tmp_path / "model").json["reused"]
+    again = call(*words, "--push-to-hub", "somebody/model", "--dry-run").json
+    sent = again["hub"]
+    assert again["reused"] and sent["sent"] is None
+    assert set(sent["files"]) == {path.name for path in (tmp_path / "model").iterdir()}
 
     of_run = call("--workdir", trained, "evaluate", exported["run"], "--save-predictions", tmp_path / "maps").json
     of_export = call("--workdir", trained, "evaluate", tmp_path / "model", "--conventions", "fwiou,pixel_acc").json
@@ -108,6 +114,9 @@ def test_export_predict_and_evaluate_the_export(call: Call, trained: Path, tmp_p
     assert of_run["examples"] == of_export["examples"] and len(of_run["examples"]["worst"]) == 3
     kept = next(trained.glob(f"runs/{exported['run']}/images.npz")).read_bytes()
     assert (tmp_path / "maps" / "images.npz").read_bytes() == kept, "the run's scores are those of its weights"
+    score = rows["safetensors"]["score"]
+    assert score["images"] == score["of"] == of_run["images"]
+    assert score["miou_macro"] == pytest.approx(of_run["metrics"]["miou_macro"]), "a file's labels score as its logits"
     assert of_export["confusion"] == of_run["confusion"], "what is shipped scores as what was trained"
     alone = tmp_path / "alone.onnx"
     alone.write_bytes((tmp_path / "model/model.onnx").read_bytes())

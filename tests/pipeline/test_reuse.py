@@ -42,7 +42,7 @@ def test_asking_for_a_finished_run_makes_it_the_newest(call: Call) -> None:
     call("run", "--recipe", TINY, "--schedule", "seg-only", "--iterations", "1", "--seed", "1")
     again = call("run", "--recipe", TINY, "--schedule", "seg-only", "--iterations", "1").json
     assert again["run"] == first and again["phases"][0]["reused"]
-    assert call("export", "--formats", "safetensors").json["run"] == first
+    assert call("export", "--formats", "safetensors", "--no-benchmark").json["run"] == first
 
 
 def test_a_run_is_evaluated_again_when_its_reported_split_or_depth_changes(

@@ -21,6 +21,7 @@ from torch import nn
 from data_cache.size_rule import ORIGINAL, SizeRule, fixed_size
 from stages.evaluation.predict import Segmenter
 from stages.export import onnx_file
+from stages.export.card import show_usage
 from stages.export.embedded_file import embed_preprocess, open_labels
 from stages.export.formats import EMBEDDED_FILE, EXPORT_FORMATS
 from stages.export.preprocess import describe_preprocess, parse_preprocess
@@ -112,7 +113,8 @@ def test_a_device_needs_only_a_runtime(folder: Path, network: nn.Module, rule: S
     exif = Image.Exif()
     exif[0x0112] = 8
     Image.fromarray(image).save(tmp_path / "photo.png", exif=exif)
-    usage = EXPORT_FORMATS["onnx-embedded"].usage.replace("photo.jpg", "photo.png").replace("this-folder", str(folder))
+    lines = "\n".join(show_usage(EXPORT_FORMATS["onnx-embedded"].usage, {}, takes_bytes=True))
+    usage = lines.replace("photo.jpg", "photo.png").replace("model-embedded.onnx", str(folder / "model-embedded.onnx"))
     script = f"import sys; sys.path.append({str(site)!r})\n{usage}\nImage.fromarray(labels).save('labels.png')\n"
     script += "import importlib.util as find\nassert not any(map(find.find_spec, ('torch', 'onnx', 'stages')))\n"
     command = [sys.executable, "-I", "-S", "-c", script]

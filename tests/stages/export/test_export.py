@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from safetensors.torch import load_file
 
@@ -21,7 +22,7 @@ from data_cache.size_rule import fixed_size
 from stages.export import onnx_file, safetensors_file
 from stages.export.card import CardFacts, LicenceLink, render_card
 from stages.export.export import export_network
-from stages.export.formats import EXPORT_FORMATS, describe_formats, parse_formats
+from stages.export.formats import EXPORT_FORMATS, Usage, describe_formats, parse_formats
 from stages.export.job import CannotExport, ExportJob, ProofImage
 from stages.export.safetensors_file import load_exported
 from stages.networks import NETWORKS, build_network, count_parameters, strip_depth
@@ -80,7 +81,10 @@ def test_the_proof_says_zero_and_what_was_saved(report, network):
     assert proof == report.proof
     assert proof["max_abs_difference"] == {"stripped_vs_full": 0.0, "smp_vs_stripped": 0.0}
     assert proof["parameters"] == {"before": count_parameters(network), "after": count_parameters(strip_depth(network))}
-    assert 0 < proof["flops"]["after"] < proof["flops"]["before"]
+    networks = proof["networks"]
+    assert 0 < networks["stripped"]["macs"] == networks["plain"]["macs"] < networks["full"]["macs"]
+    assert networks["stripped"]["parameters"] == networks["plain"]["parameters"] == proof["parameters"]["after"]
+    assert proof["flops"] == {"before": 2 * networks["full"]["macs"], "after": 2 * networks["stripped"]["macs"]}
     assert proof["latency_ms"]["after"] > 0
     assert proof["formats"]["safetensors"]["sizes"][0]["max_abs_difference"] == 0
     onnx = proof["formats"]["onnx"]
@@ -155,17 +159,20 @@ def test_the_card_names_the_teacher_and_its_licence(report):
     assert "No licence statement was found for resnet10t" in card
     assert r"2. copy depth-decoder -\> seg-decoder" in card
     assert "| miou_macro | 0.6100 | mIoU: mean of TP/" in card
-    assert "smp.from_pretrained" in card and 'InferenceSession("this-folder/model.onnx")' in card
+    assert "smp.from_pretrained" in card and 'InferenceSession("model.onnx")' in card
 
 
 def test_a_format_is_one_entry_and_its_module(tmp_path, monkeypatch):
     """What is added to the table is an answer to --formats, written, proven, and on the card."""
-    twin = EXPORT_FORMATS["safetensors"]._replace(about="the same again", files=("twin",), usage="open_twin(images)")
+    twin = EXPORT_FORMATS["safetensors"]._replace(
+        about="the same again", files=("twin",), usage=Usage("twin", "open()")
+    )
     monkeypatch.setitem(EXPORT_FORMATS, "twin", twin)
     assert parse_formats("twin, onnx,twin") == ("twin", "onnx") and "twin: the same again" in describe_formats()
     report = export(build(), tmp_path / "out", formats=("twin",))
     assert report.proof["formats"]["twin"]["sizes"][0]["max_abs_difference"] == 0
-    assert "`twin`:\n\n```python\nopen_twin(images)\n```" in (tmp_path / "out/README.md").read_text()
+    card = (tmp_path / "out/README.md").read_text()
+    assert "`twin`:\n\n```python\nimport numpy, twin\n" in card and "\nlabels = open()\n```" in card
 
 
 def test_the_table_of_formats_is_read_without_torch():
@@ -183,7 +190,13 @@ def test_names_are_text_on_the_card(report):
     name = "a|b `$x$` *y* <b>"
     links = (LicenceLink("depth teacher", name, "unknown", noncommercial=True),)
     facts = CardFacts(name, name, name, (name,), {"miou_macro": 0.5}, name, links)
-    card = render_card(facts, report.proof, network="unet", class_names=[name], opens_with_smp=True)
+    preprocess = json.loads((report.out / "preprocess.json").read_text()) | {
+        "class_names": [name],
+        "palette": [[0] * 3],
+    }
+    card = render_card(facts, report.proof, preprocess, network="unet", opens_with_smp=True)
+    metadata, card = ModelCard(card).data, ModelCard(card).text
+    assert metadata.eval_results[0].dataset_name == name and metadata.model_name == name
     page = html.unescape(re.sub(r"</?(strong|p|li|ol|h1|t[dh].*?)>", "", MarkdownIt().enable("table").render(card)))
     assert page.count(name) == card.count("\\*y\\*") == 10
 
