@@ -100,9 +100,13 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def _load(path: Path) -> Any:
     with quiet_libraries():
         try:
+            from executorch.extension.pybindings import portable_lib
             from executorch.runtime import Runtime
         except (ImportError, AttributeError) as error:
             raise _does_not_fit(error) from error
+        # its one pool is for all programs, and may be made anew only while none of them runs
+        if portable_lib._threadpool_get_thread_count() != torch.get_num_threads():
+            portable_lib._unsafe_reset_threadpool(torch.get_num_threads())
         try:
             return Runtime.get().load_program(path)
         except Exception as error:  # likewise
