@@ -10,6 +10,8 @@ from stages.comparison.identity import PHASES, differing, join_values, show_valu
 from stages.comparison.record import RunRecord
 
 THE_ROWS = "those of the row"
+_UNSEEN = {"depth": "depth: other maps", "data.pool": "data.pool: other images without masks"}
+"""Parts of an identity whose values, fingerprints, are not shown: what is said instead."""
 MAX_NAMED = 6
 """Differing settings that a note names; of more it gives the number."""
 OF_THE_SCHEDULE = ("training.steps", "loss")
@@ -89,4 +91,4 @@ def _describe_places(what: str, runs: Sequence[RunRecord]) -> str:
 def _describe(name: str, values: Sequence[Any]) -> str:
     if name == PHASES:
         return f"{name}: {join_values(', '.join(value) if value else THE_ROWS for value in values)}"
-    return "depth: other maps" if name == "depth" else f"{name} {join_values(map(show_value, values))}"
+    return _UNSEEN.get(name) or f"{name} {join_values(map(show_value, values))}"

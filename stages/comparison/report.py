@@ -115,7 +115,7 @@ def _choose_rows(table: Table, answer: Answer) -> list[tuple[str, Row]]:
         ((label, row) for label, row in table.labelled if HEADLINE in row.metrics),
         key=lambda pair: -pair[1].metrics[HEADLINE].mean,
     )
-    chosen += [pair for pair in ranked if not any(pair[1] is row for _, row in chosen)]
+    chosen += [pair for pair in ranked if not any(pair[1].runs is row.runs for _, row in chosen)]
     return [pair for pair in chosen if pair[1].is_measured_as(chosen[0][1])][:NUM_SERIES]
 
 

@@ -14,7 +14,7 @@ from stages.comparison.statistics import Difference, Estimate, compare_paired
 
 FACTS = ("dataset", "split", "recipe", "network")
 """What tables show in columns of their own where rows differ in it."""
-OPAQUE = ("data", "reported split", "depth")
+OPAQUE = ("data", "reported split", "depth", "data.pool")
 """Parts of an identity that are fingerprints: their values say nothing to people."""
 REAL_SOURCES = ("teacher", "dataset")
 """Values of ``depth.source`` that are depth of the image itself."""

@@ -20,7 +20,7 @@ from stages.comparison.losses import MAX_POINTS, read_losses
 from stages.comparison.pictures import Illustrations, Picture, Strip
 from stages.comparison.record import ClassRecord, PhaseRecord, RunRecord
 from stages.comparison.report import write_report
-from stages.comparison.table import build_table
+from stages.comparison.table import Design, build_table
 
 SCENES = Identity("d0", "v0", None, {"device": "cpu", "dtype": "float32"}, 1, {})
 VOID_TAGS = {"meta", "img", "wbr"}
@@ -118,6 +118,16 @@ def test_rows_are_looked_at_closely_beside_those_of_their_own_data(tmp_path):
     _, text = read(write_report(build_table([*here, *elsewhere]), tmp_path / "r.html"))
     bars = text.partition("IoU per class")[2].partition("Every row")[0]
     assert "depth-first+copy · scenes" in bars and "/b" not in bars
+
+
+def test_a_baseline_that_has_one_of_its_own_is_looked_at_once(tmp_path):
+    scores = {"seg-only:1": 0.7, "seg-only:1/4": 0.6, "depth-first:1/4": 0.65}
+    runs = [make_run(tmp_path, name, seed, score) for name, score in scores.items() for seed in (0, 1)]
+    design = Design({"depth-first:1/4": "seg-only:1/4", "seg-only:1/4": "seg-only:1"})
+    table = build_table(runs, baseline="seg-only:1", design=design)
+    html, _ = read(write_report(table, tmp_path / "r.html"))
+    legend = html.partition("IoU per class")[2].partition("</ul>")[0]
+    assert legend.count('class="chip') == 3 and "the other" not in legend
 
 
 def test_runs_that_are_nothing_but_a_score_or_less_still_make_a_page(tmp_path):

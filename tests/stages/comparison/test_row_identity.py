@@ -89,6 +89,7 @@ def test_two_datasets_of_one_name_are_neither_averaged_nor_compared(tmp_path: Pa
         ({"data": "train-b"}, "data: other images or masks (folder at /data/a, changed in between)", "1 of 2"),
         ({"split": "val-b"}, "reported split: other images or masks (folder at /data/a, changed in between)", "1 of 2"),
         ({"depth": "bundled-1"}, "depth: other maps", "1 of 2"),
+        ({"settings": {**IDENTITY["settings"], "data.pool": "0d6c"}}, "data.pool: other images without", "1 of 2"),
         (
             {"numerics": {**IDENTITY["numerics"], "dtype": "bfloat16"}},
             "numerics: dtype float32 / bfloat16",
