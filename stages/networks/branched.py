@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data_cache.errors import UserError
+from stages.networks.framing import crop_maps
 from stages.networks.interface import Network, Outputs
 
 
@@ -65,7 +66,7 @@ class BranchedNetwork(Network):
 
     def restore(self, maps: Tensor, size: torch.Size) -> Tensor:
         """Return a head's (B, C, h, w) output at the (H, W) of the images; cuts off what ``prepare`` added."""
-        return maps[..., : size[0], : size[1]]
+        return crop_maps(maps, size)
 
     def compute_auxiliary(self, features: Any, decoded: Any, size: torch.Size) -> tuple[Tensor, ...]:  # noqa: ARG002
         """Return auxiliary logits from what encoder and segmentation decoder made; asked for in training mode only."""

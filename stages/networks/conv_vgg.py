@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stages.networks.branched import BranchedNetwork
 from stages.networks.encoders import IMAGENET
 from stages.networks.fcn import SCORE_STD
-from stages.networks.framing import pad_to_multiple, resize_bilinear
+from stages.networks.framing import crop_maps, pad_to_multiple, resize_bilinear
 from stages.networks.vgg import FC_WIDTH, WIDTH, FullyConvolutional, build_vgg16_features, compute_channels, load_vgg16
 
 STRIDE = 32
@@ -63,7 +63,7 @@ class ConvVgg(BranchedNetwork):
     def restore(self, maps: Tensor, size: torch.Size) -> Tensor:
         """Upsample the scores 32 times and cut off what was mirrored."""
         padded = (STRIDE * maps.shape[-2], STRIDE * maps.shape[-1])
-        return resize_bilinear(maps, padded)[..., : size[0], : size[1]]
+        return crop_maps(resize_bilinear(maps, padded), size)
 
 
 def _build_score_layer(in_channels: int, num_channels: int, std: float) -> nn.Conv2d:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from data_cache.errors import UserError
 from stages.networks.branched import BranchedNetwork
 from stages.networks.encoders import IMAGENET
-from stages.networks.framing import pad_to_multiple
+from stages.networks.framing import crop_maps, pad_to_multiple
 from stages.networks.vgg import FC_WIDTH, WIDTH, FullyConvolutional, build_vgg16_features, compute_channels, load_vgg16
 
 Padding = Literal["aligned", "caffe"]
@@ -120,7 +120,7 @@ class Fcn(BranchedNetwork):
     def restore(self, maps: Tensor, size: torch.Size) -> Tensor:
         """Crop the finest scores to the images."""
         offset = 0 if self.padding == "aligned" else CAFFE_CROPS_PX[self.finest_stride]
-        return maps[..., offset : offset + size[0], offset : offset + size[1]]
+        return crop_maps(maps, size, offset)
 
     @property
     def _num_scores(self) -> int:

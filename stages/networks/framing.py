@@ -29,12 +29,21 @@ def mirror_pad(images: Tensor, top: int, bottom: int, left: int, right: int) -> 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Mirror images at the right and bottom until both sides are multiples; no copy where they are already."""
-    height, width = images.shape[-2:]
-    bottom, right = -height % multiple, -width % multiple
+    # Only positive numbers are divided: ONNX rounds towards 0 where Python rounds down, and tracing is much quicker.
+    bottom, right = ((side + multiple - 1) // multiple * multiple - side for side in images.shape[-2:])
     # While exporting the sizes may be symbols, on which a branch would fix them.
     if not torch.compiler.is_exporting() and bottom == right == 0:
         return images
     return mirror_pad(images, 0, bottom, 0, right)
+
+
+def crop_maps(maps: Tensor, size: tuple[int, ...], offset: int = 0) -> Tensor:
+    """Return the (H, W) of (B, C, h, w) maps that begin ``offset`` rows and columns from the upper left."""
+    if torch.compiler.is_exporting():
+        # A slice would fix whether there is anything to cut off to what the traced size needs (torch 2.15).
+        bottom, right = (wanted + offset - found for wanted, found in zip(size, maps.shape[-2:], strict=True))
+        return F.pad(maps, (-offset, right, -offset, bottom))
+    return maps[..., offset : offset + size[0], offset : offset + size[1]]
 
 
 def resize_bilinear(maps: Tensor, size: tuple[int, ...]) -> Tensor:

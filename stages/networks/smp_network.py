@@ -171,9 +171,6 @@ class SmpNetwork(BranchedNetwork):
         """Undo the padding."""
         if self.pad_multiple_px == 1:
             return maps
-        if torch.compiler.is_exporting():
-            # A slice would fix whether there is anything to cut off to what the traced size needs (torch 2.15).
-            return F.pad(maps, (0, size[1] - maps.shape[-1], 0, size[0] - maps.shape[-2]))
         return super().restore(maps, size)
 
 

@@ -81,7 +81,8 @@ class UNetValid(UNetClassic):
     def compute_border_after(self, size: int) -> int:
         """Return how many pixels must follow 92 + ``size`` of them: at least 92, the sum being 12 modulo 16."""
         border = self.valid_border_px
-        return border + (12 - (border + size + border)) % GRID_PX
+        least = border + size + border
+        return border + (least - 12 + GRID_PX - 1) // GRID_PX * GRID_PX + 12 - least
 
     def forward_valid(self, windows: Tensor, *, seg: bool = True, depth: bool = True) -> Outputs:
         """Run the network as published, on windows that bring their own border.

@@ -1,18 +1,14 @@
-"""The file from bytes to labels says what predicting says, with nothing but a runtime."""
+"""The file from bytes to labels says what predicting says. With nothing but a runtime: test_only_runtime.py."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-import PIL
 import pytest
 import torch
 from PIL import Image
@@ -21,9 +17,8 @@ from torch import nn
 from data_cache.size_rule import ORIGINAL, SizeRule, fixed_size
 from stages.evaluation.predict import Segmenter
 from stages.export import onnx_file
-from stages.export.card import show_usage
 from stages.export.embedded_file import embed_preprocess, open_labels
-from stages.export.formats import EMBEDDED_FILE, EXPORT_FORMATS
+from stages.export.formats import EMBEDDED_FILE
 from stages.export.preprocess import describe_preprocess, parse_preprocess
 from stages.networks.interface import Normalisation
 
@@ -97,29 +92,3 @@ def test_the_file_says_of_itself_what_its_labels_mean(folder: Path, rule: SizeRu
     (taken,), (answered,) = session.get_inputs(), session.get_outputs()
     assert [json.loads(stored[name]) for name in ("input_name", "output_name")] == [taken.name, answered.name]
     assert (taken.type, answered.type) == ("tensor(uint8)", "tensor(uint8)")
-
-
-@pytest.mark.slow
-def test_a_device_needs_only_a_runtime(folder: Path, network: nn.Module, rule: SizeRule, tmp_path: Path) -> None:
-    """The five lines of the card, in a process that finds onnxruntime, numpy and Pillow and nothing else."""
-    site = tmp_path / "site"
-    site.mkdir()
-    for package in (onnxruntime, np, PIL):
-        place = Path(str(package.__file__)).parent
-        for found in (place, place.with_name(f"{place.name}.libs")):
-            if found.exists():
-                (site / found.name).symlink_to(found)
-    image = np.rot90(draw(120, 161), -1)  # as a camera on its side stores it
-    exif = Image.Exif()
-    exif[0x0112] = 8
-    Image.fromarray(image).save(tmp_path / "photo.png", exif=exif)
-    lines = "\n".join(show_usage(EXPORT_FORMATS["onnx-embedded"].usage, {}, takes_bytes=True))
-    usage = lines.replace("photo.jpg", "photo.png").replace("model-embedded.onnx", str(folder / "model-embedded.onnx"))
-    script = f"import sys; sys.path.append({str(site)!r})\n{usage}\nImage.fromarray(labels).save('labels.png')\n"
-    script += "import importlib.util as find\nassert not any(map(find.find_spec, ('torch', 'onnx', 'stages')))\n"
-    command = [sys.executable, "-I", "-S", "-c", script]
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    labels = np.array(Image.open(tmp_path / "labels.png"))
-    expected = Segmenter(network, NORMALISATION, size_rule=rule).segment(draw(120, 161)).labels
-    assert labels.shape == (120, 161) and (labels == expected).mean() >= 0.999

@@ -1,0 +1,66 @@
+"""Every network in every installed format, from images of any size: equal to the network, or refused with why."""
+
+from importlib.util import find_spec
+from itertools import groupby
+
+import pytest
+import torch
+from small_networks import CASES, NUM_CLASSES, case_name
+
+from data_cache.size_rule import ORIGINAL
+from stages.export import onnx_file
+from stages.export.formats import EXPORT_FORMATS
+from stages.export.job import CannotExport, ExportJob
+from stages.networks import build_network, segmentation_only, strip_depth
+from tests.stages.export.test_quantisation import SIZE, export
+
+FLOAT = ("onnx", "openvino")
+FIRST = {next(cases) for _, cases in groupby(range(len(CASES)), lambda place: CASES[place][0])}
+"""Of each network the first set of options takes every format; the others differ in what float graphs are made of."""
+REFUSED = {
+    "dcsa-resnet": {"openvino": "OpenVINO has no rule for the operator DeformConv"},
+    "deeplabv3plus": {"pt2": "cannot be exported as pt2 for images of any size: .*ceil"},
+}
+"""Network → format that cannot carry it to any size → what it says."""
+INSTALLED = tuple(
+    name for name, row in EXPORT_FORMATS.items() if not row.requires or all(map(find_spec, row.requires.packages))
+)
+
+
+def build(name, options):
+    """Return a network in which nothing is practically 0, which would agree whatever it is made of."""
+    torch.manual_seed(0)
+    network = build_network(name, NUM_CLASSES, **options).eval()
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter, weight in network.named_parameters():
+            if "offsets" in parameter or not parameter.startswith("encoder."):
+                weight.add_(0.05 * torch.randn(weight.shape))
+    return network
+
+
+@pytest.mark.parametrize("place", range(len(CASES)), ids=lambda place: case_name(CASES[place]))
+@pytest.mark.filterwarnings("ignore:PSPNet's pyramid")
+@pytest.mark.slow
+def test_every_network_ships_in_every_installed_format(place, tmp_path):
+    """Parity at odd sizes, in batches and on images is what the export itself proves, from folded batch norm."""
+    name, options = CASES[place]
+    network, refused = build(name, options), REFUSED.get(name, {})
+    formats = [each for each in (INSTALLED if place in FIRST else FLOAT) if not each.startswith((*refused,))]
+    report = export(network, tmp_path / "out", formats=formats, max_drop=1.0, dynamic=True, fold=True)
+    assert report.proof["max_abs_difference"]["stripped_vs_full"] == 0
+    for each in formats:
+        assert set(EXPORT_FORMATS[each].files) <= set(report.files)
+        assert report.proof["formats"][each]["images"]
+    left = report.proof["batch_norm"]["left"]
+    assert all("aux" in norm for norm in left), "every batch norm that runs has a convolution of its own before it"
+
+    stripped, images = strip_depth(network).eval(), torch.randn(2, 3, 97, 66)
+    with torch.no_grad():
+        expected = segmentation_only(stripped)(images)
+    assert (expected.max() - expected.min()).item() > 1e-3
+    answered, tolerance = onnx_file.open_folder(report.out)(images), 1e-4 * max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(answered, expected, rtol=0, atol=tolerance)
+    for each, reason in refused.items():
+        with pytest.raises(CannotExport, match=reason):
+            EXPORT_FORMATS[each].load().write(ExportJob(stripped, report.out, SIZE, ORIGINAL, 20, {}))
