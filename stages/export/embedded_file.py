@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, parser
+from onnx import ModelProto, compose, parser
 
 from data_cache.sample import SMALLEST_INPUT_PX
 from data_cache.size_rule import SizeRule
@@ -92,15 +92,20 @@ def embed_preprocess(network: ModelProto, rule: SizeRule, preprocess: Mapping[st
         constants = f"int64[2] fixed_size = {{{height}, {width}}}"
         entering = "entering_size = Identity (fixed_size)"
     numbers = {name: ", ".join(map(str, preprocess[name])) for name in ("mean", "std")}
-    before = parser.parse_graph(_BEFORE.format(constants=constants, entering=entering, **numbers))
-    after = parser.parse_graph(_AFTER)
+    around = parser.parse_graph(_BEFORE.format(constants=constants, entering=entering, **numbers))
+    after, num_before = parser.parse_graph(_AFTER), len(around.node)
+    around.node.extend(after.node)
+    around.input.extend(after.input)
+    around.output.extend(after.output)
+    # What lies inside may have the same names, such as "mean".
+    around = compose.add_prefix_graph(around, "preprocess.", rename_inputs=False, rename_outputs=False)
     graph = network.graph
     inner = list(graph.node)
     del graph.node[:], graph.input[:], graph.output[:]
-    graph.node.extend([*before.node, *inner, *after.node])
-    graph.initializer.extend(before.initializer)
-    graph.input.extend(before.input)
-    graph.output.extend(after.output)
+    graph.node.extend([*around.node[:num_before], *inner, *around.node[num_before:]])
+    graph.initializer.extend(around.initializer)
+    graph.input.append(around.input[0])
+    graph.output.append(around.output[1])
     onnx.helper.set_model_props(network, {name: json.dumps(value) for name, value in _describe(preprocess).items()})
     onnx.checker.check_model(network)
     return network

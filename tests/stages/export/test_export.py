@@ -175,15 +175,13 @@ def test_names_are_text_on_the_card(report):
 def test_dynamic_files_are_proven_at_four_sizes_one_of_them_odd(tmp_path):
     """UPerNet has the adaptive pooling that exporters get wrong at sizes other than the traced one; it pads inside."""
     network = build(decoder_channels=4, encoder_depth=3, architecture="upernet")
-    report = export(network, tmp_path / "out", formats=("onnx", "pt2"), dynamic=True)
+    report = export(network, tmp_path / "out", formats=("onnx",), dynamic=True)
+    sizes = {(case["height"], case["width"]) for case in report.proof["formats"]["onnx"]["sizes"]}
+    assert len(sizes) == 4 and any(height % 2 and width % 2 for height, width in sizes)
     images = torch.randn(1, 3, 131, 77)
     with torch.no_grad():
         expected = strip_depth(network).eval()(images).seg_logits
-    for name in ("onnx", "pt2"):
-        sizes = {(case["height"], case["width"]) for case in report.proof["formats"][name]["sizes"]}
-        assert len(sizes) == 4 and any(height % 2 and width % 2 for height, width in sizes)
-        answered = EXPORT_FORMATS[name].load().open_folder(report.out)(images)
-        torch.testing.assert_close(answered, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(onnx_file.open_folder(report.out)(images), expected, rtol=1e-4, atol=1e-4)
 
 
 class KnowsOneWidth(TinyNetwork):
