@@ -256,6 +256,34 @@ CASES = [
         ("50x70", "use 64x70"),
     ),
     Case(
+        "a benchmark of a folder that is no export",
+        lambda world: ["benchmark", world.user],
+        ("cannot read", "proof.json", AGAIN),
+    ),
+    Case(
+        "a benchmark of an export whose ONNX file was altered",
+        lambda world: [world.flip_byte(world.export / "model.onnx"), "benchmark", world.export][1:],
+        ("model.onnx", *_NOT_PROVEN),
+    ),
+    Case(
+        "a benchmark at another size than the one that an export takes",
+        lambda world: [
+            _edit("preprocess.json", size_rule={"kind": "fixed", "input_size": [64, 64]})(world),
+            *("benchmark", world.export, "--input-size", "96", "96"),
+        ][1:],
+        ("takes images resized to 64x64 px, whatever they are; drop --input-size",),
+    ),
+    Case(
+        "a repository of the Hub that nobody can have",
+        lambda world: ["export", "--out", world.root / "o", "--push-to-hub", "model"],
+        ("'model' is no model repository; write it as OWNER/NAME",),
+    ),
+    Case(
+        "--dry-run of an export that is sent nowhere",
+        lambda world: ["export", "--out", world.root / "o", "--dry-run"],
+        ("--dry-run shows what --push-to-hub OWNER/NAME would send; add that",),
+    ),
+    Case(
         "an export for images of any size and of one",
         lambda world: ["export", "--out", world.root / "both", "--dynamic", "--fixed"],
         ("--dynamic keeps every image's own size, --fixed and --input-size give it up",),

@@ -273,6 +273,19 @@ def test_a_file_that_answers_differently_is_not_published(tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+def test_few_bits_that_answer_otherwise_too_often_are_no_matter_of_size_and_can_be_forced(tmp_path, monkeypatch):
+    row = EXPORT_FORMATS["safetensors"]._replace(max_difference=None, min_agreement=1.5)
+    monkeypatch.setitem(EXPORT_FORMATS, "safetensors", row)
+    image, said = torch.zeros(70, 80, 3, dtype=torch.uint8).numpy(), []
+    options = {"samples": [ProofImage("one", image)], "progress": said.append}
+    with pytest.raises(
+        UserError, match=r"answers differently: safetensors: 100.00% .* --force, or leave 'safetensors'"
+    ):
+        export(build(), tmp_path / "out", **options)
+    assert not any("will be resized" in line for line in said) and not list(tmp_path.iterdir())
+    assert export(build(), tmp_path / "out", **options, force=True).files
+
+
 @pytest.mark.parametrize(
     ("name", "moved", "published"), [("segnet", 0.01, True), ("segnet", 0.05, False), ("unet", 0.01, False)]
 )
