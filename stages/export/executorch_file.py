@@ -43,9 +43,10 @@ def write(job: ExportJob) -> dict[str, Any]:
                 partitioner=[XnnpackPartitioner()],
                 constant_methods={_METADATA: json.dumps(dict(job.preprocess))},
             )
-            (job.folder / EXECUTORCH_FILE).write_bytes(lowered.to_executorch().buffer)
+            content = lowered.to_executorch().buffer
         except Exception as error:  # its exceptions have no common class of their own
             raise build_exporter_error("executorch", job, error) from error
+    (job.folder / EXECUTORCH_FILE).write_bytes(content)
     size = {"largest_side_px": largest} if job.dynamic else {}
     return {"dynamic_batch": False, "dynamic_size": job.dynamic, **size}
 

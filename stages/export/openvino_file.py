@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data_cache.errors import UserError
+from data_cache.files import format_bytes
 from stages.export.formats import ONNX_FILE, OPENVINO_FILE
 from stages.export.job import ExportJob, SegmentationFunction, build_exporter_error, quiet_libraries
 from stages.export.proof_file import EXPORT_AGAIN
@@ -46,11 +48,23 @@ def _find_reason(said: str) -> str:
 
 
 def save(graph: openvino.Model, job: ExportJob, name: str) -> None:
-    """Write a graph, with the content of preprocess.json in it, and the file of its weights beside it."""
+    """Write a graph, with the content of preprocess.json in it, and the file of its weights beside it.
+
+    Raises:
+        UserError: there is no room for them.
+    """
     import openvino
 
     graph.set_rt_info(json.dumps(dict(job.preprocess)), list(METADATA))
-    openvino.save_model(graph, job.folder / name, compress_to_fp16=False)
+    try:
+        openvino.save_model(graph, job.folder / name, compress_to_fp16=False)
+    except RuntimeError as error:  # an iostream error, which says no reason
+        reason = str(error).strip().splitlines()[-1]
+        free = format_bytes(shutil.disk_usage(job.folder).free)
+        raise UserError(
+            f"OpenVINO cannot write {name} in {job.folder.parent} ({reason}), where {free} are free; free some space, "
+            "or choose another place with --out, and repeat the command"
+        ) from error
 
 
 def describe(graph: openvino.Model) -> dict[str, Any]:

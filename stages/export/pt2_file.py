@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -36,9 +37,11 @@ def write(job: ExportJob) -> dict[str, Any]:
                 # Odd sizes take other branches of shape arithmetic; checked when run, they need not hold for all sizes.
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-            torch.export.save(program, job.folder / PT2_FILE, extra_files={_METADATA: json.dumps(dict(job.preprocess))})
+            content = io.BytesIO()  # torch's own writer ends the process where the disk is full
+            torch.export.save(program, content, extra_files={_METADATA: json.dumps(dict(job.preprocess))})
     except RuntimeError as error:  # of which all that says no is a kind
         raise build_exporter_error("pt2", job, error) from error
+    (job.folder / PT2_FILE).write_bytes(content.getbuffer())
     return {"dynamic_batch": True, "dynamic_size": job.dynamic}
 
 

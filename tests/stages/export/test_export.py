@@ -3,10 +3,13 @@
 import html
 import json
 import re
+import resource
 import subprocess
 import sys
 
+import numpy as np
 import onnxruntime
+import openvino
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -15,7 +18,7 @@ from markdown_it import MarkdownIt
 from data_cache.errors import UserError
 from data_cache.outputs import set_aside
 from data_cache.size_rule import fixed_size
-from stages.export import onnx_file, safetensors_file
+from stages.export import onnx_file, openvino_file, pt2_file, safetensors_file
 from stages.export.card import CardFacts, LicenceLink, render_card
 from stages.export.export import export_network
 from stages.export.formats import EXPORT_FORMATS, Usage, describe_formats, parse_formats
@@ -261,6 +264,25 @@ def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"disk"):
         export(build(), tmp_path / "out", formats=("onnx",))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_no_room_is_said_by_writers_in_other_languages_too(tmp_path):
+    """Torch's own writer would end the process, and OpenVINO's error says no reason."""
+    job = ExportJob(
+        build_network("unet-classic", 3, width=8, with_depth=False), tmp_path, SIZE, fixed_size(SIZE), 20, {}
+    )
+    image = openvino.opset13.parameter([1, 100_000], np.float32)
+    added = openvino.opset13.add(image, openvino.opset13.constant(np.ones((1, 100_000), np.float32)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            pt2_file.write(job)
+        with pytest.raises(UserError, match=r"OpenVINO cannot write model.xml in .* are free; free some space"):
+            openvino_file.save(openvino.Model([added], [image]), job, "model.xml")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_file_that_answers_differently_is_not_published(tmp_path, monkeypatch):
