@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -20,8 +21,12 @@ CASES = all_cases()
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """The undamaged world that every case copies."""
-    return build_world(tmp_path_factory.mktemp("template") / "world", call_in_process)
+    """The undamaged world that every case copies; processes of one test session share it."""
+    own = tmp_path_factory.mktemp("template")
+    place = own.parents[1] / "bad-input-world" if "PYTEST_XDIST_WORKER" in os.environ else own / "world"
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return World(place) if place.exists() else build_world(place, call_in_process)
 
 
 def call_in_process(world: World, *words: str | Path) -> Answer:
