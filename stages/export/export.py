@@ -157,55 +157,70 @@ def export_network(
         "benchmark": benchmark,
     }
     key = _compute_key(stripped, settings)
-    names = {CARD_FILE, PROOF_FILE, PREPROCESS_FILE, *(records or {})}
-    names |= {PREDICT_FILE} if runs_alone(formats) else set()
-    names.update(name for format_name in formats for name in EXPORT_FORMATS[format_name].files)
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(hold_result(out, _list_own, info))
         if finished := _find_finished(out, key, info, overwrite=overwrite):
             return finished
         _check_disk(stripped, out, len(formats))
-        folder = stack.enter_context(replace_folder(place, sorted(names), _list_own))
+        folder = stack.enter_context(replace_folder(place, _list_files(formats, records or {}), _list_own))
         folded = fold_batchnorm(segmentation_only(stripped), torch.zeros(1, 3, *input_size)) if fold else None
+        draft = ExportJob(
+            stripped, folder, input_size, ORIGINAL, opset, {}, samples, max_drop=max_drop, force=force,
+            folded=folded and folded.module, score_labels=score_labels,
+        )  # fmt: skip
+        describe = partial(describe_preprocess, stripped.normalisation, class_names=class_names, palette=palette)
+        jobs = [
+            _obey_rule(draft, rule, describe(rule), calibration, score) for rule in _list_rules(input_size, dynamic)
+        ]
         prove = partial(compute_proof, full, passes=latency_repeats, benchmark=benchmark)
-
-        def build_job(rule: SizeRule) -> ExportJob:
-            preprocess = describe_preprocess(stripped.normalisation, rule, class_names=class_names, palette=palette)
-            return ExportJob(
-                stripped,
-                folder,
-                input_size,
-                rule,
-                opset,
-                preprocess,
-                samples,
-                None if calibration is None else partial(calibration, rule),
-                None if score is None else lambda segment: score(segment, rule=rule)[HEADLINE],
-                max_drop,
-                force,
-                folded and folded.module,
-                score_labels,
-            )
-
-        job, proof = _write_by_first_rule(
-            [build_job(rule) for rule in _list_rules(input_size, dynamic)], formats, prove, info
-        )
+        job, proof = _write_by_first_rule(jobs, formats, prove, info)
         if folded is not None:
             proof["batch_norm"] = {"folded": list(folded.folded), "left": list(folded.left)}
-        card = render_card(
-            _rescore(card_facts, job, score, info),
-            proof,
-            job.preprocess,
-            network=_describe_network(stripped),
-            opens_with_smp=isinstance(stripped, OpensWithSmp),
-        )
-        (folder / CARD_FILE).write_text(card, encoding="utf-8")
-        for name, content in (records or {}).items():
-            write_json(folder / name, content)
+        _write_about(job, _rescore(card_facts, job, score, info), proof, records or {})
         proof = {"format": Proof.VERSION, "export_key": key, "files": hash_files(folder)} | proof
         write_json(folder / PROOF_FILE, proof)
         files = tuple(sorted(path.name for path in folder.iterdir()))
     return ExportReport(out, files, proof)
+
+
+def _list_files(formats: Sequence[str], records: Mapping[str, object]) -> list[str]:
+    """Return the names of what will be written."""
+    names = {CARD_FILE, PROOF_FILE, PREPROCESS_FILE, *records}
+    names |= {PREDICT_FILE} if runs_alone(formats) else set()
+    return sorted(names.union(name for format_name in formats for name in EXPORT_FORMATS[format_name].files))
+
+
+def _obey_rule(
+    job: ExportJob,
+    rule: SizeRule,
+    preprocess: Mapping[str, Any],
+    calibration: Callable[[SizeRule], Iterator[Tensor]] | None,
+    score: Score | None,
+) -> ExportJob:
+    """Return the job with images that enter by a rule, in whatever it reads and writes."""
+    return replace(
+        job,
+        size_rule=rule,
+        preprocess=preprocess,
+        calibration=None if calibration is None else partial(calibration, rule),
+        score=None if score is None else lambda segment: score(segment, rule=rule)[HEADLINE],
+    )
+
+
+def _write_about(
+    job: ExportJob, facts: CardFacts, proof: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write the card and the records that go with it."""
+    card = render_card(
+        facts,
+        proof,
+        job.preprocess,
+        network=_describe_network(job.network),
+        opens_with_smp=isinstance(job.network, OpensWithSmp),
+    )
+    (job.folder / CARD_FILE).write_text(card, encoding="utf-8")
+    for name, content in records.items():
+        write_json(job.folder / name, content)
 
 
 def _list_rules(input_size: tuple[int, int], dynamic: bool | None) -> tuple[SizeRule, ...]:
