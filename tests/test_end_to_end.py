@@ -66,5 +66,11 @@ def test_the_demo_prints_where_everything_is(tmp_path: Path) -> None:
     assert [run["schedule"] for run in shown["runs"]] == ["depth-first+copy", "seg-only"]
     assert {row["name"] for row in shown["rows"]} == {"depth-first+copy", "seg-only"}
     assert shown["export"]["proof"]["max_abs_difference"]["stripped_vs_full"] == 0
+    rows = {row["format"]: row for row in shown["export"]["proof"]["table"]}
+    for name, row in rows.items():
+        assert 0 < row["latency_ms"]["low"] <= row["latency_ms"]["median"] <= row["latency_ms"]["high"]
+        assert row["ratio_to_pytorch"]["median"] == 1 or name != "safetensors"
+        assert 5 <= row["passes"] <= 30 and row["threads"] >= 1 and 0 < row["memory_mb"] < row["process_mb"]
+    assert rows["onnx"]["process_mb"] < rows["safetensors"]["process_mb"] / 2, "torch is no part of what ONNX needs"
     assert Path(shown["report"]).is_file() and Path(shown["export"]["out"]).is_dir()
     assert shown["seconds"] > 0

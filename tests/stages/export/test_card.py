@@ -32,7 +32,7 @@ def score(segment, *, rule):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """An export by another size rule than its run's, measured; its labels score less as ONNX."""
+    """An export by another size rule than its run's; its labels score less as ONNX."""
     torch.manual_seed(0)
     network = build_network("unet-classic", len(NAMES), width=8).eval()
     scores = iter((0.5, 0.25))
@@ -47,7 +47,6 @@ def report(tmp_path_factory):
         dynamic=False,
         score=score,
         score_labels=lambda _label: Scored(next(scores), SCORED, 9, "val"),
-        benchmark=True,
         latency_repeats=1,
     )
 
@@ -59,16 +58,12 @@ def card(report):
 
 @pytest.mark.slow
 def test_each_format_has_a_row_of_what_it_costs(report, card):
+    """Latency and memory, too, where they are measured: see the test of the demo."""
     rows = {row["format"]: row for row in report.proof["table"]}
     assert list(rows) == ["safetensors", "onnx"]
-    for name, row in rows.items():
+    for row in rows.values():
         assert row["bytes"] == sum((report.out / file).stat().st_size for file in row["files"])
-        latency = row["latency_ms"]
-        assert 0 < latency["low"] <= latency["median"] <= latency["high"]
-        assert row["ratio_to_pytorch"]["median"] == 1 or name != "safetensors"
-        assert 5 <= row["passes"] <= MOST_PASSES and row["threads"] == torch.get_num_threads()
-        assert 0 < row["memory_mb"] < row["process_mb"]
-    assert rows["onnx"]["process_mb"] < rows["safetensors"]["process_mb"] / 2, "torch is no part of what ONNX needs"
+    assert "Latency and memory were not measured: `pipeline benchmark`" in card
     assert (rows["onnx"]["score"]["miou_macro"], rows["onnx"]["drop"]) == (0.25, 0.25)
     assert "| 0.2500 | 0.2500 | 100.000% |" in card and f"on {SCORED} of the 9 images of split val" in card
 
