@@ -68,7 +68,8 @@ class _Interruption:
         processes = sys.modules.get("multiprocessing")
         for child in processes.active_children() if processes else ():
             child.kill()
-        if not self.answering and is_speaker():
+        is_worker = processes is not None and processes.parent_process() is not None  # the first process speaks for it
+        if not self.answering and is_speaker() and not is_worker:
             os.write(2, (_SHOW_CURSOR if self._on_terminal else b"") + f"interrupted: {KEPT}\n".encode())
             if self._json_mode:
                 os.write(1, json.dumps({"interrupted": KEPT}).encode() + b"\n")

@@ -94,7 +94,7 @@ def train_node(node: Node, folder: NodeFolder, session: Session, device: torch.d
             remove(folder.checkpoint)
             feed.tell_long_waits()
     if broadcast_object(stop.is_set()):
-        raise KeyboardInterrupt(f"phase {node.phase.name!r} was finished")
+        raise KeyboardInterrupt(f"phase {node.phase.name!r} was finished; repeat the command to go on")
 
 
 def _open_log(folder: NodeFolder, training: TrainingSettings) -> contextlib.AbstractContextManager[MetricsLog | None]:

@@ -134,7 +134,7 @@ def walk(
                 break
     except KeyboardInterrupt as interruption:
         if said := [outcome.message for outcome in engine.stop() if outcome.message]:
-            raise KeyboardInterrupt("\n".join(said)) from interruption
+            raise KeyboardInterrupt("\n".join(dict.fromkeys(said))) from interruption
         raise
     state.check_complete()
     return state.done_here

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from pipeline.interruption import interruptible
 
 TINY = Path(__file__).parent / "tiny.toml"
 Start = Callable[..., subprocess.Popen[str]]
@@ -39,3 +43,20 @@ def test_a_signal_to_all_processes_loses_no_step(start: Start, tmp_path: Path) -
     assert "Traceback" not in said
     (state,) = work.glob("nodes/*/checkpoint/step-*")
     assert int(state.name.removeprefix("step-")) == count_logged_steps(work)
+
+
+def hear_two_signals() -> None:
+    """Do what a worker does whose second signal ends it at once, as the first one does within a long import."""
+    with interruptible(json_mode=True, last=True):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.3)  # one that comes at once is the same wish
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_only_the_first_process_says_that_it_was_interrupted(capfd: pytest.CaptureFixture[str]) -> None:
+    worker = multiprocessing.get_context("spawn").Process(target=hear_two_signals)
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 130 and capfd.readouterr() == ("", "")
