@@ -67,7 +67,8 @@ def _paying_rows(choice: str, labelled_by: str) -> Iterator[TableRow]:
     yield TableRow(f"plain:{choice}", {**plain, **shared}, baseline=first)
     for mix in ("none", "cut", "class", "depth"):
         name = "pool" if mix == "none" else f"pool+{mix}"
-        controls = tuple(f"pool+{other}:{choice}" for other in ("class", "cut") if mix == "depth")
+        without = {"none": (), "depth": ("pool", "pool+class", "pool+cut")}.get(mix, ("pool",))
+        controls = tuple(f"{other}:{choice}" for other in without)
         changes = {"schedule": {"name": DEPTH, "mix": mix}, "data.unlabelled": "pool", **shared}
         yield TableRow(f"{name}:{choice}", changes, baseline=f"plain:{choice}", controls=controls)
 

@@ -72,7 +72,8 @@ def test_what_is_said_to_pay_is_compared_with_what_shares_its_images() -> None:
     assert {run.config.loss.seg for run in made.runs} == {"cross-entropy"}, "in which labels become certain"
     by_name = {row.name: row for row in table.rows}
     assert by_name["pool+depth:selected"].baseline == "plain:selected"
-    assert by_name["pool+depth:selected"].controls == ("pool+class:selected", "pool+cut:selected")
+    assert by_name["pool+depth:selected"].controls == ("pool:selected", "pool+class:selected", "pool+cut:selected")
+    assert by_name["pool+cut:random"].controls == ("pool:random",) and not by_name["pool:random"].controls
     assert {run.config.schedule.mix for run in made.runs} == {"none", "cut", "class", "depth"}
     assert {run.config.data.labelled_by for run in made.runs if "selected" in run.row} == {"depth-features"}
 
