@@ -61,6 +61,12 @@ def _write_foreign_onnx(world: World) -> None:
     (world.root / "model.onnx").write_bytes(model.SerializeToString())
 
 
+def _write_foreign_xml(world: World, *beside: str) -> Path:
+    for name in ("foreign.xml", *beside):
+        (world.root / name).write_text("<html></html>")
+    return world.root / "foreign.xml"
+
+
 def _export_again(change: Change) -> Prepare:
     """Return an export of weights alone to where the same one was written before."""
 
@@ -108,6 +114,10 @@ def _is_sound(world: World, answer: Answer) -> None:
     files = read_proof(world.export).files
     assert files is not None and not find_damaged(world.export, files)
     assert not answer.json["reused"]
+
+
+def _is_absent(world: World, _answer: Answer) -> None:
+    assert not (world.root / "out").exists()
 
 
 def _is_kept(world: World, answer: Answer) -> None:
@@ -344,6 +354,27 @@ CASES = [
         "somebody else's ONNX file",
         _open(change=_write_foreign_onnx),
         ("does not say what its classes are and how images enter",),
+    ),
+    Case(
+        "somebody else's file for OpenVINO, without the weights beside it",
+        lambda world: world.with_recipe("evaluate", _write_foreign_xml(world)),
+        ("foreign.xml comes with its weights, foreign.bin, which is missing",),
+    ),
+    Case(
+        "somebody else's file that OpenVINO cannot read",
+        lambda world: world.with_recipe("evaluate", _write_foreign_xml(world, "foreign.bin")),
+        ("OpenVINO cannot open", "foreign.xml", AGAIN),
+    ),
+    Case(
+        "numbers of 8 bits that may cost more than all of the score",
+        lambda world: ["export", "--out", world.root / "o", "--formats", "onnx-int8", "--max-drop", "1.5"],
+        ("--max-drop", "1.5 is not in the range 0<=x<=1"),
+    ),
+    Case(
+        "numbers of 8 bits without an image to calibrate them on",
+        lambda world: [*_export_without_data(world), "--formats", "onnx-int8"],
+        ("onnx-int8", "calibrated on training images", "leave 'onnx-int8' out"),
+        check=_is_absent,
     ),
     Case(
         "a file that is no model of any format; predict",
