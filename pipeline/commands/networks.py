@@ -45,7 +45,7 @@ def _describe_network(name: str) -> dict[str, Any]:
 
     from data_cache.errors import UserError
     from stages.networks import NETWORKS, build_without_weights, count_parameters, network_options
-    from stages.networks.parts import Part
+    from stages.networks.parts import DEPTH_BRANCH, Part
     from stages.training.transfer import plan_copy
 
     def build(**options: Any) -> Any:
@@ -63,7 +63,7 @@ def _describe_network(name: str) -> dict[str, Any]:
         "name": name,
         "paper": NETWORKS[name].paper,
         "summary": NETWORKS[name].summary,
-        "parameters": count_parameters(build(with_depth=False)),
+        "parameters": sum(count_parameters(each) for part, each in network.parts().items() if part not in DEPTH_BRANCH),
         "parameters_with_depth": count_parameters(network),
         "copied": count_copied(network),
         "copied_with": {**form, "copied": count_copied(build(**form))} if form else None,
