@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from data_cache.errors import UserError
 from data_cache.escaping import markdown_text
-from data_cache.files import write_json
+from data_cache.files import read_json, write_json
 from data_cache.metrics import explain_metrics
 from pipeline.experiment.tables import find_table
 from pipeline.experiment.tabulate import freshen, tabulate
@@ -30,6 +30,9 @@ from stages.comparison.identity import join_values, show_value
 from stages.comparison.notes import HOW_TO_READ_MEANS
 from stages.comparison.record import RUN_FILE, RunRecord, TrainedRun, read_run
 from stages.comparison.table import Table
+from stages.export.card import render_formats, render_networks
+from stages.export.formats import ORIGIN_FILE
+from stages.export.proof_file import PROOF_FILE, read_proof
 
 ROOT = Path(__file__).parent.parent
 README, FIGURES = Path("README.md"), Path("docs") / "results"
@@ -62,6 +65,8 @@ class Block(NamedTuple):
     """Of other labellings that rows read, what they change in the first."""
     needs_data: bool = False
     """Whether somebody must say where the images lie."""
+    formats: tuple[str, ...] = ()
+    """Of an export of the recipe's one run; the block then shows their table, and ``table`` is empty."""
 
     @property
     def commands(self) -> list[list[str]]:
@@ -72,6 +77,9 @@ class Block(NamedTuple):
         seeds = ["--seeds", ",".join(map(str, self.seeds))]
         teacher = ["--estimator", self.estimator] if self.estimator != "bundled" else []
         common = ["--recipe", self.recipe, *root, *teacher]
+        if self.formats:
+            exporting = ["export", "--formats", ",".join(self.formats), "--overwrite"]
+            return [["pseudo-depth", *common], ["run", *common], exporting]
         labels = [["pseudo-depth", *common, *change] for change in ((), *self.more_labels)]
         return [*labels, ["table", self.table, *common, *seeds]]
 
@@ -97,6 +105,13 @@ BLOCKS = (
     Block(
         "camvid", "CamVid: real images, all masks and an eighth of them", "docs/tables/camvid-few-masks.toml",
         "camvid-small", needs_data=True,
+    ),
+    Block(
+        "edge", "A small network in every format: CamVid", "", "edge", (0,), needs_data=True,
+        formats=(
+            "safetensors", "onnx", "onnx-fp16", "onnx-int8", "onnx-embedded", "openvino", "openvino-int8", "pt2",
+            "executorch",
+        ),
     ),
 )
 # fmt: on
@@ -160,6 +175,41 @@ def describe(block: Block, table: Table) -> dict[str, Any]:
     }
 
 
+def find_export(block: Block, session: Session) -> Path:
+    """Return the newest export of a block's recipe in the work directory that has its formats.
+
+    Raises:
+        UserError: there is none.
+    """
+    proofs = sorted(session.workspace.exports.glob(f"*/{PROOF_FILE}"), key=lambda path: path.stat().st_mtime)
+    for proof in reversed(proofs):
+        proven, origin = read_proof(proof.parent), read_json(proof.parent / ORIGIN_FILE)
+        if origin["recipe"] == Path(block.recipe).stem and set(block.formats) <= proven.formats.keys():
+            return proof.parent
+    raise UserError(f"no export in {session.workspace.exports} is of recipe {block.recipe!r} in all of its formats")
+
+
+def describe_export(block: Block, export: Path, session: Session) -> dict[str, Any]:
+    """Return what is kept of an export: the table of its formats, and the lines that show it.
+
+    Raises:
+        UserError: its run is not in the work directory.
+    """
+    proof, origin = read_json(export / PROOF_FILE), read_json(export / ORIGIN_FILE)
+    phases = RunRecord.from_json(session.workspace.runs / origin["run"]).phases
+    versions = ("torch", "onnxruntime", "openvino", "nncf")
+    return {
+        "title": block.title,
+        "commands": [f"pipeline {shlex.join(words)}" for words in block.commands],
+        "hours": round(sum(phase.elapsed_s for phase in phases) / 3600, 2),
+        "environment": {name: proof["versions"][name] for name in versions if name in proof["versions"]},
+        "date": datetime.now(UTC).date().isoformat(),
+        "networks": proof["networks"],
+        "rows": proof["table"],
+        "lines": [*render_networks(proof).splitlines(), "", *render_formats(proof).splitlines()],
+    }
+
+
 def _show_markdown(table: Table) -> list[str]:
     """Return a table as ``compare`` writes it, without what each metric is, which `pipeline compare --help` says, and
     without what is said once for all."""
@@ -178,10 +228,12 @@ def show_block(figures: Mapping[str, Any]) -> list[str]:
     if not figures["title"]:
         return ["```", *figures["lines"], "```"]
     environment = ", ".join(f"{name} {value}" for name, value in figures["environment"].items())
+    spent = f"{figures['trainings']} trainings" if "trainings" in figures else "Trained"
+    answer = [f"**{markdown_text(figures['answer'])}**", ""] if "answer" in figures else []
     return [
         f"### {figures['title']}", "", "```", *figures["commands"], "```", "",
-        f"{figures['trainings']} trainings in {figures['hours']:.1f} h, {figures['date']}; {environment}.", "",
-        f"**{markdown_text(figures['answer'])}**", "", *figures["lines"],
+        f"{spent} in {figures['hours']:.1f} h, {figures['date']}; {environment}.", "",
+        *answer, *figures["lines"],
     ]  # fmt: skip
 
 
@@ -225,7 +277,7 @@ def run_commands(block: Block, session: Session, data_root: str | None, more: Se
         UserError: a command failed.
     """
     for words in block.commands:
-        instead = {"DIR": data_root or "", block.table: block.place}
+        instead = {"DIR": data_root or ""} | ({block.table: block.place} if block.table else {})
         command = [*(instead.get(word, word) for word in words), *(more if words[0] == "table" else ())]
         session.console.info(f"pipeline {shlex.join(command)}")
         program = [sys.executable, "-m", "pipeline", "--workdir", str(session.workspace.root)]
@@ -250,7 +302,11 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         try:
             if asked.run and (asked.data_root or not block.needs_data):
                 run_commands(block, session, asked.data_root, ("--jobs", asked.jobs))
-            write_block(block, describe(block, gather(block, session)), root)
+            if block.formats:
+                figures = describe_export(block, find_export(block, session), session)
+            else:
+                figures = describe(block, gather(block, session))
+            write_block(block, figures, root)
             session.console.info(f"{block.name}: written")
         except UserError as problem:
             session.console.info(f"{block.name}: stays as it is; {problem}")

@@ -74,8 +74,8 @@ def render_card(
         "branch is gone: the model is as large and as fast as one that never had it.",
         "## Use\n\n" + _render_use(proof, preprocess, opens_with_smp),
         "## Classes\n\n" + _render_classes(preprocess),
-        "## Formats\n\n" + _render_formats(proof),
-        "## Network\n\n" + _render_networks(proof),
+        "## Formats\n\n" + render_formats(proof),
+        "## Network\n\n" + render_networks(proof),
         "## Training\n\n" + _render_training(facts),
         "## Scores\n\n" + _render_metrics(facts, proof["size_rule"]),
         "## Licences\n\n" + _render_licences(facts.licences),
@@ -153,7 +153,8 @@ def _render_classes(preprocess: Mapping[str, Any]) -> str:
     return "\n".join(["| id | class | colour | red, green, blue |", "|---:|---|---|---|", *rows])
 
 
-def _render_formats(proof: Mapping[str, Any]) -> str:
+def render_formats(proof: Mapping[str, Any]) -> str:
+    """Return the table of formats of a proof in Markdown, with what is to be known to read it."""
     table, (height, width) = proof["table"], proof["input_size"]
     rows = [
         f"| {row['format']} | {', '.join(f'`{file}`' for file in row['files'])} | {' | '.join(describe_row(row))} |"
@@ -177,20 +178,23 @@ def _render_formats(proof: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"Latency of one image of {height}x{width} px: median (quartiles) of {measured[0]['passes']} runs in turns, "
-        f"on {markdown_text(proof['machine']['cpu'])} {describe_vnni(proof['machine'])}. Memory: what opening and "
-        "running the file added at most to a process that had loaded its runtime.",
+        f"on {markdown_text(proof['machine']['cpu'])} {describe_vnni(proof['machine'])}; beside it its ratio to "
+        "PyTorch's, and to that of the float file of the same runtime. Memory: what opening and running the file added "
+        "at most to a process that had loaded its runtime.",
     ]
     return "\n".join(lines)
 
 
 ROW_HEADINGS = (
-    "MB", "mIoU", "drop", "pixels that agree", "latency, ms", "of PyTorch's", "memory, MB", "threads",
+    "MB", "mIoU", "drop", "pixels that agree", "latency, ms", "of PyTorch's", "of float's",
+    "memory, MB", "threads",
 )  # fmt: skip
 
 
 def describe_row(row: Mapping[str, Any]) -> list[str]:
     """Return the cells of a format's row under ``ROW_HEADINGS``; a dash is what was not measured."""
-    latency, ratio, memory, score = (row.get(name) for name in ("latency_ms", "ratio_to_pytorch", "memory_mb", "score"))
+    names = ("latency_ms", "ratio_to_pytorch", "ratio_to_base", "memory_mb", "score")
+    latency, ratio, of_float, memory, score = (row.get(name) for name in names)
     return [
         f"{row['bytes'] / 1e6:.2f}",
         f"{score['miou_macro']:.4f}" if score else "–",
@@ -198,12 +202,14 @@ def describe_row(row: Mapping[str, Any]) -> list[str]:
         f"{row['argmax_agreement']:.3%}" if "argmax_agreement" in row else "–",
         f"{latency['median']:g} ({latency['low']:g} – {latency['high']:g})" if latency else "–",
         f"{ratio['median']:.2f}" if ratio else "–",
+        f"{of_float['median']:.2f}" if of_float else "–",
         "–" if memory is None else f"{memory:.0f}",
         str(row.get("threads", "–")),
     ]
 
 
-def _render_networks(proof: Mapping[str, Any]) -> str:
+def render_networks(proof: Mapping[str, Any]) -> str:
+    """Return the table of a proof's networks, with the depth branch and without, in Markdown."""
     height, width = proof["input_size"]
     names = {"full": "with depth branch", "stripped": "as shipped", "plain": "built without depth branch"}
     rows = [

@@ -16,6 +16,7 @@ from pipeline import results
 from pipeline.commands import COMMANDS
 from pipeline.experiment.tables import find_table
 from pipeline.results import BLOCKS, DEMO_CARD, FIGURES, README, ROOT, Block, find_block, show_block, show_demo
+from stages.export.formats import complete_formats
 
 MEASURED = sorted((ROOT / FIGURES).glob("*.json"))
 TINY = Path(__file__).parent / "tiny.toml"
@@ -48,8 +49,12 @@ def test_how_tables_are_read_is_said_once() -> None:
 
 
 def check_lines(figures: dict[str, Any]) -> None:
-    """Compute what the lines show of each row anew from its runs."""
+    """Compute what the lines show of each row anew from its runs, or from an export's own proof."""
     for row in figures["rows"]:
+        if "format" in row:
+            (line,) = (line for line in figures["lines"] if line.startswith(f"| {row['format']} | "))
+            assert f"| {row['bytes'] / 1e6:.2f} | {row['score']['miou_macro']:.4f} |" in line
+            continue
         assert sorted(map(int, row["by_seed"]["miou_macro"])) == figures["seeds"]
         for metric, of_seeds in row["by_seed"].items():
             assert row["metrics"][metric] == pytest.approx(fmean(of_seeds.values()))
@@ -104,9 +109,30 @@ def test_blocks_are_written_from_runs_and_others_stay(
     assert (house / README).read_text(encoding="utf8") == written
 
 
+def test_an_export_s_formats_are_shown_as_its_proof_tells_them(
+    house: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: Callable[..., Any]
+) -> None:
+    block = Block("edge", "Two formats", "", str(TINY), (0,), "dataset", formats=("safetensors", "onnx"))
+    monkeypatch.setattr(results, "BLOCKS", (block,))
+    work = house / "work"
+    assert call("--workdir", work, "run", "--recipe", TINY, "--schedule", "seg-only", "--iterations", 1).status == 0
+    assert call("--workdir", work, "export", "--formats", "safetensors", "--no-benchmark").status == 0
+    assert results.main(["--workdir", str(work)], house) == 0
+    assert "edge: stays as it is; no export in" in capsys.readouterr().err, "it lacks a format"
+    proof = call("--workdir", work, "export", "--no-benchmark", "--overwrite").json["proof"]
+    assert results.main(["--workdir", str(work)], house) == 0
+    figures = json.loads((house / FIGURES / "edge.json").read_text())
+    assert read_block(house, "edge") == show_block(figures)
+    assert figures["rows"] == proof["table"] and figures["networks"] == proof["networks"]
+    check_lines(figures)
+
+
 def test_every_block_is_of_commands_and_a_table_that_there_are() -> None:
     for block in BLOCKS:
         for words in block.commands:
             assert words[0] in [command.name for command in COMMANDS]
+        if block.formats:
+            assert complete_formats(block.formats) == block.formats
+            continue
         table = find_table(block.place)
         assert (set(block.rows) <= set(table.order) and table.seeds in (None, block.seeds)) or block.rows
