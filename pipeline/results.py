@@ -11,7 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,9 @@ from data_cache.errors import UserError
 from data_cache.escaping import markdown_text
 from data_cache.files import read_json, write_json
 from data_cache.metrics import explain_metrics
+from pipeline.experiment.config import load_config
+from pipeline.experiment.devices import find_device
+from pipeline.experiment.expand import expand_rows, make_plan
 from pipeline.experiment.tables import find_table
 from pipeline.experiment.tabulate import freshen, tabulate
 from pipeline.session import Session
@@ -58,7 +61,7 @@ class Block(NamedTuple):
     recipe: str
     seeds: tuple[int, ...] = (0, 1, 2)
     estimator: str = "bundled"
-    """Whose depth the runs learned, as far as they did: others in the work directory are not taken for them."""
+    """Whose depth the runs learned, as far as they did."""
     rows: tuple[str, ...] = ()
     """Those of the table; none is all."""
     more_labels: tuple[tuple[str, ...], ...] = ()
@@ -117,37 +120,26 @@ BLOCKS = (
 # fmt: on
 
 
-def gather(block: Block, session: Session) -> Table:
-    """Return the table of a block's runs in the work directory.
+def gather(block: Block, session: Session, data_root: str | None) -> Table:
+    """Return the table of a block's runs in the work directory: those that its commands would make, and no others.
 
     Raises:
         UserError: not every row has every seed, or one has several runs of other settings.
     """
-    spec = find_table(block.place)
-    wanted = block.rows or tuple(row.name for row in spec.rows if not row.needs_own_pool)
-    found = [record for record in _read_runs(session) if record.name in wanted and _belongs(record, block)]
-    have = {(record.name, record.seed) for record in found}
-    if missing := [(name, seed) for name in wanted for seed in block.seeds if (name, seed) not in have]:
-        raise UserError(f"{len(missing)} of {len(wanted) * len(block.seeds)} runs are missing, {missing[0]} first")
-    table = tabulate(freshen(found, session), spec)
-    if len(table.rows) != len(wanted):
-        raise UserError(f"the runs make {len(table.rows)} rows in the place of {len(wanted)}: their settings differ")
+    root = data_root if block.needs_data else None
+    config = load_config(block.recipe, {"data.root": root, "depth.estimator": block.estimator})
+    rows = expand_rows(config, block.place, block.seeds, session, find_device("auto"))
+    runs = make_plan([row for row in rows if not block.rows or row.name in block.rows], session, reuse=True).runs
+    folders = [session.workspace.runs / run.name for run in runs]
+    missing = [run for run, folder in zip(runs, folders, strict=True) if not (folder / RUN_FILE).exists()]
+    if missing:
+        first = f"{missing[0].row} with seed {missing[0].config.seed} first"
+        raise UserError(f"{len(missing)} of {len(runs)} runs are missing, {first}")
+    records = freshen([RunRecord.from_json(folder) for folder in folders], session)
+    table = tabulate(records, find_table(block.place))
+    if len(table.rows) != len(names := {run.row for run in runs}):
+        raise UserError(f"the runs make {len(table.rows)} rows in the place of {len(names)}: their settings differ")
     return table
-
-
-def _read_runs(session: Session) -> Iterable[RunRecord]:
-    for folder in session.workspace.finished_runs():
-        try:
-            yield RunRecord.from_json(folder)
-        except UserError as problem:
-            session.console.info(f"left out: {problem}")
-
-
-def _belongs(record: RunRecord, block: Block) -> bool:
-    """Return whether a run of a row was made by a block's commands; rows without depth have no settings of it."""
-    settings = record.identity.settings if record.identity else {}
-    of_recipe = record.recipe == Path(block.recipe).stem and record.seed in block.seeds
-    return of_recipe and settings.get("depth.estimator", block.estimator) == block.estimator
 
 
 def describe(block: Block, table: Table) -> dict[str, Any]:
@@ -305,7 +297,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
             if block.formats:
                 figures = describe_export(block, find_export(block, session), session)
             else:
-                figures = describe(block, gather(block, session))
+                figures = describe(block, gather(block, session, asked.data_root))
             write_block(block, figures, root)
             session.console.info(f"{block.name}: written")
         except UserError as problem:

@@ -85,12 +85,14 @@ def test_blocks_are_written_from_runs_and_others_stay(
     assert call("--workdir", work, "pseudo-depth", "--recipe", TINY).status == 0
     for row in rows:
         for seed in (0, 1):
-            words = ("--recipe", TINY, "--schedule", row, "--seed", seed, "--iterations", 1)
-            assert call("--workdir", work, "run", *words).status == 0
+            assert call("--workdir", work, "run", "--recipe", TINY, "--schedule", row, "--seed", seed).status == 0
     record = next((work / "runs").glob("*/run.json"))
     found = json.loads(record.read_text())
     threads = found["environment"]["threads"]
     record.write_text(json.dumps(found | {"environment": found["environment"] | {"threads": threads + 1}}))
+    others = ("--recipe", TINY, "--schedule", "seg-only", "--iterations", 1)
+    other = call("--workdir", work, "run", *others)
+    assert other.status == 0, "a run of a block's name, but not of its settings"
     before = read_block(house, "label-fraction")
     assert results.main(["--workdir", str(work)], house) == 0
     assert "label-fraction: stays as it is; 2 of 6 runs are missing" in capsys.readouterr().err
@@ -99,7 +101,8 @@ def test_blocks_are_written_from_runs_and_others_stay(
     check_lines(figures)
     lines = read_block(house, "schedules")
     assert lines == show_block(figures) and lines[0] == "### Two rows"
-    shown = call("--workdir", work, "compare", "--format", "markdown", as_json=False).stdout.splitlines()
+    of_block = [path for path in (work / "runs").iterdir() if path.name != Path(other.json["folder"]).name]
+    shown = call("--workdir", work, "compare", *of_block, "--format", "markdown", as_json=False).stdout.splitlines()
     assert set(filter(lambda line: line.startswith("| "), shown)) <= set(lines), "as `compare` writes it"
     assert not any(note in "\n".join(lines) for note in results.SAID_ONCE)
     assert figures["environment"]["threads"] == f"{threads} / {threads + 1}", "of all runs"
