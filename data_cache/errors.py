@@ -36,6 +36,11 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {what} {quoted(name)}{nearest(name, names)}; known: {', '.join(names)}")
 
 
+def say_reason(problem: BaseException, line: int = 0) -> str:
+    """Return one line of what an exception of a library says; its class where it says nothing."""
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[line]
+
+
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator: ",
     "CUDA error: out of memory",

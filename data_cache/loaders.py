@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from data_cache.errors import UserError
+from data_cache.errors import UserError, say_reason
 from data_cache.idleness import IdleClock, find_marks
 from data_cache.order import steps_per_epoch
 from data_cache.ranks import share_of, world_size
@@ -217,9 +217,8 @@ class Loader:
             # A dead worker is a RuntimeError of torch's, or a broken pipe while its tensors were being handed over.
             if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
                 raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"a data loading worker died ({reason}); often there is no memory left, or no shared memory "
+                f"a data loading worker died ({say_reason(error)}); often there is no memory left, or no shared memory "
                 "(/dev/shm). Use fewer workers (--set data.workers=0 uses none) or a smaller batch"
             ) from error
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from data_cache.errors import UserError, is_out_of_memory
+from data_cache.errors import UserError, is_out_of_memory, say_reason
 from data_cache.size_rule import ORIGINAL, SizeRule, fixed_size
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.nodes import check_inside, load_node
@@ -235,10 +235,12 @@ def _guard(segment: SegmentationFunction, file: Path, num_classes: int) -> Segme
         shape = "x".join(map(str, images.shape))
         try:
             logits = segment(images.to("cpu", torch.float32).contiguous())
+        except UserError:  # what an image must be to be taken
+            raise
         except Exception as error:  # foreign runtimes raise anything
             if is_out_of_memory(error):
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = say_reason(error)
             raise UserError(f"{file} fails on images of shape {shape}: {reason}; export the run again") from error
         if logits.shape[:2] != (len(images), num_classes):
             raise UserError(

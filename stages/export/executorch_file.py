@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_cache.errors import UserError
+from data_cache.errors import UserError, say_reason
 from data_cache.sample import SMALLEST_INPUT_PX
 from stages.export.formats import EXECUTORCH_FILE, INPUT_NAME
 from stages.export.job import ExportJob, SegmentationFunction, build_exporter_error, quiet_libraries
@@ -111,8 +111,7 @@ def _load(path: Path) -> Any:
         try:
             return Runtime.get().load_program(path)
         except Exception as error:  # likewise
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"ExecuTorch cannot open {path} ({reason}); {EXPORT_AGAIN}") from error
+            raise UserError(f"ExecuTorch cannot open {path} ({say_reason(error)}); {EXPORT_AGAIN}") from error
 
 
 def _does_not_fit(error: Exception) -> UserError:

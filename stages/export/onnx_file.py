@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from data_cache.errors import UserError
+from data_cache.errors import UserError, say_reason
 from stages.export.formats import INPUT_NAME, ONNX_FILE, OUTPUT_NAME
 from stages.export.job import TRACED_BATCH, ExportJob, SegmentationFunction, build_exporter_error, quiet_libraries
 from stages.export.preprocess import Preprocess
@@ -123,5 +123,4 @@ def _start(content: Path | bytes, name: str) -> onnxruntime.InferenceSession:
     try:
         return start_onnx(content, torch.get_num_threads())
     except Exception as error:  # its exceptions have no common class of their own
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"onnxruntime cannot open {name} ({reason}); {EXPORT_AGAIN}") from error
+        raise UserError(f"onnxruntime cannot open {name} ({say_reason(error)}); {EXPORT_AGAIN}") from error

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_cache.errors import UserError
+from data_cache.errors import UserError, say_reason
 from data_cache.files import format_bytes
 from stages.export.formats import ONNX_FILE, OPENVINO_FILE
 from stages.export.job import ExportJob, SegmentationFunction, build_exporter_error, quiet_libraries
@@ -59,11 +59,10 @@ def save(graph: openvino.Model, job: ExportJob, name: str) -> None:
     try:
         openvino.save_model(graph, job.folder / name, compress_to_fp16=False)
     except RuntimeError as error:  # an iostream error, which says no reason
-        reason = str(error).strip().splitlines()[-1]
         free = format_bytes(shutil.disk_usage(job.folder).free)
         raise UserError(
-            f"OpenVINO cannot write {name} in {job.folder.parent} ({reason}), where {free} are free; free some space, "
-            "or choose another place with --out, and repeat the command"
+            f"OpenVINO cannot write {name} in {job.folder.parent} ({say_reason(error, -1)}), where {free} are free; "
+            "free some space, or choose another place with --out, and repeat the command"
         ) from error
 
 
@@ -117,8 +116,7 @@ def read(path: Path) -> openvino.Model:
     try:
         return openvino.Core().read_model(path)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"OpenVINO cannot open {path} ({reason}); {EXPORT_AGAIN}") from error
+        raise UserError(f"OpenVINO cannot open {path} ({say_reason(error, -1)}); {EXPORT_AGAIN}") from error
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from data_cache.errors import UserError
+from data_cache.errors import UserError, say_reason
 from stages.export.formats import PT2_FILE
 from stages.export.job import (
     TRACED_BATCH,
@@ -75,5 +75,4 @@ def _load(path: Path, extra_files: dict[str, str] | None = None) -> torch.export
         with quiet_libraries():
             return torch.export.load(path, extra_files=extra_files)
     except (RuntimeError, ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"torch.export cannot open {path} ({reason}); {EXPORT_AGAIN}") from error
+        raise UserError(f"torch.export cannot open {path} ({say_reason(error)}); {EXPORT_AGAIN}") from error
