@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from data_cache.errors import UserError, say_reason
 from data_cache.idleness import IdleClock, find_marks
 from data_cache.order import steps_per_epoch
-from data_cache.ranks import share_of, world_size
+from data_cache.ranks import own_rows, share_of, world_size
 from data_cache.sample import PackedBatch
 from data_cache.samples import EvaluationSamples, Failure, Sample, Samples, Source, TrainingSamples, check_source
 from data_cache.settings import AugmentationSettings, Size
@@ -129,6 +129,8 @@ class _Steps:
             raise ValueError(f"batch_size {batch_size}, steps {first_step} to {last_step}")
         self._num_images, self._batch_size, self._seed = num_images, batch_size, seed
         self._pool, self._pool_size = pool, pool_size
+        self.num_labelled = batch_size if pool_size else None
+        """Images of each batch that are not of the pool; None where all are of one kind."""
         self._steps = range(first_step, last_step)
 
     def __len__(self) -> int:
@@ -161,7 +163,8 @@ class _Rows:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for batch in self._steps:
-            yield [batch[row] for row in share_of(len(batch))]
+            num_first = len(batch) if self._steps.num_labelled is None else self._steps.num_labelled
+            yield [batch[row] for row in own_rows(num_first, len(batch))]
 
 
 class Loader:
@@ -224,7 +227,7 @@ class Loader:
 
 
 class SharedLoader(Loader):
-    """This rank's rows of the batches of several ranks, with the ids of all their images."""
+    """This rank's rows of the batches of several ranks, with the ids and the labelled count of all their images."""
 
     def __init__(
         self, samples: Samples, steps: _Steps, workers: int, device: torch.device, image_ids: Sequence[str]
@@ -234,7 +237,10 @@ class SharedLoader(Loader):
 
     def __iter__(self) -> Iterator[PackedBatch]:
         for batch, rows in zip(self._steps, super().__iter__(), strict=True):
-            yield rows._replace(image_ids=tuple(self._image_ids[index] for _, index in batch))
+            image_ids = tuple(self._image_ids[index] for _, index in batch)
+            # Without a pool in the batches a rank's rows are all labelled, or none is: their count is right as it is.
+            labelled = rows.num_labelled if self._steps.num_labelled is None else self._steps.num_labelled
+            yield rows._replace(image_ids=image_ids, num_labelled=labelled)
 
 
 def _prepare_worker(_worker: int) -> None:

@@ -6,6 +6,7 @@ everything here is the identity; torch.distributed is then not even imported.
 
 - ``rank()``, ``world_size()``, ``is_speaker()``: who this is.
 - ``share_of(count)``: the items, rows or images that are this rank's: contiguous, in the order of the ranks.
+- ``own_rows(num_labelled, num_images)``: this rank's rows of a batch: its share of the labelled ones and of the others.
 - ``sum_over_ranks(tensor)``: without gradient, on any device; the same bits on all ranks.
 - ``add_others(own)``, ``as_share(whole)``: for formulas of sums, with gradient: see there.
 - ``gather_over_ranks(value)``: what JSON can say of every rank, in their order. ``gather_tensors``: tensors likewise.
@@ -188,6 +189,14 @@ def share_of(count: int, rank: int | None = None) -> range:
     """Return which of ``count`` things in a row are this rank's (or that one's): [r·count//N, (r+1)·count//N)."""
     place = _world.rank if rank is None else rank
     return range(place * count // _world.size, (place + 1) * count // _world.size)
+
+
+def own_rows(num_labelled: int, num_images: int) -> list[int]:
+    """Return this rank's rows of a batch: its share of the labelled ones, which come first, and of the others.
+
+    So all ranks have as much to do, and each has labelled rows where each can.
+    """
+    return [*share_of(num_labelled), *(num_labelled + row for row in share_of(num_images - num_labelled))]
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

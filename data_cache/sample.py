@@ -44,8 +44,8 @@ class PackedBatch(NamedTuple):
     jitter: Tensor | None = None
     """(B, 3) float32: factors of brightness, contrast and saturation; None where colours stay."""
     num_labelled: int | None = None
-    """Rows before this one have labels, the others are void everywhere; None where all have. Where several ranks share
-    a batch, it is of this one's rows."""
+    """The first so many images have labels, the others are void everywhere; None where all have. Like the ids it counts
+    the images of all ranks: this one's rows are ``ranks.own_rows``."""
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -68,7 +68,12 @@ class Batch(NamedTuple):
     inside: Tensor | None
     """(B, H, W) bool: where an image lies on its canvas; None where all are as large as that."""
     num_labelled: int
-    """Rows before this one have labels, the others are void everywhere."""
+    """The first so many images, of all ranks, have labels, the others are void everywhere."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether some images have labels and others have not."""
+        return 0 < self.num_labelled < len(self.image_ids)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:

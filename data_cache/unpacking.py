@@ -49,7 +49,7 @@ def unpack(packed: PackedBatch, normalisation: Normalisation, device: torch.devi
         None if widened is None or valid is None else widened.where(valid, 0.0),
         valid,
         inside,
-        len(images) if packed.num_labelled is None else packed.num_labelled,
+        len(packed.image_ids) if packed.num_labelled is None else packed.num_labelled,
     )
 
 

@@ -89,11 +89,11 @@ def check_shared_folder(folder: Path) -> None:
         )
 
 
-def check_batch(num_images: int) -> None:
-    """Raise a UserError when the smallest batch has not one image for every rank."""
+def check_batch(num_images: int, what: str = "images") -> None:
+    """Raise a UserError when the smallest batch has not one image (or what people call it) for every rank."""
     if num_images < world_size():
         raise UserError(
-            f"{world_size()} processes share every batch, but a batch here has {num_images} images; start at most "
+            f"{world_size()} processes share every batch, but a batch here has {num_images} {what}; start at most "
             f"{num_images} (torchrun --nproc-per-node), or raise --batch-size, to not more than the images of the split"
         )
 

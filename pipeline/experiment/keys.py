@@ -19,6 +19,10 @@ TRAINING_VERSION = 4
 """Raised by hand when the meaning of a training changes, so that nodes trained before are no longer reused."""
 
 
+MIXED_BATCHES_VERSION = 2
+"""Likewise for phases alone whose batches hold images with masks and without."""
+
+
 def describe_start(config: RunConfig, num_classes: int) -> dict[str, Any]:
     """Describe the state before the first step: seeded network, how images are cut, and what it computes in."""
     assert config.training.precision != "auto", "what is auto is resolved before it is hashed"
@@ -60,6 +64,7 @@ def describe_phase(phase: Phase, scope: Scope, config: RunConfig, material: Mate
         "images": material.fingerprint,
         "depth": material.depth if phase.reads_depth else None,
         "mix": phase.mix,
+        **({"mixed batches": MIXED_BATCHES_VERSION} if scope.masks and scope.pool else {}),
         **config.describe(*kinds_of(phase, scope)),
     }
 

@@ -27,8 +27,9 @@ def check_ranks(plan: Plan, workspace: Workspace, device: torch.device) -> None:
     names = [*sorted(plan.nodes), *(run.name for run in plan.runs)]
     check_alike({"plan (recipe, data, depth)": content_hash(names, 12), "device": device.type})
     check_shared_folder(workspace.root)
-    images = [(run, material.images) for run in plan.runs for material in run.facts.materials.values()]
-    check_batch(min(min(run.config.training.batch_size, count) for run, count in images))
+    smallest = min((node.batch for node in plan.nodes.values()), key=lambda batch: min(filter(None, batch)))
+    mixed = all(smallest)  # each rank has images of both kinds
+    check_batch(min(filter(None, smallest)), "images of one kind, with masks or without" if mixed else "images")
 
 
 def announce(name: str | None) -> None:

@@ -16,7 +16,7 @@ class Outputs(NamedTuple):
     """What one forward pass computed; a field that was not asked for is None (and cost nothing)."""
 
     seg_logits: Tensor | None
-    """(B, C, H, W), unnormalised, at the input's size."""
+    """(B or ``seg_rows``, C, H, W), unnormalised, at the input's size."""
     depth: Tensor | None
     """(B, H, W), linear output in the units of the depth target, at the input's size."""
     aux_seg_logits: tuple[Tensor, ...] = ()
@@ -97,13 +97,15 @@ class Network(nn.Module):
         encoder = self.parts()[ENCODER]
         return {f"encoder.{name}": encoder.get_submodule(name) for name in self.fresh_in_encoder}
 
-    def forward(self, images: Tensor, *, seg: bool = True, depth: bool = True) -> Outputs:
+    def forward(self, images: Tensor, *, seg: bool = True, depth: bool = True, seg_rows: int | None = None) -> Outputs:
         """Run the encoder once and then the branches asked for.
 
         Args:
             images: (B, 3, H, W), normalised by ``normalisation``.
             seg: whether to compute segmentation logits.
             depth: whether to compute depth; without a depth branch there is none.
+            seg_rows: the segmentation branch is run on the first so many images alone, so that in training its batch
+                norm sees nothing of the others, from which it learns nothing; None is all.
 
         Returns:
             Outputs at the size of the images.

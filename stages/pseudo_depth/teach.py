@@ -94,7 +94,14 @@ class TaughtEstimator(Network):
         encoder, *between, head = self.estimator.children()
         return {Part.ENCODER: encoder, Part.DEPTH_DECODER: nn.ModuleList(between), Part.DEPTH_HEAD: head}
 
-    def forward(self, images: Tensor, *, seg: bool = False, depth: bool = True) -> Outputs:
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        seg: bool = False,
+        depth: bool = True,
+        seg_rows: int | None = None,  # noqa: ARG002
+    ) -> Outputs:
         """Return raw depth at the input's size."""
         assert depth and not seg, "an estimator gives depth and nothing else"
         raw = run_network(self.estimator, images, type(self.estimator).__name__).float()

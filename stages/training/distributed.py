@@ -29,6 +29,7 @@ from data_cache.ranks import (
     broadcast_tensors,
     gather_tensors,
     is_speaker,
+    own_rows,
     share_of,
     sum_over_ranks,
     world_size,
@@ -40,13 +41,15 @@ class WholeBatch(TorchFunctionMode):
     """While it is entered, a network that is given this rank's rows treats them as part of the whole batch.
 
     Args:
+        num_labelled: images of all ranks that have labels, which a segmentation branch may be run on alone.
         num_images: of all ranks.
     """
 
-    def __init__(self, num_images: int) -> None:
+    def __init__(self, num_labelled: int, num_images: int) -> None:
         super().__init__()
-        rows = share_of(num_images)
-        self._num_images, self._num_rows, self._rows = num_images, len(rows), slice(rows.start, rows.stop)
+        labelled, every = share_of(num_labelled), own_rows(num_labelled, num_images)
+        # Number of own rows → number of all, and which of them are the own ones; both are one where nothing is mixed.
+        self._wholes = {len(labelled): (num_labelled, list(labelled)), len(every): (num_images, every)}
 
     def __torch_function__(
         self, function: Callable, types: Iterable[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -77,7 +80,7 @@ class WholeBatch(TorchFunctionMode):
         self, function: Callable, values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
     ) -> Tensor:
         """In place of ``F.dropout`` and, one draw per channel, of its siblings."""
-        if not training or p in (0, 1) or values.shape[:1] != (self._num_rows,):
+        if not training or p in (0, 1) or not self._concerns(values.shape):
             return function(values, p, training, inplace)
         per_channel = function is not F.dropout
         noise = values.new_empty(values.shape[:2] + (1,) * (values.dim() - 2)) if per_channel else values
@@ -86,22 +89,27 @@ class WholeBatch(TorchFunctionMode):
 
     def fill(self, function: Callable, values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """In place of ``Tensor.bernoulli_`` and the like."""
-        if values.shape[:1] != (self._num_rows,):
+        if not self._concerns(values.shape):
             return function(values, *args, **kwargs)
         return values.copy_(self._draw(values, lambda whole: function(whole, *args, **kwargs)))
 
     def create(self, function: Callable, *size: Any, **kwargs: Any) -> Tensor:
         """In place of ``torch.rand`` and the like."""
         shape = tuple(size[0] if size and isinstance(size[0], Sequence) else size)
-        if shape[:1] != (self._num_rows,):
+        if not self._concerns(shape):
             return function(*size, **kwargs)
-        return function((self._num_images, *shape[1:]), **kwargs)[self._rows]
+        num_images, rows = self._wholes[shape[0]]
+        return function((num_images, *shape[1:]), **kwargs)[rows]
+
+    def _concerns(self, shape: Sequence[int]) -> bool:
+        return len(shape) > 0 and shape[0] in self._wholes
 
     def _draw(self, rows: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
         """Return this rank's rows of what is drawn for all images, in the memory order one process would draw it in."""
+        num_images, own = self._wholes[len(rows)]
         strides = torch.empty_like(rows).stride()[1:]
-        whole = rows.new_empty_strided((self._num_images, *rows.shape[1:]), (rows[0].numel(), *strides))
-        return draw(whole)[self._rows]
+        whole = rows.new_empty_strided((num_images, *rows.shape[1:]), (rows[0].numel(), *strides))
+        return draw(whole)[own]
 
 
 _INSTEAD: dict[Callable, Callable[..., Tensor]] = {
@@ -201,9 +209,9 @@ class ParallelNetwork:
         )
         self._network.register_comm_hook(None, lambda _state, bucket: _sum_bucket(bucket))  # torch's own would average
 
-    def forward(self, images: Tensor, num_images: int, **wanted: bool) -> Any:
-        """Return the outputs for this rank's images, of so many in the whole batch."""
-        with WholeBatch(num_images):
+    def forward(self, images: Tensor, num_labelled: int, num_images: int, **wanted: Any) -> Any:
+        """Return the outputs for this rank's images, of so many in the whole batch; see ``WholeBatch``."""
+        with WholeBatch(num_labelled, num_images):
             return self._network(images, **wanted)
 
     def settle(self, others: Iterable[nn.Parameter]) -> None:

@@ -195,6 +195,7 @@ def compute_terms(
     """Return the losses a phase asks for, ``depth_loss`` in place of the settings' if given; call it outside autocast.
 
     Args:
+        outputs: of all rows of the batch; segmentation may be of the first rows alone, if no other is labelled.
         class_weights: those of ``settings``, on the device, see ``upload_class_weights``.
 
     Raises:
@@ -203,7 +204,7 @@ def compute_terms(
     seg = aux = depth = None
     if phase.needs_seg:
         assert outputs.seg_logits is not None
-        compute_loss, labels = SEG_LOSSES[settings.seg], batch.seg_labels
+        compute_loss, labels = SEG_LOSSES[settings.seg], batch.seg_labels[: len(outputs.seg_logits)]
         seg = compute_loss(outputs.seg_logits, labels, settings, class_weights)
         if outputs.aux_seg_logits:
             each = [compute_loss(logits, labels, settings, class_weights) for logits in outputs.aux_seg_logits]

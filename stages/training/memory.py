@@ -17,7 +17,7 @@ def explaining_memory_of_step(
 ) -> AbstractContextManager[None]:
     """Return a context in which running out of memory is a UserError with the numbers of the step in it."""
     images, (height, width) = len(batch.image_ids), batch.images.shape[-2:]
-    unlabelled = 0 if batch.num_labelled is None else len(batch.images) - batch.num_labelled
+    unlabelled = 0 if batch.num_labelled is None else images - batch.num_labelled
     labelled = images - unlabelled
     remedies = [f"lower --batch-size to {labelled // 2}"] if labelled > 1 else []
     remedies += ["lower training.unlabelled_share"] if unlabelled else []

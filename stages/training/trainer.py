@@ -7,13 +7,13 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from data_cache.errors import UserError
-from data_cache.ranks import sum_over_ranks, world_size
+from data_cache.ranks import share_of, sum_over_ranks, world_size
 from data_cache.sample import Batch, PackedBatch
 from data_cache.unpacking import unpack
 from stages.networks.interface import Network, Outputs
@@ -193,7 +193,7 @@ class PhaseTrainer:
             return terms
         mixed = mixer.mix(batch, step)
         with autocast(self._device, self._dtype):
-            seg_logits = run(batch._replace(images=mixed.images), seg=True, depth=False).seg_logits
+            seg_logits = run(_keep_unlabelled(batch, mixed.images), seg=True, depth=False).seg_logits
         assert seg_logits is not None
         loss = SEG_LOSSES[self._losses.seg](seg_logits, mixed.seg_labels, self._losses, self._class_weights)
         return terms._replace(mixed=mixed.trusted * loss)
@@ -223,13 +223,15 @@ class PhaseTrainer:
 
     def _run(self, batch: Batch, **wanted: bool) -> Outputs:
         if self._parallel:
-            return self._parallel.forward(batch.images, len(batch.image_ids), **wanted)
-        return self._forward(batch.images, **wanted)
+            return self._parallel.forward(
+                batch.images, batch.num_labelled, len(batch.image_ids), **_add_rows(batch, wanted)
+            )
+        return self._forward(batch.images, **_add_rows(batch, wanted))
 
     def _run_aside(self, batch: Batch, **wanted: bool) -> Outputs:
         """Run the network as it is: neither compiled nor told to exchange gradients."""
-        with WholeBatch(len(batch.image_ids)) if self._parallel else nullcontext():
-            return self._network(batch.images, **wanted)
+        with WholeBatch(batch.num_labelled, len(batch.image_ids)) if self._parallel else nullcontext():
+            return self._network(batch.images, **_add_rows(batch, wanted))
 
     def _place(self, packed: PackedBatch) -> tuple[Batch, Tensor]:
         """Return the batch on the device, and how many of its pixels have labels that the network has no output for."""
@@ -241,10 +243,23 @@ class PhaseTrainer:
         return batch._replace(seg_labels=seg_labels), misfits
 
 
+def _add_rows(batch: Batch, wanted: dict[str, bool]) -> dict[str, Any]:
+    """Leave the images without labels to the depth branch.
+
+    With them in its batch norm, the segmentation branch would learn the labelled images by heart and nothing else.
+    """
+    return {**wanted, "seg_rows": len(share_of(batch.num_labelled))} if wanted["seg"] and batch.mixes else wanted
+
+
 def _keep_labelled(batch: Batch) -> Batch:
     """Return what a segmentation loss needs of the labelled rows."""
     rows = slice(batch.num_labelled)
     return batch._replace(image_ids=batch.image_ids[rows], images=batch.images[rows], seg_labels=batch.seg_labels[rows])
+
+
+def _keep_unlabelled(batch: Batch, images: Tensor) -> Batch:
+    """Return a batch of images made from its rows without labels, for a forward pass."""
+    return batch._replace(image_ids=batch.image_ids[batch.num_labelled :], images=images, num_labelled=len(images))
 
 
 def _compute_norms(gradients: Mapping[str, Tensor], scale: Tensor | None) -> Tensor:

@@ -178,7 +178,7 @@ class Classes(Network):
         super().__init__()
         self.seg_head = nn.Conv2d(3, num_classes, 1)
 
-    def forward(self, images, *, seg=True, depth=True):  # noqa: ARG002
+    def forward(self, images, *, seg=True, depth=True, seg_rows=None):  # noqa: ARG002
         return Outputs(self.seg_head(images), None)
 
 

@@ -174,6 +174,29 @@ def test_return_type_does_not_depend_on_training_mode(fresh_network):
         assert bool(outputs.aux_seg_logits) == (training and network.aux_weight > 0)
 
 
+def test_rows_left_to_the_depth_branch_never_enter_the_segmentation_branch(fresh_network):
+    """Not even in training mode; everything else is as if they did."""
+    network, images = copy.deepcopy(fresh_network).eval(), draw_images(3, 64, 96)
+    with torch.no_grad():
+        full, some = network(images), network(images, seg_rows=2)
+        torch.testing.assert_close(some.seg_logits, full.seg_logits[:2], rtol=1e-4, atol=1e-4)
+        assert torch.equal(some.depth, full.depth)
+        seen = set()
+        for part, module in network.train().parts().items():
+            for leaf in module.modules() if part in SEG_BRANCH else ():
+                leaf.register_forward_pre_hook(lambda _, given: seen.update(_find_batch_sizes(given)))
+        outputs = network(images, seg_rows=2)
+    assert seen == {2}
+    assert {len(logits) for logits in (outputs.seg_logits, *outputs.aux_seg_logits)} == {2}
+    assert len(outputs.depth) == 3
+
+
+def _find_batch_sizes(given) -> set[int]:
+    if isinstance(given, torch.Tensor):
+        return {len(given)}
+    return set().union(*map(_find_batch_sizes, given)) if isinstance(given, tuple | list) else set()
+
+
 def test_a_fresh_network_sends_gradient_into_every_weight(fresh_network):
     network = copy.deepcopy(fresh_network).train()
     outputs = network(draw_images(2, 64, 96))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from toy_network import ToyNetwork, build_toy, make_batch
 
 from data_cache.errors import UserError
-from data_cache.ranks import World, check_alike, gather_over_ranks, is_speaker, join, rank, share_of
+from data_cache.ranks import World, check_alike, gather_over_ranks, is_speaker, join, own_rows, rank
 from data_cache.sample import IGNORE_INDEX, PackedBatch
 from pipeline.job import end_job
 from stages.pseudo_depth.depth_losses import metric_depth_loss, relative_depth_loss
@@ -96,9 +96,9 @@ def iterate_batches(labelled: int, first_step: int) -> Iterator[PackedBatch]:
             batch.seg_labels[row, : 2 * row] = IGNORE_INDEX
             batch.inverse_depth[row, :, row:] = torch.nan
         batch.seg_labels[labelled:] = IGNORE_INDEX
-        rows = share_of(BATCH)
-        tensors = (part if part is None else part[rows.start : rows.stop] for part in batch.tensors)
-        yield PackedBatch(batch.image_ids, *tensors, num_labelled=max(0, min(labelled - rows.start, len(rows))))
+        rows = own_rows(labelled, BATCH)
+        tensors = (part if part is None else part[rows] for part in batch.tensors)
+        yield PackedBatch(batch.image_ids, *tensors, num_labelled=labelled)
 
 
 def train(case: Case) -> dict[str, Tensor]:

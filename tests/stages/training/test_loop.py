@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch import nn
 from toy_network import NUM_CLASSES, batches_from, build_toy, make_batch
 
 from data_cache.errors import UserError
+from data_cache.sample import IGNORE_INDEX
 from stages.networks import build_network
-from stages.networks.parts import Part
+from stages.networks.parts import DEPTH_BRANCH, SEG_BRANCH, Part
 from stages.training import interruption
 from stages.training.interruption import Interrupted, StopFlag, stop_on_signals
 from stages.training.loop import train_phase
@@ -114,6 +116,25 @@ def test_frozen_encoder_keeps_weights_and_statistics():
     train(network, SEG, encoder_policy="freeze")
     after = snapshot(network)
     assert {part for part in after if not same(after[part], before[part])} == {Part.SEG_DECODER, Part.SEG_HEAD}
+
+
+def test_images_without_masks_leave_no_trace_in_the_segmentation_branch():
+    """Neither by its losses nor by its batch norm, here where the encoder through which they could is frozen."""
+
+    def batches(first_step, *, pool_is_black):
+        for batch in batches_from(first_step, size=5):
+            batch.seg_labels[2:] = IGNORE_INDEX
+            if pool_is_black:
+                batch.images[2:] = 0
+            yield batch._replace(num_labelled=2)
+
+    phase = Phase("branches", SEG_BRANCH | DEPTH_BRANCH, seg=1.0, depth=1.0, images="all")
+    networks = [build_toy(dropout=0.0), build_toy(dropout=0.0)]
+    for network, is_black in zip(networks, (False, True), strict=True):
+        train(network, phase, partial(batches, pool_is_black=is_black))
+    one, other = map(snapshot, networks)
+    moved = {part for part in one if not same(one[part], other[part])}
+    assert moved == {Part.DEPTH_DECODER, Part.DEPTH_HEAD}
 
 
 def test_evaluation_between_steps_changes_nothing():

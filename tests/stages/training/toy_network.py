@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +32,9 @@ class ToyNetwork(Network):
             self.depth_head = nn.Conv2d(8, 1, 1)
         self.runs = {"seg": 0, "depth": 0}
 
-    def forward(self, images: Tensor, *, seg: bool = True, depth: bool = True) -> Outputs:
+    def forward(self, images: Tensor, *, seg: bool = True, depth: bool = True, seg_rows: int | None = None) -> Outputs:
         features = self.encoder(images)
-        seg_logits = self.seg_head(self.seg_decoder(features)) if seg else None
+        seg_logits = self.seg_head(self.seg_decoder(features[:seg_rows])) if seg else None
         estimated = self.depth_head(self.depth_decoder(features))[:, 0] if depth else None
         self.runs["seg"] += seg
         self.runs["depth"] += depth
@@ -59,11 +60,11 @@ def make_batch(step: int, *, size: int = 2, side: int = 16, with_depth: bool = T
     return PackedBatch(ids, images, labels, inverse_depth if with_depth else None)
 
 
-def batches_from(first_step: int) -> Iterator[PackedBatch]:
+def batches_from(first_step: int, **options: Any) -> Iterator[PackedBatch]:
     """Yield batches for ever, as a pure function of the step."""
     step = first_step
     while True:
-        yield make_batch(step)
+        yield make_batch(step, **options)
         step += 1
 
 
