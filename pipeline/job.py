@@ -93,7 +93,7 @@ def check_batch(num_images: int, what: str = "images") -> None:
     """Raise a UserError when the smallest batch has not one image (or what people call it) for every rank."""
     if num_images < world_size():
         raise UserError(
-            f"{world_size()} processes share every batch, but a batch here has {num_images} {what}; start at most "
+            f"{world_size()} processes share the {what} of every batch, but one batch has {num_images}; start at most "
             f"{num_images} (torchrun --nproc-per-node), or raise --batch-size, to not more than the images of the split"
         )
 

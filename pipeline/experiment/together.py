@@ -29,7 +29,7 @@ def check_ranks(plan: Plan, workspace: Workspace, device: torch.device) -> None:
     check_shared_folder(workspace.root)
     smallest = min((node.batch for node in plan.nodes.values()), key=lambda batch: min(filter(None, batch)))
     mixed = all(smallest)  # each rank has images of both kinds
-    check_batch(min(filter(None, smallest)), "images of one kind, with masks or without" if mixed else "images")
+    check_batch(min(filter(None, smallest)), "images with masks, and those without," if mixed else "images")
 
 
 def announce(name: str | None) -> None:
