@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 FEWEST_PASSES, MOST_PASSES = 5, 30
 _BUDGET_S = 15.0
-"""What all timed turns together may take where fewer of them do."""
+"""What all turns together may take where the fewest do not take more."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,10 @@ def take_turns(sides: Sequence[Callable[[], float]], passes: int | None = None, 
     found: list[list[float]] = [[] for _ in sides]
     places, turn = list(range(len(sides))), 0
     while passes is None or turn < warm_up + passes:
+        started_at = time.perf_counter()
         for place in places if turn % 2 == 0 else reversed(places):
             found[place].append(sides[place]())
         turn += 1
         if passes is None and turn >= warm_up:
-            last = sum(times[-1] for times in found)
-            passes = max(FEWEST_PASSES, min(MOST_PASSES, int(_BUDGET_S / last)))
+            passes = max(FEWEST_PASSES, min(MOST_PASSES, int(_BUDGET_S / (time.perf_counter() - started_at))))
     return Turns(tuple(tuple(times[warm_up:]) for times in found))

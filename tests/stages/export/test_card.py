@@ -1,6 +1,9 @@
 """What card and proof tell of a shipped model: costs measured in processes of their own, scores, front matter."""
 
 import json
+import time
+from functools import partial
+from threading import Thread
 
 import pytest
 import torch
@@ -9,11 +12,12 @@ from huggingface_hub import ModelCard, constants
 from data_cache.errors import UserError
 from data_cache.size_rule import ORIGINAL
 from stages.export.bench import measure_formats
+from stages.export.bench_worker import wait_until_idle
 from stages.export.card import CardFacts
 from stages.export.export import export_network
 from stages.export.hub import LicenceLink, check_repository, list_upload, push_folder, read_front_matter
 from stages.export.job import Scored
-from stages.export.turns import MOST_PASSES, take_turns
+from stages.export.turns import FEWEST_PASSES, MOST_PASSES, take_turns
 from stages.networks import build_network
 
 SIZE = (64, 96)
@@ -112,8 +116,27 @@ def test_names_of_no_repository_are_refused(name):
         check_repository(name)
 
 
-def test_turns_end_after_their_budget():
-    for seconds, passes in ((0.001, MOST_PASSES), (0.75, 10), (60.0, 5)):
-        turns = take_turns([lambda seconds=seconds: seconds, lambda seconds=seconds: seconds], warm_up=1)
+def test_turns_end_after_their_budget(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("stages.export.turns.time.perf_counter", lambda: now[0])
+
+    def side(seconds, around):
+        now[0] += seconds + around
+        return seconds
+
+    for seconds, around, passes in ((0.001, 0, MOST_PASSES), (0.5, 0.25, 10), (60.0, 0, FEWEST_PASSES)):
+        turns = take_turns([partial(side, seconds, around)] * 2, warm_up=1)
         assert turns.passes == passes and turns.ratio(0, 1).median == 1
     assert json.dumps(turns.milliseconds(0).to_json()) == '{"median": 60000.0, "low": 60000.0, "high": 60000.0}'
+
+
+def test_a_turn_ends_when_its_threads_sleep():
+    def spin():
+        ends_at = time.thread_time() + 0.1
+        while time.thread_time() < ends_at:
+            pass
+
+    spinning = Thread(target=spin)
+    spinning.start()
+    wait_until_idle()
+    assert not spinning.is_alive()
