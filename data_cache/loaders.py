@@ -24,7 +24,8 @@ from data_cache.order import steps_per_epoch
 from data_cache.ranks import own_rows, share_of, world_size
 from data_cache.sample import PackedBatch
 from data_cache.samples import EvaluationSamples, Failure, Sample, Samples, Source, TrainingSamples, check_source
-from data_cache.settings import AugmentationSettings, Size
+from data_cache.settings import AugmentationSettings
+from data_cache.size_rule import SizeRule
 
 _CPU = torch.device("cpu")
 _ORDER_STREAM, _POOL_ORDER_STREAM = 0, 5
@@ -70,7 +71,7 @@ def build_training_loader(
 def build_evaluation_loader(
     source: Source,
     *,
-    size: Size | None,
+    rule: SizeRule | None,
     batch_size: int,
     workers: int = 0,
     device: torch.device = _CPU,
@@ -80,11 +81,11 @@ def build_evaluation_loader(
 ) -> Loader:
     """Return every image of a split once, in order, unaugmented.
 
-    Labels and depth have the labels' own size whatever ``size`` is, so that scores do not depend on it. A batch holds
+    Labels and depth have the labels' own size whatever the rule is, so that scores do not depend on it. A batch holds
     up to ``batch_size`` neighbours of equal size.
 
     Args:
-        size: (height, width) the images are resized to; None leaves them as they are.
+        rule: at what size images enter; None leaves even those as they are that are too small for networks.
         device: as for training.
         together: whether the ranks of the job share the batches, which are those of one process: each gets some.
         only: indices of the images wanted; None takes all.
@@ -97,7 +98,7 @@ def build_evaluation_loader(
     chunks = [list(wanted[start : start + batch_size]) for start in range(0, len(wanted), batch_size)]
     if together:
         chunks = [chunks[place] for place in share_of(len(chunks))]
-    samples = EvaluationSamples(source, size, with_depth)
+    samples = EvaluationSamples(source, rule, with_depth)
     return Loader(samples, chunks, workers, device)
 
 

@@ -33,7 +33,8 @@ class PackedBatch(NamedTuple):
 
     image_ids: tuple[str, ...]
     images: Tensor
-    """(B, 3, H, W) uint8 RGB, channels last in memory; 0 where the canvas is empty."""
+    """(B, 3, H, W) uint8 RGB, channels last in memory; 0 where the canvas is empty. Of evaluation float32 in [0, 255]
+    where images were resized, as nothing that runs a model rounds them then."""
     seg_labels: Tensor
     """(B, H, W) uint8, class index in [0, C) or IGNORE_INDEX; of evaluation at the labels' own size."""
     inverse_depth: Tensor | None = None

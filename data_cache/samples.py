@@ -18,6 +18,7 @@ from data_cache.depth_target import compute_inverse_depth_target
 from data_cache.errors import UserError
 from data_cache.image_cache import ImageCache
 from data_cache.settings import AugmentationSettings
+from data_cache.size_rule import SizeRule
 from data_cache.split_depth import SplitDepth
 from data_cache.transforms import (
     Box,
@@ -156,21 +157,24 @@ class TrainingSamples(Samples):
 class EvaluationSamples(Samples):
     """Key: index."""
 
-    def __init__(self, source: Source, size: Size | None, with_depth: bool) -> None:
+    def __init__(self, source: Source, rule: SizeRule | None, with_depth: bool) -> None:
         super().__init__(source, with_depth)
-        self._image_size = size
+        self._rule = rule
 
     def _build(self, key: int) -> Sample:
         dataset = self._source.dataset
         image, labels = self._source.read(key)
-        whole = _whole(_size(image), _size(labels))
-        shown = _whole(_size(image), self._image_size or _size(image))
+        try:
+            shown = np.array(image if self._rule is None else self._rule.fit(image))
+        except UserError as error:
+            raise UserError(f"{dataset.describe(key)}: {error}") from error
+        whole, zoom = _whole(_size(image), _size(labels)), _whole(_size(image), _size(shown)).zoom
         return Sample(
             dataset.image_ids[key],
-            transform_image(image, shown),
+            torch.from_numpy(shown).permute(2, 0, 1),
             torch.from_numpy(np.array(labels)),
-            self._read_depth(key, _size(image), whole, shown.zoom),
-            shown.placed,
+            self._read_depth(key, _size(image), whole, zoom),
+            (0, 0, *_size(shown)),
             jitter=None,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ class SizeRule(Record):
     """How an upright image becomes the network's input; the logits are resized to the image bilinearly, then argmax."""
 
     kind: Literal["original", "fixed"] = "original"
-    """Whether images keep their own size, or are resized to one: Pillow's bilinear filter, antialiased."""
+    """Whether images keep their own size, or are resized to one."""
     input_size: tuple[_Side, _Side] | None = None
     """(height, width) of the fixed size, px."""
 
@@ -53,12 +53,17 @@ class SizeRule(Record):
             )
         return size
 
-    def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return an (H, W, 3) image at the size at which it enters."""
+    def fit(self, image: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return an (H, W, 3) image at the size at which it enters: itself, or float32 in [0, 255] where resized.
+
+        The filter is bilinear and antialiased. Nothing is rounded to bytes: Pillow, torch and onnxruntime agree on the
+        numbers, but not on how to round them, nor Pillow's versions on which axis comes first.
+        """
         height, width = self.choose_input(*image.shape[:2])
         if (height, width) == image.shape[:2]:
             return image
-        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        channels = [Image.fromarray(image[..., channel].astype(np.float32)) for channel in range(image.shape[2])]
+        return np.stack([each.resize((width, height), Image.Resampling.BILINEAR) for each in channels], axis=2)
 
 
 ORIGINAL = SizeRule()

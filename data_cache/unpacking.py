@@ -33,7 +33,7 @@ def unpack(packed: PackedBatch, normalisation: Normalisation, device: torch.devi
     assert images is not None
     assert labels is not None
     mean, std = (_upload(values, device) for values in normalisation)
-    colours = images.permute(0, 2, 3, 1).to(torch.float32).mul_(1 / 255)  # (B, H, W, 3), as it lies in memory
+    colours = images.permute(0, 2, 3, 1).to(torch.float32, copy=True).mul_(1 / 255)  # (B, H, W, 3), as it lies
     if jitter is not None:
         _jitter(colours, jitter, _compute_mean_grey(images, placed))
     colours.sub_(mean).div_(std)

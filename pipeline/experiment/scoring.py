@@ -22,13 +22,14 @@ from pipeline.experiment.config import RunConfig
 from pipeline.experiment.devices import choose_device, choose_workers
 from pipeline.experiment.facts import inspect_reported
 from pipeline.experiment.keys import evaluation_key
-from pipeline.experiment.models import check_classes, open_run
+from pipeline.experiment.models import check_classes, find_size_rule, open_run
 from pipeline.experiment.reading import Reported
 from pipeline.session import Session
 from stages.comparison.record import RUN_FILE
 from stages.evaluation.evaluate import Evaluation, OnPredictions, evaluate
 from stages.evaluation.panels import PanelCollector, spread_over, write_panels
 from stages.evaluation.settings import EVALUATION_VERSION
+from stages.evaluation.tiling import TiledNetwork
 from stages.networks import count_parameters
 from stages.networks.interface import Normalisation
 
@@ -136,7 +137,7 @@ def evaluate_split(
     """
     batches = build_evaluation_loader(
         Source(dataset, store, config.depth.target),
-        size=config.data.crop if config.evaluation.size == "recipe" else None,
+        rule=None if isinstance(network, TiledNetwork) else find_size_rule(config),  # tiles are cut at any size
         batch_size=config.evaluation.batch_size,
         workers=choose_workers(config.data.workers, device),
         device=device,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -83,7 +84,7 @@ class PanelCollector:
         target = None if batch.inverse_depth is None else batch.inverse_depth[index].float().numpy()
         return PanelItem(  # of copies, or the whole batch would stay in memory
             batch.image_ids[index],
-            batch.images[index].permute(1, 2, 0).numpy().copy(),
+            batch.images[index].permute(1, 2, 0).round().to(torch.uint8).numpy().copy(),
             batch.seg_labels[index].numpy().copy(),
             predictions[index].cpu().numpy().copy(),
             None if target is None else np.nan_to_num(target, nan=0.0),

@@ -107,11 +107,12 @@ class Segmenter:
         """Return what the network says of an (H, W, 3) image."""
         height, width = image.shape[:2]
         network = self.network
+        entering: NDArray[Any] = image
         if self.tile is not None and max(height, width) > self.tile:
             network = TiledNetwork(network, tile=self.tile, margin=self.margin)
         else:
-            image = self.size_rule.fit(image)
-        pixels = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0).to(self.device)
+            entering = self.size_rule.fit(image)
+        pixels = torch.from_numpy(entering).permute(2, 0, 1).unsqueeze(0).to(self.device)
         with torch.inference_mode():
             predicted = predict(
                 network, pixels, (height, width), precision=self.precision, depth=self.depth,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from data_cache.settings import LARGEST_BATCH, Decides, Section, setting
 
-EVALUATION_VERSION = 2
+EVALUATION_VERSION = 3
 """Raised by hand when a metric is added or repaired, so that older runs are scored anew from their weights."""
 
 

@@ -121,16 +121,18 @@ def show_usage(usage: Usage, preprocess: Mapping[str, Any], takes_bytes: bool) -
         preprocess: content of preprocess.json.
         takes_bytes: whether the format takes the image as it is.
     """
-    size = None if takes_bytes else preprocess["size_rule"]["input_size"]
-    resized = f".resize(({size[1]}, {size[0]}), Image.Resampling.BILINEAR)" if size else ""
+    size, pixels = preprocess["size_rule"]["input_size"], "photo"
+    if size is not None:
+        resized = f'band.convert("F").resize(({size[1]}, {size[0]}), Image.Resampling.BILINEAR)'
+        pixels = f"numpy.stack([{resized} for band in photo.split()], 2)"
     lines = [
         f"import numpy, {usage.imports}",
         "from PIL import Image, ImageOps",
-        f'photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB"){resized}',
+        'photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")',
     ]
     if not takes_bytes:
         mean, std = (list(preprocess[name]) for name in ("mean", "std"))
-        normalised = f"((numpy.asarray(photo) / 255 - {mean}) / {std})"
+        normalised = f"((numpy.asarray({pixels}) / 255 - {mean}) / {std})"
         lines.append(f'images = {normalised}.transpose(2, 0, 1)[None].astype("float32", order="C")')
     return [*lines, f"labels = {usage.labels}"]
 

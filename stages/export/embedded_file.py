@@ -23,32 +23,20 @@ LABELS_NAME = "labels"
 
 _BEFORE = """
 before (uint8[1, image_height, image_width, 3] image) => (float[1, 3, height, width] images)
-<int64 nothing = {{0}}, int64[2] one_of_three_channels = {{1, 3}}, float white = {{255}},
+<int64[2] one_of_three_channels = {{1, 3}}, float white = {{255}},
  float[1, 3, 1, 1] mean = {{{mean}}}, float[1, 3, 1, 1] std = {{{std}}}, {constants}> {{
   image_size = Shape <start = 1, end = 3> (image)
   {entering}
-  all_rows, all_columns = Split <num_outputs = 2> (image_size)
-  some_rows, some_columns = Split <num_outputs = 2> (entering_size)
-  fewer_rows = Sub (all_rows, some_rows)
-  column_change = Sub (all_columns, some_columns)
-  fewer_columns = Max (column_change, nothing)
-  twice_as_many = Add (fewer_columns, fewer_columns)
-  rows_first = Greater (fewer_rows, twice_as_many)
-  rows_between = Where (rows_first, some_rows, all_rows)
-  columns_between = Where (rows_first, all_columns, some_columns)
-  shape_between = Concat <axis = 0> (one_of_three_channels, rows_between, columns_between)
   entering_shape = Concat <axis = 0> (one_of_three_channels, entering_size)
   channels_first = Transpose <perm = [0, 3, 1, 2]> (image)
-  half_done = Resize <mode = "linear", antialias = 1, exclude_outside = 1> (channels_first, , , shape_between)
-  resized = Resize <mode = "linear", antialias = 1, exclude_outside = 1> (half_done, , , entering_shape)
-  pixels = Cast <to = 1> (resized)
-  in_range = Div (pixels, white)
+  pixels = Cast <to = 1> (channels_first)
+  resized = Resize <mode = "linear", antialias = 1, exclude_outside = 1> (pixels, , , entering_shape)
+  in_range = Div (resized, white)
   centred = Sub (in_range, mean)
   images = Div (centred, std)
 }}
 """
-"""Bytes to normalised images. Like Pillow, an axis at a time and rounded in between: rows first where these become
-fewer by more than twice as many as columns do (Pillow 13; never before). Some bytes differ from Pillow's by 1."""
+"""Bytes to normalised images; like ``SizeRule.fit`` it resizes numbers, not bytes, which others round otherwise."""
 _ENLARGE_SMALL = """
   shortest = ReduceMin <keepdims = 0> (image_size)
   short = Min (shortest, smallest)

@@ -43,7 +43,7 @@ from stages.export.safetensors_file import OpensWithSmp
 from stages.networks import segmentation_only, strip_depth
 from stages.networks.interface import Network
 
-EXPORT_VERSION = 3
+EXPORT_VERSION = 4
 """Raise it when the written files change their meaning; finished exports are then written anew."""
 
 CARD_FILE = "README.md"

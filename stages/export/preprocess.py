@@ -77,13 +77,14 @@ def describe_preprocess(
     normalisation: Normalisation, rule: SizeRule, *, class_names: Sequence[str], palette: Palette
 ) -> dict[str, Any]:
     """Return the content of preprocess.json."""
+    filtered = "as float32 by Pillow's BILINEAR filter (antialiased), not rounded,"
     size_rule = rule.model_dump(mode="json") | {
         "smallest_side_px": SMALLEST_INPUT_PX,
         "orientation": "turn the image upright by its EXIF orientation first",
-        "resize": "to input_size by Pillow's BILINEAR filter (antialiased)"
+        "resize": f"to input_size {filtered}"
         if rule.input_size
-        else f"none; an image with a side below {SMALLEST_INPUT_PX} px is enlarged by Pillow's BILINEAR filter until "
-        f"that side has {SMALLEST_INPUT_PX}",
+        else f"none; an image with a side below {SMALLEST_INPUT_PX} px is enlarged {filtered} until that side has "
+        f"{SMALLEST_INPUT_PX}",
         "answer": "resize the logits to the upright image's size bilinearly (half-pixel centres, no antialiasing), "
         "then take the class of the largest",
     }

@@ -84,7 +84,8 @@ def fit(image: np.ndarray, rule: dict[str, Any]) -> np.ndarray:
     size = rule["input_size"] or (round(height * enlarge), round(width * enlarge))
     if tuple(size) == (height, width):
         return image
-    return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    channels = [Image.fromarray(image[..., channel].astype(np.float32)) for channel in range(3)]  # not rounded to bytes
+    return np.stack([each.resize((size[1], size[0]), Image.Resampling.BILINEAR) for each in channels], axis=2)
 
 
 def label(run: Run, image: np.ndarray, preprocess: dict[str, Any]) -> np.ndarray:

@@ -24,6 +24,7 @@ from data_cache.order import steps_per_epoch
 from data_cache.sample import IGNORE_INDEX, DepthKind
 from data_cache.samples import Source
 from data_cache.settings import AugmentationSettings
+from data_cache.size_rule import fixed_size
 from data_cache.split_depth import match_depth
 
 AUGMENTATION = AugmentationSettings(crop=(32, 40), scale=(0.5, 2.0), flip=0.5, jitter=0.4)
@@ -269,9 +270,9 @@ def test_training_sees_what_evaluation_sees_but_for_rounding(source):
         assert_same([batch], [exact._replace(inverse_depth=exact.inverse_depth.half())])
 
 
-def evaluate_all(source, size=None, **changes):
+def evaluate_all(source, rule=None, **changes):
     options = {"batch_size": 3, "with_depth": True}
-    return list(build_evaluation_loader(source, size=size, **options | changes))
+    return list(build_evaluation_loader(source, rule=rule, **options | changes))
 
 
 MIXED = ((40, 60),) * 2 + ((50, 44),) * 3 + ((40, 60),)
@@ -300,8 +301,11 @@ def test_evaluation_sees_every_image_once_at_its_own_size(tmp_path, workers):
 
 def test_evaluation_resizes_images_and_leaves_labels(tmp_path):
     source = build_source(tmp_path / "depth", Ramps(MIXED))
-    batches = evaluate_all(source, size=(32, 48))
+    batches = evaluate_all(source, rule=fixed_size((32, 48)))
     assert [tuple(batch.images.shape[2:]) for batch in batches] == [(32, 48)] * 4
+    entered = fixed_size((32, 48)).fit(source.dataset.read_image(1))
+    np.testing.assert_array_equal(batches[0].images[1].permute(1, 2, 0), entered)
+    assert (entered % 1).any()
     assert [tuple(batch.seg_labels.shape[1:]) for batch in batches] == [(40, 60), (50, 44), (50, 44), (40, 60)]
     assert [tuple(batch.inverse_depth.shape[1:]) for batch in batches] == [(40, 60), (50, 44), (50, 44), (40, 60)]
 

@@ -98,7 +98,7 @@ def score(place: Path, name: str) -> dict[str, Any]:
 
         evaluation = evaluate(
             network,
-            build_evaluation_loader(source, size=None, batch_size=BATCH, with_depth=True, together=together),
+            build_evaluation_loader(source, rule=None, batch_size=BATCH, with_depth=True, together=together),
             normalisation=network.normalisation,
             num_classes=len(dataset.classes),
             class_names=dataset.classes,

@@ -13,9 +13,12 @@ from PIL import Image
 
 from data_cache.depth_target import TARGET_MODES
 from data_cache.errors import UserError
+from data_cache.loaders import build_evaluation_loader
 from data_cache.outputs import Inputs, OutputFolder, open_output
 from data_cache.sample import PackedBatch
-from data_cache.size_rule import fixed_size
+from data_cache.samples import Source
+from data_cache.size_rule import ORIGINAL, fixed_size
+from stages.evaluation.evaluate import evaluate
 from stages.evaluation.predict import (
     DEPTH_MEANINGS,
     Predictions,
@@ -71,6 +74,39 @@ def test_label_map_has_the_images_size_and_ids(tmp_path, options, size):
     assert ids.shape == size
     assert (ids == expected).mean() > 0.85  # resizing blurs the one edge
     assert np.array(Image.open(tmp_path / "out/overlays/a.png")).shape == (*size, 3)
+
+
+class Noise:
+    """A dataset in memory whose images have unlike sizes."""
+
+    name, split, image_ids, sizes = "noise", "val", ("a", "b", "c"), ((80, 100), (30, 200), (41, 44))
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def describe(self, index):
+        return self.image_ids[index]
+
+    def read_pair(self, index):
+        image = np.random.default_rng(index).integers(0, 256, (*self.sizes[index], 3), dtype=np.uint8)
+        return image, (image[..., 0] > 99).astype(np.uint8)
+
+
+@pytest.mark.parametrize("rule", [ORIGINAL, fixed_size((64, 96))], ids=str)
+def test_what_is_scored_is_what_is_predicted(rule):
+    """Also of images too small for networks, which are enlarged, and of those that are resized to one size."""
+    source, found = Source(Noise(), None), {}
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(3, 2, 5, padding=2).eval()
+    evaluate(
+        network,
+        build_evaluation_loader(source, rule=rule, batch_size=2, with_depth=False),
+        normalisation=PLAIN, num_classes=2, class_names=NAMES,
+        on_predictions=lambda batch, labels, _: found.update(zip(batch.image_ids, labels.numpy(), strict=True)),
+    )  # fmt: skip
+    segmenter = Segmenter(network, PLAIN, size_rule=rule)
+    for index, image_id in enumerate(Noise.image_ids):
+        np.testing.assert_array_equal(found[image_id], segmenter.segment(source.read(index)[0]).labels)
 
 
 def test_written_files_are_returned_and_the_ids_explained(tmp_path):

@@ -123,7 +123,7 @@ def test_cityscapes_own_evaluator_gives_the_same_on_exported_images(tmp_path, mo
         writer = PredictionWriter(output, dataset.image_ids, official_ids=dataset.prediction_ids)
         evaluation = evaluate(
             lambda images: torch.nn.functional.conv2d(images, channels),
-            build_evaluation_loader(Source(dataset, None, "robust"), size=None, batch_size=2, with_depth=False),
+            build_evaluation_loader(Source(dataset, None, "robust"), rule=None, batch_size=2, with_depth=False),
             normalisation=((0.5,) * 3, (0.5,) * 3),
             num_classes=len(dataset.classes),
             class_names=dataset.classes,

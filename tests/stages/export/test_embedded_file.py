@@ -80,7 +80,7 @@ def test_it_labels_as_predict_does_at_any_size(folder: Path, network: nn.Module,
         image = draw(*size)
         labels, expected = label(image), segmenter.segment(image).labels
         assert labels.dtype == np.uint8 and labels.shape == size
-        assert (labels == expected).mean() >= 0.999, size
+        assert (labels == expected).mean() >= 0.9998, size
 
 
 def test_the_file_says_of_itself_what_its_labels_mean(folder: Path, rule: SizeRule) -> None:
