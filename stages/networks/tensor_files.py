@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_cache.content import ContentHashes
 from data_cache.errors import UserError
+from data_cache.leftovers import name_temporary
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -31,6 +32,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
             raise
         number = int(found[1])
         raise OSError(number, os.strerror(number), str(path)) from problem
+    give_usual_mode(path)
+
+
+def give_usual_mode(path: Path) -> None:
+    """Give a file the mode of any new one: safetensors 0.8 makes its files for their owner alone."""
+    new = name_temporary(path)
+    new.touch()
+    try:
+        path.chmod(new.stat().st_mode)
+    finally:
+        new.unlink()
 
 
 def read_tensors(path: Path, remedy: str, content: str | None = None) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from data_cache.errors import Notice, UserError, is_out_of_memory
-from stages.networks.tensor_files import check_trained, parse_tensors
+from stages.networks.tensor_files import check_trained, give_usual_mode, parse_tensors
 from stages.pseudo_depth.model_folder import CONFIG_FILE, read_config, read_known_config
 from stages.pseudo_depth.weight_files import FETCH_AGAIN, SHARD_INDEX, WEIGHTS_FILE, find_weights, read_shard_map
 
@@ -182,6 +182,7 @@ def write_network(network: nn.Module, folder: Path, *, dtype: torch.dtype = torc
     network = copy.deepcopy(network).to("cpu", dtype).to(memory_format=torch.contiguous_format)
     with _quiet_transformers():
         network.save_pretrained(folder)  # type: ignore[operator]  # transformers models have it, nn.Module does not
+    give_usual_mode(folder / WEIGHTS_FILE)
 
 
 def build_small_network(size: Mapping[str, Any], *, seed: int) -> nn.Module:
