@@ -20,17 +20,29 @@ _METADATA = "preprocess"
 """Method of the program that returns the content of preprocess.json."""
 
 
+def check(_job: ExportJob) -> None:
+    """Import what writes programs, which it does with some versions of torch alone.
+
+    Raises:
+        UserError: not with this one.
+    """
+    with quiet_libraries():
+        try:
+            import executorch.backends.xnnpack.partition.xnnpack_partitioner
+            import executorch.exir  # noqa: F401
+        except (ImportError, AttributeError) as error:
+            raise _does_not_fit(error) from error
+
+
 def write(job: ExportJob) -> dict[str, Any]:
     """Write model.pte, which takes one image at a time."""
     largest = choose_largest_px(job.input_size)
     sides = {2: "height", 3: "width"} if job.dynamic else {}
     axes = {axis: torch.export.Dim(name, min=SMALLEST_INPUT_PX, max=largest) for axis, name in sides.items()}
     with quiet_libraries():
-        try:
-            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-            from executorch.exir import to_edge_transform_and_lower
-        except (ImportError, AttributeError) as error:
-            raise _does_not_fit(error) from error
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
         try:
             program = torch.export.export(
                 job.build_portable(),

@@ -163,15 +163,19 @@ def export_network(
             return finished
         _check_disk(stripped, out, len(formats))
         folder = stack.enter_context(replace_folder(place, _list_files(formats, records or {}), _list_own))
-        folded = fold_batchnorm(segmentation_only(stripped), torch.zeros(1, 3, *input_size)) if fold else None
         draft = ExportJob(
             stripped, folder, input_size, ORIGINAL, opset, {}, samples, max_drop=max_drop, force=force,
-            folded=folded and folded.module, score_labels=score_labels,
+            score_labels=score_labels,
         )  # fmt: skip
         describe = partial(describe_preprocess, stripped.normalisation, class_names=class_names, palette=palette)
         jobs = [
             _obey_rule(draft, rule, describe(rule), calibration, score) for rule in _list_rules(input_size, dynamic)
         ]
+        for name in formats:
+            if check := getattr(EXPORT_FORMATS[name].load(), "check", None):
+                check(jobs[0])
+        folded = fold_batchnorm(segmentation_only(stripped), torch.zeros(1, 3, *input_size)) if fold else None
+        jobs = [replace(job, folded=folded and folded.module) for job in jobs]
         prove = partial(compute_proof, full, passes=latency_repeats, benchmark=benchmark)
         job, proof = _write_by_first_rule(jobs, formats, prove, info)
         if folded is not None:

@@ -49,7 +49,8 @@ class FormatModule(Protocol):
     """What the module of a format has.
 
     Where one file says everything, the module has ``open_file(path)``, too, and ``read_metadata(path)``, which returns
-    the content of preprocess.json that the writer put into the file ({} where there is none).
+    the content of preprocess.json that the writer put into the file ({} where there is none). Where more must be there
+    than packages, it has ``check(job)``, which raises UserError before anything is computed.
     """
 
     def write(self, job: ExportJob) -> dict[str, Any]:

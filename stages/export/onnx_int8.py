@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.export import onnx_file
 from stages.export.formats import ONNX_FILE, ONNX_INT8_FILE
 from stages.export.job import ExportJob, SegmentationFunction
-from stages.export.quantisation import judge, quantise
+from stages.export.quantisation import check_images, judge, quantise
 
 if TYPE_CHECKING:
     import onnx
 
 NAME = "onnx-int8"
 LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+
+
+check = partial(check_images, NAME)
 
 
 def write(job: ExportJob) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from stages.export import openvino_file
 from stages.export.formats import ONNX_FILE, OPENVINO_FILE, OPENVINO_INT8_FILE
 from stages.export.job import ExportJob, SegmentationFunction
 from stages.export.onnx_int8 import name_layers
-from stages.export.quantisation import judge, quantise
+from stages.export.quantisation import check_images, judge, quantise
 
 if TYPE_CHECKING:
     import openvino
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 NAME = "openvino-int8"
 BETWEEN = ("Convert", "Subtract", "Multiply", "Reshape", "Transpose")
 """Nodes between weights of 8 bits and the layer that they belong to."""
+
+
+check = partial(check_images, NAME)
 
 
 def write(job: ExportJob) -> dict[str, Any]:

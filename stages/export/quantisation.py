@@ -28,6 +28,24 @@ class Quantised(NamedTuple):
     float_score: float
 
 
+def check_images(name: str, job: ExportJob) -> None:
+    """Look whether there is what a format is calibrated on and judged by, before work is spent on the others.
+
+    Raises:
+        UserError: there is not.
+    """
+    if job.calibration is None or job.score is None:
+        raise UserError(
+            f"format {name!r} is calibrated on training images and judged on val, which were not given; give them, or "
+            f"leave {name!r} out of the formats"
+        )
+    if next(job.calibration(), None) is None:
+        raise UserError(
+            f"format {name!r} is calibrated on training images of the run's own dataset, and there are none; add some, "
+            f"or leave {name!r} out of the formats"
+        )
+
+
 def quantise(name: str, job: ExportJob, graph: Any, open_prepared: Callable[[Any], SegmentationFunction]) -> Quantised:
     """Return a graph with weights and activations of 8 bits, as far as the score allows.
 
@@ -38,21 +56,12 @@ def quantise(name: str, job: ExportJob, graph: Any, open_prepared: Callable[[Any
         open_prepared: makes a function of what NNCF prepares of such a graph to run it.
 
     Raises:
-        UserError: there is no image to calibrate on, or NNCF cannot quantise the graph.
+        UserError: NNCF cannot quantise the graph.
     """
-    if job.calibration is None or job.score is None:
-        raise UserError(
-            f"format {name!r} is calibrated on training images and judged on val, which were not given; give them, or "
-            f"leave {name!r} out of the formats"
-        )
+    assert job.calibration is not None and job.score is not None
     score, images = job.score, _Again(job.calibration)
     nncf = _import_nncf()
     num_images = sum(1 for _ in images)
-    if num_images == 0:
-        raise UserError(
-            f"format {name!r} is calibrated on training images of the run's own dataset, and there are none; add some, "
-            f"or leave {name!r} out of the formats"
-        )
     step = -(-num_images // RANKING_IMAGES)
     ranking = _Ranking(list(itertools.islice(images, None, None, step)), score, open_prepared)
     try:

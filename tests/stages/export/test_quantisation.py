@@ -16,7 +16,7 @@ from stages.export.card import CardFacts, render_card
 from stages.export.export import export_network
 from stages.export.formats import EXPORT_FORMATS, Requirement, parse_formats
 from stages.export.job import ExportJob, ProofImage
-from stages.export.quantisation import judge, quantise
+from stages.export.quantisation import judge
 from stages.networks import build_network, segmentation_only, strip_depth
 from tests.stages.export.tiny_network import build_tiny, registered
 
@@ -166,12 +166,16 @@ def test_above_the_limit_nothing_is_published_unless_it_is_forced(network):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"calibration": lambda: iter(())}, "there are none; add some, or leave"), ({"score": None}, "were not given")],
+    [({"calibration": lambda _: iter(())}, "there are none; add some, or leave"), ({"score": None}, "were not given")],
     ids=("no images", "no score"),
 )
-def test_8_bits_need_images_to_calibrate_on_and_a_score(network, options, message):
-    with pytest.raises(UserError, match=message):
-        quantise("onnx-int8", make_job(network, **options), None, None)
+def test_8_bits_need_images_to_calibrate_on_and_a_score_before_anything_is_computed(
+    network, tmp_path, options, message
+):
+    done = []
+    with pytest.raises(UserError, match=f"'onnx-int8' is .*{message}"):
+        export(network, tmp_path / "out", progress=done.append, **options)
+    assert not done and not (tmp_path / "out").exists()
 
 
 def test_a_missing_extra_is_named_with_its_install_line(monkeypatch):
