@@ -63,7 +63,8 @@ class SizeRule(Record):
         if (height, width) == image.shape[:2]:
             return image
         channels = [Image.fromarray(image[..., channel].astype(np.float32)) for channel in range(image.shape[2])]
-        return np.stack([each.resize((width, height), Image.Resampling.BILINEAR) for each in channels], axis=2)
+        resized = [each.resize((width, height), Image.Resampling.BILINEAR) for each in channels]
+        return np.stack([np.asarray(each) for each in resized], axis=2)
 
 
 ORIGINAL = SizeRule()

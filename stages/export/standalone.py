@@ -85,7 +85,8 @@ def fit(image: np.ndarray, rule: dict[str, Any]) -> np.ndarray:
     if tuple(size) == (height, width):
         return image
     channels = [Image.fromarray(image[..., channel].astype(np.float32)) for channel in range(3)]  # not rounded to bytes
-    return np.stack([each.resize((size[1], size[0]), Image.Resampling.BILINEAR) for each in channels], axis=2)
+    resized = [each.resize((size[1], size[0]), Image.Resampling.BILINEAR) for each in channels]
+    return np.stack([np.asarray(each) for each in resized], axis=2)
 
 
 def label(run: Run, image: np.ndarray, preprocess: dict[str, Any]) -> np.ndarray:
