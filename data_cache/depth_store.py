@@ -29,7 +29,7 @@ from data_cache.depth_file import (
 from data_cache.depth_map import DepthMap, MapRecord, Provenance, label_command
 from data_cache.errors import UserError
 from data_cache.map_facts import MapFacts
-from data_cache.store_folder import INDEX, folder_name, list_store_files, matching_folders
+from data_cache.store_folder import INDEX, dataset_folder, folder_name, list_store_files, matching_folders
 
 _OPEN_FILES = 12
 """Shards a reader keeps open; more cost memory in every worker."""
@@ -245,11 +245,13 @@ def find_store(
     if len(found) > 1:
         raise UserError(
             f"{len(found)} depth stores fit {dataset} {split} by {estimator}: {', '.join(f.name for f in found)} in "
-            f"{depth_root / dataset}; they differ in settings of the estimator. Remove those that are not meant"
+            f"{dataset_folder(depth_root, dataset)}; they differ in settings of the estimator. Remove those that are "
+            "not meant"
         )
     return found[0]
 
 
 def store_folder(depth_root: Path, provenance: Provenance) -> Path:
     """Return where the store of that provenance belongs: ``<dataset>/<split>-<estimator>-<hash8>``."""
-    return depth_root / provenance.dataset / folder_name(provenance.split, provenance.estimator, provenance.key())
+    parent = dataset_folder(depth_root, provenance.dataset)
+    return parent / folder_name(provenance.split, provenance.estimator, provenance.key())

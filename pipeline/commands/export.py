@@ -277,7 +277,7 @@ def _describe_origin(model: Model) -> CardFacts:
 
 def _licences(record: TrainedRun, config: RunConfig) -> list[LicenceLink]:
     """List what the weights were made from, the depth teacher first."""
-    from data_cache.datasets import DATASETS
+    from data_cache.datasets import find_dataset
     from stages.export.hub import LicenceLink
     from stages.pseudo_depth.aliases import ESTIMATORS
 
@@ -297,7 +297,7 @@ def _licences(record: TrainedRun, config: RunConfig) -> list[LicenceLink]:
     if weights != "none":
         note = "see the encoder's publisher (timm, torchvision)" if weights == "imagenet" else "a local file"
         links.append(LicenceLink("encoder weights", str(weights), "unknown", note=note))
-    data = DATASETS[config.data.dataset].licence
+    data = find_dataset(config.data.dataset).licence
     links.append(
         LicenceLink("training images", record.dataset, data.name, note=data.note, noncommercial=data.noncommercial)
     )

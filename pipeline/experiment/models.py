@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from data_cache.errors import UserError, is_out_of_memory, say_reason
+from data_cache.errors import Notice, UserError, is_out_of_memory, say_reason
+from data_cache.plugins import CODE
 from data_cache.size_rule import ORIGINAL, SizeRule, fixed_size
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.nodes import check_inside, load_node
@@ -25,7 +27,7 @@ from stages.export.formats import (
     check_formats,
     find_format,
 )
-from stages.networks import build_without_weights
+from stages.networks import build_without_weights, identify_code
 from stages.networks.interface import Network, Normalisation
 
 if TYPE_CHECKING:
@@ -105,6 +107,7 @@ def open_run(folder: Path, device: torch.device) -> Model:
     """
     record = read_trained(folder)
     config = restore_config(record)
+    check_plugin(record, config)
     network = build_untrained(config, len(record.classes))
     node = Workspace(folder.resolve().parent.parent).node(record.nodes[-1])  # beside it, wherever it lies
     check_inside(node, folder / RUN_FILE)
@@ -167,6 +170,8 @@ def _open_export(folder: Path, device: torch.device, format: str) -> Model:
             f"{folder / PREPROCESS_FILE} and {folder / ORIGIN_FILE} name other classes; export the run again"
         )
     config = restore_config(record)
+    if format == "safetensors":
+        check_plugin(record, config)
     rule = preprocess.rule
     if rule is None:
         if format != "safetensors":
@@ -292,6 +297,28 @@ def restore_config(record: RunFile) -> RunConfig:
         UserError: it is no recipe.
     """
     return RunConfig().changed(record.config, f"run.json of {record.name}")
+
+
+def check_plugin(record: TrainedRun, config: RunConfig) -> None:
+    """Say where a run's network is somebody's code that has changed since; its weights are then read by other code.
+
+    Raises:
+        UserError: that code cannot be imported here.
+    """
+    trained = record.identity.settings.get(f"network.{CODE}")
+    if trained is None:
+        return
+    try:
+        now = identify_code(config.network.name)
+    except UserError as problem:
+        raise UserError(f"run {record.run} was trained with code that is not part of this program: {problem}") from None
+    if now != trained:
+        warnings.warn(
+            f"the code of network {config.network.name!r} has changed since run {record.run} was trained, so that its "
+            "weights may answer otherwise than they were scored; train anew, or put the code back",
+            Notice,
+            stacklevel=2,
+        )
 
 
 def build_untrained(config: RunConfig, num_classes: int) -> Any:
