@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from data_cache.depth_file import (
     MapFile,
@@ -123,6 +126,20 @@ class DepthStore:
         with explaining_damage(self.folder / INDEX):
             indexed = read_links(files.index) if files.index else {}
         return tuple(sorted(files.loose.keys() | indexed.keys()))
+
+    def __getitem__(self, image_id: str) -> NDArray[np.float32]:
+        """Return the (h, w) depth of an image at the estimator's resolution, in the unit that ``provenance`` names.
+
+        Raises:
+            UserError: as ``read``, which returns the map with its statistics and the size of its image.
+        """
+        return self.read(image_id).raw
+
+    def __contains__(self, image_id: object) -> bool:
+        return isinstance(image_id, str) and self._open().find(image_id) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.image_ids)
 
     def __len__(self) -> int:
         files = self._open()

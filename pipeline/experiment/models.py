@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_cache.errors import Notice, UserError, is_out_of_memory, say_reason
+from data_cache.images import read_image
 from data_cache.plugins import CODE
 from data_cache.size_rule import ORIGINAL, SizeRule, fixed_size
 from pipeline.experiment.config import RunConfig
@@ -18,6 +23,9 @@ from pipeline.experiment.nodes import check_inside, load_node
 from pipeline.session import Session
 from pipeline.workspace import Workspace
 from stages.comparison.record import RUN_FILE, RunFile, TrainedRun, read_run
+from stages.evaluation.forward import evaluation_mode
+from stages.evaluation.predict import Prediction, Segmenter
+from stages.evaluation.tiling import DEFAULT_MARGIN_PX
 from stages.export.formats import (
     CONFIG_FILE,
     EXPORT_FORMATS,
@@ -32,6 +40,7 @@ from stages.networks.interface import Network, Normalisation
 
 if TYPE_CHECKING:
     from data_cache.datasets.interface import SegmentationDataset
+    from stages.evaluation.views import View
     from stages.export.job import SegmentationFunction
 
 
@@ -59,6 +68,75 @@ class Model:
     """Of an export; None of a run."""
     content: str = ""
     """Hash of that file; not told of an export."""
+    device: torch.device | str = "cpu"
+    """Where ``network`` takes its images."""
+
+    def predict(
+        self,
+        image: str | os.PathLike[str] | NDArray[np.uint8],
+        *,
+        probabilities: bool = True,
+        depth: bool | None = None,
+        tile: int | None = None,
+        margin: int = DEFAULT_MARGIN_PX,
+        tta: str | None = None,
+    ) -> Prediction:
+        """Return what the model says of one image.
+
+        Args:
+            image: a file, read as training reads it, or (H, W, 3) uint8 RGB.
+            probabilities: whether to return those of all classes, which take C bytes a pixel.
+            depth: whether to run the depth branch; None does where there is one that has learnt.
+            tile: side of the tiles that a larger image is cut into, px; None takes it whole.
+            margin: what the network sees around a tile, px.
+            tta: ``flip``, ``scales`` or both with a comma: the mean over these views.
+
+        Returns:
+            ``labels`` (H, W) uint8 class indices, places in ``class_names``; ``probabilities`` (C, H, W) uint8, 255 is
+            certain; ``depth`` (H, W) float32 in the units of ``config.depth.target``; all at the image's own size.
+
+        Raises:
+            UserError: the image cannot be read, or the model cannot do what is asked for.
+        """
+        from stages.evaluation.views import choose_views
+
+        learnt = self.has_depth and self.config.build_schedule().needs_depth
+        if depth and not learnt:
+            raise UserError(f"{self.folder} has no depth branch that has learnt anything; ask for none")
+        pixels = read_image(Path(image)).pixels if isinstance(image, str | os.PathLike) else np.asarray(image)
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            raise UserError(f"an image is (H, W, 3) uint8 RGB; found {pixels.shape} {pixels.dtype}")
+        segmenter = build_segmenter(
+            self,
+            tile=tile,
+            margin=margin,
+            views=choose_views(tta),
+            depth=learnt if depth is None else depth,
+            probabilities=probabilities,
+        )
+        with evaluation_mode(self.network):
+            return segmenter.segment(pixels)
+
+
+def build_segmenter(
+    model: Model, *, tile: int | None, margin: int, views: Sequence[View], depth: bool, probabilities: bool
+) -> Segmenter:
+    """Return what labels images with a model; arguments as of ``Segmenter``.
+
+    Raises:
+        UserError: it cannot be run in tiles or views.
+    """
+    one_size = model.format not in (None, "safetensors") and model.size_rule.kind == "fixed"
+    if one_size and any(view.scale != 1 for view in views):
+        raise UserError(
+            f"--tta scales: {model.weights} takes {model.size_rule} and no others; drop it, or predict with "
+            "--format safetensors"
+        )
+    rule = ORIGINAL if tile is not None and model.format is None else model.size_rule
+    return Segmenter(
+        model.network, model.normalisation, model.device, size_rule=rule, tile=tile, margin=margin, views=views,
+        depth=depth, probabilities=probabilities,
+    )  # fmt: skip
 
 
 def open_model(
@@ -124,6 +202,7 @@ def open_run(folder: Path, device: torch.device) -> Model:
         class_names=record.classes,
         palette=record.palette,
         config=config,
+        device=device,
         has_depth=True,
         folder=folder,
         weights=node.weights,
@@ -195,6 +274,7 @@ def _open_export(folder: Path, device: torch.device, format: str) -> Model:
         class_names=record.classes,
         palette=record.palette,
         config=obey_rule(config, rule),
+        device=device,
         has_depth=False,
         folder=folder,
         weights=folder / (WEIGHTS_FILE if format == "safetensors" else names[0]),

@@ -165,29 +165,47 @@ def render_markdown(table: Table) -> str:
     return "\n".join([markdown_text(describe_common(table)), "", *lines, "", *notes])
 
 
-def render_csv(table: Table) -> str:
-    """Return one line per row with every column, always the same ones; numbers are not rounded, absent ones empty."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        ["name", "label", *FACTS, "baseline", "seeds", "num_seeds", "total_steps"]
-        + ["images_labelled", "images_unlabelled", "parameters"]
-        + [f"{metric}{part}" for metric in METRICS for part in ("", "_ci95", "_diff", "_diff_ci95", "_diff_p")]
-        + [f"{HEADLINE}_diff_{part}" for part in ("holm", "images_low", "images_high")]
-        + [f"paper_{column}" for column in PAPER_COLUMNS]
-    )
+def list_records(table: Table) -> list[dict[str, str | int | float | None]]:
+    """Return one flat record per row with every column, always the same ones; numbers are not rounded.
+
+    ``<metric>`` is the mean over seeds, ``_ci95`` half its 95 % interval, ``_diff`` the paired difference to the row
+    ``baseline`` with its own half interval and p; shares are in [0, 1]. None where there is none: intervals take seeds.
+    """
+    records = []
     for label, row in table.labelled:
-        words = (row.name, label, *(row.fact(fact) for fact in FACTS), row.baseline or "")
-        cells: list[object] = [*map(csv_text, words), " ".join(map(str, row.seeds)), len(row.seeds)]
         seen = row.images_seen or {}
-        cells += [row.total_steps, seen.get("labelled"), seen.get("unlabelled"), row.first.parameters]
+        record: dict[str, str | int | float | None] = {
+            "name": row.name,
+            "label": label,
+            **{fact: row.fact(fact) for fact in FACTS},
+            "baseline": row.baseline,
+            "seeds": " ".join(map(str, row.seeds)),
+            "num_seeds": len(row.seeds),
+            "total_steps": row.total_steps,
+            "images_labelled": seen.get("labelled"),
+            "images_unlabelled": seen.get("unlabelled"),
+            "parameters": row.first.parameters,
+        }
         for metric in METRICS:
             estimate, found = row.metrics.get(metric), row.differences.get(metric)
-            cells += [None, None] if estimate is None else [estimate.mean, estimate.half_width]
-            cells += [None, None, None] if found is None else [found.mean, found.half_width, found.p]
+            record |= {metric: estimate and estimate.mean, f"{metric}_ci95": estimate and estimate.half_width}
+            record |= {f"{metric}_diff": found and found.mean, f"{metric}_diff_ci95": found and found.half_width}
+            record |= {f"{metric}_diff_p": found and found.p}
         headline = row.differences.get(HEADLINE)
-        cells += [headline and headline.holm, *((headline and headline.images) or (None, None))]
-        writer.writerow(cells + [row.paper.get(column) for column in PAPER_COLUMNS])
+        low, high = (headline and headline.images) or (None, None)
+        record |= {f"{HEADLINE}_diff_holm": headline and headline.holm}
+        record |= {f"{HEADLINE}_diff_images_low": low, f"{HEADLINE}_diff_images_high": high}
+        records.append(record | {f"paper_{column}": row.paper.get(column) for column in PAPER_COLUMNS})
+    return records
+
+
+def render_csv(table: Table) -> str:
+    """Return ``list_records`` as lines, absent values empty."""
+    stream, records = io.StringIO(), list_records(table)
+    writer = csv.DictWriter(stream, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow({key: csv_text(value) if isinstance(value, str) else value for key, value in record.items()})
     return stream.getvalue().rstrip("\n")
 
 

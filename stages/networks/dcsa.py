@@ -30,7 +30,6 @@ from stages.networks.framing import resize_bilinear
 
 Decoder = Literal["none", "unet"]
 _SMALL_ENCODER = {"encoder": "tu-resnet10t", "encoder_weights": "none"}
-_BASIC = {"encoder": "resnet18"}
 
 
 class DeepestFeature(nn.Module):
