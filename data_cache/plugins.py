@@ -1,7 +1,8 @@
 """Networks and datasets of others, by the name a person gives: ``package.module:Class``, or an entry point.
 
 Nothing is imported but what is asked for by such a name. The working directory is searched last, after everything that
-is installed. Code decides what is trained, so it counts by the content of its source files.
+is installed, and not for names in files of an export: else a stranger could have them run code. Code decides
+what is trained, so it counts by the content of its source files.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +29,7 @@ from data_cache.escaping import quoted
 CODE = "plug-in code"
 """Where descriptions of what was trained have the hash of a plug-in's files; no option can be called so."""
 _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_searches_here: ContextVar[bool] = ContextVar("whether modules are looked for in the working directory", default=True)
 _imported: dict[str, tuple[ModuleType, str]] = {}
 """Name of a module → it, and the hash of its files when it was first seen imported: this process has no other code."""
 
@@ -127,8 +130,8 @@ class Plugin(NamedTuple):
 
     @contextmanager
     def _explaining_import(self) -> Iterator[None]:
-        here = str(Path.cwd())
-        if here not in sys.path and "" not in sys.path:
+        here, searched = str(Path.cwd()), _searches_here.get()
+        if searched and here not in sys.path and "" not in sys.path:
             sys.path.append(here)  # last: what is installed is not hidden by what lies there
         try:
             yield
@@ -138,8 +141,14 @@ class Plugin(NamedTuple):
             missing = problem.name or ""
             if f"{self.module}.".startswith(f"{missing}."):
                 raise UserError(
-                    f"{self.what}: there is no module {missing!r}, neither installed nor in {here}; start from the "
-                    "folder that it lies in, name that folder in PYTHONPATH, or install its package"
+                    f"{self.what}: there is no module {missing!r}, neither installed nor in "
+                    + (
+                        f"{here}; start from its folder, "
+                        if searched
+                        else "PYTHONPATH (the working "
+                        "directory is not searched for what an exported file names, which may be anybody's); "
+                    )
+                    + "name the folder that it lies in in PYTHONPATH, or install its package"
                 ) from problem
             raise UserError(f"{self.what}: {self.module} imports {missing!r}, which is not installed") from problem
         except Exception as problem:  # importing runs somebody's code
@@ -147,6 +156,16 @@ class Plugin(NamedTuple):
             where = "" if isinstance(problem, SyntaxError) else f" ({place.filename}, line {place.lineno})"
             reason = f"{type(problem).__name__}: {say_reason(problem)}{where}"
             raise UserError(f"{self.what}: {self.module} cannot be imported: {reason}") from problem
+
+
+@contextmanager
+def named_by_a_file() -> Iterator[None]:
+    """Look for modules that a file names, and no person, only where this process looks anyway."""
+    former = _searches_here.set(False)
+    try:
+        yield
+    finally:
+        _searches_here.reset(former)
 
 
 def find_plugin(kind: str, name: str, built_in: Collection[str]) -> Plugin | None:

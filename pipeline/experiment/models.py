@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from data_cache.errors import Notice, UserError, is_out_of_memory, say_reason
 from data_cache.images import read_image
-from data_cache.plugins import CODE
+from data_cache.plugins import CODE, named_by_a_file
 from data_cache.size_rule import ORIGINAL, SizeRule, fixed_size
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.nodes import check_inside, load_node
@@ -126,17 +126,26 @@ def build_segmenter(
     Raises:
         UserError: it cannot be run in tiles or views.
     """
+    check_views(model, views)
+    rule = ORIGINAL if tile is not None and model.format is None else model.size_rule
+    return Segmenter(
+        model.network, model.normalisation, model.device, size_rule=rule, tile=tile, margin=margin, views=views,
+        depth=depth, probabilities=probabilities,
+    )  # fmt: skip
+
+
+def check_views(model: Model, views: Sequence[View]) -> None:
+    """Refuse to show a file of one size images of another.
+
+    Raises:
+        UserError: naming what can be shown them.
+    """
     one_size = model.format not in (None, "safetensors") and model.size_rule.kind == "fixed"
     if one_size and any(view.scale != 1 for view in views):
         raise UserError(
             f"--tta scales: {model.weights} takes {model.size_rule} and no others; drop it, or predict with "
             "--format safetensors"
         )
-    rule = ORIGINAL if tile is not None and model.format is None else model.size_rule
-    return Segmenter(
-        model.network, model.normalisation, model.device, size_rule=rule, tile=tile, margin=margin, views=views,
-        depth=depth, probabilities=probabilities,
-    )  # fmt: skip
 
 
 def open_model(
@@ -250,7 +259,8 @@ def _open_export(folder: Path, device: torch.device, format: str) -> Model:
         )
     config = restore_config(record)
     if format == "safetensors":
-        check_plugin(record, config)
+        with named_by_a_file():
+            check_plugin(record, config)
     rule = preprocess.rule
     if rule is None:
         if format != "safetensors":

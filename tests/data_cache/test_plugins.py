@@ -61,6 +61,13 @@ def test_code_that_was_edited_after_its_import_is_refused_until_the_process_star
     assert NET.identify_imported() == before, "what is imported is what it was"
 
 
+def test_what_a_file_names_is_not_looked_for_in_the_working_directory(package: Path) -> None:
+    sys.path[:] = [place for place in sys.path if place]
+    with plugins.named_by_a_file(), pytest.raises(UserError, match="not searched for what an exported file names"):
+        NET.load()
+    assert "somebodys" not in sys.modules and NET.load()
+
+
 def test_installed_packages_offer_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "somebodys-1.0.dist-info"
     folder.mkdir()
