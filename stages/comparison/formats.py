@@ -165,6 +165,15 @@ def render_markdown(table: Table) -> str:
     return "\n".join([markdown_text(describe_common(table)), "", *lines, "", *notes])
 
 
+RECORD_COLUMNS = (
+    "name", "label", *FACTS, "baseline", "seeds", "num_seeds", "total_steps",
+    "images_labelled", "images_unlabelled", "parameters",
+    *(f"{metric}{part}" for metric in METRICS for part in ("", "_ci95", "_diff", "_diff_ci95", "_diff_p")),
+    *(f"{HEADLINE}_diff_{part}" for part in ("holm", "images_low", "images_high")),
+    *(f"paper_{column}" for column in PAPER_COLUMNS),
+)  # fmt: skip
+
+
 def list_records(table: Table) -> list[dict[str, str | int | float | None]]:
     """Return one flat record per row with every column, always the same ones; numbers are not rounded.
 
@@ -173,39 +182,27 @@ def list_records(table: Table) -> list[dict[str, str | int | float | None]]:
     """
     records = []
     for label, row in table.labelled:
-        seen = row.images_seen or {}
-        record: dict[str, str | int | float | None] = {
-            "name": row.name,
-            "label": label,
-            **{fact: row.fact(fact) for fact in FACTS},
-            "baseline": row.baseline,
-            "seeds": " ".join(map(str, row.seeds)),
-            "num_seeds": len(row.seeds),
-            "total_steps": row.total_steps,
-            "images_labelled": seen.get("labelled"),
-            "images_unlabelled": seen.get("unlabelled"),
-            "parameters": row.first.parameters,
-        }
+        seen, seeds = row.images_seen or {}, " ".join(map(str, row.seeds))
+        cells: list[Any] = [row.name, label, *(row.fact(fact) for fact in FACTS), row.baseline, seeds, len(row.seeds)]
+        cells += [row.total_steps, seen.get("labelled"), seen.get("unlabelled"), row.first.parameters]
         for metric in METRICS:
             estimate, found = row.metrics.get(metric), row.differences.get(metric)
-            record |= {metric: estimate and estimate.mean, f"{metric}_ci95": estimate and estimate.half_width}
-            record |= {f"{metric}_diff": found and found.mean, f"{metric}_diff_ci95": found and found.half_width}
-            record |= {f"{metric}_diff_p": found and found.p}
+            cells += [None, None] if estimate is None else [estimate.mean, estimate.half_width]
+            cells += [None, None, None] if found is None else [found.mean, found.half_width, found.p]
         headline = row.differences.get(HEADLINE)
-        low, high = (headline and headline.images) or (None, None)
-        record |= {f"{HEADLINE}_diff_holm": headline and headline.holm}
-        record |= {f"{HEADLINE}_diff_images_low": low, f"{HEADLINE}_diff_images_high": high}
-        records.append(record | {f"paper_{column}": row.paper.get(column) for column in PAPER_COLUMNS})
+        cells += [headline and headline.holm, *((headline and headline.images) or (None, None))]
+        cells += [row.paper.get(column) for column in PAPER_COLUMNS]
+        records.append(dict(zip(RECORD_COLUMNS, cells, strict=True)))
     return records
 
 
 def render_csv(table: Table) -> str:
     """Return ``list_records`` as lines, absent values empty."""
-    stream, records = io.StringIO(), list_records(table)
-    writer = csv.DictWriter(stream, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        writer.writerow({key: csv_text(value) if isinstance(value, str) else value for key, value in record.items()})
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(RECORD_COLUMNS)
+    for record in list_records(table):
+        writer.writerow([csv_text(value) if isinstance(value, str) else value for value in record.values()])
     return stream.getvalue().rstrip("\n")
 
 
