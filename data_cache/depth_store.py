@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from data_cache.depth_file import (
     MapFile,
@@ -29,7 +32,7 @@ from data_cache.depth_file import (
 from data_cache.depth_map import DepthMap, MapRecord, Provenance, label_command
 from data_cache.errors import UserError
 from data_cache.map_facts import MapFacts
-from data_cache.store_folder import INDEX, folder_name, list_store_files, matching_folders
+from data_cache.store_folder import INDEX, dataset_folder, folder_name, list_store_files, matching_folders
 
 _OPEN_FILES = 12
 """Shards a reader keeps open; more cost memory in every worker."""
@@ -123,6 +126,20 @@ class DepthStore:
         with explaining_damage(self.folder / INDEX):
             indexed = read_links(files.index) if files.index else {}
         return tuple(sorted(files.loose.keys() | indexed.keys()))
+
+    def __getitem__(self, image_id: str) -> NDArray[np.float32]:
+        """Return the (h, w) depth of an image at the estimator's resolution, in the unit that ``provenance`` names.
+
+        Raises:
+            UserError: as ``read``, which returns the map with its statistics and the size of its image.
+        """
+        return self.read(image_id).raw
+
+    def __contains__(self, image_id: object) -> bool:
+        return isinstance(image_id, str) and self._open().find(image_id) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.image_ids)
 
     def __len__(self) -> int:
         files = self._open()
@@ -245,11 +262,13 @@ def find_store(
     if len(found) > 1:
         raise UserError(
             f"{len(found)} depth stores fit {dataset} {split} by {estimator}: {', '.join(f.name for f in found)} in "
-            f"{depth_root / dataset}; they differ in settings of the estimator. Remove those that are not meant"
+            f"{dataset_folder(depth_root, dataset)}; they differ in settings of the estimator. Remove those that are "
+            "not meant"
         )
     return found[0]
 
 
 def store_folder(depth_root: Path, provenance: Provenance) -> Path:
     """Return where the store of that provenance belongs: ``<dataset>/<split>-<estimator>-<hash8>``."""
-    return depth_root / provenance.dataset / folder_name(provenance.split, provenance.estimator, provenance.key())
+    parent = dataset_folder(depth_root, provenance.dataset)
+    return parent / folder_name(provenance.split, provenance.estimator, provenance.key())

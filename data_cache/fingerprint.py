@@ -12,7 +12,8 @@ from data_cache.datasets.interface import SegmentationDataset
 def dataset_fingerprint(
     dataset: SegmentationDataset, hashes: ContentHashes | None = None, *, labels: bool = True, depth: bool = False
 ) -> str:
-    """Return 16 hex digits that change when what is read of a split changes: its images, their names, their contents.
+    """Return 16 hex digits that change when what is read of a split changes: its images, their names, their contents;
+    with a dataset of others also when its code does.
 
     Folders and dates do not count: a copy of the data has the same fingerprint. Every file is read, unless ``hashes``
     remembers it.
@@ -27,6 +28,8 @@ def dataset_fingerprint(
     header: list[object] = [dataset.name, dataset.split]
     if labels:
         header += [*dataset.classes, *dataset.palette, *sorted(dataset.raw_ids.items())]
+    if dataset.code:
+        header.append(dataset.code)
     if depth:
         header += [dataset.ground_truth_depth_kind, dataset.depth_rule]
     digest = hashlib.blake2b(digest_size=8)

@@ -178,7 +178,7 @@ class DataSettings(AugmentationSettings):
     """Which images, and how they are cut."""
 
     dataset: str = setting("scenes", Decides.DATA, Decides.SCORES, resolved=True, flag="--dataset")
-    """Name of the dataset (see `pipeline datasets`)."""
+    """Name of the dataset (see `pipeline datasets`), or package.module:Class of your own."""
     root: str | None = setting(None, Decides.DATA, Decides.SCORES, resolved=True, flag="--data-root")
     """Folder of the dataset; drawn scenes need none."""
     options: dict[str, Any] = setting({}, Decides.DATA, Decides.SCORES, resolved=True)

@@ -89,11 +89,16 @@ def folder_name(split: str, estimator: str, key: str) -> str:
     return f"{split}-{_slug(estimator)}-{key}"
 
 
+def dataset_folder(depth_root: Path, dataset: str) -> Path:
+    """Return the folder of a dataset's stores, its name made fit for a file name."""
+    return depth_root / _slug(dataset)
+
+
 def matching_folders(depth_root: Path, dataset: str, split: str, estimator: str) -> list[Path]:
     """Return the store folders of a dataset split and estimator, any hash, sorted by name."""
     prefix = f"{split}-{_slug(estimator)}-"
     pattern = re.compile(re.escape(prefix) + r"[0-9a-f]{8}")
-    parent = depth_root / dataset
+    parent = dataset_folder(depth_root, dataset)
     return sorted(path for path in parent.iterdir() if pattern.fullmatch(path.name)) if parent.is_dir() else []
 
 
@@ -102,5 +107,5 @@ def number_of(name: str) -> int:
     return int(name.split("-")[1].removesuffix(".h5"))
 
 
-def _slug(estimator: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "-", estimator).strip("-")[-60:]
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-")[-60:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -150,6 +151,19 @@ class Console:
                 self.info(f"{what}: {done}/{total or '?'} {note}".rstrip())
 
         return advance
+
+
+class LoggingConsole(Console):
+    """Speaks to the logger ``pipeline`` alone, which a program hears if it wants to."""
+
+    def info(self, text: str) -> None:
+        """Log what is going on."""
+        logging.getLogger("pipeline").info("%s", text)
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Advance]:
+        """Log a line now and then."""
+        yield self._log_lines(what, total)
 
 
 def plain_table(title: str, columns: list[str], rows: list[list[Any]]) -> Group:

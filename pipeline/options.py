@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -127,6 +127,39 @@ def _recipe_flags() -> Iterator[_Flag]:
             yield _Flag(key.path, declaration.flag, key.field.annotation, help_text)
             if key.path == "network.name":  # not a field: networks have options of their own
                 yield _Flag("network.encoder", "--encoder", str, "Encoder of the network.")
+
+
+def find_paths(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return changes of a recipe under dotted keys, of which those with flags may be called like these: ``lr``.
+
+    Raises:
+        UserError: a name without dots is no flag's.
+    """
+    from data_cache.errors import UserError, nearest
+
+    paths = {flag.flag.removeprefix("--").replace("-", "_"): flag.path for flag in _recipe_flags()}
+    for name in changes:
+        if "." not in name and name not in paths:
+            raise UserError(
+                f"there is no argument {name!r}{nearest(name, paths)}; keys with flags are {', '.join(paths)}, "
+                'all others are given by their path, as in **{"data.crop": (96, 128)}'
+            )
+    return {paths.get(name, name): value for name, value in changes.items() if value is not None}
+
+
+def write_options(changes: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command line for changes under dotted keys."""
+    from pipeline.experiment.toml_text import write_value
+
+    flags, words = {flag.path: flag.flag for flag in _recipe_flags()}, list[str]()
+    for key, value in changes.items():
+        if key not in flags:
+            words += ["--set", f"{key}={write_value(value)}"]
+        elif isinstance(value, bool):
+            words.append(flags[key] if value else f"--no-{flags[key].removeprefix('--')}")
+        else:
+            words += [flags[key], str(value)]
+    return words
 
 
 def _find_click_type(annotation: Any) -> Any:

@@ -1,9 +1,9 @@
-"""The datasets by name. Adding one is a file beside this one and a line in ``DATASETS``."""
+"""The datasets by name, our own and those of others. Adding one of ours is a file and a line in ``DATASETS``."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -14,7 +14,8 @@ from data_cache.datasets.folder import Folder
 from data_cache.datasets.interface import POOL, EmptySplit, SegmentationDataset
 from data_cache.datasets.scenes import Scenes
 from data_cache.datasets.voc import Voc
-from data_cache.errors import UserError, nearest, unknown_name
+from data_cache.errors import UserError, nearest
+from data_cache.plugins import find_plugin, list_installed
 
 DATASETS: dict[str, type[SegmentationDataset]] = {
     "scenes": Scenes,
@@ -35,7 +36,7 @@ def open_dataset(name: str, root: Path | None, split: str, **options: Any) -> Se
     """Open a split of a dataset.
 
     Args:
-        name: key of ``DATASETS``.
+        name: key of ``DATASETS``, or of a plug-in.
         root: folder of the dataset; for scenes the cache folder.
         split: train, val, …; what exists depends on the dataset. "unlabelled" is its images without masks.
         options: keyword arguments of the dataset's class.
@@ -47,8 +48,43 @@ def open_dataset(name: str, root: Path | None, split: str, **options: Any) -> Se
     check_dataset_arguments(name, root, options)
     if split == POOL:
         split = find_pool_split(name)
-    build: Callable[..., SegmentationDataset] = DATASETS[name]
-    return build(root, split, **options)
+    build: Callable[..., SegmentationDataset] = find_dataset(name)
+    plugin = find_plugin("dataset", name, DATASETS)
+    if plugin is None:
+        return build(root, split, **options)
+    with plugin.blaming(f"cannot be opened in {root}, split {split!r}, with {options}"):
+        dataset = build(root, split, **options)
+    dataset.code = plugin.identify()
+    return dataset
+
+
+def find_dataset(name: str) -> type[SegmentationDataset]:
+    """Return the class of a dataset.
+
+    Raises:
+        UserError: there is none of that name, or the plug-in that it names is none.
+    """
+    plugin = find_plugin("dataset", name, DATASETS)
+    if plugin is None:
+        return DATASETS[name]
+    found = plugin.load()
+    if problems := list(_find_class_problems(found)):
+        raise UserError(f"{plugin.what} is no dataset: {'; '.join(problems)}")
+    return found
+
+
+def _find_class_problems(found: Any) -> Iterator[str]:
+    if not isinstance(found, type) or not issubclass(found, SegmentationDataset):
+        kind = "class" if isinstance(found, type) else type(found).__name__
+        yield f"it is a {kind} that is not derived from data_cache.datasets.interface.SegmentationDataset"
+        return
+    if missing := sorted(found.__abstractmethods__):
+        yield f"it does not define {', '.join(missing)}"
+    names = [parameter.name for parameter in inspect.signature(found).parameters.values()]
+    if names[:2] != ["root", "split"]:
+        yield f"its __init__ takes ({', '.join(names)}), and root and split must come first"
+    if found.name != f"{found.__module__}:{found.__qualname__}" and found.name not in list_installed("dataset"):
+        yield f"it sets name = {found.name!r}, by which no command would find it again; leave name out"
 
 
 def find_pool_split(name: str) -> str:
@@ -57,7 +93,7 @@ def find_pool_split(name: str) -> str:
     Raises:
         UserError: it can have none.
     """
-    if (split := DATASETS[name].pool_split) is not None:
+    if (split := find_dataset(name).pool_split) is not None:
         return split
     offering = ", ".join(other for other, kind in DATASETS.items() if kind.pool_split)
     raise UserError(
@@ -70,23 +106,22 @@ def choose_root(name: str, data_root: str | None, workdir: Path) -> Path | None:
     """Return the folder of a dataset: the one a person names, else the place of what is made in the work directory.
 
     Args:
-        name: key of ``DATASETS``.
+        name: key of ``DATASETS``, or of a plug-in.
         data_root: as a person wrote it, maybe with ``~``.
         workdir: the work directory.
 
     Raises:
         UserError: for an unknown name, or a folder for a dataset that reads none.
     """
-    if name not in DATASETS:
-        raise unknown_name("dataset", name, DATASETS)
-    if data_root and not DATASETS[name].needs_root:
+    kind = find_dataset(name)
+    if data_root and not kind.needs_root:
         raise UserError(
             f"dataset {name!r} is made in the work directory and reads no folder, but --data-root "
             f"{data_root!r} (data.root) is given; drop it, or name the dataset it holds, such as --dataset folder"
         )
     if data_root:
         return Path(data_root).expanduser()
-    return workdir / DATASETS[name].work_folder if DATASETS[name].work_folder else None
+    return workdir / kind.work_folder if kind.work_folder else None
 
 
 def check_dataset_arguments(name: str, root: Path | None, options: Mapping[str, Any]) -> None:
@@ -95,22 +130,21 @@ def check_dataset_arguments(name: str, root: Path | None, options: Mapping[str, 
     Raises:
         UserError: for an unknown name or option, an option of another kind, or a missing folder.
     """
-    if name not in DATASETS:
-        raise unknown_name("dataset", name, DATASETS)
-    dataset_class = DATASETS[name]
-    known = [
-        parameter.name
-        for parameter in inspect.signature(dataset_class).parameters.values()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
-    kinds = get_type_hints(dataset_class.__init__)
+    dataset_class = find_dataset(name)
+    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(dataset_class).parameters.values()
+    known = [each.name for each in parameters if each.kind in named and each.name not in ("root", "split")]
+    try:
+        kinds = get_type_hints(dataset_class.__init__)
+    except NameError:  # of a plug-in that imports its types for a type checker alone
+        kinds = {}
     for option, value in options.items():
         if option not in known:
             raise UserError(
                 f"dataset {name!r} has no option {option!r}{nearest(option, known)}; "
                 f"it has: {', '.join(known) or 'none'}"
             )
-        _check_kind(name, option, value, kinds[option])
+        _check_kind(name, option, value, kinds.get(option))
     if root is None and dataset_class.needs_root:
         raise UserError(f"dataset {name!r} is read from a folder; name it with: --data-root DIR")
     if root is not None and dataset_class.needs_root and not Path(root).is_dir():
@@ -128,5 +162,5 @@ def _check_kind(name: str, option: str, value: Any, hint: Any) -> None:
 
 __all__ = [
     "DATASETS", "POOL", "EmptySplit", "SegmentationDataset",
-    "check_dataset_arguments", "choose_root", "find_pool_split", "open_dataset",
+    "check_dataset_arguments", "choose_root", "find_dataset", "find_pool_split", "open_dataset",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.content import ContentHashes
-from data_cache.datasets import DATASETS, EmptySplit, check_dataset_arguments, open_dataset
+from data_cache.datasets import EmptySplit, check_dataset_arguments, find_dataset, open_dataset
 from data_cache.datasets.examination import UNPAIRED, Examination, Progress, examine_splits
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.datasets.mask_files import format_id_table
@@ -47,7 +47,7 @@ def examine(
     """Examine a dataset: every image, mask and ground-truth depth map is read once.
 
     Args:
-        name: key of ``DATASETS``.
+        name: key of ``DATASETS``, or of a plug-in.
         root: its folder.
         splits: which to look at; by default those of ``find_splits``.
         progress: called with split, images done and images in the split.
@@ -62,11 +62,11 @@ def examine(
     check_dataset_arguments(name, root, options)
     report = DoctorReport(name)
     datasets: list[SegmentationDataset] = []
-    for split in splits or DATASETS[name].find_splits(root):
+    for split in splits or find_dataset(name).find_splits(root):
         try:
             datasets.append(open_dataset(name, root, split, **options))
         except EmptySplit as error:
-            if split != DATASETS[name].pool_split or splits is not None:
+            if split != find_dataset(name).pool_split or splits is not None:
                 _add_unopened(report, split, str(error), asked_for=splits is not None)
         except UserError as error:
             _add_unopened(report, split, str(error), asked_for=splits is not None)

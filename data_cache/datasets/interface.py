@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +51,8 @@ class SegmentationDataset(ABC):
     """
 
     name: ClassVar[str]
-    """Key in ``DATASETS``."""
-    summary: ClassVar[str]
+    """Key in ``DATASETS``; a plug-in's class that has none is called as it is asked for, ``package.module:Class``."""
+    summary: ClassVar[str] = ""
     """A line for lists."""
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     """What may be opened; what exists depends on the files."""
@@ -86,6 +86,13 @@ class SegmentationDataset(ABC):
     """Whether its masks are read."""
     orphans: Sequence[Path] = ()
     """Masks without an image, for the doctor to report."""
+    code: str = ""
+    """Hash of a plug-in's source files; "" of our own."""
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "name" not in vars(cls):
+            cls.name = f"{cls.__module__}:{cls.__qualname__}"
 
     @classmethod
     def find_splits(cls, root: Path | None) -> tuple[str, ...]:  # noqa: ARG003 - for those that look

@@ -36,7 +36,7 @@ class View(SegmentationDataset):
         self.parts = tuple(part for part in parts if len(part.indices)) or tuple(parts[:1])
         first = self.parts[0].dataset
         # What a class says of its splits, a view takes from the split it is of.
-        vars(self).update({name: getattr(first, name) for name in ("name", "licence", "prediction_ids")})
+        vars(self).update({name: getattr(first, name) for name in ("name", "licence", "prediction_ids", "code")})
         vars(self)["is_mapped"] = all(part.dataset.is_mapped for part in self.parts)
         self.has_masks = any(part.labels for part in self.parts)
         self.split = "+".join(dict.fromkeys(part.dataset.split for part in self.parts))

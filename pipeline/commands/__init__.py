@@ -7,6 +7,7 @@ import click
 from pipeline.commands.advise import advise
 from pipeline.commands.benchmark import benchmark
 from pipeline.commands.cache import cache
+from pipeline.commands.check_network import check_network
 from pipeline.commands.compare import compare
 from pipeline.commands.datasets import datasets
 from pipeline.commands.demo import demo
@@ -16,6 +17,7 @@ from pipeline.commands.evaluate import evaluate
 from pipeline.commands.export import export
 from pipeline.commands.fetch import fetch
 from pipeline.commands.networks import networks
+from pipeline.commands.new import new
 from pipeline.commands.paper_check import paper_check
 from pipeline.commands.plan import plan
 from pipeline.commands.predict import predict
@@ -30,5 +32,6 @@ from pipeline.commands.teach import teach
 
 COMMANDS: list[click.Command] = [
     demo, pseudo_depth, run, plan, table, evaluate, compare, report, predict, export, benchmark, teach, fetch, cache,
-    select, datasets, networks, schedules, estimators, recipes, advise, paper_check, doctor,
+    select, datasets, networks, schedules, estimators, recipes, check_network, new,
+    advise, paper_check, doctor,
 ]  # fmt: skip

@@ -11,7 +11,8 @@ from data_cache.metrics import explain_metrics
 from pipeline.options import LazyChoice, comparison_options
 
 if TYPE_CHECKING:
-    from pipeline.session import Result, Session
+    from pipeline.session import Session
+    from stages.comparison.table import Table
 
 
 def _list_formats() -> Sequence[str]:
@@ -30,38 +31,37 @@ def compare(
     session: Session, runs: Sequence[str], form: str, baseline: str | None, of_table: str | None, across: bool
 ) -> None:
     """Put runs side by side; all finished runs by default."""
-    session.show(compare_runs(session, runs, form, baseline, of_table, across=across))
+    from pipeline.session import Result
+    from stages.comparison.formats import FORMATS, summarise
+
+    compared = compare_runs(session, runs, baseline, of_table, across=across)
+    session.show(Result(summarise(compared), FORMATS[form](compared)))
 
 
 def compare_runs(
     session: Session,
     references: Sequence[str],
-    form: str,
-    baseline: str | None,
+    baseline: str | None = None,
     table: str | None = None,
     *,
     across: bool = False,
-) -> Result:
+) -> Table:
     """Put runs side by side.
 
     Args:
         references: runs; none means all finished ones.
-        form: key of ``FORMATS``.
         baseline: row name; None is the table's own.
         table: name of a table, of whose rows the runs must be; None takes any.
         across: whether runs of different data, splits or numerics may stand one under another.
 
-    Returns:
-        ``rows``, ``baseline``, ``headline``, ``notes``.
+    Raises:
+        UserError: there is no such run, or they cannot stand in one table.
     """
     from pipeline.experiment.tables import find_table
     from pipeline.experiment.tabulate import check_one_place, find_runs, tabulate
-    from pipeline.session import Result
-    from stages.comparison.formats import FORMATS, summarise
 
     spec = find_table(table) if table else None
     found = find_runs(session, references, spec)
     if not across:
         check_one_place(found.records)
-    compared = tabulate(found.records, spec, baseline, found.notes)
-    return Result(summarise(compared), FORMATS[form](compared))
+    return tabulate(found.records, spec, baseline, found.notes)

@@ -31,6 +31,7 @@ def datasets(session: Session, name: str | None, data_root: str | None, recipe: 
 def list_datasets() -> Result:
     """List the datasets."""
     from data_cache.datasets import DATASETS
+    from data_cache.plugins import list_installed
     from pipeline.console import plain_table
     from pipeline.session import Result
 
@@ -45,7 +46,10 @@ def list_datasets() -> Result:
         for name, kind in DATASETS.items()
     ]
     rows = [[name, " ".join(kind.splits), kind.pool_split or "-", kind.summary] for name, kind in DATASETS.items()]
-    return Result({"datasets": facts}, plain_table("Datasets", ["name", "splits", "without masks", "what"], rows))
+    installed = {name: f"{each.module}:{each.attribute}" for name, each in list_installed("dataset").items()}
+    rows += [[name, "-", "-", f"installed: {place}"] for name, place in installed.items()]
+    table = plain_table("Datasets", ["name", "splits", "without masks", "what"], rows)
+    return Result({"datasets": facts, "installed": installed}, table)
 
 
 def examine_dataset(

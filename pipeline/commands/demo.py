@@ -46,28 +46,28 @@ def run_demo(session: Session, recipe: str, device: str) -> Result:
     runs = []
     for row in ROWS:
         changed = config.changed({"schedule": {"name": row}})
-        runs.append(train_one(changed, session, device, reuse=True).json)
-    folders = [session.workspace.runs / run["run"] for run in runs]
+        runs.append(train_one(changed, session, device, reuse=True))
+    folders = [run.folder for run in runs]
     table = tabulate([RunRecord.from_json(folder) for folder in folders])
-    exported = export_run(session, runs[0]["run"], None)
+    exported = export_run(session, runs[0].run, None)
     report = report_runs(session, [str(folder) for folder in folders], None, None)
     seconds = time.perf_counter() - started_at
     facts = {
-        "runs": runs,
+        "runs": [run.to_json() for run in runs],
         "rows": table.to_json()["rows"],
-        "export": exported.json,
+        "export": exported.to_json(),
         "report": report.json["report"],
-        "stores": labels.json["stores"],
+        "stores": [str(each.store) for each in labels],
         "seconds": round(seconds, 1),
     }
     lines = [
         FORMATS["text"](table),
         "",
-        *(f"{name}: {value}" for name, value in headlines(exported.json["proof"])),
+        *(f"{name}: {value}" for name, value in headlines(exported.report.proof)),
         "",
-        *(f"depth store  {store}" for store in facts["stores"]),
+        *(f"depth store  {each.store}" for each in labels),
         *(f"run          {folder}" for folder in folders),
-        f"export       {exported.json['out']}",
+        f"export       {exported.out}",
         f"report       {facts['report']}",
         f"\ndone in {seconds:.0f} s",
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from data_cache.datasets.interface import SegmentationDataset
+    from data_cache.size_rule import SizeRule
     from pipeline.experiment.config import RunConfig
-    from pipeline.session import Result, Session
+    from pipeline.session import Session
     from stages.evaluation.conventions import ConventionScore
     from stages.evaluation.evaluate import Evaluation
     from stages.evaluation.predict import PredictionWriter
@@ -74,23 +75,61 @@ def evaluate(
 ) -> None:
     """Score a run, an export folder or one of its files on a split; an export as it runs where it ships."""
     from pipeline.experiment.devices import choose_device
+    from pipeline.session import Result
 
     changes = {"evaluation.split": split, "evaluation.size": size, "data.root": data_root}
-    session.show(
-        score_model(
-            session,
-            model,
-            changes,
-            save_predictions,
-            choose_device(device),
-            recipe=recipe,
-            format=format_name,
-            tile=tile,
-            margin=margin,
-            conventions=conventions,
-            overwrite=overwrite,
-        )
+    scored = score_model(
+        session,
+        model,
+        changes,
+        save_predictions,
+        choose_device(device),
+        recipe=recipe,
+        format=format_name,
+        tile=tile,
+        margin=margin,
+        conventions=conventions,
+        overwrite=overwrite,
     )
+    session.show(Result(scored.to_json(), _render(scored)))
+
+
+class Scored(NamedTuple):
+    """What a model scores on a split."""
+
+    evaluation: Evaluation
+    """``metrics``, ``per_class``, ``confusion`` and ``image_scores``, see there; shares are in [0, 1]."""
+    model: Path
+    """Folder of the run or export."""
+    weights: Path
+    format: str | None
+    """Of an export; None of a run."""
+    size_rule: SizeRule
+    """At what size images entered."""
+    split: str
+    predictions: Path | None
+    """Folder of the label-id PNGs, where they were asked for."""
+    conventions: list[ConventionScore]
+    notes: list[str]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """By name, in the order of ``METRICS``."""
+        return self.evaluation.metrics
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as JSON values."""
+        return {
+            "model": str(self.model),
+            "weights": str(self.weights),
+            "format": self.format,
+            "size_rule": self.size_rule.model_dump(mode="json"),
+            "split": self.split,
+            **self.evaluation.to_json(),
+            "predictions": str(self.predictions) if self.predictions else None,
+            "conventions": [each._asdict() for each in self.conventions],
+            "notes": self.notes,
+        }
 
 
 def score_model(
@@ -106,7 +145,7 @@ def score_model(
     margin: int | None,
     conventions: str | None = None,
     overwrite: bool = False,
-) -> Result:
+) -> Scored:
     """Score a run, an export or one of its files on a split.
 
     Args:
@@ -115,9 +154,8 @@ def score_model(
         format: of an export folder; None is its weights.
         conventions: "all", or names with commas between; None shows none.
 
-    Returns:
-        ``model``, ``weights``, ``format``, ``size_rule``, ``split``, ``metrics``, ``metrics_paper``, ``per_class``,
-        ``confusion``, ``images``, ``examples``, ``conventions``, ``notes``.
+    Raises:
+        UserError: the model cannot be opened, or not be scored on these data or in that way.
     """
     from data_cache.ranks import is_speaker, speaker_first
     from pipeline.experiment.artifacts import find_labels_if_any
@@ -126,7 +164,6 @@ def score_model(
     from pipeline.experiment.models import check_classes, find_size_rule, open_model
     from pipeline.experiment.scoring import evaluate_split
     from pipeline.experiment.tabulate import freshen
-    from pipeline.session import Result
     from stages.comparison.record import RunRecord
     from stages.evaluation.conventions import PAPER_NOTE, choose_conventions, score_by_conventions
     from stages.evaluation.metrics import find_background
@@ -164,18 +201,18 @@ def score_model(
             writer.write_scores(evaluation.image_scores)
     background = find_background(dataset.classes)
     by_convention = score_by_conventions(evaluation.image_scores, wanted, background=background)
-    facts = {
-        "model": str(model.folder),
-        "weights": str(model.weights),
-        "format": model.format,
-        "size_rule": rule.model_dump(mode="json"),
-        "split": dataset.split,
-        **evaluation.to_json(),
-        "predictions": str(save_predictions) if save_predictions else None,
-        "conventions": [each._asdict() for each in by_convention],
-        "notes": [*looked.list_notes(), *([PAPER_NOTE] if by_convention else [])],
-    }
-    return Result(facts, _render(evaluation, by_convention, facts["notes"]))
+    notes = [*looked.list_notes(), *([PAPER_NOTE] if by_convention else [])]
+    return Scored(
+        evaluation,
+        model.folder,
+        model.weights,
+        model.format,
+        rule,
+        dataset.split,
+        save_predictions,
+        by_convention,
+        notes,
+    )
 
 
 @contextlib.contextmanager
@@ -210,7 +247,7 @@ def open_writer(
         yield writer
 
 
-def _render(evaluation: Evaluation, by_convention: list[ConventionScore], notes: list[str]) -> Group:
+def _render(scored: Scored) -> Group:
     """Show the metrics above the classes, the images to look at, and the conventions."""
     from rich.console import Group
     from rich.text import Text
@@ -218,6 +255,7 @@ def _render(evaluation: Evaluation, by_convention: list[ConventionScore], notes:
     from data_cache.metrics import METRICS
     from pipeline.console import plain_table
 
+    evaluation, by_convention = scored.evaluation, scored.conventions
     metrics = [[name, f"{value:.4f}", METRICS[name].explain()] for name, value in evaluation.metrics.items()]
     classes = [[row.name, _share(row.iou), _share(row.acc), row.pixels] for row in evaluation.per_class]
     examples = [
@@ -235,7 +273,7 @@ def _render(evaluation: Evaluation, by_convention: list[ConventionScore], notes:
         tables.append(plain_table("The same predictions by other conventions", heads, shown))
     return Group(
         *(part for table in tables for part in (table, Text())),
-        *(Text(f"note: {note}") for note in notes),
+        *(Text(f"note: {note}") for note in scored.notes),
     )
 
 

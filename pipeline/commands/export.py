@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from pipeline.experiment.config import RunConfig
     from pipeline.experiment.models import Model
-    from pipeline.session import Result, Session
+    from pipeline.session import Session
     from stages.comparison.record import TrainedRun
     from stages.export.card import CardFacts
     from stages.export.export import ExportReport
@@ -104,25 +103,55 @@ def export(
         raise click.UsageError("--web-runtime is for the page, which --web DIR asks for")
     if dry_run and not push_to_hub:
         raise click.UsageError("--dry-run shows what --push-to-hub OWNER/NAME would send; add that")
-    session.show(
-        export_run(
-            session,
-            run_name,
-            out,
-            formats=(*formats, "onnx-embedded") if embed_preprocess or web else formats,
-            input_size=input_size,
-            dynamic=True if dynamic else False if fixed or input_size else None,
-            max_drop=max_drop,
-            force=force,
-            web=web,
-            web_runtime=web_runtime,
-            fold=fold,
-            benchmark=benchmark,
-            push_to=push_to_hub,
-            dry_run=dry_run,
-            overwrite=overwrite,
-        )
+    exported = export_run(
+        session,
+        run_name,
+        out,
+        formats=(*formats, "onnx-embedded") if embed_preprocess or web else formats,
+        input_size=input_size,
+        dynamic=True if dynamic else False if fixed or input_size else None,
+        max_drop=max_drop,
+        force=force,
+        web=web,
+        web_runtime=web_runtime,
+        fold=fold,
+        benchmark=benchmark,
+        push_to=push_to_hub,
+        dry_run=dry_run,
+        overwrite=overwrite,
     )
+    from pipeline.session import Result
+
+    session.show(Result(exported.to_json(), _render(exported)))
+
+
+class Exported(NamedTuple):
+    """An export that is written and proven. It stands for its folder wherever a path is taken."""
+
+    out: Path
+    report: ExportReport
+    """``files`` (names), ``proof`` (as in proof.json), ``reused`` (it was there already)."""
+    run: str
+    """Name of the run it was made from."""
+    web: Path | None
+    """Folder of the page, where one was asked for."""
+    hub: dict[str, Any] | None
+    """What was sent to the Hub, or would be."""
+
+    def __fspath__(self) -> str:
+        return str(self.out)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as JSON values."""
+        return {
+            "out": str(self.out),
+            "files": [str(self.out / name) for name in self.report.files],
+            "proof": self.report.proof,
+            "run": self.run,
+            "reused": self.report.reused,
+            "web": None if self.web is None else str(self.web),
+            "hub": self.hub,
+        }
 
 
 def export_run(
@@ -142,7 +171,7 @@ def export_run(
     push_to: str | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
-) -> Result:
+) -> Exported:
     """Export a run's last weights without the depth branch; the newest run by default.
 
     Args:
@@ -156,14 +185,13 @@ def export_run(
         web_runtime: folder with ONNX Runtime Web; see ``read_web_runtime``.
         push_to: model repository that it is sent to; with ``dry_run`` it is only told what would be.
 
-    Returns:
-        ``out``, ``files``, ``proof``, ``run``, ``reused``, ``web``, ``hub``.
+    Raises:
+        UserError: there is no such run, a format cannot carry it, or what was written is not proven equal.
     """
     import torch
 
     from pipeline.experiment.models import open_run
     from pipeline.experiment.tabulate import find_newest
-    from pipeline.session import Result
     from stages.export.hub import check_repository
     from stages.export.web_page import write_web_page
 
@@ -180,16 +208,7 @@ def export_run(
         assert runtime is not None
         write_web_page(web, out, runtime, name=folder.name, overwrite=overwrite, on_wait=session.console.info)
     pushed = _push(out, push_to, dry_run) if push_to else None
-    facts = {
-        "out": str(out),
-        "files": [str(out / name) for name in report.files],
-        "proof": report.proof,
-        "run": folder.name,
-        "reused": report.reused,
-        "web": None if web is None else str(web),
-        "hub": pushed,
-    }
-    return Result(facts, _render(report, folder.name, web, pushed))
+    return Exported(out, report, folder.name, web, pushed)
 
 
 def _write(
@@ -257,6 +276,7 @@ def _prepare_page(session: Session, web: Path | None, given: Path | None, out: P
 
 def _describe_origin(model: Model) -> CardFacts:
     from data_cache.escaping import printable_text
+    from pipeline.experiment.provenance import find_command
     from stages.export.card import CardFacts
 
     record = model.record
@@ -271,13 +291,13 @@ def _describe_origin(model: Model) -> CardFacts:
         scored_on=str(model.size_rule),
         licences=tuple(_licences(record, model.config)),
         command=record.command or "",
-        export_command=printable_text(shlex.join(["pipeline", *sys.argv[1:]])),
+        export_command=printable_text(find_command()),
     )
 
 
 def _licences(record: TrainedRun, config: RunConfig) -> list[LicenceLink]:
     """List what the weights were made from, the depth teacher first."""
-    from data_cache.datasets import DATASETS
+    from data_cache.datasets import find_dataset
     from stages.export.hub import LicenceLink
     from stages.pseudo_depth.aliases import ESTIMATORS
 
@@ -297,19 +317,20 @@ def _licences(record: TrainedRun, config: RunConfig) -> list[LicenceLink]:
     if weights != "none":
         note = "see the encoder's publisher (timm, torchvision)" if weights == "imagenet" else "a local file"
         links.append(LicenceLink("encoder weights", str(weights), "unknown", note=note))
-    data = DATASETS[config.data.dataset].licence
+    data = find_dataset(config.data.dataset).licence
     links.append(
         LicenceLink("training images", record.dataset, data.name, note=data.note, noncommercial=data.noncommercial)
     )
     return links
 
 
-def _render(report: ExportReport, run: str, web: Path | None, hub: dict[str, Any] | None) -> RenderableType:
+def _render(exported: Exported) -> RenderableType:
     from rich.console import Group
 
     from pipeline.console import plain_table
     from stages.export.card import ROW_HEADINGS, describe_row
 
+    report, run, web, hub = exported.report, exported.run, exported.web, exported.hub
     title = f"{run} exported to {report.out}" + (" (was there already)" if report.reused else "")
     rows = [*headlines(report.proof), ("files", ", ".join(report.files))]
     if web is not None:

@@ -25,6 +25,7 @@ def list_networks() -> Result:
     from rich.console import Group
     from rich.text import Text
 
+    from data_cache.plugins import list_installed
     from pipeline.console import plain_table
     from pipeline.session import Result
     from stages.networks import NETWORKS
@@ -36,7 +37,9 @@ def list_networks() -> Result:
     options = [[fact["name"], ", ".join(fact["options"])] for fact in facts]
     title = f"Networks (parameters for {LISTED_CLASSES} classes; tensors that a copy carries from decoder to decoder)"
     tables = (plain_table(title, columns, rows), Text(), plain_table("Their options", ["name", "options"], options))
-    return Result({"networks": facts}, Group(*tables))
+    installed = {name: f"{each.module}:{each.attribute}" for name, each in list_installed("network").items()}
+    lines = [Text(f"installed: {name} is {place}; see pipeline check-network") for name, place in installed.items()]
+    return Result({"networks": facts, "installed": installed}, Group(*tables, *lines))
 
 
 def _describe_network(name: str) -> dict[str, Any]:

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from pipeline.experiment.models import Model
     from pipeline.session import Result, Session
     from stages.comparison.sliders import Slide
-    from stages.evaluation.predict import Predictions, Segmented
-    from stages.evaluation.views import View
+    from stages.evaluation.predict import Prediction, Predictions
 
 _FRAMES_SHOWN = 6
 """Of each video on the page, at most twice as many while it is read."""
@@ -80,12 +79,11 @@ def predict_paths(
         UserError: something else lies where a result belongs, a camera is absent, or the model has no depth to show.
     """
     from data_cache.outputs import Inputs, check_page, open_output
-    from data_cache.size_rule import ORIGINAL
-    from pipeline.experiment.models import open_model
+    from pipeline.experiment.models import build_segmenter, open_model
     from pipeline.session import Result
     from stages.evaluation.film import name_videos, predict_videos
     from stages.evaluation.frames import check_sources
-    from stages.evaluation.predict import Segmenter, predict_files, write_records
+    from stages.evaluation.predict import predict_files, write_records
     from stages.evaluation.sources import find_sources
     from stages.evaluation.views import choose_views
 
@@ -97,13 +95,8 @@ def predict_paths(
     sources = find_sources(paths)
     check_sources(sources.videos, sources.cameras)
     model = open_model(session, reference, device, format_name)
-    check_views(model, views)
     meaning = describe_depth(model) if depth else ""
-    rule = ORIGINAL if tile is not None and model.format is None else model.size_rule
-    segmenter = Segmenter(
-        model.network, model.normalisation, device, size_rule=rule, tile=tile, margin=margin, views=views, depth=depth,
-        probabilities=probabilities,
-    )  # fmt: skip
+    segmenter = build_segmenter(model, tile=tile, margin=margin, views=views, depth=depth, probabilities=probabilities)
     names, palette = model.class_names, model.palette
     slides = Slides(model) if html is not None else None
     progress = Progress(session, slides)
@@ -144,22 +137,6 @@ def predict_paths(
     return Result(facts, _describe(facts, out), failed=bool(found.failed))
 
 
-def check_views(model: Model, views: Sequence[View]) -> None:
-    """Refuse to show a file of one size images of another.
-
-    Raises:
-        UserError: naming what can be shown them.
-    """
-    from data_cache.errors import UserError
-
-    one_size = model.format not in (None, "safetensors") and model.size_rule.kind == "fixed"
-    if one_size and any(view.scale != 1 for view in views):
-        raise UserError(
-            f"--tta scales: {model.weights} takes {model.size_rule} and no others; drop it, or predict with "
-            "--format safetensors"
-        )
-
-
 def describe_depth(model: Model) -> str:
     """Return what the numbers of a run's depth branch are, in words.
 
@@ -197,7 +174,7 @@ class Progress(contextlib.ExitStack):
         self._done, self._started_at = 0, time.perf_counter()
         self._began_at = self._began_at or self._started_at
 
-    def show_image(self, file: Path, pixels: NDArray[np.uint8] | None, found: Segmented | None) -> None:
+    def show_image(self, file: Path, pixels: NDArray[np.uint8] | None, found: Prediction | None) -> None:
         """Count an image."""
         self._count()
         if self._slides is not None and pixels is not None and found is not None:

@@ -25,28 +25,28 @@ if TYPE_CHECKING:
 @click.pass_obj
 def pseudo_depth(session: Session, config: RunConfig, splits: Sequence[str], compile_model: bool, device: str) -> None:
     """Label the images of a dataset with pseudo depth into an HDF5 store."""
-    session.show(label_splits(config, session, tuple(splits), device, compile_model=compile_model))
+    session.show(_show_labels(label_splits(config, session, tuple(splits), device, compile_model=compile_model)))
 
 
 def label_splits(
     config: RunConfig, session: Session, splits: Sequence[str], device: str, *, compile_model: bool = False
-) -> Result:
-    """Label splits into depth stores; what is labelled already is skipped.
+) -> list[LabelReport]:
+    """Label splits into depth stores; what is labelled already is skipped, and what fails is in the report.
 
     Args:
         splits: none means those the recipe needs.
-
-    Returns:
-        ``stores``, ``images``, ``labelled``, ``skipped``, ``failed``, ``suspicious``, ``notes``,
-        ``seconds``, ``images_per_second``, ``waits``.
     """
     from pipeline.experiment.artifacts import open_split, splits_to_label
-    from pipeline.session import Result
 
     wanted = splits or splits_to_label(config, session.workspace)
     datasets = [open_split(config, session.workspace, split) for split in wanted]
     source = _open_source(config, device, compile_model=compile_model)
-    reports = [_label_split(config, session, dataset, source) for dataset in datasets]
+    return [_label_split(config, session, dataset, source) for dataset in datasets]
+
+
+def _show_labels(reports: Sequence[LabelReport]) -> Result:
+    from pipeline.session import Result
+
     failed = [failure._asdict() for report in reports for failure in report.failed]
     suspicious = [found._asdict() for report in reports for found in report.suspicious]
     labelled, seconds = sum(report.labelled for report in reports), sum(report.seconds for report in reports)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -10,7 +11,7 @@ from pipeline.options import RecipeCommand, device_option, no_reuse_option, wait
 
 if TYPE_CHECKING:
     from pipeline.experiment.config import RunConfig
-    from pipeline.session import Result, Session
+    from pipeline.session import Session
 
 
 @click.command(cls=RecipeCommand)
@@ -20,14 +21,49 @@ if TYPE_CHECKING:
 @click.pass_obj
 def run(session: Session, config: RunConfig, no_reuse: bool, device: str, wait: bool) -> None:
     """Train one schedule and evaluate it."""
-    session.show(train_one(config, session, device, reuse=not no_reuse, wait=wait))
+    from pipeline.experiment.tabulate import tabulate
+    from pipeline.session import Result
+    from stages.comparison.formats import FORMATS
+    from stages.comparison.record import RunRecord
+
+    trained = train_one(config, session, device, reuse=not no_reuse, wait=wait)
+    table = tabulate([RunRecord.from_json(trained.folder)])
+    session.show(Result(trained.to_json(), f"{FORMATS['text'](table)}\n\nrun: {trained.folder}"))
 
 
-def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool, wait: bool = False) -> Result:
-    """Train and evaluate the recipe's schedule.
+class Trained(NamedTuple):
+    """A finished run: one schedule, one seed, scored. It stands for its folder wherever a path is taken."""
 
-    Returns:
-        ``run``, ``schedule``, ``phases``, ``metrics``, ``folder``, ``notes``.
+    run: str
+    """Name of its folder."""
+    schedule: str
+    """Its row: the schedule, with ``+copy`` and a control behind it."""
+    phases: list[dict[str, Any]]
+    """Of each phase ``name``, ``key`` (folder below nodes/), ``reused`` (trained before), ``steps``, ``seconds``, …"""
+    metrics: dict[str, float]
+    """Of the last weights on the reported split, by name; shares are in [0, 1]."""
+    folder: Path
+    notes: list[str]
+    """What a person should know about the data."""
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as JSON values."""
+        return {**self._asdict(), "folder": str(self.folder)}
+
+
+def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool, wait: bool = False) -> Trained:
+    """Train the recipe's schedule, but for what is trained already, and score its last weights.
+
+    Args:
+        device: auto, cpu, cuda, cuda:1, …
+        reuse: whether phases that other runs have trained count.
+        wait: whether to wait for what other processes are working on.
+
+    Raises:
+        UserError: what the person can repair, before anything is trained where that can be.
     """
     from data_cache.ranks import speaker_first
     from pipeline.experiment.artifacts import wait_for_stores
@@ -35,10 +71,6 @@ def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool, 
     from pipeline.experiment.engines.here import Here
     from pipeline.experiment.execute import execute_plan
     from pipeline.experiment.expand import expand_rows, make_plan
-    from pipeline.experiment.tabulate import tabulate
-    from pipeline.session import Result
-    from stages.comparison.formats import FORMATS
-    from stages.comparison.record import RunRecord
 
     chosen = choose_device(device)
     if wait:
@@ -47,12 +79,4 @@ def train_one(config: RunConfig, session: Session, device: str, *, reuse: bool, 
         plan = make_plan(expand_rows(config, None, (config.seed,), session, str(chosen)), session, reuse=reuse)
     (record,) = execute_plan(plan, session, Here(session, chosen), wait=wait).records
     folder = session.workspace.runs / record["run"]
-    facts = {
-        "run": record["run"],
-        "schedule": record["name"],
-        "phases": record["phases"],
-        "metrics": record["metrics"],
-        "folder": str(folder),
-        "notes": plan.notes,
-    }
-    return Result(facts, f"{FORMATS['text'](tabulate([RunRecord.from_json(folder)]))}\n\nrun: {folder}")
+    return Trained(record["run"], record["name"], record["phases"], record["metrics"], folder, plan.notes)

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_cache.datasets import DATASETS, EmptySplit, choose_root, open_dataset
+from data_cache.datasets import EmptySplit, choose_root, find_dataset, open_dataset
 from data_cache.errors import UserError
 from data_cache.files import wait_for_folder
 from data_cache.outputs import Inputs
 from data_cache.sample import DepthKind
+from data_cache.store_folder import dataset_folder
 from pipeline.experiment.config import RunConfig
 from pipeline.session import Session
 from pipeline.workspace import Workspace
@@ -32,7 +33,7 @@ def open_split(config: RunConfig, workspace: Workspace, split: str) -> Segmentat
 def find_data_files(config: RunConfig, workspace: Workspace) -> Inputs:
     """Return the files of the recipe's dataset, of every split that can be opened; drawn images lie in none."""
     data = config.data
-    kind, found = DATASETS[data.dataset], list[Path]()
+    kind, found = find_dataset(data.dataset), list[Path]()
     root = choose_root(data.dataset, data.root, workspace.root) if kind.needs_root else None
     own_pool = [kind.pool_split] if kind.pool_split else []
     for split in dict.fromkeys((*kind.splits, *kind.find_splits(root), *own_pool)) if root else ():
@@ -45,7 +46,7 @@ def find_data_files(config: RunConfig, workspace: Workspace) -> Inputs:
 
 def open_own_pool(config: RunConfig, workspace: Workspace) -> SegmentationDataset | None:
     """Open the images that the recipe's dataset brings without masks; None where there are none, or none is wanted."""
-    split = DATASETS[config.data.dataset].pool_split
+    split = find_dataset(config.data.dataset).pool_split
     if split is None or config.data.unlabelled == "ignore":
         return None
     try:
@@ -62,7 +63,8 @@ def splits_to_label(config: RunConfig, workspace: Workspace) -> tuple[str, ...]:
 
 def wait_for_stores(config: RunConfig, session: Session) -> None:
     """Wait until no process writes to a depth store of the recipe's dataset."""
-    for folder in sorted((session.workspace.depth / config.data.dataset).glob("*/")):
+    stores = dataset_folder(session.workspace.depth, find_dataset(config.data.dataset).name)
+    for folder in sorted(stores.glob("*/")):
         wait_for_folder(folder, session.console.info)
 
 

@@ -23,7 +23,7 @@ from data_cache.escaping import quoted
 from data_cache.settings import DataSettings, Decides, Section, describe_settings, is_section, setting
 from pipeline.experiment.toml_text import MAX_DEPTH, check_plain, parse_toml, read_recipe_file
 from stages.evaluation.settings import EvaluationSettings
-from stages.networks import NETWORKS
+from stages.networks import NETWORKS, is_network_name
 from stages.networks.settings import NetworkSettings
 from stages.pseudo_depth.aliases import GROUND_TRUTH
 from stages.pseudo_depth.settings import DepthSettings
@@ -78,7 +78,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_names(self) -> RunConfig:
         for name in self.network_options:
-            if name not in NETWORKS:
+            if not is_network_name(name):
                 raise ValueError(f"network_options are for no network {name!r}{nearest(name, NETWORKS)}")
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from data_cache.errors import UserError, unknown_name
+from data_cache.errors import UserError
 from data_cache.settings import parse_share
 from pipeline.experiment.artifacts import open_own_pool, open_split
 from pipeline.experiment.config import RunConfig, content_hash
@@ -16,7 +16,7 @@ from pipeline.experiment.tables import Measure, TrainingSize, check_row_changes,
 from pipeline.experiment.transfer import apply_transfer
 from pipeline.session import Session
 from stages.comparison.row_name import name_control
-from stages.networks import NETWORKS
+from stages.networks import find_copyable_form, find_network
 from stages.networks.precision import resolve_dtype
 from stages.training.schedule import CopyWeights
 from stages.training.settings import LossSettings
@@ -80,8 +80,7 @@ def list_rows(
         check_row_changes(config)
         rows = [(name_row(config), config.changed({"seed": seed})) for seed in seeds or (config.seed,)]
     for _, changed in rows:
-        if changed.network.name not in NETWORKS:
-            raise unknown_name("network", changed.network.name, NETWORKS)
+        find_network(changed.network.name)
     return [Row(name, apply_transfer(changed), changed.build_schedule()) for name, changed in rows]
 
 
@@ -108,7 +107,7 @@ def choose_copyable_forms(rows: Iterable[Row], inform: Callable[[str], object]) 
     """
     rows = list(rows)
     copying = {row.config.network.name for row in rows if any(isinstance(s, CopyWeights) for s in row.schedule.steps)}
-    chosen = {name: NETWORKS[name].copyable_form for name in copying}
+    chosen = {name: find_copyable_form(name) for name in copying}
     changed, notes = [], set()
     for row in rows:
         network = row.config.network.name

@@ -219,7 +219,8 @@ def inspect_network(network: NetworkSettings, num_classes: int, workspace: Works
 def _build_and_look(network: NetworkSettings, num_classes: int) -> dict[str, Any]:
     import torch
 
-    from stages.networks import build_network, build_without_weights, count_parameters
+    from stages.networks import build_network, build_without_weights, count_parameters, find_network
+    from stages.networks.contract import try_laws
     from stages.networks.encoder_weights import is_weights_file
 
     if is_weights_file(str(network.options.get("encoder_weights", "none"))):
@@ -227,6 +228,11 @@ def _build_and_look(network: NetworkSettings, num_classes: int) -> dict[str, Any
     else:
         with torch.device("meta"):  # shapes without memory
             built = build_without_weights(network.name, num_classes, **network.options)
+    if find_network(network.name) and (broken := list(filter(None, try_laws(network.name, network.options).values()))):
+        raise UserError(
+            f"network {network.name!r} does not keep the contract of networks (pipeline check-network "
+            f"{network.name}):\n" + "\n".join(broken)
+        )
     parts = {}
     for part, module in built.parts().items():
         tensors = module.state_dict().values()
@@ -237,11 +243,12 @@ def _build_and_look(network: NetworkSettings, num_classes: int) -> dict[str, Any
         "parts": parts,
         "fresh": fresh,
         "smallest_px": getattr(built, "smallest_input_px", 1),
-        "copies": _try_copies(built),
+        "copies": try_copies(built),
     }
 
 
-def _try_copies(network: Any) -> dict[str, dict[str, Any]]:
+def try_copies(network: Any) -> dict[str, dict[str, Any]]:
+    """Return the ``CopyFacts`` of both ways between a network's decoders."""
     from stages.training.transfer import plan_copy
 
     tried: dict[str, dict[str, Any]] = {}

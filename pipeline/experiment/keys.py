@@ -7,10 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from data_cache.plugins import CODE
 from data_cache.settings import Decides
 from pipeline.experiment.config import RunConfig, content_hash
 from pipeline.experiment.reading import Material, Scope
 from stages.evaluation.settings import EVALUATION_VERSION
+from stages.networks import identify_code
 from stages.networks.settings import NetworkSettings
 from stages.training.encoder_policy import find_encoder_lr_factor, freezes_encoder
 from stages.training.schedule import Phase
@@ -35,7 +37,13 @@ def describe_start(config: RunConfig, num_classes: int) -> dict[str, Any]:
 
 
 def describe_network(network: NetworkSettings) -> dict[str, Any]:
-    """Describe a network by what decides its first state, as JSON-able data; weights files count by their content."""
+    """Describe a network by what decides its first state, as JSON-able data; weights and code count by content."""
+    code = identify_code(network.name)
+    return describe_options(network) | ({} if code is None else {CODE: code})
+
+
+def describe_options(network: NetworkSettings) -> dict[str, Any]:
+    """Return a network's name and options, weights files by their content."""
     return {key: _hash_if_weights(value) for key, value in network.model_dump(mode="json").items()}
 
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data_cache.errors import UserError, is_out_of_memory, say_reason
+from data_cache.errors import Notice, UserError, is_out_of_memory, say_reason
+from data_cache.images import read_image
+from data_cache.plugins import CODE, named_by_a_file
 from data_cache.size_rule import ORIGINAL, SizeRule, fixed_size
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.nodes import check_inside, load_node
 from pipeline.session import Session
 from pipeline.workspace import Workspace
 from stages.comparison.record import RUN_FILE, RunFile, TrainedRun, read_run
+from stages.evaluation.forward import evaluation_mode
+from stages.evaluation.predict import Prediction, Segmenter
+from stages.evaluation.tiling import DEFAULT_MARGIN_PX
 from stages.export.formats import (
     CONFIG_FILE,
     EXPORT_FORMATS,
@@ -25,11 +35,12 @@ from stages.export.formats import (
     check_formats,
     find_format,
 )
-from stages.networks import build_without_weights
+from stages.networks import build_without_weights, identify_code
 from stages.networks.interface import Network, Normalisation
 
 if TYPE_CHECKING:
     from data_cache.datasets.interface import SegmentationDataset
+    from stages.evaluation.views import View
     from stages.export.job import SegmentationFunction
 
 
@@ -57,6 +68,84 @@ class Model:
     """Of an export; None of a run."""
     content: str = ""
     """Hash of that file; not told of an export."""
+    device: torch.device | str = "cpu"
+    """Where ``network`` takes its images."""
+
+    def predict(
+        self,
+        image: str | os.PathLike[str] | NDArray[np.uint8],
+        *,
+        probabilities: bool = True,
+        depth: bool | None = None,
+        tile: int | None = None,
+        margin: int = DEFAULT_MARGIN_PX,
+        tta: str | None = None,
+    ) -> Prediction:
+        """Return what the model says of one image.
+
+        Args:
+            image: a file, read as training reads it, or (H, W, 3) uint8 RGB.
+            probabilities: whether to return those of all classes, which take C bytes a pixel.
+            depth: whether to run the depth branch; None does where there is one that has learnt.
+            tile: side of the tiles that a larger image is cut into, px; None takes it whole.
+            margin: what the network sees around a tile, px.
+            tta: ``flip``, ``scales`` or both with a comma: the mean over these views.
+
+        Returns:
+            ``labels`` (H, W) uint8 class indices, places in ``class_names``; ``probabilities`` (C, H, W) uint8, 255 is
+            certain; ``depth`` (H, W) float32 in the units of ``config.depth.target``; all at the image's own size.
+
+        Raises:
+            UserError: the image cannot be read, or the model cannot do what is asked for.
+        """
+        from stages.evaluation.views import choose_views
+
+        learnt = self.has_depth and self.config.build_schedule().needs_depth
+        if depth and not learnt:
+            raise UserError(f"{self.folder} has no depth branch that has learnt anything; ask for none")
+        pixels = read_image(Path(image)).pixels if isinstance(image, str | os.PathLike) else np.asarray(image)
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            raise UserError(f"an image is (H, W, 3) uint8 RGB; found {pixels.shape} {pixels.dtype}")
+        segmenter = build_segmenter(
+            self,
+            tile=tile,
+            margin=margin,
+            views=choose_views(tta),
+            depth=learnt if depth is None else depth,
+            probabilities=probabilities,
+        )
+        with evaluation_mode(self.network):
+            return segmenter.segment(pixels)
+
+
+def build_segmenter(
+    model: Model, *, tile: int | None, margin: int, views: Sequence[View], depth: bool, probabilities: bool
+) -> Segmenter:
+    """Return what labels images with a model; arguments as of ``Segmenter``.
+
+    Raises:
+        UserError: it cannot be run in tiles or views.
+    """
+    check_views(model, views)
+    rule = ORIGINAL if tile is not None and model.format is None else model.size_rule
+    return Segmenter(
+        model.network, model.normalisation, model.device, size_rule=rule, tile=tile, margin=margin, views=views,
+        depth=depth, probabilities=probabilities,
+    )  # fmt: skip
+
+
+def check_views(model: Model, views: Sequence[View]) -> None:
+    """Refuse to show a file of one size images of another.
+
+    Raises:
+        UserError: naming what can be shown them.
+    """
+    one_size = model.format not in (None, "safetensors") and model.size_rule.kind == "fixed"
+    if one_size and any(view.scale != 1 for view in views):
+        raise UserError(
+            f"--tta scales: {model.weights} takes {model.size_rule} and no others; drop it, or predict with "
+            "--format safetensors"
+        )
 
 
 def open_model(
@@ -105,6 +194,7 @@ def open_run(folder: Path, device: torch.device) -> Model:
     """
     record = read_trained(folder)
     config = restore_config(record)
+    check_plugin(record, config)
     network = build_untrained(config, len(record.classes))
     node = Workspace(folder.resolve().parent.parent).node(record.nodes[-1])  # beside it, wherever it lies
     check_inside(node, folder / RUN_FILE)
@@ -121,6 +211,7 @@ def open_run(folder: Path, device: torch.device) -> Model:
         class_names=record.classes,
         palette=record.palette,
         config=config,
+        device=device,
         has_depth=True,
         folder=folder,
         weights=node.weights,
@@ -167,6 +258,9 @@ def _open_export(folder: Path, device: torch.device, format: str) -> Model:
             f"{folder / PREPROCESS_FILE} and {folder / ORIGIN_FILE} name other classes; export the run again"
         )
     config = restore_config(record)
+    if format == "safetensors":
+        with named_by_a_file():
+            check_plugin(record, config)
     rule = preprocess.rule
     if rule is None:
         if format != "safetensors":
@@ -190,6 +284,7 @@ def _open_export(folder: Path, device: torch.device, format: str) -> Model:
         class_names=record.classes,
         palette=record.palette,
         config=obey_rule(config, rule),
+        device=device,
         has_depth=False,
         folder=folder,
         weights=folder / (WEIGHTS_FILE if format == "safetensors" else names[0]),
@@ -292,6 +387,28 @@ def restore_config(record: RunFile) -> RunConfig:
         UserError: it is no recipe.
     """
     return RunConfig().changed(record.config, f"run.json of {record.name}")
+
+
+def check_plugin(record: TrainedRun, config: RunConfig) -> None:
+    """Say where a run's network is somebody's code that has changed since; its weights are then read by other code.
+
+    Raises:
+        UserError: that code cannot be imported here.
+    """
+    trained = record.identity.settings.get(f"network.{CODE}")
+    if trained is None:
+        return
+    try:
+        now = identify_code(config.network.name)
+    except UserError as problem:
+        raise UserError(f"run {record.run} was trained with code that is not part of this program: {problem}") from None
+    if now != trained:
+        warnings.warn(
+            f"the code of network {config.network.name!r} has changed since run {record.run} was trained, so that its "
+            "weights may answer otherwise than they were scored; train anew, or put the code back",
+            Notice,
+            stacklevel=2,
+        )
 
 
 def build_untrained(config: RunConfig, num_classes: int) -> Any:

@@ -6,6 +6,9 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
     from stages.training.settings import TrainingSettings
 
+_equivalent: ContextVar[list[str] | None] = ContextVar("command line", default=None)
 PACKAGES = ("torch", "torchvision", "transformers", "segmentation-models-pytorch", "timm", "numpy", "h5py")
 
 
@@ -56,8 +60,23 @@ def describe_software() -> dict[str, Any]:
     return {
         "versions": describe_environment()["versions"],
         "git_commit": _find_commit(),
-        "command": shlex.join(["pipeline", *sys.argv[1:]]),
+        "command": find_command(),
     }
+
+
+def find_command() -> str:
+    """Return the command line that does what is done here: this process's own, or the one a call from Python is."""
+    return shlex.join(_equivalent.get() or ["pipeline", *sys.argv[1:]])
+
+
+@contextmanager
+def as_command(words: list[str]) -> Iterator[None]:
+    """Have what is done in the block recorded as done by this command line."""
+    former = _equivalent.set(words)
+    try:
+        yield
+    finally:
+        _equivalent.reset(former)
 
 
 def _find_commit() -> str | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date, time
 from math import isfinite
 from pathlib import Path
@@ -104,3 +106,12 @@ def _find_odd(value: Any, where: str, depth: int) -> Iterator[str]:
         yield f"{where}: a number of {value.bit_length()} bits is more than any setting can take"
     elif isinstance(value, str) and "\0" in value:
         yield f"{where}: text cannot hold a NUL character, found {value[:60]!r}"
+
+
+def write_value(value: Any) -> str:
+    """Return a setting as TOML, for a command line: paths and tuples as text and lists."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(str(key))} = {write_value(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(write_value, value))}]"
+    return json.dumps(os.fspath(value) if isinstance(value, os.PathLike) else value)

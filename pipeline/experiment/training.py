@@ -14,13 +14,14 @@ from data_cache.content import ContentHashes
 from data_cache.errors import UserError
 from data_cache.files import hold_folder, write_json
 from data_cache.leftovers import remove
+from data_cache.plugins import CODE
 from data_cache.ranks import broadcast_object, is_speaker
 from data_cache.samples import Source
 from data_cache.split_depth import SplitDepth
 from pipeline.console import Advance
 from pipeline.experiment.artifacts import find_targets
 from pipeline.experiment.feeding import Feed
-from pipeline.experiment.keys import describe_network
+from pipeline.experiment.keys import describe_options
 from pipeline.experiment.nodes import NodeRecord, load_node
 from pipeline.experiment.plan import Node
 from pipeline.experiment.provenance import describe_environment, describe_numerics
@@ -28,7 +29,7 @@ from pipeline.experiment.together import announce
 from pipeline.experiment.training_images import open_training_images
 from pipeline.session import Session
 from pipeline.workspace import NodeFolder, Workspace
-from stages.networks import build_network, build_without_weights
+from stages.networks import build_network, build_without_weights, find_network
 from stages.networks.interface import Network
 from stages.networks.precision import resolve_dtype
 from stages.training.checkpoint import save_weights
@@ -115,11 +116,13 @@ def _build_start(node: Node, workspace: Workspace, num_classes: int) -> Network:
     build = build_network if begins else build_without_weights  # the parent's weights hold them already
     torch.manual_seed(node.config.seed)
     network = build(wanted.name, num_classes, **wanted.options)
+    if (plugin := find_network(wanted.name)) and plugin.identify_imported() != node.network[CODE]:
+        raise UserError(f"the code of {plugin.what} has changed since this training was planned; repeat the command")
     if not is_speaker():
         return network
     if node.parent is not None:
         load_node(network, workspace.node(node.parent))
-    elif describe_network(wanted) != node.network:
+    elif not describe_options(wanted).items() <= node.network.items():
         raise UserError(
             f"the weights file {wanted.options.get('encoder_weights')} has changed since this training was planned; "
             "repeat the command when it no longer changes"

@@ -165,21 +165,25 @@ def render_markdown(table: Table) -> str:
     return "\n".join([markdown_text(describe_common(table)), "", *lines, "", *notes])
 
 
-def render_csv(table: Table) -> str:
-    """Return one line per row with every column, always the same ones; numbers are not rounded, absent ones empty."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        ["name", "label", *FACTS, "baseline", "seeds", "num_seeds", "total_steps"]
-        + ["images_labelled", "images_unlabelled", "parameters"]
-        + [f"{metric}{part}" for metric in METRICS for part in ("", "_ci95", "_diff", "_diff_ci95", "_diff_p")]
-        + [f"{HEADLINE}_diff_{part}" for part in ("holm", "images_low", "images_high")]
-        + [f"paper_{column}" for column in PAPER_COLUMNS]
-    )
+RECORD_COLUMNS = (
+    "name", "label", *FACTS, "baseline", "seeds", "num_seeds", "total_steps",
+    "images_labelled", "images_unlabelled", "parameters",
+    *(f"{metric}{part}" for metric in METRICS for part in ("", "_ci95", "_diff", "_diff_ci95", "_diff_p")),
+    *(f"{HEADLINE}_diff_{part}" for part in ("holm", "images_low", "images_high")),
+    *(f"paper_{column}" for column in PAPER_COLUMNS),
+)  # fmt: skip
+
+
+def list_records(table: Table) -> list[dict[str, str | int | float | None]]:
+    """Return one flat record per row with every column, always the same ones; numbers are not rounded.
+
+    ``<metric>`` is the mean over seeds, ``_ci95`` half its 95 % interval, ``_diff`` the paired difference to the row
+    ``baseline`` with its own half interval and p; shares are in [0, 1]. None where there is none: intervals take seeds.
+    """
+    records = []
     for label, row in table.labelled:
-        words = (row.name, label, *(row.fact(fact) for fact in FACTS), row.baseline or "")
-        cells: list[object] = [*map(csv_text, words), " ".join(map(str, row.seeds)), len(row.seeds)]
-        seen = row.images_seen or {}
+        seen, seeds = row.images_seen or {}, " ".join(map(str, row.seeds))
+        cells: list[Any] = [row.name, label, *(row.fact(fact) for fact in FACTS), row.baseline, seeds, len(row.seeds)]
         cells += [row.total_steps, seen.get("labelled"), seen.get("unlabelled"), row.first.parameters]
         for metric in METRICS:
             estimate, found = row.metrics.get(metric), row.differences.get(metric)
@@ -187,7 +191,18 @@ def render_csv(table: Table) -> str:
             cells += [None, None, None] if found is None else [found.mean, found.half_width, found.p]
         headline = row.differences.get(HEADLINE)
         cells += [headline and headline.holm, *((headline and headline.images) or (None, None))]
-        writer.writerow(cells + [row.paper.get(column) for column in PAPER_COLUMNS])
+        cells += [row.paper.get(column) for column in PAPER_COLUMNS]
+        records.append(dict(zip(RECORD_COLUMNS, cells, strict=True)))
+    return records
+
+
+def render_csv(table: Table) -> str:
+    """Return ``list_records`` as lines, absent values empty."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(RECORD_COLUMNS)
+    for record in list_records(table):
+        writer.writerow([csv_text(value) if isinstance(value, str) else value for value in record.values()])
     return stream.getvalue().rstrip("\n")
 
 

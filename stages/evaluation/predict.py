@@ -63,15 +63,15 @@ DEPTH_MEANINGS = {
 """Depth target → what the depth branch estimates."""
 
 
-class Segmented(NamedTuple):
+class Prediction(NamedTuple):
     """What a network says of one image, at its size."""
 
     labels: NDArray[np.uint8]
     """(H, W) class indices."""
-    depth: NDArray[np.float32] | None = None
-    """(H, W) in the units of the depth target; None where it was not asked for."""
     probabilities: NDArray[np.uint8] | None = None
     """(C, H, W), 255 is certain; None where they were not asked for."""
+    depth: NDArray[np.float32] | None = None
+    """(H, W) in the units of the depth target, see ``DEPTH_MEANINGS``; None where it was not asked for."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Segmenter:
                     f"tiles are cut at the image's own size, but this model takes {self.size_rule}; drop --tile"
                 )
 
-    def segment(self, image: NDArray[np.uint8]) -> Segmented:
+    def segment(self, image: NDArray[np.uint8]) -> Prediction:
         """Return what the network says of an (H, W, 3) image."""
         height, width = image.shape[:2]
         network = self.network
@@ -119,8 +119,8 @@ class Segmenter:
                 probabilities=self.probabilities, views=self.views, prepare=self._normalise,
                 on_outputs=_check_finite,
             )  # fmt: skip
-        maps = (predicted.seg_labels, predicted.depth, predicted.probabilities)
-        return Segmented(*(None if found is None else found[0].cpu().numpy() for found in maps))  # type: ignore[arg-type]
+        maps = (predicted.seg_labels, predicted.probabilities, predicted.depth)
+        return Prediction(*(None if found is None else found[0].cpu().numpy() for found in maps))  # type: ignore[arg-type]
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in self.normalisation)
@@ -151,7 +151,7 @@ class Predictions(NamedTuple):
     """Of each image, as in predictions.json."""
 
 
-OnImage = Callable[[Path, NDArray[np.uint8] | None, Segmented | None], None]
+OnImage = Callable[[Path, NDArray[np.uint8] | None, Prediction | None], None]
 """Called per image with the file, and its pixels and what was found, or twice None where it failed."""
 
 
@@ -222,7 +222,7 @@ def predict_files(
     return found
 
 
-def _segment(segmenter: Segmenter, image: NDArray[np.uint8], file: Path) -> Segmented:
+def _segment(segmenter: Segmenter, image: NDArray[np.uint8], file: Path) -> Prediction:
     try:
         return segmenter.segment(image)
     except (RuntimeError, MemoryError) as problem:

@@ -122,7 +122,7 @@ def _start(folder: Path, name: str, size: tuple[int, int], threads: int) -> Iter
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys((root, *filter(None, sys.path)))),  # also where plug-ins lie
     }
     words = [str(folder.absolute()), name, *map(str, size), str(threads)]
     command = [sys.executable, "-m", "stages.export.bench_worker", *words]

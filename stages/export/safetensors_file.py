@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from data_cache.files import write_json
+from data_cache.plugins import named_by_a_file
 from data_cache.records import Record, read_record
 from stages.export.formats import CONFIG_FILE, WEIGHTS_FILE
 from stages.export.job import ExportJob, SegmentationFunction, without_gradient
@@ -59,7 +60,7 @@ def load_exported(folder: Path) -> Network:
     """
     config = read_record(folder / CONFIG_FILE, _ConfigFile, "give a folder that 'pipeline export' has written")
     spec, path = config.spec, folder / WEIGHTS_FILE
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), named_by_a_file():
         network = rebuild_network(NetworkSpec(spec.name, spec.num_classes, False, spec.options))
     stored = read_tensors(path, EXPORT_AGAIN)
     wanted = network.state_dict()

@@ -1,13 +1,16 @@
-"""The networks by name. Nothing heavy is imported before a network is built, so listing them is instant."""
+"""The networks by name, our own and those of others. Nothing heavy is imported before a network is built."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
-from data_cache.errors import UserError, nearest, unknown_name
+from data_cache.errors import UserError, nearest
+from data_cache.plugins import Plugin, find_plugin, is_known
 from stages.networks.option_types import describe, fits
 from stages.networks.spec import NetworkSpec
 
@@ -73,7 +76,7 @@ def build_network(name: str, num_classes: int, *, with_depth: bool = True, **opt
     """Build a network of ``NETWORKS``; its random weights depend only on the torch seed at the call.
 
     Args:
-        name: key of ``NETWORKS``.
+        name: key of ``NETWORKS``, or of a plug-in.
         num_classes: number of segmentation classes, at least 1.
         with_depth: whether to build the depth branch.
         options: keyword arguments of that network; see ``network_options``.
@@ -91,18 +94,86 @@ def build_network(name: str, num_classes: int, *, with_depth: bool = True, **opt
     if num_classes < 1:
         raise UserError(f"network {name!r} cannot have {num_classes} classes; give at least 1")
     _check_kinds(name, {**options, "with_depth": with_depth})
-    build, resolved = NETWORKS[name].load(), {**defaults, **options}
+    build, resolved = load_network(name), {**defaults, **options}
     # What follows from other options is written down too, so that rebuilding without weights keeps it.
     resolved |= build.settle_options(resolved)
-    network = build(num_classes, with_depth=with_depth, **resolved)
+    with _blaming(name, f"cannot be built for {num_classes} classes with {resolved}"):
+        network = build(num_classes=num_classes, with_depth=with_depth, **resolved)
     network.spec = NetworkSpec(name, num_classes, with_depth, resolved)
-    network.copyable_form = NETWORKS[name].copyable_form
+    network.copyable_form = find_copyable_form(name)
     return network
+
+
+def find_network(name: str) -> Plugin | None:
+    """Return the plug-in that a name stands for; None where it is a key of ``NETWORKS``.
+
+    Raises:
+        UserError: there is no network of that name. Whether a plug-in can be imported is found out by ``load_network``.
+    """
+    return find_plugin("network", name, NETWORKS)
+
+
+def is_network_name(name: str) -> bool:
+    """Whether a name can stand for a network; nothing is imported."""
+    return is_known("network", name, NETWORKS)
+
+
+def load_network(name: str) -> type[Network]:
+    """Import the class of a network.
+
+    Raises:
+        UserError: there is none of that name, or it is not what every network must be before it can be built.
+    """
+    plugin = find_network(name)
+    if plugin is None:
+        return NETWORKS[name].load()
+    found = plugin.load()
+    if problems := list(_find_class_problems(found)):
+        raise UserError(f"{plugin.what} is no network: {'; '.join(problems)}")
+    return found
+
+
+def _find_class_problems(found: Any) -> Iterator[str]:
+    from stages.networks.interface import Network
+
+    if not isinstance(found, type) or not issubclass(found, Network):
+        kind = "class" if isinstance(found, type) else type(found).__name__
+        yield f"it is a {kind} that is not derived from stages.networks.interface.Network (or BranchedNetwork)"
+        return
+    parameters = inspect.signature(found).parameters
+    for wanted, why in (("num_classes", "the number of classes"), ("with_depth", "whether the depth branch is built")):
+        if wanted not in parameters:
+            yield f"its __init__ does not take {wanted}, {why}"
+    without = [name for name in _list_options(found) if parameters[name].default is inspect.Parameter.empty]
+    if without:
+        yield f"options of its __init__ have no default: {', '.join(without)}"
+
+
+def find_copyable_form(name: str) -> Mapping[str, Any]:
+    """Return the options that give a network's decoders something to copy, where its plain form has nothing."""
+    return NETWORKS[name].copyable_form if find_network(name) is None else load_network(name).copyable_form
+
+
+def identify_code(name: str) -> str | None:
+    """Return the hash of a plug-in's source files; None for a network of our own. UserError as ``Plugin.identify``."""
+    plugin = find_network(name)
+    return None if plugin is None else plugin.identify()
+
+
+@contextmanager
+def _blaming(name: str, doing: str) -> Iterator[None]:
+    """Let a plug-in's own exceptions be told as its own; ours are bugs."""
+    plugin = find_network(name)
+    with contextlib.nullcontext() if plugin is None else plugin.blaming(doing):
+        yield
 
 
 def _check_kinds(name: str, options: dict[str, Any]) -> None:
     """Refuse what no constructor expects, before it stumbles over it somewhere inside."""
-    hints = get_type_hints(NETWORKS[name].load().__init__)
+    try:
+        hints = get_type_hints(load_network(name).__init__)
+    except NameError:  # of a plug-in that imports its types for a type checker alone
+        hints = {}
     wrong = [
         f"{option} must be {describe(hints[option])}, found {value!r}"
         for option, value in options.items()
@@ -130,7 +201,7 @@ def build_without_weights(name: str, num_classes: int, *, with_depth: bool = Tru
     from stages.networks.encoder_weights import check_weights_name
 
     check_weights_name(wanted.get("encoder", "tu-vgg16"), weights)
-    bare = {**options, **NETWORKS[name].load().settle_options(wanted), "encoder_weights": "none"}
+    bare = {**options, **load_network(name).settle_options(wanted), "encoder_weights": "none"}
     network = build_network(name, num_classes, with_depth=with_depth, **bare)
     if "encoder" in wanted:
         from stages.networks.encoders import find_normalisation
@@ -139,20 +210,26 @@ def build_without_weights(name: str, num_classes: int, *, with_depth: bool = Tru
     return network
 
 
+_EVERY_NETWORK = ("num_classes", "with_depth")
+"""Arguments of each constructor."""
+
+
 def network_options(name: str) -> dict[str, Any]:
     """Return the options of a network with their defaults.
 
     Raises:
         UserError: when there is no network of that name.
     """
-    if name not in NETWORKS:
-        raise unknown_name("network", name, NETWORKS)
-    parameters = inspect.signature(NETWORKS[name].load()).parameters.values()
-    return {
-        parameter.name: parameter.default
-        for parameter in parameters
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name != "with_depth"
-    }
+    network = load_network(name)
+    parameters = inspect.signature(network).parameters
+    return {option: parameters[option].default for option in _list_options(network)}
+
+
+def _list_options(network: type[Network]) -> list[str]:
+    """Return the arguments of a network's constructor that every network has not."""
+    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(network).parameters
+    return [name for name, each in parameters.items() if each.kind in named and name not in _EVERY_NETWORK]
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -181,6 +258,11 @@ __all__ = [
     "build_network",
     "build_without_weights",
     "count_parameters",
+    "find_copyable_form",
+    "find_network",
+    "identify_code",
+    "is_network_name",
+    "load_network",
     "network_options",
     "rebuild_network",
     "segmentation_only",

@@ -169,6 +169,8 @@ class _BiSeNet(BranchedNetwork):
     then use their running statistics (``PooledBatchNorm2d``).
     """
 
+    small_options = ({"width": 16, "encoder": "tu-resnet10t", "encoder_weights": "none"},)
+
     global_context = True
     one_value_px = 32
 

@@ -20,6 +20,8 @@ STRIDE = 32
 class ConvVgg(BranchedNetwork):
     """VGG16 features; per task fc6 7×7 and fc7 1×1 (the decoder, which copies) and a 1×1 score layer (the head)."""
 
+    small_options = ({"width": 8, "fc_width": 16, "encoder_weights": "none"},)
+
     def __init__(
         self,
         num_classes: int,

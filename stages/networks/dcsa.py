@@ -29,6 +29,7 @@ from stages.networks.encoders import find_normalisation
 from stages.networks.framing import resize_bilinear
 
 Decoder = Literal["none", "unet"]
+_SMALL_ENCODER = {"encoder": "tu-resnet10t", "encoder_weights": "none"}
 
 
 class DeepestFeature(nn.Module):
@@ -46,6 +47,17 @@ class DcsaNetwork(BranchedNetwork):
     every phase can be run, but have no weights, and copying one is refused. ``decoder = "unet"`` gives each task a
     U-Net decoder, which can be copied.
     """
+
+    small_options = (
+        {"reduction": 8, "output_stride": 16, "modulated": True, **_SMALL_ENCODER},
+        {
+            "reduction": 8,
+            "decoder": "unet",
+            "decoder_channels": [16, 16, 8, 8, 8],
+            **_SMALL_ENCODER,
+            "encoder": "resnet18",
+        },
+    )
 
     global_context = True
 

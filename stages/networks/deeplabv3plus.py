@@ -193,6 +193,8 @@ class DeepLabV3Plus(_DeepLab):
     trained by. Differs: depth branch added.
     """
 
+    small_options = ({"width": 8, "low_level_width": 4, "encoder": "tu-resnet10t", "encoder_weights": "none"},)
+
     def __init__(
         self,
         num_classes: int,
@@ -240,6 +242,8 @@ class DeepLabV3PlusMff(_DeepLab):
 
     Source: Park & Heo 2021, equations 1 and 2: 48 + 3·256 = 816 channels at a quarter of the image.
     """
+
+    small_options = ({"width": 8, "share_aspp": True, "encoder": "resnet18", "encoder_weights": "none"},)
 
     def __init__(
         self,

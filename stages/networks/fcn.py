@@ -6,7 +6,8 @@ which trains the deconvolutions. Differs: depth branch added.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,8 @@ class Fcn(BranchedNetwork):
     ``full`` depth branch behind an fc6 and fc7 of its own; a head holds the deconvolutions. What is as wide as the
     classes never copies, which leaves fc6 and fc7: a ``light`` branch has nothing to copy.
     """
+
+    small_options: Sequence[Mapping[str, Any]] = ({"width": 8, "fc_width": 16, "encoder_weights": "none"},)
 
     finest_stride: ClassVar[int]
 
@@ -141,6 +144,12 @@ class Fcn16s(Fcn):
 
 class Fcn8s(Fcn):
     """FCN with skips from pool4 and pool3."""
+
+    small_options = (
+        *Fcn.small_options,
+        {"width": 8, "fc_width": 16, "encoder_weights": "none", "padding": "caffe", "depth_branch": "full"},
+        {"width": 8, "encoder_weights": "none", "head": "pool5", "train_deconvolutions": False},
+    )
 
     finest_stride = 8
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -50,7 +50,9 @@ class Network(nn.Module):
     spec: NetworkSpec
     """How to build it again; set by ``build_network``."""
     copyable_form: Mapping[str, Any] = {}
-    """Options that give the decoders something to copy; set by ``build_network``, see ``NetworkEntry``."""
+    """Options that give the decoders something to copy; of our own networks ``NetworkEntry`` says it."""
+    small_options: Sequence[Mapping[str, Any]] = ({},)
+    """Options under which it is small enough to be tried in a test, one set per kind worth trying."""
     copyable_form_helps: bool = True
     """False where another option leaves nothing to copy in that form either."""
 

@@ -17,10 +17,12 @@ def fits(value: Any, wanted: Any) -> bool:
     origin, arguments = get_origin(wanted), get_args(wanted)
     if origin in (Union, UnionType):
         return any(fits(value, argument) for argument in arguments)
+    if wanted is Any:
+        return True
     if origin is Literal:
         return value in arguments
     if origin in (Sequence, list, tuple):
-        return isinstance(value, list | tuple) and all(fits(item, arguments[0]) for item in value)
+        return isinstance(value, list | tuple) and all(fits(item, each) for item in value for each in arguments[:1])
     if origin is Mapping:
         return isinstance(value, Mapping)
     if wanted is float:

@@ -34,6 +34,8 @@ class PspNet(BranchedNetwork):
     The auxiliary head belongs to the segmentation head and is run in training mode only.
     """
 
+    small_options = ({"encoder": "resnet18", "decoder_channels": 16, "encoder_weights": "none", "aux": True},)
+
     global_context = True
 
     seg_head: PspHead

@@ -15,7 +15,7 @@ class NetworkSettings(Section):
     model_config = ConfigDict(extra="allow")
 
     name: str = setting("unet", Decides.FIRST_WEIGHTS, flag="--network")
-    """Name of the network (see `pipeline networks`)."""
+    """Name of the network (see `pipeline networks`), or package.module:Class of your own."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -25,5 +25,5 @@ class NetworkSettings(Section):
     @property
     def label(self) -> str:
         """Short name for folders, for example ``unet-resnet18``."""
-        words = [self.options.get("architecture", self.name), self.options.get("encoder", "")]
+        words = [self.options.get("architecture", self.name.rpartition(":")[2]), self.options.get("encoder", "")]
         return "-".join(str(word) for word in words if word)

@@ -30,6 +30,8 @@ from stages.networks.encoder_weights import (
 from stages.networks.encoders import check_encoder_name, drop_unused_weights, find_normalisation, follows_odd_sizes
 from stages.networks.smp_architectures import ARCHITECTURES, Architecture, DecoderChannels, resolve_smp_keywords
 
+_SMALL_ENCODER = {"encoder": "tu-resnet10t", "encoder_weights": "none"}
+
 
 class SmpNetwork(BranchedNetwork):
     """Shared smp encoder, a decoder and head for segmentation, and unless stripped another pair for depth.
@@ -37,6 +39,14 @@ class SmpNetwork(BranchedNetwork):
     With the same torch seed and options, encoder and segmentation branch start with the same bits whether or not the
     depth branch exists, and with those of smp's own model.
     """
+
+    small_options = (
+        {"decoder_channels": [16, 16, 8, 8, 8], **_SMALL_ENCODER},
+        {"architecture": "fpn", "decoder_channels": 64, **_SMALL_ENCODER},
+        {"architecture": "pan", "decoder_channels": 8, **_SMALL_ENCODER},
+        {"architecture": "deeplabv3plus", "decoder_channels": 16, **_SMALL_ENCODER},
+    )
+    """Of smp's architectures one of each kind: any size, padded, dilated with a smallest map, not drawn again."""
 
     def __init__(
         self,

@@ -9,10 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A name in ``NETWORKS`` with every option spelled out, so that a later change of a default alters nothing.
+    """The name of a network with every option spelled out, so that a later change of a default alters nothing.
 
     Args:
-        name: key of ``NETWORKS``.
+        name: as of ``build_network``.
         num_classes: number of segmentation classes.
         with_depth: whether the depth branch exists.
         options: all other keyword arguments of the constructor, JSON values only.

@@ -28,6 +28,8 @@ GRID_PX = 16
 class UNetClassic(BranchedNetwork):
     """Contracting path; per task an expanding path, which copies, and a 1×1 head."""
 
+    small_options = ({"width": 8},)
+
     smallest_input_px = GRID_PX
     one_value_px = GRID_PX
     tile_grid_px = GRID_PX

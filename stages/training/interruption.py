@@ -62,13 +62,17 @@ def ignoring_sigchld() -> Iterator[None]:
 def stop_on_signals() -> Iterator[StopFlag]:
     """Turn the first SIGINT, SIGTERM or SIGHUP inside the block into a set flag; the second ends the work at once.
 
-    Must be entered in the main thread. The former handlers come back on leaving.
+    The former handlers come back on leaving. In another thread than the main one, where a program may train from
+    Python, no signal is heard.
     """
 
     def interrupt() -> None:
         raise KeyboardInterrupt
 
     flag = StopFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
     former = hear_signals(lambda _: flag.set(), interrupt)
     try:
         yield flag

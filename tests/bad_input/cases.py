@@ -17,6 +17,7 @@ CLASSES = {
     "estimators": "Estimators and devices",
     "outputs": "Where results are written",
     "recipes": "Recipes and flags",
+    "plugins": "Networks and datasets of others",
     "many_rows": "Many processes and machines",
     "names": "Names as text",
     "leftovers": "What killed processes leave behind",

@@ -31,6 +31,7 @@ from data_cache.sample import DepthKind, PackedBatch
 from pipeline.commands.compare import compare_runs
 from pipeline.session import Session
 from stages.comparison.bootstrap import pool_miou
+from stages.comparison.formats import FORMATS
 from stages.evaluation.evaluate import evaluate
 from stages.evaluation.settings import EVALUATION_VERSION
 from stages.pseudo_depth.aliases import EstimatorSpec
@@ -212,8 +213,7 @@ def prepare_runs(count: int, folder: Path) -> None:
 
 def compare(_count: int, folder: Path) -> None:
     """Compare all runs of a work directory."""
-    result = compare_runs(Session.start(folder, json_mode=True, quiet=True), (), "markdown", None)
-    assert result.json["rows"]
+    assert FORMATS["markdown"](compare_runs(Session.start(folder, json_mode=True, quiet=True), ()))
 
 
 PREPARATIONS: dict[str, Callable[[int, Path], None]] = {"compare": prepare_runs}

@@ -12,9 +12,9 @@ import pytest
 
 from data_cache.errors import UserError
 from data_cache.size_rule import fixed_size
-from pipeline.commands.predict import Slides, check_views, heeding_interrupts
+from pipeline.commands.predict import Slides, heeding_interrupts
 from pipeline.experiment.config import RunConfig
-from pipeline.experiment.models import Model
+from pipeline.experiment.models import Model, check_views
 from stages.evaluation.predict import Predictions
 from stages.evaluation.views import choose_views
 from stages.networks.interface import Normalisation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_networks import SMALL_OPTIONS
 
 from data_cache.sample import PackedBatch
 from stages.networks import NETWORKS, build_network
@@ -13,26 +14,6 @@ from stages.training.schedules import DEPTH, SEG
 from stages.training.settings import LossSettings, TrainingSettings
 
 NUM_CLASSES = 3
-VGG = {"encoder_weights": "none", "width": 4, "fc_width": 8}
-RESNET10 = {"encoder": "tu-resnet10t", "encoder_weights": "none"}
-ATROUS = {"width": 8, "low_level_width": 4, **RESNET10}
-DCSA = {"reduction": 8, "output_stride": 16, "modulated": True, **RESNET10}
-SMALL = {
-    "unet": {"decoder_channels": [8, 8, 8, 4, 4], **RESNET10},
-    "unet-classic": {"width": 4},
-    "unet-valid": {"width": 2},
-    "fcn32s": {**VGG, "train_deconvolutions": False},
-    "fcn16s": {**VGG, "head": "pool5"},
-    "fcn8s": {**VGG, "padding": "caffe", "depth_branch": "full"},
-    "conv-vgg": VGG,
-    "segnet": {"encoder_weights": "none", "width": 4},
-    "pspnet": {"encoder": "resnet18", "encoder_weights": "none", "decoder_channels": 8, "aux": True},
-    "deeplabv3plus": ATROUS,
-    "deeplabv3plus-mff": {**ATROUS, "share_aspp": True},
-    "bisenet": {"width": 16, **RESNET10},
-    "bisenet-mff": {"width": 16, **RESNET10},
-    "dcsa-resnet": {**DCSA, "encoder": "resnet18", "decoder": "unet", "decoder_channels": [8, 8, 8, 4, 4]},
-}
 pytestmark = pytest.mark.filterwarnings("ignore:PSPNet's pyramid")
 
 
@@ -74,7 +55,7 @@ def train_one_step(network, phase, policy: str) -> set[str]:
 @pytest.mark.parametrize(("phase", "policy"), [(DEPTH, "train"), (SEG, "freeze")], ids=["depth", "seg-frozen"])
 def test_one_step_moves_exactly_what_the_phase_trains(name, phase, policy):
     """Parameters and statistics alike; of a frozen encoder just what was never pretrained."""
-    network = build(name, SMALL[name])
+    network = build(name, SMALL_OPTIONS[name][-1])
     trained = {part.names()[0].replace("-", "_"): module for part, module in network.parts().items()}
     trained = {key: module for key, module in trained.items() if Part.parse(key.replace("_", "-")) in phase.trains}
     if policy == "freeze":

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -421,6 +422,17 @@ def test_first_signal_sets_the_flag_second_interrupts_unless_an_echo_and_handler
         assert signal.getsignal(number) is signal.default_int_handler
     finally:
         signal.signal(number, outside)
+
+
+def test_a_training_in_another_thread_hears_no_signals_and_runs():
+    before = [signal.getsignal(number) for number in interruption._SIGNALS]
+
+    def enter():
+        with stop_on_signals() as stop:
+            return stop.is_set(), [signal.getsignal(number) for number in interruption._SIGNALS]
+
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(enter).result() == (False, before)
 
 
 def test_log_holds_every_nth_and_the_last_step(tmp_path):

@@ -1,0 +1,1 @@
+"""What `pipeline new` writes: the smallest network, dataset and recipe that work as they are."""
