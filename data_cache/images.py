@@ -50,10 +50,12 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeErro
 """What Pillow raises for broken files; the last four for damaged headers, EXIF and colour tables."""
 _KEYS_MISREAD = ("RGB;16B", "L;2", "L;4")
 """Pixels of which Pillow 13 compares the transparent colour of a PNG with numbers of another depth."""
-_UPRIGHT = 1
+UPRIGHT = 1
+"""The EXIF orientation of what is stored as it is seen."""
 _TURNED = range(2, 9)
-_ACROSS = range(5, 9)
-"""EXIF orientations; across are those that exchange width and height."""
+"""EXIF orientations that mean something else than upright."""
+ACROSS = range(5, 9)
+"""EXIF orientations that exchange width and height."""
 _EXIF_PLACES = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 
 
@@ -159,9 +161,19 @@ def read_image_size(path: Path) -> tuple[int, int]:
     with _open_rgb(path) as image:
         if image.format == "TIFF":  # Pillow turns these itself, by its version when opened or when decoded
             turn_upright(image)
-        elif _get_orientation(image) in _ACROSS:
+        elif _get_orientation(image) in ACROSS:
             return image.width, image.height
         return image.height, image.width
+
+
+def read_orientation(path: Path) -> int:
+    """Return the EXIF orientation that ``read_image`` undoes, 1 where it has nothing to undo.
+
+    Raises:
+        UserError: as ``read_image_size``.
+    """
+    with _open_rgb(path) as image:
+        return _get_orientation(image)
 
 
 def _open_rgb(path: Path) -> AbstractContextManager[ImageFile]:
@@ -233,7 +245,7 @@ def get_rawmode(image: ImageFile) -> str:
 
 def turn_upright(image: ImageFile) -> bool:
     """Turn an opened image in place as its EXIF orientation says; return whether there was something to turn."""
-    if _get_orientation(image) == _UPRIGHT:
+    if _get_orientation(image) == UPRIGHT:
         return False
     ImageOps.exif_transpose(image, in_place=True)
     return True
@@ -242,9 +254,9 @@ def turn_upright(image: ImageFile) -> bool:
 def _get_orientation(image: ImageFile) -> int:
     # Asked for the EXIF of a PNG that begins with none, Pillow decodes all of it: some stands behind the pixels.
     if image.format == "PNG" and not _EXIF_PLACES & image.info.keys():
-        return _UPRIGHT
-    orientation: int = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT)
-    return orientation if orientation in _TURNED else _UPRIGHT
+        return UPRIGHT
+    orientation: int = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    return orientation if orientation in _TURNED else UPRIGHT
 
 
 def _reduce_grey(image: ImageFile, rawmode: str, path: Path) -> Image.Image:
