@@ -45,35 +45,26 @@ def sort_out(
     annotations: Annotations, empty: Empty, notes: list[str]
 ) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
     """Return the images that get a mask, and those that count as not annotated."""
-    labelled, pool = [], list(annotations.unlisted)
-    without = 0
-    for image in annotations.images:
-        if image.objects or not image.skipped:
-            without += not image.objects
-        if image.objects or (empty == "background" and not image.skipped):
-            labelled.append(image)
-        else:
-            pool.append(image)
+    labelled = [image for image in annotations.images if image.objects]
+    without = [image for image in annotations.images if not image.objects and not image.skipped]
+    # What was outlined by a line is no image without objects.
+    pool = [image for image in annotations.images if not image.objects and image.skipped] + annotations.unlisted
+    (labelled if empty == "background" else pool).extend(without)
     if without:
-        other = "unlabelled" if empty == "background" else "background"
-        means = "all background" if empty == "background" else "not annotated"
-        notes.append(f"{without} listed images have no object and count as {means} (--empty {other} for the other)")
+        means, other = ("all background", "unlabelled") if empty == "background" else ("not annotated", "background")
+        notes.append(f"listed images without an object: {len(without)}; they count as {means} (else: --empty {other})")
     if skipped := sum(image.skipped for image in annotations.images):
-        notes.append(f"{skipped} points, lines and other shapes without an area are left out")
+        notes.append(f"shapes without an area (points, lines), left out: {skipped}")
     held_out = [image for image in pool if image.split in ("val", "test")]
     if held_out:
-        notes.append(
-            f"{len(held_out)} images of val and test that are not annotated are left out: nothing is learnt from these"
-        )
+        notes.append(f"images of val and test that are not annotated, left out: {len(held_out)}")
     return labelled, [image for image in pool if image.split not in ("val", "test")]
 
 
 def choose_classes(
     listed: Sequence[str], labelled: Sequence[AnnotatedImage], source: Path, choices: Choices, notes: list[str]
-) -> tuple[list[str], bool]:
-    """Give every object its class by the final name, None for void; return the names by id, and whether the first one
-    is background.
-    """
+) -> list[str]:
+    """Give every object its class by the final name, None for void; return the names by id, background first."""
     used: Counter[str] = Counter()
     for image in labelled:
         image.objects = [each._replace(label=_clean(each.label)) for each in image.objects]
@@ -92,8 +83,11 @@ def choose_classes(
     first = (of_background or [_BACKGROUND]) if choices.background else [name for name in of_background if name in used]
     names = [*first, *classes]
     check_class_names(source, names)
+    by_letters = {name.lower(): name for name in names}
+    if twins := [f"{name} and {by_letters[name.lower()]}" for name in names if by_letters[name.lower()] != name]:
+        raise UserError(f"{source} has classes that differ by capital letters alone: {', '.join(twins)}; make them one")
     notes.append(f"pixels that no object covers are {names[0] if choices.background else 'void'}")
-    return names, choices.background
+    return names
 
 
 def _clean(label: str | None) -> str | None:
@@ -121,13 +115,10 @@ def choose_splits(labelled: Sequence[AnnotatedImage], share: float, source: Path
             "another one of train; annotate more"
         )
     if "val" in splits:
-        notes.append(
-            "splits are those of the data"
-            if all(image.split for image in labelled)
-            else "splits are those of the data; images without one are in train"
-        )
+        rest = "" if all(image.split for image in labelled) else "; images without one are in train"
+        notes.append(f"splits are those of the data{rest}")
         return splits
-    labels = [{each.label for each in image.objects} for image in labelled]
+    labels = [{each.label for each in image.objects if each.label is not None} for image in labelled]
     left = Counter(label for index in train for label in labels[index])
     wanted = min(max(1, round(share * len(train))), len(train) - 1)
     by_hash = sorted(train, key=lambda index: (hash_name(labelled[index].name), labelled[index].name))
@@ -136,12 +127,11 @@ def choose_splits(labelled: Sequence[AnnotatedImage], share: float, source: Path
         if len(chosen) < wanted and all(left[label] > 1 for label in labels[index]):
             chosen.append(index)
             left.subtract(labels[index])
-    for index in chosen or by_hash[:1]:
+    chosen = chosen or by_hash[:1]
+    for index in chosen:
         splits[index] = "val"
     why = "the data has no val" if given else "the data has no splits"
-    notes.append(
-        f"{why}: {len(chosen or by_hash[:1])} of {len(train)} images became val, chosen by a hash of their names"
-    )
+    notes.append(f"{why}: {len(chosen)} of {len(train)} images became val, chosen by a hash of their names")
     return splits
 
 

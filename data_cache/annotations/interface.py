@@ -19,6 +19,7 @@ Order = Literal["file", "area"]
 Empty = Literal["background", "unlabelled"]
 """What an image without objects is that the annotations list."""
 
+SPLITS = ("train", "val", "test")
 _SPLIT = re.compile(r"(train|val|test)(?:ing|id|idation)?\d*")
 
 
@@ -113,7 +114,9 @@ class ImageFinder:
             self._by_name.setdefault(path.name, []).append(path)
         self._used: dict[Path, str] = {}
 
-    def find(self, name: str, findings: Findings, *, split: str = "", beside: Path | None = None) -> Path | None:
+    def find(
+        self, name: str, findings: Findings, *, split: str = "", beside: Path | None = None, by: str = ""
+    ) -> Path | None:
         """Return an image; None, and a finding, where there is none, where several could be meant, or for the second
         time.
 
@@ -122,11 +125,11 @@ class ImageFinder:
             findings: takes what is wrong.
             split: of the image, which may be the name of a folder.
             beside: the folder that the name is relative to, looked at first.
+            by: the annotation, where the image's name does not tell which one it is.
         """
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        fitting = [beside / Path(*parts)] if beside is not None and parts else []
-        if not fitting or not fitting[0].is_file():
-            fitting = self._choose(parts, split)
+        parts = _split_path(name)
+        in_place = _lies_beside(parts, beside)
+        fitting = self._choose(parts, split) if in_place is None else [in_place]
         if len(fitting) != 1:
             several = f"of which {self._root} has several, of one name in different folders; name that of those meant"
             lacking = f"that are not below {self._root}; name their folder"
@@ -135,15 +138,15 @@ class ImageFinder:
         (found,) = fitting
         known = found.resolve()
         if known in self._used:
-            findings.add("images that are annotated twice; remove one", f"{self._used[known]} and {name}")
+            findings.add("images that are annotated twice; remove one", f"{self._used[known]} and {by or name}")
             return None
-        self._used[known] = name
+        self._used[known] = by or name
         return found
 
-    def has(self, name: str, beside: Path) -> bool:
+    def has(self, name: str, beside: Path | None) -> bool:
         """Whether there is an image of that name, in its place or anywhere below the folder."""
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        return bool(parts) and ((beside / Path(*parts)).is_file() or parts[-1] in self._by_name)
+        parts = _split_path(name)
+        return bool(parts) and (_lies_beside(parts, beside) is not None or parts[-1] in self._by_name)
 
     def list_unused(self) -> list[AnnotatedImage]:
         """Return the images that nobody has asked for."""
@@ -167,6 +170,17 @@ class ImageFinder:
         known = self._by_name.get(parts[-1], []) if parts else []
         best = max(map(fit, known), default=None)
         return [path for path in known if fit(path) == best]
+
+
+def _split_path(name: str) -> tuple[str, ...]:
+    """Return the parts of a path of any system."""
+    return PurePosixPath(name.replace("\\", "/")).parts
+
+
+def _lies_beside(parts: Sequence[str], folder: Path | None) -> Path | None:
+    """Return the file at a path that is relative to a folder, if there is one."""
+    path = folder / Path(*parts) if folder is not None and parts else None
+    return path if path is not None and path.is_file() else None
 
 
 def find_split(names: Iterable[str]) -> str:

@@ -66,14 +66,16 @@ def read_labelme(source: Path, images: Path | None) -> Annotations:
     files = find_files(source, "*.json", "LabelMe file (.json)")
     folder = source if source.is_dir() else source.parent
     findings, finder = Findings(source), ImageFinder(images or folder)
-    found = [_read_file(path, folder, finder, findings) for path in files]
+    found = [_read_file(path, folder, None if images else path.parent, finder, findings) for path in files]
     findings.check()
     read = [image for image in found if image is not None]
     classes = {each.label for image in read for each in image.objects if each.label is not None}
     return Annotations(sorted(classes), read, finder.list_unused())
 
 
-def _read_file(path: Path, folder: Path, finder: ImageFinder, findings: Findings) -> AnnotatedImage | None:
+def _read_file(
+    path: Path, folder: Path, beside: Path | None, finder: ImageFinder, findings: Findings
+) -> AnnotatedImage | None:
     try:
         content = _File.model_validate(read_json(path, _REMEDY))
     except ValidationError as problem:
@@ -82,9 +84,9 @@ def _read_file(path: Path, folder: Path, finder: ImageFinder, findings: Findings
     found = AnnotatedImage(name, path, split=find_split(path.relative_to(folder).parts[:-1]))
     if content.imageHeight and content.imageWidth:
         found.size = content.imageHeight, content.imageWidth
-    if content.imageData and not finder.has(content.imagePath, path.parent):
+    if content.imageData and not finder.has(content.imagePath, beside):
         found.read_embedded = partial(_decode_image, path)
-    elif (file := finder.find(content.imagePath, findings, split=found.split, beside=path.parent)) is not None:
+    elif (file := finder.find(content.imagePath, findings, split=found.split, beside=beside, by=name)) is not None:
         found.file = file
     else:
         return None

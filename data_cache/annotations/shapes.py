@@ -178,13 +178,13 @@ def _clip(low: float, high: float, size: int) -> tuple[int, int]:
 def _fill(points: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Return the pixels (h, w) whose centres lie inside a ring."""
     height, width = shape
-    (x, y), (next_x, next_y) = points.T, np.roll(points, -1, axis=0).T
-    first, last = (
-        np.clip(np.ceil(end(y, next_y) - 0.5), 0, height).astype(np.intp) for end in (np.minimum, np.maximum)
-    )
+    # Each edge from its upper end, so that neighbours, who draw a line to and fro, share no pixel and leave none.
+    ends = np.stack((points, np.roll(points, -1, axis=0)))
+    (x, y), (end_x, end_y) = np.where(ends[:1, :, 1:] <= ends[1:, :, 1:], ends, ends[::-1]).transpose(0, 2, 1)
+    first, last = (np.clip(np.ceil(end - 0.5), 0, height).astype(np.intp) for end in (y, end_y))
     edge = np.repeat(np.arange(len(points)), last - first)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(last - first) - last, last - first)
-    slope = (next_x[edge] - x[edge]) / (next_y[edge] - y[edge])
+    slope = (end_x[edge] - x[edge]) / (end_y[edge] - y[edge])
     column = np.ceil(x[edge] + (row + 0.5 - y[edge]) * slope - 0.5)
     crossings = np.zeros((height, width + 1), dtype=np.int32)
     np.add.at(crossings, (row, np.clip(column, 0, width).astype(np.intp)), 1)

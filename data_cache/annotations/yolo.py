@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from data_cache.annotations.interface import AnnotatedImage, AnnotatedObject, Annotations, Findings, find_files
+from data_cache.annotations.interface import SPLITS, AnnotatedImage, AnnotatedObject, Annotations, Findings, find_files
 from data_cache.annotations.shapes import ShapeProblem, build_polygon
 from data_cache.content import read_text
 from data_cache.errors import UserError
 from data_cache.images import IMAGE_SUFFIXES, read_image_size
 
-_SPLITS = ("train", "val", "test")
 _LARGEST_BYTES = 1 << 26
 _BOX_NUMBERS = 4
 _FARTHEST = 2.0
@@ -43,7 +42,7 @@ def read_yolo(source: Path, images: Path | None) -> Annotations:
     found: list[AnnotatedImage] = []
     unlisted: list[AnnotatedImage] = []
     seen: dict[Path, str] = {}
-    for split in _SPLITS:
+    for split in SPLITS:
         for file in _list_images(content.get(split), roots, split, findings):
             if (other := seen.setdefault(file.resolve(), split)) != split:
                 findings.add("images of two splits; leave each to one", f"{file.name} in {other} and {split}")
@@ -61,9 +60,7 @@ def read_yolo(source: Path, images: Path | None) -> Annotations:
         )
     notes = []
     if unlisted:
-        notes.append(
-            f"{len(unlisted)} images have no .txt and count as not annotated; an image without objects has an empty one"
-        )
+        notes.append(f"images without a .txt: {len(unlisted)}; not annotated (one without objects has an empty .txt)")
     return Annotations(names, found, unlisted, notes=notes)
 
 
@@ -84,7 +81,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError, ValueError) as problem:  # ValueError: a date that is none
         reason = " ".join(str(problem).split())[:200]
         raise UserError(f"{path} is no YAML ({reason}); repair it, or export the data again") from problem
-    entries = [content.get(split) for split in _SPLITS] if isinstance(content, dict) else []
+    entries = [content.get(split) for split in SPLITS] if isinstance(content, dict) else []
     places = [place for entry in entries if entry for place in (entry if isinstance(entry, list) else [entry])]
     if not places or not all(isinstance(place, str) for place in places):
         raise UserError(f"{path} names no images; it needs names, and train with a folder of images (val, test)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -127,8 +128,8 @@ def import_annotations(
     session.workspace.check_output(out, "--out")
     roots = [path for path in (source, images) if path is not None and path.is_dir()]
     Inputs(root / "any" for root in roots).check_outside(out, "--out")
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"--out {out} is not empty; name a new folder")
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out} is {'not empty' if out.is_dir() else 'no folder'}; name a new folder")
     kind = FORMATS[format_name]
     session.console.info(f"reading {source}")
     annotations = kind.read(source, images)
@@ -138,11 +139,11 @@ def import_annotations(
         replace_folder(place, (), _own_nothing) as folder,
         session.console.progress("masks", len(annotations.images)) as advance,
     ):
-        found = write_folder(annotations, folder, choices, source=source, progress=lambda done, _total: advance(done))
+        found = write_folder(annotations, folder, choices, source=source, progress=advance)
         draw_sheet(folder, found)
     commands = list_next(out)
     facts = {
-        "images": dict(found.images),
+        "images": found.images,
         "classes": found.classes,
         "void": found.void,
         "notes": found.notes,
@@ -164,7 +165,7 @@ def list_next(out: Path) -> list[str]:
     return [
         f"pipeline datasets folder --data-root {data}",
         f"pipeline run --recipe demo --schedule seg-only --dataset folder --data-root {data}",
-        f"pipeline export --out {model}",
+        f"pipeline export --out {model} --no-benchmark",
         f"pipeline predict {model} {shlex.quote(str(out / 'images' / 'val'))} --out {shlex.quote(f'{out}-predicted')}",
     ]
 
@@ -184,18 +185,22 @@ def draw_sheet(folder: Path, found: Imported) -> None:
         [read_tinted_item(dataset, index, plain_id=plain) for dataset, index in chosen],
         folder / SHEET_FILE,
         columns=5,
-        legend=[*legend, ("void", VOID)],
+        legend=[*legend, ("void", VOID)] if any(found.void.values()) else legend,
     )
 
 
 def _render(found: Imported, out: Path, commands: Sequence[str]) -> Iterator[str]:
     """Yield what a person reads."""
-    yield ", ".join(f"{split}: {count} images" for split, count in found.images.items())
+    from data_cache.escaping import width_of
+    from pipeline.console import count
+
+    yield ", ".join(f"{split}: {count(number, 'image')}" for split, number in found.images.items())
     totals = {name: [shares[name] for shares in found.classes.values()] for name in next(iter(found.classes.values()))}
-    width = max(map(len, totals))
-    yield f"\n{'share of labelled pixels':{width}}  " + "  ".join(f"{split:>7}" for split in found.classes)
+    heading = "share of labelled pixels"
+    width = max(map(width_of, (heading, *totals)))
+    yield f"\n{heading:{width}}  " + "  ".join(f"{split:>7}" for split in found.classes)
     for name, shares in totals.items():
-        yield f"{name:{width}}  " + "  ".join(f"{share:7.2%}" for share in shares)
+        yield f"{name}{' ' * (width - width_of(name))}  " + "  ".join(f"{share:7.2%}" for share in shares)
     yield ""
     yield from (f"note: {note}" for note in found.notes)
     yield f"\nlook at  {out / SHEET_FILE}"
