@@ -46,7 +46,7 @@ EXAMPLES = 5
 """Names given for a note or a problem; the count tells the rest."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF")
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error)
 """What Pillow raises for broken files; the last four for damaged headers, EXIF and colour tables."""
 _KEYS_MISREAD = ("RGB;16B", "L;2", "L;4")
 """Pixels of which Pillow 13 compares the transparent colour of a PNG with numbers of another depth."""
@@ -214,7 +214,7 @@ def open_image(path: Path, what: str, *, missing: str, broken: str) -> Iterator[
         raise UserError(
             f"{what} {path} cannot be read (no image in a known format: {', '.join(_FORMATS)}); {broken}"
         ) from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"{what} {path} cannot be read ({reason}); {broken}") from error
 

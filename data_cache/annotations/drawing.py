@@ -51,6 +51,7 @@ class Drawing:
             painted = sum(shape.paint(labels, value) for shape in each.shapes)
             drawn += painted
             self._counts["void"] += each.label is None
+            self._counts["layers"] += each.layer > 0
             self._counts["empty"] += not painted
             self._counts["outside"] += not all(shape.lies_within(*canvas.size) for shape in each.shapes)
         uncovered = labels == _UNCOVERED
@@ -61,6 +62,7 @@ class Drawing:
     def list_notes(self) -> list[str]:
         """Return what was counted, in sentences."""
         order = "larger ones first" if self._order == "area" else "as they stand in the file"
+        order = f"by layers, then {order}" if self._counts["layers"] else order
         sentences = {
             "void": "void objects (crowds, names that mean void): {}",
             "overlap": f"images in which objects overlap: {{}}; drawn {order}, later ones over earlier ones",

@@ -30,6 +30,7 @@ from data_cache.annotations.interface import (
 from data_cache.annotations.shapes import Shape, ShapeProblem, build_box, build_ellipse, build_polygon, encode_runs
 from data_cache.errors import UserError
 from data_cache.files import read_json
+from data_cache.images import LARGEST_IMAGE_PX, UNREADABLE
 from data_cache.records import explain_invalid
 
 _REMEDY = "save it again in LabelMe, or name a folder of LabelMe files alone"
@@ -123,9 +124,11 @@ def _build_shape(shape: _Shape) -> Shape:
         return build_ellipse(x, y, radius, radius)
     try:
         with Image.open(io.BytesIO(base64.b64decode(shape.mask or "")), formats=("PNG",)) as image:
+            if image.width * image.height > LARGEST_IMAGE_PX:
+                raise ValueError("larger than any image")
             mask = np.array(image.convert("L")) > 0
-    except (OSError, ValueError, SyntaxError) as problem:
-        raise ShapeProblem("whose mask is no PNG") from problem
+    except UNREADABLE as problem:
+        raise ShapeProblem("whose mask is no PNG, or one larger than any image") from problem
     return encode_runs(mask, left=int(x), top=int(y))
 
 

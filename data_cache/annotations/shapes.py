@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_cache.images import LARGEST_IMAGE_PX
+
 _FAR_PX = 1e8
 """Coordinates beyond are as good as this one: they lie outside of any image."""
 _CURVE_POINTS = 128
@@ -109,12 +111,14 @@ def build_polygon(points: Sequence[Sequence[float]] | NDArray[np.float64]) -> Po
 
 def build_box(left: float, top: float, right: float, bottom: float, *, degrees: float = 0.0) -> Polygon:
     """Return a rectangle, turned clockwise about its centre."""
+    left, top, right, bottom = _limit(left, top, right, bottom)
     corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
     return build_polygon(_turn(np.array(corners), ((left + right) / 2, (top + bottom) / 2), degrees))
 
 
 def build_ellipse(x: float, y: float, radius_x: float, radius_y: float, *, degrees: float = 0.0) -> Polygon:
     """Return an ellipse about (x, y), turned clockwise."""
+    x, y, radius_x, radius_y = _limit(x, y, radius_x, radius_y)
     angles = np.arange(_CURVE_POINTS) * (2 * np.pi / _CURVE_POINTS)
     curve = np.stack((x + radius_x * np.cos(angles), y + radius_y * np.sin(angles)), axis=1)
     return build_polygon(_turn(curve, (x, y), degrees))
@@ -136,11 +140,13 @@ def build_run_mask(
     Raises:
         ShapeProblem: they do not fill the mask.
     """
-    lengths = np.array(_unpack_counts(counts) if isinstance(counts, str) else counts, dtype=np.int64)
-    # Before the sum, which could overflow.
-    if (lengths < 0).any() or (lengths > height * width).any() or int(lengths.sum()) != height * width:
+    lengths = _unpack_counts(counts) if isinstance(counts, str) else counts
+    total = height * width
+    if min(height, width) < 0 or total > LARGEST_IMAGE_PX:
+        raise ShapeProblem("whose mask is of a size that no image has")
+    if sum(lengths) != total or min(lengths, default=0) < 0:
         raise ShapeProblem("whose run lengths do not add up to the size of their mask")
-    return RunMask(lengths, height, width, left, top, by_columns)
+    return RunMask(np.array(lengths, dtype=np.int64), height, width, left, top, by_columns)
 
 
 def encode_runs(mask: NDArray[np.bool_], *, left: int, top: int) -> RunMask:
@@ -169,6 +175,11 @@ def _unpack_counts(text: str) -> list[int]:
     if shift:
         raise ShapeProblem("whose run lengths are cut off")
     return counts
+
+
+def _limit(*numbers: float) -> list[float]:
+    """Return numbers none of which is too large to compute with."""
+    return [min(max(number, -_FAR_PX), _FAR_PX) for number in numbers]
 
 
 def _clip(low: float, high: float, size: int) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from data_cache.datasets.interface import POOL, RGB
 from data_cache.datasets.paired_files import build_colour_map
 from data_cache.errors import UserError
 from data_cache.files import sync_folder
-from data_cache.images import ACROSS, IMAGE_SUFFIXES, UPRIGHT, read_image_size, read_orientation
+from data_cache.images import ACROSS, IMAGE_SUFFIXES, UNREADABLE, UPRIGHT, read_image_size, read_orientation
 from data_cache.sample import IGNORE_INDEX
 
 _SCARCE = 0.02
@@ -181,7 +181,7 @@ def _extract(content: bytes, path: Path, place: Place, findings: Findings) -> Pa
     try:
         with Image.open(io.BytesIO(content)) as image:
             kind = (image.format or "").lower()
-    except (OSError, ValueError, SyntaxError):
+    except UNREADABLE:
         kind = ""
     path = path.with_suffix(
         ".jpg" if kind in ("jpeg", "mpo") else f".{kind or 'none'}"
