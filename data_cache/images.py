@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import io
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -46,7 +47,7 @@ EXAMPLES = 5
 """Names given for a note or a problem; the count tells the rest."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF")
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error)
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error)
 """What Pillow raises for broken files; the last four for damaged headers, EXIF and colour tables."""
 _KEYS_MISREAD = ("RGB;16B", "L;2", "L;4")
 """Pixels of which Pillow 13 compares the transparent colour of a PNG with numbers of another depth."""
@@ -176,6 +177,41 @@ def read_orientation(path: Path) -> int:
         return _get_orientation(image)
 
 
+def turn_labels(labels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Return labels (H, W) turned as an EXIF orientation turns their image."""
+    if orientation == UPRIGHT:
+        return labels
+    image = Image.fromarray(labels)
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    ImageOps.exif_transpose(image, in_place=True)
+    return np.array(image)
+
+
+def find_suffix(content: bytes) -> str:
+    """Return the suffix of a file with an image's content; "" where it is no image of a known format."""
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            kind = (image.format or "").lower()
+    except _UNREADABLE:
+        return ""
+    return ".jpg" if kind in ("jpeg", "mpo") else f".{kind}"  # MPO: a JPEG with further pictures
+
+
+def decode_mask(content: bytes) -> NDArray[np.bool_]:
+    """Return where a PNG (h, w) in memory is not black.
+
+    Raises:
+        ValueError: it is none, or larger than any image.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            if image.width * image.height > LARGEST_IMAGE_PX:
+                raise ValueError(f"{image.width} x {image.height} px are more than any image has")
+            return np.array(image.convert("L")) > 0
+    except _UNREADABLE as error:
+        raise ValueError(str(error)) from error
+
+
 def _open_rgb(path: Path) -> AbstractContextManager[ImageFile]:
     return open_image(path, "image", missing="put it back or leave it out", broken="replace the file or remove it")
 
@@ -214,7 +250,7 @@ def open_image(path: Path, what: str, *, missing: str, broken: str) -> Iterator[
         raise UserError(
             f"{what} {path} cannot be read (no image in a known format: {', '.join(_FORMATS)}); {broken}"
         ) from error
-    except UNREADABLE as error:
+    except _UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"{what} {path} cannot be read ({reason}); {broken}") from error
 

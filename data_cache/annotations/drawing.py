@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from data_cache.annotations.interface import AnnotatedImage, AnnotatedObject, Order
 from data_cache.datasets.interface import RGB
-from data_cache.images import UPRIGHT
+from data_cache.images import UPRIGHT, turn_labels
 from data_cache.sample import IGNORE_INDEX
 
 _UNCOVERED = 256
@@ -57,7 +57,7 @@ class Drawing:
         uncovered = labels == _UNCOVERED
         self._counts["overlap"] += drawn > labels.size - int(np.count_nonzero(uncovered))
         labels[uncovered] = self._ground
-        return _turn(labels.astype(np.uint8), canvas.orientation)
+        return turn_labels(labels.astype(np.uint8), canvas.orientation)
 
     def list_notes(self) -> list[str]:
         """Return what was counted, in sentences."""
@@ -74,16 +74,6 @@ class Drawing:
     def _rank(self, each: AnnotatedObject) -> tuple[int, float]:
         area = sum(shape.measure() for shape in each.shapes) if self._order == "area" else 0.0
         return each.layer, -area
-
-
-def _turn(labels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Return labels turned as EXIF turns their image."""
-    if orientation == UPRIGHT:
-        return labels
-    image = Image.fromarray(labels)
-    image.getexif()[ExifTags.Base.Orientation] = orientation
-    ImageOps.exif_transpose(image, in_place=True)
-    return np.array(image)
 
 
 def write_mask(labels: NDArray[np.uint8], path: Path, colours: Sequence[RGB]) -> None:

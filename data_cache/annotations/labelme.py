@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import math
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_cache.annotations.interface import (
@@ -30,7 +28,7 @@ from data_cache.annotations.interface import (
 from data_cache.annotations.shapes import Shape, ShapeProblem, build_box, build_ellipse, build_polygon, encode_runs
 from data_cache.errors import UserError
 from data_cache.files import read_json
-from data_cache.images import LARGEST_IMAGE_PX, UNREADABLE
+from data_cache.images import decode_mask
 from data_cache.records import explain_invalid
 
 _REMEDY = "save it again in LabelMe, or name a folder of LabelMe files alone"
@@ -123,11 +121,8 @@ def _build_shape(shape: _Shape) -> Shape:
         radius = math.hypot(other_x - x, other_y - y)
         return build_ellipse(x, y, radius, radius)
     try:
-        with Image.open(io.BytesIO(base64.b64decode(shape.mask or "")), formats=("PNG",)) as image:
-            if image.width * image.height > LARGEST_IMAGE_PX:
-                raise ValueError("larger than any image")
-            mask = np.array(image.convert("L")) > 0
-    except UNREADABLE as problem:
+        mask = decode_mask(base64.b64decode(shape.mask or ""))
+    except ValueError as problem:
         raise ShapeProblem("whose mask is no PNG, or one larger than any image") from problem
     return encode_runs(mask, left=int(x), top=int(y))
 

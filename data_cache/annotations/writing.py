@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 from collections import Counter
@@ -11,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from data_cache.annotations.choices import (
     Choices,
@@ -29,7 +27,7 @@ from data_cache.datasets.interface import POOL, RGB
 from data_cache.datasets.paired_files import build_colour_map
 from data_cache.errors import UserError
 from data_cache.files import sync_folder
-from data_cache.images import ACROSS, IMAGE_SUFFIXES, UNREADABLE, UPRIGHT, read_image_size, read_orientation
+from data_cache.images import ACROSS, UPRIGHT, find_suffix, read_image_size, read_orientation
 from data_cache.sample import IGNORE_INDEX
 
 _SCARCE = 0.02
@@ -178,17 +176,11 @@ def _place_images(
 
 def _extract(content: bytes, path: Path, place: Place, findings: Findings) -> Path:
     """Write an embedded image under the suffix of its format; return its path."""
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            kind = (image.format or "").lower()
-    except UNREADABLE:
-        kind = ""
-    path = path.with_suffix(
-        ".jpg" if kind in ("jpeg", "mpo") else f".{kind or 'none'}"
-    )  # MPO: a JPEG with further pictures
-    if path.suffix not in IMAGE_SUFFIXES:
+    suffix = find_suffix(content)
+    if not suffix:
         findings.add("embedded images that cannot be read; export them again", place.image.name)
         return path
+    path = path.with_suffix(suffix)
     path.write_bytes(content)
     return path
 
