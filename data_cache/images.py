@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import io
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -50,10 +51,12 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeErro
 """What Pillow raises for broken files; the last four for damaged headers, EXIF and colour tables."""
 _KEYS_MISREAD = ("RGB;16B", "L;2", "L;4")
 """Pixels of which Pillow 13 compares the transparent colour of a PNG with numbers of another depth."""
-_UPRIGHT = 1
+UPRIGHT = 1
+"""The EXIF orientation of what is stored as it is seen."""
 _TURNED = range(2, 9)
-_ACROSS = range(5, 9)
-"""EXIF orientations; across are those that exchange width and height."""
+"""EXIF orientations that mean something else than upright."""
+ACROSS = range(5, 9)
+"""EXIF orientations that exchange width and height."""
 _EXIF_PLACES = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 
 
@@ -159,9 +162,54 @@ def read_image_size(path: Path) -> tuple[int, int]:
     with _open_rgb(path) as image:
         if image.format == "TIFF":  # Pillow turns these itself, by its version when opened or when decoded
             turn_upright(image)
-        elif _get_orientation(image) in _ACROSS:
+        elif _get_orientation(image) in ACROSS:
             return image.width, image.height
         return image.height, image.width
+
+
+def read_orientation(path: Path) -> int:
+    """Return the EXIF orientation that ``read_image`` undoes, 1 where it has nothing to undo.
+
+    Raises:
+        UserError: as ``read_image_size``.
+    """
+    with _open_rgb(path) as image:
+        return _get_orientation(image)
+
+
+def turn_labels(labels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Return labels (H, W) turned as an EXIF orientation turns their image."""
+    if orientation == UPRIGHT:
+        return labels
+    image = Image.fromarray(labels)
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    ImageOps.exif_transpose(image, in_place=True)
+    return np.array(image)
+
+
+def find_suffix(content: bytes) -> str:
+    """Return the suffix of a file with an image's content; "" where it is no image of a known format."""
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            kind = (image.format or "").lower()
+    except _UNREADABLE:
+        return ""
+    return ".jpg" if kind in ("jpeg", "mpo") else f".{kind}"  # MPO: a JPEG with further pictures
+
+
+def decode_mask(content: bytes) -> NDArray[np.bool_]:
+    """Return where a PNG (h, w) in memory is not black.
+
+    Raises:
+        ValueError: it is none, or larger than any image.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            if image.width * image.height > LARGEST_IMAGE_PX:
+                raise ValueError(f"{image.width} x {image.height} px are more than any image has")
+            return np.array(image.convert("L")) > 0
+    except _UNREADABLE as error:
+        raise ValueError(str(error)) from error
 
 
 def _open_rgb(path: Path) -> AbstractContextManager[ImageFile]:
@@ -233,7 +281,7 @@ def get_rawmode(image: ImageFile) -> str:
 
 def turn_upright(image: ImageFile) -> bool:
     """Turn an opened image in place as its EXIF orientation says; return whether there was something to turn."""
-    if _get_orientation(image) == _UPRIGHT:
+    if _get_orientation(image) == UPRIGHT:
         return False
     ImageOps.exif_transpose(image, in_place=True)
     return True
@@ -242,9 +290,9 @@ def turn_upright(image: ImageFile) -> bool:
 def _get_orientation(image: ImageFile) -> int:
     # Asked for the EXIF of a PNG that begins with none, Pillow decodes all of it: some stands behind the pixels.
     if image.format == "PNG" and not _EXIF_PLACES & image.info.keys():
-        return _UPRIGHT
-    orientation: int = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT)
-    return orientation if orientation in _TURNED else _UPRIGHT
+        return UPRIGHT
+    orientation: int = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    return orientation if orientation in _TURNED else UPRIGHT
 
 
 def _reduce_grey(image: ImageFile, rawmode: str, path: Path) -> Image.Image:

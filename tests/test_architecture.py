@@ -21,6 +21,7 @@ ROOMS = {
     "segmentation_models_pytorch": {"stages/networks/", "stages/export/proof.py"},
     "rich": {"pipeline/"},
     "imageio_ffmpeg": {"stages/evaluation/frames.py"},
+    "yaml": {"data_cache/annotations/yolo.py"},
     "ray": {"pipeline/experiment/engines/on_ray.py"},
     "pydantic": {"pipeline/experiment/", "pipeline/workspace.py", "stages/", "data_cache/"},
 }

@@ -183,7 +183,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[RGB, ...] | None]:
             colours.append(_check_colour(path, number, words[-3:]))
             words = words[:-3]
         names.append(" ".join(words))
-    _check_names(path, names)
+    check_class_names(path, names)
     if colours and len(colours) != len(names):
         raise UserError(f"{path} gives a colour to {len(colours)} of {len(names)} classes; give it to all or to none")
     if len(set(colours)) != len(colours):
@@ -198,7 +198,16 @@ def _check_colour(path: Path, number: int, words: list[str]) -> RGB:
     return red, green, blue
 
 
-def _check_names(path: Path, names: list[str]) -> None:
+def check_class_names(path: Path, names: Sequence[str]) -> None:
+    """Refuse names that tables could not show, or could not tell apart.
+
+    Args:
+        path: where they stand, for the message.
+        names: by id.
+
+    Raises:
+        UserError: naming those that are wrong.
+    """
     if not names:
         raise UserError(f"{path} names no class; write one name per line in the order of the mask ids")
     if len(names) > IGNORE_INDEX:

@@ -256,6 +256,20 @@ def read_sheet_item(
     return SheetItem(caption, image, store.read(index).raw, store.provenance.kind is DepthKind.RELATIVE)
 
 
+def read_tinted_item(dataset: SegmentationDataset, index: int, *, plain_id: int | None = None) -> SheetItem:
+    """Return an image of a split tinted by its mask, under its split and id.
+
+    Args:
+        plain_id: the class whose pixels stay as they are, so that the others stand out.
+    """
+    image = np.asarray(_shrink(dataset.read_image(index)))
+    labels = np.asarray(_shrink(dataset.read_labels(index), smooth=False))
+    tinted = draw_overlay(image, labels, dataset.palette)
+    if plain_id is not None:
+        tinted[labels == plain_id] = image[labels == plain_id]
+    return SheetItem(f"{dataset.split}/{dataset.image_ids[index]}", tinted, None)
+
+
 def spread_over(num_images: int, count: int) -> list[int]:
     """Return so many places from all over a split, or all; neighbours are often frames of one film."""
     count = min(count, num_images)
@@ -263,11 +277,16 @@ def spread_over(num_images: int, count: int) -> list[int]:
 
 
 def contact_sheet(
-    items: Iterable[SheetItem], out: Path, *, columns: int = 3, write_file: WriteFile = atomic_file
+    items: Iterable[SheetItem],
+    out: Path,
+    *,
+    columns: int = 3,
+    legend: Sequence[tuple[str, RGB]] = (),
+    write_file: WriteFile = atomic_file,
 ) -> Path:
     """Write a PNG with image and depth side by side for each item; each map is scaled by its own 2nd…98th percentile.
 
-    Items without depth take half the width, if none has any.
+    Items without depth take half the width, if none has any. Names of colours stand below.
 
     Raises:
         ValueError: there is no item.
@@ -281,12 +300,16 @@ def contact_sheet(
     cell_width = cells[0].width
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(cell.height for cell in row) + _GAP_PX for row in rows]
-    sheet = Image.new("RGB", (_GAP_PX + columns * (cell_width + _GAP_PX), _GAP_PX + sum(heights)), PAPER)
+    width = _GAP_PX + columns * (cell_width + _GAP_PX)
+    key = _draw_legend(legend, width - 2 * _GAP_PX) if legend else None
+    sheet = Image.new("RGB", (width, _GAP_PX + sum(heights) + (key.height if key else 0)), PAPER)
     top = _GAP_PX
     for row, height in zip(rows, heights, strict=True):
         for column, cell in enumerate(row):
             sheet.paste(cell, (_GAP_PX + column * (cell_width + _GAP_PX), top))
         top += height
+    if key:
+        sheet.paste(key, (_GAP_PX, top))
     write_png(sheet, out, write_file)
     return out
 

@@ -10,6 +10,7 @@ from tests.bad_input.world import Case
 CLASSES = {
     "images": "Images",
     "labels": "Labels",
+    "annotations": "Annotations of other tools",
     "pools": "Few masks, many images",
     "depth_stores": "Depth stores",
     "records": "Records and weights of our own",
