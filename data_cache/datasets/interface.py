@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,9 +88,19 @@ class SegmentationDataset(ABC):
     """Masks without an image, for the doctor to report."""
 
     @classmethod
-    def find_splits(cls, root: Path | None) -> tuple[str, ...]:  # noqa: ARG003 - for those that look
-        """Return the splits that the doctor looks at unless told: those of every dataset, or whatever is there."""
+    def find_splits(cls, root: Path | None, options: Mapping[str, Any] | None = None) -> tuple[str, ...]:  # noqa: ARG003 - for those that look
+        """Return the splits that the doctor looks at unless told: those of every dataset, or whatever is there.
+
+        Args:
+            root: its folder.
+            options: of the dataset.
+        """
         return ("train", "val", "test", *([cls.pool_split] if cls.pool_split else []))
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:  # noqa: ARG003 - for those that look
+        """Whether a folder surely holds this very dataset, which then needs no options."""
+        return False
 
     def __len__(self) -> int:
         return len(self.image_ids)
