@@ -15,6 +15,7 @@ from pipeline.commands.estimators import estimators
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.export import export
 from pipeline.commands.fetch import fetch
+from pipeline.commands.init import init
 from pipeline.commands.networks import networks
 from pipeline.commands.paper_check import paper_check
 from pipeline.commands.plan import plan
@@ -29,6 +30,6 @@ from pipeline.commands.table import table
 from pipeline.commands.teach import teach
 
 COMMANDS: list[click.Command] = [
-    demo, pseudo_depth, run, plan, table, evaluate, compare, report, predict, export, benchmark, teach, fetch, cache,
-    select, datasets, networks, schedules, estimators, recipes, advise, paper_check, doctor,
+    init, demo, pseudo_depth, run, plan, table, evaluate, compare, report, predict, export, benchmark, teach, fetch,
+    cache, select, datasets, networks, schedules, estimators, recipes, advise, paper_check, doctor,
 ]  # fmt: skip
