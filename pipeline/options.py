@@ -95,7 +95,7 @@ class RecipeCommand(click.Command):
 
 
 _PREFIX = "recipe_key_"
-_SET_HELP = "Override any key of the recipe (see `pipeline recipes --keys`)."
+_SET_HELP = "Override any key of the recipe (see `pipeline recipes --keys`); none switches an optional one off."
 
 
 class _Flag(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_cache.annotations.interface import AnnotatedImage, Annotations, Empty, Order
-from data_cache.datasets.folder import check_class_names
+from data_cache.datasets.class_list import check_class_names
 from data_cache.errors import UserError
 from data_cache.files import hash_name
 from data_cache.images import format_examples

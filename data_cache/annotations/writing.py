@@ -22,7 +22,7 @@ from data_cache.annotations.choices import (
 )
 from data_cache.annotations.drawing import Canvas, Drawing, write_mask
 from data_cache.annotations.interface import SPLITS, AnnotatedImage, Annotations, Findings
-from data_cache.datasets.folder import read_classes
+from data_cache.datasets.class_list import read_classes
 from data_cache.datasets.interface import POOL, RGB
 from data_cache.datasets.paired_files import build_colour_map
 from data_cache.errors import UserError

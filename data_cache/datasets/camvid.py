@@ -12,6 +12,7 @@ from typing import ClassVar
 from data_cache.datasets.interface import DataLicence
 from data_cache.datasets.paired_files import PairedFiles, check_not_empty, pair_folders
 from data_cache.errors import unknown_name
+from data_cache.images import list_files
 from data_cache.sample import IGNORE_INDEX
 
 _CLASSES = (
@@ -27,6 +28,8 @@ _CLASSES = (
     ("pedestrian", (64, 64, 0)),
     ("bicyclist", (0, 128, 192)),
 )
+
+_FILMS = ("0001TP_", "0006R0_", "0016E5_", "Seq05VD_")
 
 
 class CamVid(PairedFiles):
@@ -55,3 +58,9 @@ class CamVid(PairedFiles):
             raw_ids={**{index: index for index in range(11)}, 11: IGNORE_INDEX},
             orphans=orphans,
         )
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """Whether a folder has the layout, and images that are called as those of CamVid are."""
+        named = any(path.name.startswith(_FILMS) for path in list_files(root / "train")[:1])
+        return named and (root / "trainannot").is_dir()

@@ -65,6 +65,11 @@ class Cityscapes(PairedFiles):
     prediction_ids: ClassVar[Mapping[int, int]] = {train_id: label for train_id, (label, _, _) in enumerate(_CLASSES)}
     """The evaluation server expects label ids."""
 
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """Whether a folder has the layout."""
+        return (root / "leftImg8bit" / "train").is_dir() and (root / "gtFine" / "train").is_dir()
+
     def __init__(self, root: Path, split: str, *, metric_depth: bool = False) -> None:
         """Open ``leftImg8bit/<split>``.
 

@@ -11,6 +11,7 @@ from data_cache.datasets import EmptySplit, check_dataset_arguments, find_datase
 from data_cache.datasets.examination import UNPAIRED, Examination, Progress, examine_splits
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.datasets.mask_files import format_id_table
+from data_cache.datasets.spoilers import find_missing_splits, find_spoilers
 from data_cache.errors import UserError
 
 
@@ -41,6 +42,8 @@ def examine(
     root: Path | None,
     *,
     splits: tuple[str, ...] | None = None,
+    needed: tuple[str, ...] = ("train", "val"),
+    weighted: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> DoctorReport:
@@ -50,6 +53,8 @@ def examine(
         name: key of ``DATASETS``, or of a plug-in.
         root: its folder.
         splits: which to look at; by default those of ``find_splits``.
+        needed: splits that a training needs; of no account where ``splits`` says which to look at.
+        weighted: whether rare classes weigh more in the loss.
         progress: called with split, images done and images in the split.
         options: of the dataset.
 
@@ -62,7 +67,7 @@ def examine(
     check_dataset_arguments(name, root, options)
     report = DoctorReport(name)
     datasets: list[SegmentationDataset] = []
-    for split in splits or find_dataset(name).find_splits(root):
+    for split in splits or find_dataset(name).find_splits(root, options):
         try:
             datasets.append(open_dataset(name, root, split, **options))
         except EmptySplit as error:
@@ -72,8 +77,16 @@ def examine(
             _add_unopened(report, split, str(error), asked_for=splits is not None)
         else:
             report.id_table = format_id_table(datasets[-1].raw_ids, datasets[-1].classes)
-    for examination in examine_splits(datasets, ContentHashes(), progress=progress, depth=True):
+    seen = list(examine_splits(datasets, ContentHashes(), progress=progress, thorough=True))
+    for examination in seen:
         _add_split(report, examination)
+    problems, notes = find_spoilers(seen, weighted=weighted)
+    missing = find_missing_splits(report.images, () if splits else needed)
+    report.problems[:0] = missing
+    report.problems += problems
+    absent = "train: classes of which no pixel"
+    told = any(line.startswith(absent) for line in problems)  # as a problem, which is a note in other splits
+    report.notes = [line for line in report.notes if not (told and line.startswith(absent))] + notes
     return report
 
 

@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_cache.content import ContentHashes
+from data_cache.datasets.alignment import measure_fits
 from data_cache.datasets.interface import SegmentationDataset
 from data_cache.datasets.mask_files import LabelProblem
 from data_cache.errors import UserError
 from data_cache.images import EXAMPLES, MissingFile, NoteTally, format_examples
+from data_cache.likeness import LookHash, compute_look_hash
 from data_cache.remembered import Remembered
 from data_cache.sample import IGNORE_INDEX, SMALLEST_INPUT_PX
 
@@ -73,6 +76,10 @@ class Look(NamedTuple):
     pixels: dict[int, int] | None
     """Pixels by train id, void too; None without a usable mask, or where none is looked at."""
     flaws: tuple[Flaw, ...] = ()
+    shown: LookHash | None = None
+    """What the image looks like; only of a thorough look, as what follows."""
+    fits: NDArray[np.float32] | None = None
+    """How well the mask follows the image's edges, by move; see ``alignment``."""
 
 
 class Examination:
@@ -82,6 +89,8 @@ class Examination:
         """Begin with nothing seen."""
         self.dataset = dataset
         self.looks: list[Look] = []
+        self.checksums: list[str | None] = []
+        """Of the images; None of those that cannot be read."""
         self.sizes: Counter[str] = Counter()
         self.pixels = np.zeros(IGNORE_INDEX + 1, dtype=np.int64)
         self.labelled = 0
@@ -91,18 +100,20 @@ class Examination:
         self.flaws = NoteTally()
         """By key of ``_KINDS``."""
         self._first_flaws: dict[str, str] = {}
-        self._unknown_ids: set[int] = set()
+        self.unknown_ids: set[int] = set()
+        """In masks, outside the table; of each mask a few."""
         self._tally = NoteTally()
 
-    def add(self, look: Look) -> None:
+    def add(self, look: Look, checksum: str | None = None) -> None:
         """Count the next image."""
+        self.checksums.append(checksum)
         image_id = self.dataset.image_ids[len(self.looks)]
         self.looks.append(look)
         for flaw in look.flaws:
             self.flaws.add(image_id, [flaw.kind])
             self._first_flaws.setdefault(flaw.kind, flaw.message)
             # A resized mask may have thousands of stray values; a few are enough.
-            self._unknown_ids.update(flaw.unknown_ids[:32])
+            self.unknown_ids.update(flaw.unknown_ids[:32])
         self._tally.add(image_id, look.notes)
         if look.size is not None:
             self.sizes[f"{look.size[1]} x {look.size[0]}"] += 1
@@ -138,7 +149,7 @@ class Examination:
                 continue
             detail = self._first_flaws[kind]
             if kind == "ids" and self.flaws.counts[kind] > 1:
-                ids = format_examples(sorted(self._unknown_ids)[:20], len(self._unknown_ids))
+                ids = format_examples(sorted(self.unknown_ids)[:20], len(self.unknown_ids))
                 detail += f"; ids outside the table in all of them: {ids}"
             lines.append(f"{self.dataset.split}: {words}: {self.flaws.describe(kind)}; {detail}")
         if self.labelled and not self.pixels[:IGNORE_INDEX].any():
@@ -179,7 +190,7 @@ def examine_splits(
     memory: Remembered | None = None,
     progress: Progress | None = None,
     *,
-    depth: bool = False,
+    thorough: bool = False,
 ) -> Iterator[Examination]:
     """Look at every image and mask of each split; what is wrong is in the result and raises nothing.
 
@@ -187,7 +198,8 @@ def examine_splits(
         hashes: of files, remembered from earlier calls.
         memory: of ``remember_looks``; what it has seen is not looked at again.
         progress: called for the images that have to be read.
-        depth: also read the ground-truth depth where the dataset has any; nothing is remembered then.
+        thorough: also read the ground-truth depth where the dataset has any, and look at what images show and whether
+            masks lie on them; nothing is remembered then.
     """
     seen: dict[str, str] = {}
     for dataset in datasets:
@@ -195,11 +207,11 @@ def examine_splits(
         pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="look")
         try:
             rule = json.dumps([sorted(dataset.raw_ids.items()), dataset.palette])
-            look = partial(_look_up, dataset, hashes, None if depth else memory, rule, depth)
+            look = partial(_look_up, dataset, hashes, None if thorough else memory, rule, thorough)
             chunks = [range(len(dataset))[start : start + _CHUNK] for start in range(0, len(dataset), _CHUNK)]
             looked = chain.from_iterable(pool.map(lambda chunk, look=look: list(map(look, chunk)), chunks))
             for index, (checksum, found, known) in enumerate(looked):
-                examination.add(found)
+                examination.add(found, checksum)
                 if checksum in seen:
                     examination.twins[seen[checksum]] += 1
                 elif checksum is not None:
@@ -246,7 +258,7 @@ def _is_look(value: Any) -> bool:
     )
 
 
-def look_at(dataset: SegmentationDataset, index: int, *, depth: bool = False) -> Look:
+def look_at(dataset: SegmentationDataset, index: int, *, thorough: bool = False) -> Look:
     """Decode an image with all that belongs to it and is read."""
     try:
         image = dataset.read_noted_image(index)
@@ -254,10 +266,12 @@ def look_at(dataset: SegmentationDataset, index: int, *, depth: bool = False) ->
         return Look(None, (), None, (Flaw("image", str(error)),))
     height, width = image.pixels.shape[:2]
     notes = (*image.notes, *([_SMALL] if min(height, width) < SMALLEST_INPUT_PX else []))
-    pixels, flaws = None, []
+    pixels, flaws, fits = None, [], None
     try:
         if dataset.has_masks:
-            counts = np.bincount(dataset.read_labels(index).ravel())
+            labels = dataset.read_labels(index)
+            fits = measure_fits(image.pixels, labels) if thorough else None
+            counts = np.bincount(labels.ravel())
             pixels = {int(train_id): int(counts[train_id]) for train_id in np.flatnonzero(counts)}
     except MissingFile as missing:
         flaws.append(Flaw(UNPAIRED, f"the first belongs at {missing.path}"))
@@ -265,16 +279,22 @@ def look_at(dataset: SegmentationDataset, index: int, *, depth: bool = False) ->
         flaws.append(Flaw(problem.kind, str(problem), problem.unknown_ids))
     except UserError as error:
         flaws.append(Flaw("mask", str(error)))
-    if depth and dataset.ground_truth_depth_kind is not None:
+    if thorough and dataset.ground_truth_depth_kind is not None:
         try:
             dataset.read_matching_depth(index, (height, width))
         except UserError as error:
             flaws.append(Flaw("depth", str(error)))
-    return Look((height, width), notes, pixels, tuple(flaws))
+    shown = compute_look_hash(image.pixels) if thorough else None
+    return Look((height, width), notes, pixels, tuple(flaws), shown, fits)
 
 
 def _look_up(
-    dataset: SegmentationDataset, hashes: ContentHashes, memory: Remembered | None, rule: str, depth: bool, index: int
+    dataset: SegmentationDataset,
+    hashes: ContentHashes,
+    memory: Remembered | None,
+    rule: str,
+    thorough: bool,
+    index: int,
 ) -> tuple[str | None, Look, bool]:
     """Return the image's checksum, what it is, and whether that was known already.
 
@@ -286,13 +306,13 @@ def _look_up(
         checksum = hashes.hash(sources.image)
         key = hashes.hash((checksum, hashes.hash(sources.labels) if dataset.has_masks else "no mask is read", rule))
     except UserError:  # a pipe or a folder: looking at it says which, and what it belongs to
-        return None, look_at(dataset, index, depth=depth), False
+        return None, look_at(dataset, index, thorough=thorough), False
     known = memory.find(key) if memory is not None else None
     if known is not None:
         size, notes, pixels = known
         counts = None if pixels is None else {int(name): count for name, count in pixels.items()}
         return checksum, Look(tuple(size), tuple(notes), counts), True
-    look = look_at(dataset, index, depth=depth)
+    look = look_at(dataset, index, thorough=thorough)
     if memory is not None and not look.flaws:
         memory.add(key, (look.size, look.notes, look.pixels))
     return checksum if look.size is not None else None, look, False

@@ -95,9 +95,19 @@ class SegmentationDataset(ABC):
             cls.name = f"{cls.__module__}:{cls.__qualname__}"
 
     @classmethod
-    def find_splits(cls, root: Path | None) -> tuple[str, ...]:  # noqa: ARG003 - for those that look
-        """Return the splits that the doctor looks at unless told: those of every dataset, or whatever is there."""
+    def find_splits(cls, root: Path | None, options: Mapping[str, Any] | None = None) -> tuple[str, ...]:  # noqa: ARG003 - for those that look
+        """Return the splits that the doctor looks at unless told: those of every dataset, or whatever is there.
+
+        Args:
+            root: its folder.
+            options: of the dataset.
+        """
         return ("train", "val", "test", *([cls.pool_split] if cls.pool_split else []))
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:  # noqa: ARG003 - for those that look
+        """Whether a folder surely holds this very dataset, which then needs no options."""
+        return False
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,15 +153,18 @@ def read_stem(path: Path) -> str:
     return os.fsencode(path.stem).decode(errors="backslashreplace")
 
 
-def index_by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+def index_by_stem(paths: Iterable[Path], read_name: Callable[[Path], str] = read_stem) -> dict[str, Path]:
     """Return the files by the part of their name that pairs them.
+
+    Args:
+        read_name: returns that part.
 
     Raises:
         UserError: when two files claim the same stem.
     """
     found: dict[str, Path] = {}
     for path in paths:
-        stem = read_stem(path)
+        stem = read_name(path)
         if stem in found:
             raise UserError(
                 f"{found[stem]} and {path} share the name {stem!r}, which pairs images, masks and depth; remove one"
@@ -181,13 +184,16 @@ def pair_folders(image_folder: Path, mask_folder: Path) -> tuple[list[Entry], li
         UserError: when two files of a folder share a stem.
     """
     images, masks = index_by_stem(list_files(image_folder)), index_by_stem(list_files(mask_folder))
-    entries = [Entry(stem, path, find_pair(stem, masks, mask_folder, images)) for stem, path in sorted(images.items())]
+    entries = [
+        Entry(stem, path, find_pair(stem, masks, mask_folder / f"{stem}.png", images))
+        for stem, path in sorted(images.items())
+    ]
     paired = {entry.mask for entry in entries}
     return entries, [path for _, path in sorted(masks.items()) if path not in paired]
 
 
-def find_pair(stem: str, files: Mapping[str, Path], folder: Path, stems: Container[str]) -> Path:
-    """Return the file of a stem, or where a PNG would belong.
+def find_pair(stem: str, files: Mapping[str, Path], place: Path, stems: Container[str]) -> Path:
+    """Return the file of a stem, or the place where it would belong.
 
     Systems write accented letters as one code or as two, and a copy from one to the other may leave images and masks
     with different ones: they pair all the same.
@@ -199,7 +205,7 @@ def find_pair(stem: str, files: Mapping[str, Path], folder: Path, stems: Contain
         return files[stem]
     forms = (unicodedata.normalize(form, stem) for form in ("NFC", "NFD"))
     other = next((form for form in forms if form in files and form not in stems), None)
-    return folder / f"{stem}.png" if other is None else files[other]
+    return place if other is None else files[other]
 
 
 def check_not_empty(dataset: str, split: str, entries: Sequence[Entry], looked_in: Path) -> None:

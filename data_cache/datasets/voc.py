@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar
 
-from data_cache.content import MissingText, read_text
+from data_cache.datasets.id_list import read_id_list
 from data_cache.datasets.interface import POOL, DataLicence, EmptySplit
 from data_cache.datasets.paired_files import Entry, PairedFiles, build_colour_map, read_stem
 from data_cache.errors import UserError, unknown_name
@@ -25,10 +25,6 @@ _CLASSES = (
 )  # fmt: skip
 
 _LISTS = ("train", "val", "trainval", "test")
-_LARGEST_LIST = 1 << 26
-"""Bytes: a million images."""
-_LONGEST_ID = 250
-_SUFFIX = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
 
 
 class Voc(PairedFiles):
@@ -98,36 +94,19 @@ class Voc(PairedFiles):
             raw_ids={**{index: index for index in range(len(_CLASSES))}, IGNORE_INDEX: IGNORE_INDEX},
         )
 
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """Whether a folder has the layout, and images that are called as those of VOC are."""
+        base = root if root.name == "VOC2012" else root / "VOC2012"
+        train = base / "ImageSets" / "Segmentation" / "train.txt"
+        return train.is_file() and re.match(r"20\d\d_\d{6}$", read_id_list(train)[0]) is not None
+
 
 def _find_unlisted(base: Path, lists: Sequence[Path]) -> list[str]:
     """Return the ids of the images that none of the lists names."""
     listed = {image_id for path in lists for image_id in read_id_list(path)}
     images = (path for path in list_files(base / "JPEGImages") if path.suffix == ".jpg")
     return [image_id for image_id in map(read_stem, images) if image_id not in listed]
-
-
-def read_id_list(path: Path) -> list[str]:
-    """Return the image ids of a list: of each line's first word the name, without folder and suffix.
-
-    Raises:
-        UserError: when the file is missing or not text, or a line names nothing that could be an image.
-    """
-    try:
-        lines = read_text(path, largest_bytes=_LARGEST_LIST, remedy="it names one image per line").splitlines()
-    except MissingText as error:
-        beside = sorted(other.stem for other in path.parent.glob("*.txt"))[:12]
-        raise UserError(f"there is no list {path}; lists there: {', '.join(beside) or 'none'}") from error
-    ids = [_read_id(path, number, line.split()[0]) for number, line in enumerate(lines, start=1) if line.strip()]
-    return list(dict.fromkeys(ids))
-
-
-def _read_id(path: Path, number: int, word: str) -> str:
-    """Return the name of an image without its suffix; other dots are part of the name."""
-    name = PurePosixPath(word).name
-    image_id = name[: -len(found[0])] if (found := _SUFFIX.search(name)) else name
-    if image_id in ("", "..") or len(image_id) > _LONGEST_ID:
-        raise UserError(f"{path} line {number}: {word[:40]!r} is no name of an image; each line names one")
-    return image_id
 
 
 def _find_base(root: Path, year: str) -> Path:

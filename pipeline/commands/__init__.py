@@ -17,6 +17,7 @@ from pipeline.commands.evaluate import evaluate
 from pipeline.commands.export import export
 from pipeline.commands.fetch import fetch
 from pipeline.commands.import_ import import_
+from pipeline.commands.init import init
 from pipeline.commands.networks import networks
 from pipeline.commands.new import new
 from pipeline.commands.paper_check import paper_check
@@ -32,7 +33,7 @@ from pipeline.commands.table import table
 from pipeline.commands.teach import teach
 
 COMMANDS: list[click.Command] = [
-    demo, pseudo_depth, run, plan, table, evaluate, compare, report, predict, export, benchmark, teach, fetch, cache,
-    select, datasets, import_, networks, schedules, estimators, recipes, check_network, new,
-    advise, paper_check, doctor,
+    init, import_, demo, pseudo_depth, run, plan, table, evaluate, compare, report, predict, export, benchmark, teach,
+    fetch, cache, select, datasets, networks, schedules, estimators, recipes, check_network, new, advise, paper_check,
+    doctor,
 ]  # fmt: skip

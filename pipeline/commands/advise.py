@@ -204,7 +204,7 @@ def give_advice(
     chosen = TARGETS[target]
     costs = _read_or_measure(session, remeasure=remeasure)
     command = (
-        "pipeline run --recipe camvid --dataset folder --data-root DIR "
+        "pipeline run --recipe mine.toml "  # of `pipeline init`
         f"--transfer {transfer.mode} --network unet --encoder {chosen.encoders[0]} "
         f"--set network.encoder_weights=imagenet --set data.crop=[{side_px},{side_px}]"
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import os
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
@@ -205,6 +203,13 @@ def preview_labels(config: RunConfig, session: Session, out: Path | None, *, ove
     inputs = find_data_files(config, session.workspace)
     inputs.check_outside(folder, "--out")
     files, drawn, provenance = [], 0, []
+    of_recipe = session.workspace.depth / config.data.dataset
+    if not any(of_recipe.glob("*/*.h5")):  # before images are drawn that nobody wants to see
+        others = sorted({store.parent.parent.name for store in session.workspace.depth.glob("*/*/*.h5")})
+        raise UserError(
+            f"no depth store of dataset {config.data.dataset!r} (recipe {config.recipe}) in {session.workspace.depth}; "
+            f"there are stores of: {', '.join(others) or 'none'}; name the recipe they were made with: --recipe"
+        )
     for split in splits_to_label(config, session.workspace):
         dataset = open_split(config, session.workspace, split)
         store = find_labels(config, session.workspace, dataset)
@@ -223,8 +228,8 @@ def export_maps(
 ) -> Result:
     """Write every map as NPY (raw float32) or 16-bit PNG (its own minimum to maximum, see the scales file).
 
-    A PNG holds 1 + round(65534 * (raw - min) / (max - min)), and 0 where the raw number is not finite; ``scales.csv``
-    beside the images has each image's min and max, so that the raw numbers can be had back.
+    ``scales.csv`` beside them has what the numbers mean, and each image's min and max, so that the raw numbers can be
+    had back from a PNG; so the folder of a store can be ``depth/<split>`` of a ``folder`` dataset.
     """
     from data_cache.depth_store import DepthStore
     from data_cache.outputs import Inputs, open_output
@@ -253,34 +258,31 @@ def _export_store(store: DepthStore, output: OutputFolder, form: str, bad: list[
     import numpy as np
     from PIL import Image
 
+    from data_cache.datasets.depth_scales import SCALES_FILE, format_scales, to_steps
     from data_cache.depth_map import stored_name
     from data_cache.outputs import shorten_name
 
     place = output.folder / store.provenance.dataset / store.folder.name
     names = [PurePosixPath(stored_name(image_id)) for image_id in store.image_ids]
     paths = [place / name.parent / f"{shorten_name(name.name)}.{form.removesuffix('16')}" for name in names]
-    scales = io.StringIO(newline="")
-    rows = csv.writer(scales)
-    rows.writerow(("image", "min", "max"))
-    output.check([*paths, place / "scales.csv"])
-    written = 0
+    output.check([*paths, place / SCALES_FILE])
+    ranges: list[tuple[str, float, float]] = []
     for image_id, path in zip(store.image_ids, paths, strict=True):
         try:
             raw = store.read(image_id).raw
         except UserError as problem:
             bad.append({"store": str(store.folder), "image": image_id, "reason": str(problem)})
             continue
-        written += 1
         low, high = _find_range(raw)
         with output.write(path) as temporary, temporary.open("wb") as file:
             if form == "npy":
                 np.save(file, raw)
             else:
-                Image.fromarray(_to_16_bits(raw, low, high)).save(file, format="PNG")
-        rows.writerow((image_id, low, high))
-    with output.write(place / "scales.csv") as temporary:
-        temporary.write_bytes(os.fsencode(scales.getvalue()))
-    return written
+                Image.fromarray(to_steps(raw, low, high)).save(file, format="PNG")
+        ranges.append((image_id, low, high))
+    with output.write(place / SCALES_FILE) as temporary:
+        temporary.write_bytes(os.fsencode(format_scales(store.provenance.kind, ranges)))
+    return len(ranges)
 
 
 def _find_range(raw: NDArray[np.float32]) -> tuple[float, float]:
@@ -289,11 +291,3 @@ def _find_range(raw: NDArray[np.float32]) -> tuple[float, float]:
 
     finite = raw[np.isfinite(raw)]
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-
-
-def _to_16_bits(raw: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint16]:
-    import numpy as np
-
-    with np.errstate(invalid="ignore"):  # what is not finite becomes 0 below
-        steps = np.round(65534 * ((raw - low) / ((high - low) or 1.0)))
-    return np.where(np.isfinite(raw), 1 + steps, 0).astype(np.uint16)

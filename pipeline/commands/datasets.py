@@ -69,12 +69,17 @@ def examine_dataset(
     from pipeline.experiment.config import load_config
     from pipeline.session import Result
 
-    options = {}
+    options: dict[str, Any] = {}
     if recipe is not None:
-        data = load_config(recipe).data
+        config = load_config(recipe)
+        data = config.data
         if name not in (None, data.dataset):
             raise UserError(f"recipe {recipe} is of dataset {data.dataset!r}, not {name!r}; leave one of them out")
-        name, data_root, options = data.dataset, data_root or data.root, data.options
+        name, data_root = data.dataset, data_root or data.root
+        options = data.options | {
+            "needed": ("train", config.evaluation.split),
+            "weighted": config.loss.class_weights is not None,
+        }
     assert name is not None, "one of name and recipe is given"
     root = choose_root(name, data_root, session.workspace.root)
     session.console.info(f"examining {name}: every file is read once")

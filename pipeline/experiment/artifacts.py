@@ -36,7 +36,7 @@ def find_data_files(config: RunConfig, workspace: Workspace) -> Inputs:
     kind, found = find_dataset(data.dataset), list[Path]()
     root = choose_root(data.dataset, data.root, workspace.root) if kind.needs_root else None
     own_pool = [kind.pool_split] if kind.pool_split else []
-    for split in dict.fromkeys((*kind.splits, *kind.find_splits(root), *own_pool)) if root else ():
+    for split in dict.fromkeys((*kind.splits, *kind.find_splits(root, data.options), *own_pool)) if root else ():
         with contextlib.suppress(UserError):
             dataset = open_split(config, workspace, split)
             for index in range(len(dataset)):

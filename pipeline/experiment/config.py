@@ -224,12 +224,19 @@ def _put_aside(tree: dict[str, Any], given: Mapping[str, Any], wanted: Mapping[s
     data, training, schedule = (tree.get(section, {}) for section in ("data", "training", "schedule"))
     if "dataset" in data and wanted.get("data.dataset", data["dataset"]) != data["dataset"]:
         tree["data"] = {key: value for key, value in data.items() if key not in ("root", "options")}
+        weights = tree.get("loss", {}).get("class_weights")
+        if isinstance(weights, list) and "loss.class_weights" not in wanted:
+            raise UserError(
+                f"the recipe's loss.class_weights are of the {len(weights)} classes of {data['dataset']!r}, and "
+                f"{wanted['data.dataset']!r} has others; add: --set loss.class_weights=median-frequency (or none)"
+            )
     if "schedule.name" in given:
         schedule = tree["schedule"] = {}
-    if _EITHER.keys() <= wanted.keys() or (training.keys() >= {"epochs", "iterations"} and not _EITHER.keys() & wanted):
+    lengths = {key for key in _EITHER if wanted.get(key) is not None}
+    if lengths == _EITHER.keys() or (training.keys() >= {"epochs", "iterations"} and not lengths):
         raise UserError("--epochs and --iterations (training.epochs, training.iterations) both say how long to train; "
                         "give one of them")  # fmt: skip
-    for key in _EITHER.keys() & wanted.keys():
+    for key in lengths:
         asked, other = (name.removeprefix("training.") for name in (key, _EITHER[key]))
         if (dropped := training.pop(other, None)) is not None:
             warnings.warn(f"the recipe's {other} = {dropped} do not count, {asked} are asked for", Notice, stacklevel=3)
@@ -319,9 +326,16 @@ def _parse_assignment(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {quoted(text)} has no '='; write for example --set data.crop=[256,256]")
     if not all(parts := key.split(".")) or len(parts) > MAX_DEPTH or parts == ["recipe"]:
         raise UserError(f"--set {quoted(text)}: {quoted(key)} is no key; `pipeline recipes --keys` lists them")
-    parsed = _parse_value(value.strip(), f"--set {quoted(text)}")
+    parsed = None if _is_switched_off(key, value.strip()) else _parse_value(value.strip(), f"--set {quoted(text)}")
     check_plain(parsed, f"--set {quoted(text)}", key)
     return key, parsed
+
+
+def _is_switched_off(key: str, text: str) -> bool:
+    """Whether a text says that a key is not to be given, which may be left out and is no choice called "none"."""
+    field = next((each.field for each in iterate_keys() if each.path == key), None)
+    optional = key.startswith("data.options.") or (field is not None and type(None) in get_args(field.annotation))
+    return text == "none" and optional
 
 
 def _parse_value(text: str, what: str) -> Any:

@@ -154,6 +154,8 @@ def label_split(
         labelling.run(prepare, Batching(source, batch_size), workers)
         labelling.records |= found
         done = labelling.gather()
+    with suppress(OSError):  # where not one map could be made, no store is left that later commands would ask about
+        folder.rmdir()
     _save_in_turn(hashes)
     check_worth(done.records, folder)
     return done.report(dataset, folder, len(todo), time.perf_counter() - started)

@@ -57,6 +57,11 @@ def download_snapshot(spec: EstimatorSpec, *, pickled: bool = False) -> tuple[Es
     return _pin(spec, folder)
 
 
+def is_cached(spec: EstimatorSpec) -> bool:
+    """Whether a Hub estimator opens without network."""
+    return _find_cached(spec, list(_LOADED_PATTERNS), pickled=False) is not None
+
+
 def _pin(spec: EstimatorSpec, snapshot: Path) -> tuple[EstimatorSpec, Path]:
     """Note the commit that a folder of the Hub cache stands for; its last part is the commit's hash."""
     commit = snapshot.name if snapshot.parent.name == "snapshots" else None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +67,7 @@ def test_how_images_are_read_is_noted(camvid: Path) -> None:
     for stem in "ab":
         save(camvid / "train" / f"{stem}.png", np.full((64, 64, 4), 99, np.uint8))
         save(camvid / "trainannot" / f"{stem}.png", np.zeros((64, 64), np.uint8))
-    report = examine("camvid", camvid)
+    report = examine("camvid", camvid, weighted=True)
     assert report.problems == ["train: images with a byte-identical copy within the split: 1; scores would flatter"]
     assert "train: images with transparent pixels, laid over white: 2 (a, b)" in report.notes
     assert any(note.startswith("train: images with a side below 64 px") and "1 (c)" in note for note in report.notes)
@@ -106,9 +108,92 @@ def test_folder_splits_are_those_that_lie_there(tmp_path: Path) -> None:
         save(tmp_path / "images" / split / "a.png", np.full((4, 8, 3), number, np.uint8))
         save(tmp_path / "masks" / split / "a.png", np.zeros((4, 8), np.uint8))
     (tmp_path / "depth" / "summer").mkdir(parents=True)
-    report = examine("folder", tmp_path, depth_kind="metric")
+    report = examine("folder", tmp_path, depth_kind="metric", needed=())
     assert report.images == {"summer": 1, "winter": 1}
     assert "summer: ground-truth depth maps that cannot be read: 1 (a); depth map" in only_problem(report)
+    missing = examine("folder", tmp_path, depth_kind="metric").problems[:2]
+    assert missing[0].startswith(
+        "there is no train split, which is trained on (there are: summer, winter); `pipeline init"
+    )
+    assert missing[1].startswith("there is no val split, which is scored")
+
+
+def draw_boxes(seed: int, side: int = 96) -> tuple[np.ndarray, np.ndarray]:
+    """Return a photo (side, side, 3) with bright boxes on a texture of its own, and their labels."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 120, (6, 6), np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    image, labels = np.asarray(coarse).astype(np.int16), np.zeros((side, side), np.uint8)
+    for _ in range(3):
+        top, left = rng.integers(10, side - 40, 2)
+        labels[top : top + 26, left : left + 20] = 1
+    image = image + 100 * labels + rng.integers(0, 9, labels.shape)
+    return np.repeat(image[..., None], 3, axis=-1).clip(0, 255).astype(np.uint8), labels
+
+
+def make_own(root: Path, change: Callable[[np.ndarray], np.ndarray] = lambda labels: labels) -> None:
+    """Write 8 images for train and 4 for val, their labels changed."""
+    for number in range(12):
+        image, labels = draw_boxes(number)
+        split = "train" if number < 8 else "val"
+        save(root / "images" / split / f"{number}.png", image)
+        save(root / "masks" / split / f"{number}.png", np.ascontiguousarray(change(labels)))
+    (root / "classes.txt").write_text("ground\nbox\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "expected"),
+    [
+        (lambda labels: labels, {}, None),
+        (lambda labels: labels * np.uint8(255), {}, "255 is a class: data.options.ids = [0, 255]"),
+        (lambda labels: labels * np.uint8(0), {}, "train: ground has 100.00% of the labelled pixels"),
+        (lambda labels: np.where(labels, 1, 11).astype(np.uint8), {}, "data.options.void_ids = [11, 255]"),
+        (lambda labels: np.roll(labels, (6, -6), (0, 1)), {}, "train: masks are shifted, it seems: moved "),
+        (lambda labels: labels[:, ::-1], {}, "train: masks are mirrored, it seems"),
+        (
+            lambda labels: labels,
+            {"classes": ["ground", "box", "tree"]},
+            "train: classes of which no pixel is labelled: tree",
+        ),
+        (lambda labels: labels * np.uint8(255), {"ids": [0, 255]}, None),
+    ],
+    ids=["sound", "0 and 255", "one class", "void", "shifted", "mirrored", "absent", "0 and 255, told"],
+)
+def test_what_spoils_a_training_is_a_problem_with_a_remedy(
+    tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], options: dict[str, Any], expected: str | None
+) -> None:
+    make_own(tmp_path, change)
+    problems = examine("folder", tmp_path, **options).problems
+    if expected is None:
+        assert problems == []
+    else:
+        assert any(expected in problem for problem in problems), problems
+
+
+def test_remedies_repair(tmp_path: Path) -> None:
+    make_own(tmp_path, lambda labels: np.where(labels, 1, 11).astype(np.uint8))
+    assert examine("folder", tmp_path, classes=["box"], ids=[1], void_ids=[11, 255], weighted=True).problems == []
+    rare = tmp_path / "rare"
+    make_own(rare, lambda labels: labels * (np.arange(labels.size).reshape(labels.shape) % 40 == 0).astype(np.uint8))
+    alone, weighted = (examine("folder", rare, weighted=weighted) for weighted in (False, True))
+    assert any("99." in line and 'loss.class_weights = "median-frequency"' in line for line in alone.problems)
+    assert not any("99." in line for line in weighted.problems) and any("99." in line for line in weighted.notes)
+
+
+def test_nearly_equal_images_across_splits_are_a_problem_and_one_scene_is_not(tmp_path: Path) -> None:
+    make_own(tmp_path)
+    copied = Image.open(tmp_path / "images" / "train" / "3.png")
+    copied.resize((80, 80)).save(tmp_path / "images" / "val" / "9.jpg", quality=60)
+    (tmp_path / "images" / "val" / "9.png").unlink()
+    save(tmp_path / "masks" / "val" / "9.png", np.ones((80, 80), np.uint8))
+    assert "val: images that nearly equal one of train: 1 (9 ~ 3)" in only_problem(examine("folder", tmp_path))
+    for split in ("train", "val"):
+        for path in (tmp_path / "images" / split).iterdir():
+            pixels = np.asarray(copied).copy()
+            pixels[40:50, 40:50] = int(path.stem) * 8
+            Image.fromarray(pixels).resize(Image.open(path).size).save(path)
+    report = examine("folder", tmp_path, weighted=True)
+    assert not any("nearly" in line for line in report.problems)
+    assert any(line.startswith("val: most images nearly equal one of train") for line in report.notes)
 
 
 def test_scenes_are_sound(tmp_path: Path) -> None:

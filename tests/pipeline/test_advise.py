@@ -97,6 +97,7 @@ def test_advice_by_command(call):
 
 def test_the_command_it_gives_is_a_recipe_that_holds(call):
     words = call("advise", "--images", 5000, "--similarity", "similar").json["command"].split()
+    words[words.index("mine.toml")] = "camvid"
     config = run.take_config(run.make_context("run", words[2:]))
     assert apply_transfer(config).network.options["encoder_weights"] == "imagenet"
     assert (config.training.transfer, config.data.crop) == ("fine-tune", (400, 400))

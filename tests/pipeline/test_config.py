@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from data_cache.errors import UserError
-from pipeline.experiment.config import RunConfig, load_config, recipe_names
+from pipeline.experiment.config import RunConfig, iterate_keys, load_config, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -35,6 +37,26 @@ def test_every_bundled_recipe_loads_with_a_full_card(name: str) -> None:
 def test_nonsense_is_refused_by_name(assignment: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config("demo", {"data.root": "somewhere"}, [assignment])
+
+
+def test_any_optional_key_can_be_switched_off() -> None:
+    optional = [key.path for key in iterate_keys() if type(None) in get_args(key.field.annotation)]
+    assert {"loss.class_weights", "training.clip_norm", "depth.input_size", "data.root"} <= set(optional)
+    config = load_config("camvid", {}, [f"{path}=none" for path in optional])
+    assert [attrgetter(path)(config) for path in optional] == [None] * len(optional)
+    kept = load_config("demo", {}, ["network.encoder_weights=none", "schedule.mix=none"])
+    assert (kept.network.options["encoder_weights"], kept.schedule.mix) == ("none", "none")
+
+
+def test_class_weights_never_weigh_the_classes_of_another_dataset() -> None:
+    assert isinstance(load_config("camvid").loss.class_weights, tuple)
+    elsewhere = {"data.dataset": "folder", "data.root": "x"}
+    with pytest.raises(
+        UserError, match=r"of the 11 classes of 'camvid', and 'folder' has others; add: --set loss.class_w"
+    ):
+        load_config("camvid", elsewhere)
+    for weights, expected in (("median-frequency", "median-frequency"), ("none", None), ("[1.0,2.0]", (1.0, 2.0))):
+        assert load_config("camvid", elsewhere, [f"loss.class_weights={weights}"]).loss.class_weights == expected
 
 
 def test_all_problems_are_told_at_once() -> None:
