@@ -42,6 +42,8 @@ class Decides(StrEnum):
     """Only phases whose batches mix images with and without masks."""
     MIX = "mixed images"
     """Only phases that train on images laid over each other."""
+    SELECTION = "selection"
+    """Only phases with a segmentation loss whose weights, or whose end, are chosen by scores."""
     OPTIMISATION = "optimisation"
     """How gradients become weights, and for how long."""
     SCHEDULE = "schedule"

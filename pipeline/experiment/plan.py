@@ -20,12 +20,20 @@ from data_cache.errors import UserError
 from data_cache.ranks import world_size
 from data_cache.settings import Decides, parse_share
 from pipeline.experiment.config import RunConfig, content_hash
-from pipeline.experiment.keys import describe_network, describe_phase, describe_scores, describe_start, kinds_of
+from pipeline.experiment.keys import (
+    chooses_weights,
+    describe_network,
+    describe_phase,
+    describe_scores,
+    describe_start,
+    kinds_of,
+)
 from pipeline.experiment.reading import (
     BatchSize,
     DataFacts,
     Scope,
     count_steps,
+    count_validation,
     find_material,
     find_scope,
     size_batches,
@@ -66,6 +74,8 @@ class Node:
     config: RunConfig = field(repr=False)
     network: dict[str, Any] = field(repr=False)
     """The network as its key describes it, weights files by their content."""
+    validate_every: int = 0
+    """Steps between two scorings while it is trained; 0 is none. It decides something only where weights are chosen."""
 
     @property
     def title(self) -> str:
@@ -75,7 +85,11 @@ class Node:
     @property
     def images_seen(self) -> dict[str, int]:
         """How many images all steps read, with their masks and without, each as often as it comes."""
-        return {name: self.steps * number for name, number in self.batch._asdict().items()}
+        return self.count_images(self.steps)
+
+    def count_images(self, steps: int) -> dict[str, int]:
+        """Return how many images so many steps read."""
+        return {name: steps * number for name, number in self.batch._asdict().items()}
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,7 @@ class PlannedRun:
         What phases resolve (steps, rates, losses) is told per phase.
         """
         kinds = {Decides.FIRST_WEIGHTS, Decides.DATA, Decides.NUMERICS, Decides.SCORES}
-        kinds |= {kind for node in self.nodes for kind in kinds_of(node.phase, node.scope)}
+        kinds |= {kind for node in self.nodes for kind in kinds_of(node.phase, node.scope, self.config)}
         described = self.config.describe(*kinds, needs_depth=self.schedule.reads_depth)
         del described["seed"]
         losses, network = self.config.loss, describe_network(self.config.network)
@@ -121,6 +135,9 @@ class PlannedRun:
             described |= {"data.labelled_fraction": self._describe_fraction()}
         if any(node.scope.pool for node in self.nodes):
             described |= {"data.unlabelled": self.config.data.unlabelled, "data.pool": self.facts.own_pool}
+        if Decides.SELECTION in kinds:
+            described |= {"training.val_every": [node.validate_every for node in self.nodes]}
+            described |= {"training.selection": str(self.facts.selection)}
         if self.schedule.reads_depth:
             depth = self.config.depth
             described |= {"depth.estimator": Path(depth.estimator).name, "depth.source": depth.source}
@@ -193,7 +210,10 @@ def _plan_run(row: Row, facts: DataFacts, reuse: bool) -> PlannedRun:
         scope = find_scope(step, config, facts.pool)
         material = facts.materials[scope]
         steps, lr = count_steps(step, config, len(schedule.phases), material.images), step.lr or config.training.lr
-        path.append({"steps": steps, "lr": lr} | describe_phase(step, scope, config, material))
+        every = count_validation(step, config, material.images)
+        path.append({"steps": steps, "lr": lr} | describe_phase(step, scope, config, material, facts.selection))
+        if chooses_weights(step, config):
+            path[-1]["val_every"] = every
         key = content_hash(path, 16)
         folder = key if reuse else content_hash([key, name, config.seed, "alone"], 16)
         parent = nodes[-1].folder if nodes else None
@@ -201,7 +221,7 @@ def _plan_run(row: Row, facts: DataFacts, reuse: bool) -> PlannedRun:
         nodes.append(
             Node(
                 key, folder, parent, tuple(copies), step, scope, size_batches(scope, config, material),
-                facts, steps, lr, seed, config, path[0]["network"],
+                facts, steps, lr, seed, config, path[0]["network"], every,
             )
         )  # fmt: skip
         copies.clear()

@@ -17,6 +17,8 @@ from data_cache.training_log import read_log
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+    from stages.training.selection import Validation
+
 
 class EncoderGradients(NamedTuple):
     """What the weighted losses of two tasks ask of the encoder in one step."""
@@ -107,6 +109,15 @@ class MetricsLog:
             for name in ("total", "lr", "grad_norm"):
                 if line[name] is not None:
                     self._board.add_scalar(f"{report.phase}/{name}", line[name], report.step)
+
+    def write_validation(self, found: Validation) -> None:
+        """Log what the weights scored, in a line of its own."""
+        line = {"phase": found.phase, "step": found.step, "val": found.metrics}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in found.metrics.items():
+                self._board.add_scalar(f"{found.phase}/val/{name}", value, found.step)
 
     def rewind(self, phase: str, step: int) -> None:
         """Drop what was logged after that step, and any broken last line a kill left behind.

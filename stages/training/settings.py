@@ -82,6 +82,14 @@ class TrainingSettings(Section):
     """Compile the network with torch.compile."""
     compile_mode: CompileMode = setting("default", Decides.NUMERICS)
     """How torch.compile goes about it; "reduce-overhead" records CUDA graphs, "max-autotune" searches for kernels."""
+    val_every: int | None = setting(None, Decides.SELECTION, resolved=True, ge=0, le=LONGEST, flag="--val-every")
+    """Steps between scorings (mIoU) of phases that learn segmentation; where it is not given, never, or once an epoch
+    if weights are chosen by it. It is of the reported split, unless keep or patience choose."""
+    keep: Literal["last", "best"] = setting("last", Decides.SELECTION, flag="--keep")
+    """Weights a phase ends with: its last ones, or those that scored best on the selection split: val where another
+    split is reported, else a tenth of the training images, which are then not trained on."""
+    patience: int | None = setting(None, Decides.SELECTION, ge=1, le=LONGEST, flag="--patience")
+    """End a phase after so many scorings in a row without a better one, on the same split."""
     checkpoint_minutes: float = setting(5.0, Decides.NOTHING, gt=0, le=10_000)
     """Minutes between checkpoints; an interruption by signal writes one at once."""
     log_every: int = setting(10, Decides.NOTHING, ge=1, le=LONGEST)
@@ -91,6 +99,24 @@ class TrainingSettings(Section):
     tensorboard: bool = setting(False, Decides.NOTHING)
     """Also write TensorBoard files (needs the extra of that name)."""
     removed: ClassVar[Mapping[str, str]] = {"checkpoint_every": "checkpoints are written by time: checkpoint_minutes"}
+
+    @property
+    def chooses(self) -> bool:
+        """Whether scores while training decide about weights."""
+        return self.keep == "best" or self.patience is not None
+
+    def describe_choice(self) -> str:
+        """Return how scores while training decide about weights, for example "the best, patience 3"."""
+        return f"the {self.keep}{'' if self.patience is None else f', patience {self.patience}'}"
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> TrainingSettings:
+        if self.chooses and self.val_every == 0:
+            raise ValueError(
+                'keep = "best" and patience choose by scores, and val_every = 0 makes none; give another number, or '
+                "leave it out for one scoring an epoch"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_lr_factors(self) -> TrainingSettings:

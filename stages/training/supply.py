@@ -47,6 +47,10 @@ class Supply:
             self._batches = iter(self._batches_from(step))  # the other ranks hear of it only before the next step
             return next(self._batches)
 
+    def was_stopped(self) -> bool:
+        """Whether the end was asked for, or is in a moment, and this process may save its state by itself."""
+        return world_size() == 1 and self._stop.wait(_GRACE_S)
+
     def end(self) -> None:
         """End the workers."""
         self._batches = None

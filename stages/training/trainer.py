@@ -67,6 +67,7 @@ class PhaseTrainer:
         self._weighting = build_weighting(phase, losses, network.aux_weight, device)
         self._optimiser = PhaseOptimiser(network, phase, settings, total_steps, self._weighting)
         self._average, self._mixer = None, None
+        self._averaged: Network | None = None
         self._hands_over_average = settings.ema_decay is not None
         mixing = mixing or MixSettings()
         if self._hands_over_average or phase.mix != "none":
@@ -130,6 +131,13 @@ class PhaseTrainer:
                 then as it was before that step.
         """
         return self._reports.read(wait=wait)
+
+    def find_outcome(self) -> Network:
+        """Return a network with the weights that the phase would end with now; its modes are not to be changed."""
+        if not (self._average and self._hands_over_average):
+            return self._network
+        self._averaged = self._averaged or self._average.build_network()  # follows the average from here on
+        return self._averaged
 
     def finish(self) -> None:
         """Leave the network with what the phase hands on: the last weights, or their moving average if one is kept.
