@@ -151,7 +151,7 @@ class StepDisplay:
 
     def __init__(self, advance: Advance, feed: Feed | None = None) -> None:
         self._advance, self._feed, self._started_at = advance, feed, time.perf_counter()
-        self._images, self._step, self._looked, self._score = 0, 0, "", ""
+        self._images, self._step, self._looked, self._score, self._note = 0, 0, "", "", ""
 
     def __call__(self, report: StepReport) -> None:
         """Show a step."""
@@ -163,11 +163,13 @@ class StepDisplay:
         waited = self._feed.wait_share if self._feed else 0.0
         waits = f", {waited:.0%} waiting for data" if waited >= _SHOWN_SHARE else ""
         speed = self._images / (time.perf_counter() - self._started_at)
-        self._advance(report.step, f"{self._score}{losses} {speed:.1f} images/s{self._looked}{waits}")
+        self._note = f"{losses} {speed:.1f} images/s{self._looked}{waits}"
+        self._advance(report.step, self._score + self._note)
 
     def show_score(self, found: Validation) -> None:
         """Show what the weights scored."""
         self._score = f"mIoU {found.metrics[HEADLINE]:.4f}{' (best)' if found.best else ''} "
+        self._advance(found.step, self._score + self._note)
 
 
 def _describe_node(

@@ -138,7 +138,7 @@ def train_phase(
             if scored and (step == total_steps or (watch is not None and watch.given_up)):
                 break
             with ignoring_sigchld():
-                if step > first_step and checkpoints.are_due():
+                if first_step < step < total_steps and checkpoints.are_due():
                     teller.tell(wait=True)
                     checkpoints.save(step)
             batch = supply.fetch(step) if scored else None
