@@ -252,6 +252,7 @@ def _check_row(row: Row, facts: DataFacts) -> None:
                 "train longer or set training.warmup_steps lower"
             )
         problems += _find_mix_problems(phase, config, facts) if phase.mix != "none" else ()
+        problems += _find_part_problems(phase, config, facts) if training.accumulate > 1 else ()
         try:
             parts_to_train(training.encoder_policy, phase)
         except UserError as problem:
@@ -284,6 +285,17 @@ def _find_mix_problems(phase: Phase, config: RunConfig, facts: DataFacts) -> Ite
             f"{what}, whose partners would lie in different processes; train it in one process, or on several GPUs "
             "one run each (pipeline table --jobs)"
         )
+
+
+def _find_part_problems(phase: Phase, config: RunConfig, facts: DataFacts) -> Iterator[str]:
+    parts, scope = config.training.accumulate, find_scope(phase, config, facts.pool)
+    what = f"phase {phase.name!r} with training.accumulate = {parts}"
+    if (fewest := min(filter(None, size_batches(scope, config, facts.materials[scope])))) < parts:
+        yield f"{what} has {fewest} images of a kind for each step, less than one a part; lower --accumulate"
+    if phase.mix != "none":
+        yield f"{what} has mix {phase.mix!r}, whose trust in labels is of a whole batch; drop one of the two"
+    if config.loss.balance == "share" and phase.needs_seg and phase.needs_depth:
+        yield f'{what}: loss.balance = "share" compares the losses of a whole batch; drop one of the two'
 
 
 def _seed_of_phase(run_seed: int, position: int) -> int:

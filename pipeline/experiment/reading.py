@@ -59,7 +59,8 @@ class Selection(NamedTuple):
     images: int
 
     def __str__(self) -> str:
-        return f"{self.images} images {'of' if self.held_out is None else 'held out of'} {self.split}"
+        where = "of" if self.held_out is None else "held out of"
+        return f"{self.images} image{'' if self.images == 1 else 's'} {where} {self.split}"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def find_scope(phase: Phase, config: RunConfig, pool: int) -> Scope:
 def size_batches(scope: Scope, config: RunConfig, material: Material) -> BatchSize:
     """Return the images of a step; images without masks come on top of labelled ones, as many as make their share."""
     training = config.training
-    size = min(training.batch_size, material.images)
+    size = min(training.images_per_step, material.images)
     if not scope.masks:
         return BatchSize(0, size)
     share = training.unlabelled_share
@@ -122,8 +123,8 @@ def count_steps(phase: Phase, config: RunConfig, num_phases: int, num_images: in
     """
     training = config.training
     if phase.epochs is not None:
-        return phase.epochs * steps_per_epoch(num_images, training.batch_size)
-    whole = training.iterations or training.epochs * steps_per_epoch(num_images, training.batch_size)
+        return phase.epochs * steps_per_epoch(num_images, training.images_per_step)
+    whole = training.iterations or training.epochs * steps_per_epoch(num_images, training.images_per_step)
     if training.budget == "total":
         return max(1, whole // num_phases)
     return whole * phase.budget_factor
@@ -139,5 +140,5 @@ def count_validation(phase: Phase, config: RunConfig, num_images: int) -> int:
     if not phase.needs_seg:
         return 0
     if training.val_every is None:
-        return steps_per_epoch(num_images, training.batch_size) if training.chooses else 0
+        return steps_per_epoch(num_images, training.images_per_step) if training.chooses else 0
     return training.val_every

@@ -86,7 +86,8 @@ def train_phase(
     Args:
         network: moved to ``device`` and into channels_last memory.
         phase: what is trained, by which losses; its name is for people alone.
-        batches_from: the batches of steps ``first_step``, ``first_step + 1``, …; a pure function of the step.
+        batches_from: the batches of steps ``first_step``, ``first_step + 1``, …, each in ``settings.accumulate`` parts
+            one after another; a pure function of the step.
         total_steps: length of the phase, at least 1.
         seed: of dropout and the like; step t is seeded from (seed, t).
         key: what the training is, weights at the start and data included; a checkpoint of another key is refused.
@@ -132,7 +133,7 @@ def train_phase(
         first_step = checkpoints.resume(phase, total_steps)
         started_at, num_images = time.perf_counter(), 0
         teller = _Teller(trainer, scope, log, on_step, on_validation)
-        supply = Supply(batches_from, first_step, stop)
+        supply = Supply(batches_from, first_step, stop, settings.accumulate)
         for step in range(first_step, total_steps + 1):
             scored = watch is None or not watch.is_due(step) or teller.look(watch, step, supply)
             if scored and (step == total_steps or (watch is not None and watch.given_up)):
@@ -141,17 +142,17 @@ def train_phase(
                 if first_step < step < total_steps and checkpoints.are_due():
                     teller.tell(wait=True)
                     checkpoints.save(step)
-            batch = supply.fetch(step) if scored else None
-            if batch is None:
+            parts = supply.fetch(step) if scored else None
+            if parts is None:
                 with ignoring_sigchld():
                     supply.end()
                     teller.tell(wait=True)
                     kept = checkpoints.save(step) if step < total_steps else "what was saved last is kept"
                     wait_for_all()
                 raise Interrupted(f"stopped in phase {phase.name!r} after {step} of {total_steps} steps; {kept}")
-            with ignoring_sigchld(), explaining_memory_of_step(phase, batch, device, dtype):
-                trainer.train_step(step, batch)
-                num_images += len(batch.image_ids)
+            with ignoring_sigchld(), explaining_memory_of_step(phase, parts[0], device, dtype):
+                trainer.train_step(step, *parts)
+                num_images += sum(len(part.image_ids) for part in parts)
                 teller.tell(wait=step + 1 == total_steps)
         with ignoring_sigchld():
             supply.end()

@@ -39,6 +39,11 @@ class TrainingSettings(Section):
     """Whether each phase gets the epochs, as in the paper, or all phases of a schedule share them."""
     batch_size: int = setting(8, Decides.DATA, Decides.OPTIMISATION, ge=1, le=LARGEST_BATCH, flag="--batch-size")
     """Images per step; labelled ones where batches also hold images without masks, which come on top."""
+    accumulate: int = setting(
+        1, Decides.DATA, Decides.OPTIMISATION, late=True, ge=1, le=LARGEST_BATCH, flag="--accumulate"
+    )
+    """Batches whose gradients make one step: 2 of 4 images are a batch of 8, but for batch norm, which sees 4 at a
+    time."""
     unlabelled_share: float = setting(0.5, Decides.POOL, ge=0, le=0.9)
     """Share of images without masks in batches of phases that learn segmentation and read all images."""
     optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", Decides.OPTIMISATION)
@@ -99,6 +104,11 @@ class TrainingSettings(Section):
     tensorboard: bool = setting(False, Decides.NOTHING)
     """Also write TensorBoard files (needs the extra of that name)."""
     removed: ClassVar[Mapping[str, str]] = {"checkpoint_every": "checkpoints are written by time: checkpoint_minutes"}
+
+    @property
+    def images_per_step(self) -> int:
+        """Labelled images that make one step of the optimiser."""
+        return self.batch_size * self.accumulate
 
     @property
     def chooses(self) -> bool:
