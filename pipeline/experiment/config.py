@@ -208,6 +208,7 @@ _COUNTS_WITH = {
     "training.poly_power": ("training.lr_schedule", "poly"),
     "loss.gamma": ("loss.seg", "focal"),
     "loss.alpha": ("loss.seg", "focal"),
+    "loss.tversky_beta": ("loss.seg", "tversky"),
     "loss.dwa_window": ("loss.weighting", "dwa"),
 }
 """Key → the other key, and its only value with which the first changes anything."""
@@ -244,7 +245,8 @@ def _put_aside(tree: dict[str, Any], given: Mapping[str, Any], wanted: Mapping[s
 def _check_counts(config: RunConfig, wanted: Mapping[str, Any]) -> None:
     """Refuse what is asked for now and would change nothing beside the rest."""
     for key, (other, needed) in _COUNTS_WITH.items():
-        if key in wanted and (value := attrgetter(other)(config)) != needed:
+        value = attrgetter(other)(config)
+        if key in wanted and (needed not in value if isinstance(value, dict) else value != needed):
             raise UserError(
                 f"{key} = {quoted(wanted[key])} would change nothing: it is read with {other} = {needed!r}, and that "
                 f"is {value!r}; set both, or drop it"

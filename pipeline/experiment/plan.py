@@ -40,6 +40,7 @@ from pipeline.experiment.reading import (
 )
 from stages.training.encoder_policy import parts_to_train
 from stages.training.schedule import CopyWeights, Phase, Schedule
+from stages.training.settings import REGION_LOSSES
 
 
 class Row(NamedTuple):
@@ -243,6 +244,11 @@ def _check_row(row: Row, facts: DataFacts) -> None:
     if isinstance(weights, tuple) and len(weights) != facts.num_classes and any(p.needs_seg for p in schedule.phases):
         problems.append(
             f"loss.class_weights has {len(weights)} weights for {facts.num_classes} classes; give one per class"
+        )
+    if world_size() > 1 and (regions := [name for name in config.loss.seg_terms if name in REGION_LOSSES]):
+        problems.append(
+            f"loss.seg has {', '.join(regions)}, which looks at a whole batch, of which each process has a part; train "
+            "in one process, or on several GPUs one run each (pipeline table --jobs)"
         )
     for phase in schedule.phases:
         steps = count_steps(phase, config, len(schedule.phases), find_material(phase, config, facts).images)

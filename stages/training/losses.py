@@ -17,6 +17,7 @@ from data_cache.errors import UserError
 from data_cache.ranks import gather_over_ranks, gather_tensors, sum_over_ranks, world_size
 from data_cache.sample import IGNORE_INDEX, Batch
 from stages.networks.interface import Outputs
+from stages.training.region_losses import dice_loss, lovasz_loss, tversky_loss
 from stages.training.schedule import Phase
 from stages.training.settings import LossSettings
 
@@ -167,8 +168,23 @@ SEG_LOSSES: dict[str, Callable[[Tensor, Tensor, LossSettings, Tensor | None], Te
     ),
     "cross-entropy": lambda logits, labels, _, weights: cross_entropy(logits, labels, class_weights=weights),
     "ohem": lambda logits, labels, _, weights: ohem_cross_entropy(logits, labels, class_weights=weights),
+    "dice": lambda logits, labels, *_: dice_loss(logits, labels),
+    "lovasz": lambda logits, labels, *_: lovasz_loss(logits, labels),
+    "tversky": lambda logits, labels, settings, _: tversky_loss(logits, labels, beta=settings.tversky_beta),
 }
 """Name → loss of (logits, labels, settings, class weights)."""
+
+
+def segmentation_loss(
+    seg_logits: Tensor, seg_labels: Tensor, settings: LossSettings, class_weights: Tensor | None
+) -> Tensor:
+    """Return the sum of the settings' segmentation losses times their weights; arguments as in ``focal_loss``."""
+    found = {name: SEG_LOSSES[name](seg_logits, seg_labels, settings, class_weights) for name in settings.seg_terms}
+    if isinstance(settings.seg, str):
+        return found[settings.seg]
+    return torch.stack([settings.seg_terms[name] * value for name, value in found.items()]).sum()
+
+
 DepthLossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of (depth, target, valid)."""
 DEPTH_LOSSES: dict[str, DepthLossFunction] = {"mse": depth_mse, "l1": depth_l1, "ssi": depth_ssi}
@@ -213,10 +229,10 @@ def compute_terms(
     seg = aux = depth = None
     if phase.needs_seg:
         assert outputs.seg_logits is not None
-        compute_loss, labels = SEG_LOSSES[settings.seg], batch.seg_labels[: len(outputs.seg_logits)]
-        seg = compute_loss(outputs.seg_logits, labels, settings, class_weights)
+        labels = batch.seg_labels[: len(outputs.seg_logits)]
+        seg = segmentation_loss(outputs.seg_logits, labels, settings, class_weights)
         if outputs.aux_seg_logits:
-            each = [compute_loss(logits, labels, settings, class_weights) for logits in outputs.aux_seg_logits]
+            each = [segmentation_loss(logits, labels, settings, class_weights) for logits in outputs.aux_seg_logits]
             aux = torch.stack(each).sum()
     if phase.needs_depth:
         assert outputs.depth is not None

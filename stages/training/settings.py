@@ -21,7 +21,9 @@ LONGEST = 1_000_000_000
 """Epochs or steps of a phase."""
 LARGEST_WEIGHT = 1000.0
 """Of a loss, a rate, a decay."""
-SegLoss = Literal["focal", "cross-entropy", "ohem"]
+SegLoss = Literal["focal", "cross-entropy", "ohem", "dice", "lovasz", "tversky"]
+REGION_LOSSES = ("dice", "lovasz", "tversky")
+"""Those of a whole batch, which is no sum over its parts; classes have no weights in them."""
 DepthLoss = Literal["mse", "l1", "ssi"]
 LossWeightingMode = Literal["fixed", "uncertainty", "dwa"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -146,8 +148,10 @@ class TrainingSettings(Section):
 class LossSettings(Section):
     """Which losses a training uses, and how two of them are weighted."""
 
-    seg: SegLoss = setting("focal", Decides.SEG_LOSS)
-    """Segmentation loss."""
+    seg: SegLoss | dict[SegLoss, float] = setting("focal", Decides.SEG_LOSS)
+    """Segmentation loss, or several with their weights: { focal = 1, dice = 0.5 }."""
+    tversky_beta: float = setting(0.7, Decides.SEG_LOSS, late=True, ge=0, le=1)  # Salehi et al. 2017
+    """What a missed pixel costs in the Tversky loss; a wrongly found one costs the rest to 1."""
     gamma: float = setting(2.0, Decides.SEG_LOSS, ge=0, le=100)
     """Focusing strength of the focal loss."""
     alpha: float = setting(1.0, Decides.SEG_LOSS, gt=0, le=LARGEST_WEIGHT)
@@ -174,14 +178,34 @@ class LossSettings(Section):
         weights = self.class_weights
         if isinstance(weights, tuple) and not (all(0 <= each <= 1e6 for each in weights) and any(weights)):
             raise ValueError(f"class_weights {quoted(list(weights))} must be from 0 to 1e6, and not all 0")
+        if weights is not None and all(name in REGION_LOSSES for name in self.seg_terms):
+            raise ValueError(
+                f"class_weights weigh pixels, and seg = {' + '.join(self.seg_terms)} has no term that is a mean over "
+                "them; leave them out, or combine with one that is: seg = { cross-entropy = 1, dice = 1 }"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _check_seg_terms(self) -> LossSettings:
+        if not self.seg_terms or not all(0 < weight <= LARGEST_WEIGHT for weight in self.seg_terms.values()):
+            raise ValueError(
+                f"seg must name at least one loss, with a weight above 0 and at most {LARGEST_WEIGHT:g}, for example "
+                "{ focal = 1, dice = 0.5 }"
+            )
+        return self
+
+    @property
+    def seg_terms(self) -> dict[SegLoss, float]:
+        """Segmentation losses with their weights."""
+        return {self.seg: 1.0} if isinstance(self.seg, str) else self.seg
 
     def describe(self, phase: Phase) -> str:
         """Return a phase's losses as people write them, for example "0.85 focal + 0.15 mse"."""
-        terms = ((phase.seg, self.seg), (phase.depth, self.depth))
+        seg = [(phase.seg * weight, name) for name, weight in self.seg_terms.items()]
+        terms = (*seg, (phase.depth, self.depth))
         described = " + ".join(f"{weight:g} {name}" for weight, name in terms if weight)
-        mixed = f" + {phase.seg:g} {self.seg} of images mixed by {phase.mix}" if phase.mix != "none" else ""
-        described += mixed
+        again = " + ".join(f"{weight:g} {name}" for weight, name in seg)
+        described += f" + {again} of images mixed by {phase.mix}" if phase.mix != "none" else ""
         if not (phase.needs_seg and phase.needs_depth):
             return described
         how = ["shares at the start"] if self.balance == "share" else []

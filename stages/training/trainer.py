@@ -22,12 +22,12 @@ from stages.networks.tensor_files import fill_tensors
 from stages.training.distributed import ParallelNetwork, WholeBatch
 from stages.training.guard import StepGuard
 from stages.training.losses import (
-    SEG_LOSSES,
     DepthLossFunction,
     Terms,
     compute_terms,
     count_targets,
     drop_misfits,
+    segmentation_loss,
     upload_class_weights,
 )
 from stages.training.metrics_log import StepReport
@@ -239,7 +239,7 @@ class PhaseTrainer:
         with autocast(self._device, self._dtype):
             seg_logits = run(_keep_unlabelled(batch, mixed.images), seg=True, depth=False).seg_logits
         assert seg_logits is not None
-        loss = SEG_LOSSES[self._losses.seg](seg_logits, mixed.seg_labels, self._losses, self._class_weights)
+        loss = segmentation_loss(seg_logits, mixed.seg_labels, self._losses, self._class_weights)
         return terms._replace(mixed=mixed.trusted * loss)
 
     def _look_at_gradients(self, step: int, batch: Batch) -> Tensor:

@@ -51,6 +51,7 @@ OTHER: dict[str, Any] = {
     "training.val_every": 7,
     "training.patience": 3,
     "loss.class_weights": (1.0,) * 8,
+    "loss.seg": {"focal": 1.0, "dice": 0.5},
     "schedule.name": "seg-first",
     "schedule.copy_weights": True,
     "schedule.steps": ({"phase": "own", "trains": ("everything",), "seg": 1.0, "depth": 1.0},),
