@@ -39,6 +39,7 @@ from stages.training.loop import PhaseSummary, train_phase
 from stages.training.metrics_log import MetricsLog, StepReport
 from stages.training.selection import Validate, Validation
 from stages.training.settings import TrainingSettings
+from stages.training.trackers import open_trackers
 from stages.training.transfer import CopyReport, copy_part
 
 _SHOWN_SHARE = 0.05
@@ -108,8 +109,8 @@ def _open_log(folder: NodeFolder, training: TrainingSettings) -> contextlib.Abst
     """Return the log of a phase, which is the speaker's to write."""
     if not is_speaker():
         return contextlib.nullcontext()
-    board = folder.path / "tensorboard" if training.tensorboard else None
-    return MetricsLog(folder.metrics, log_every=training.log_every, tensorboard=board)
+    trackers = open_trackers(training, folder.path)
+    return MetricsLog(folder.metrics, log_every=training.log_every, trackers=trackers)
 
 
 def _build_start(node: Node, workspace: Workspace, num_classes: int) -> Network:

@@ -105,6 +105,10 @@ class TrainingSettings(Section):
     """Steps between looks at what each of two losses asks of the encoder, by norms and cosine; 0 never looks."""
     tensorboard: bool = setting(False, Decides.NOTHING)
     """Also write TensorBoard files (needs the extra of that name)."""
+    wandb: bool = setting(False, Decides.NOTHING)
+    """Also keep a run of Weights & Biases, offline unless WANDB_MODE says otherwise (needs the extra of that name)."""
+    mlflow: bool = setting(False, Decides.NOTHING)
+    """Also keep a run of MLflow, in a file unless MLFLOW_TRACKING_URI says otherwise (needs the extra of that name)."""
     removed: ClassVar[Mapping[str, str]] = {"checkpoint_every": "checkpoints are written by time: checkpoint_minutes"}
 
     @property
@@ -277,7 +281,8 @@ class ScheduleSettings(Section):
     """Which steps, in which order."""
 
     name: str = setting("depth-first", Decides.SCHEDULE, resolved=True, flag="--schedule")
-    """A row of `pipeline schedules`, for example depth-first or depth-first+copy; or what the own steps are called."""
+    """A row of `pipeline schedules`, for example depth-first or depth-first+copy; on the command line also a TOML file
+    with steps of one's own; beside own steps what they are called."""
     copy_weights: bool | None = setting(None, Decides.SCHEDULE, resolved=True, flag="--copy-weights")
     """Copy the first trained decoder onto the other after the first phase; where it is not given, the name says it."""
     mix: Mix = setting("none", Decides.SCHEDULE, resolved=True)

@@ -138,7 +138,7 @@ def test_budgets_are_of_rows_and_not_of_names_and_controls_of_the_same_data(tmp_
     elsewhere = write_run(tmp_path, "seg-seg-seg", root="/data/b", data="train-b", split="val-b")
     table = build_table([short, replace(long, total_steps=300), replace(elsewhere, total_steps=300)])
     (note,) = (note for note in table.notes if "total steps" in note)
-    assert "from 100 (seg-only · training.lr 0.001) to 300 (seg-only · training.lr 0.1), 3 times" in note
+    assert "from 100 (seg-only · lr=0.001) to 300 (seg-only · lr=0.1), 3 times" in note
     assert "seg-seg-seg" not in note
 
 
