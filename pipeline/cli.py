@@ -58,6 +58,8 @@ class Commands(click.Group):
 def cli(ctx: click.Context, workdir: Path | None, json_mode: bool, quiet: bool) -> None:
     """Train segmentation networks with pseudo depth by phase schedules, compare, and ship without the depth decoder."""
     if ctx.invoked_subcommand is None:
+        if json_mode:
+            ctx.fail(f"no command after --json; known: {', '.join(cli.list_commands(ctx))}")
         click.echo(ctx.get_help())
         return
     from pipeline.session import Session

@@ -93,13 +93,13 @@ def test_two_datasets_of_one_name_are_neither_averaged_nor_compared(tmp_path: Pa
         (
             {"numerics": {**IDENTITY["numerics"], "dtype": "bfloat16"}},
             "numerics: dtype float32 / bfloat16",
-            "dtype float32",
+            "dtype=float32",
         ),
-        ({"evaluation": 2}, "evaluation version 1 / 2", "evaluation version 1"),
+        ({"evaluation": 2}, "evaluation version 1 / 2", "evaluation version=1"),
         (
             {"settings": {**IDENTITY["settings"], "training.lr": 0.0001}},
             "training.lr 0.001 / 0.0001",
-            "training.lr 0.001",
+            "lr=0.001",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
