@@ -108,7 +108,7 @@ class TrainingSettings(Section):
     wandb: bool = setting(False, Decides.NOTHING)
     """Also keep a run of Weights & Biases, offline unless WANDB_MODE says otherwise (needs the extra of that name)."""
     mlflow: bool = setting(False, Decides.NOTHING)
-    """Also keep a run of MLflow, in a file unless MLFLOW_TRACKING_URI says otherwise (needs the extra of that name)."""
+    """Also keep a run of MLflow, in files unless MLFLOW_TRACKING_URI says otherwise (needs the extra of that name)."""
     removed: ClassVar[Mapping[str, str]] = {"checkpoint_every": "checkpoints are written by time: checkpoint_minutes"}
 
     @property

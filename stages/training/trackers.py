@@ -59,7 +59,9 @@ class _Wandb:
     def __init__(self, wandb: Any, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         mode = os.environ.get("WANDB_MODE", "offline")
-        self._run = wandb.init(project=_PROJECT, name=folder.parent.name, dir=str(folder), mode=mode)
+        self._run = wandb.init(
+            project=_PROJECT, name=folder.parent.name, dir=str(folder), mode=mode, settings=wandb.Settings(silent=True)
+        )
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         """Take one number."""
@@ -71,11 +73,12 @@ class _Wandb:
 
 
 class _Mlflow:
-    """A run of MLflow in a file of the folder, unless MLFLOW_TRACKING_URI says otherwise."""
+    """A run of MLflow in files of the folder, unless MLFLOW_TRACKING_URI says otherwise."""
 
     def __init__(self, mlflow: Any, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        place = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.absolute()}/mlflow.db")
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # which newer versions (seen with 3.17) ask for
+        place = os.environ.get("MLFLOW_TRACKING_URI", folder.absolute().as_uri())
         self._client = mlflow.MlflowClient(tracking_uri=place)
         known = self._client.get_experiment_by_name(_PROJECT)
         experiment = known.experiment_id if known else self._client.create_experiment(_PROJECT)
