@@ -225,7 +225,11 @@ CASES = [
     ),
     Case("a sum of losses with none", _set("loss.seg={}"), ("at least one loss",)),
     Case("more parts than images", _plan("--accumulate", "9"), ("less than one a part", "--accumulate")),
-    Case("a run removed with nobody to ask", lambda _: ["runs", "rm", "seg-only"], ("nobody to ask", "--yes")),
+    Case(
+        "a run removed with nobody to ask",
+        lambda _: ["runs", "rm", "unet-tu-test_resnet-seg"],
+        ("nobody to ask", "--yes"),
+    ),
     Case("--schedule on a table", _plan("schedules"), ("schedule.name", "the rows of table 'schedules' decide")),
     Case(
         "--encoder on a table of encoders",
