@@ -91,36 +91,36 @@ NOTE = "mIoU 0.4123 (best) seg 0.4123 (85%) depth 0.0123 (15%) 31.2 images/s, 7%
 
 
 @pytest.fixture
-def tell(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Show a progress of ten steps, each of which takes a minute."""
+def tell(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Show a progress of ten steps, each of which takes a minute, up to one of them."""
 
-    def run() -> None:
+    def run(last: int) -> None:
         now = iter(range(0, 6000, 60))
         monkeypatch.setattr("pipeline.console.time.monotonic", lambda: float(next(now)))
         with Console().progress(LONG, 10) as advance:
-            for step in range(1, 11):
+            for step in range(1, last + 1):
                 advance(step, NOTE)
 
     return run
 
 
 def test_a_terminal_of_80_columns_shows_the_time_left(
-    tell: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    tell: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "stderr", terminal := Terminal("utf-8"))
-    tell()
+    tell(5)
     frames = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]", terminal.shown)]
     drawn = [frame for frame in frames if frame.startswith("unet-")]
     assert drawn and all(len(frame) <= 80 for frame in frames)
-    assert "10/10" in drawn[-1] and "mIoU 0.41" in drawn[-1]
+    assert "5/10 5 min left mIoU 0.41" in drawn[-1]
 
 
 def test_a_log_without_a_terminal_tells_the_time_left(
-    tell: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    tell: Callable[[int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tell()
+    tell(10)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"{LONG}: 1/10 {NOTE}", "nothing is known yet"
     assert lines[1:3] == [f"{LONG}: 2/10, 8 min left {NOTE}", f"{LONG}: 3/10, 7 min left {NOTE}"]
