@@ -38,6 +38,7 @@ def build_training_loader(
     augmentation: AugmentationSettings,
     batch_size: int,
     pool_size: int = 0,
+    parts: int = 1,
     seed: int,
     first_step: int,
     last_step: int,
@@ -50,6 +51,7 @@ def build_training_loader(
     Args:
         batch_size: images of all ranks; of a source with a pool labelled ones, the same as without the pool.
         pool_size: images of the source's pool that follow them in every batch.
+        parts: into which the batch of every step is cut, one after another; each has its share of both kinds.
         seed: of order and augmentation, at least 0.
         workers: processes that read and augment; 0 does so in this one. The batches are the same.
         device: whom the batches are for; a GPU fetches them by itself, from page-locked memory.
@@ -61,7 +63,8 @@ def build_training_loader(
     """
     check_source(source, with_depth)
     assert pool_size == 0 or source.pool > 0
-    steps = _Steps(len(source.dataset) - source.pool, batch_size, source.pool, pool_size, seed, first_step, last_step)
+    whole = _Steps(len(source.dataset) - source.pool, batch_size, source.pool, pool_size, seed, first_step, last_step)
+    steps = _Parts(whole, parts)
     samples = TrainingSamples(source, augmentation, seed, with_depth)
     if world_size() == 1:
         return Loader(samples, steps, workers, device)
@@ -128,10 +131,8 @@ class _Steps:
     ) -> None:
         if batch_size < 1 or not 0 <= first_step <= last_step:
             raise ValueError(f"batch_size {batch_size}, steps {first_step} to {last_step}")
-        self._num_images, self._batch_size, self._seed = num_images, batch_size, seed
-        self._pool, self._pool_size = pool, pool_size
-        self.num_labelled = batch_size if pool_size else None
-        """Images of each batch that are not of the pool; None where all are of one kind."""
+        self.num_images, self._batch_size, self._seed = num_images, batch_size, seed
+        self._pool, self.pool_size = pool, pool_size
         self._steps = range(first_step, last_step)
 
     def __len__(self) -> int:
@@ -141,22 +142,47 @@ class _Steps:
         order: tuple[int, list[int]] = (-1, [])
         pool_order: tuple[int, list[int]] = (-1, [])
         for step in self._steps:
-            epoch, place = divmod(step, steps_per_epoch(self._num_images, self._batch_size))
+            epoch, place = divmod(step, steps_per_epoch(self.num_images, self._batch_size))
             if order[0] != epoch:
-                order = epoch, _order(self._num_images, self._seed, epoch)
+                order = epoch, _order(self.num_images, self._seed, epoch)
             batch = [(epoch, index) for index in order[1][place * self._batch_size : (place + 1) * self._batch_size]]
-            for number in range(step * self._pool_size, (step + 1) * self._pool_size):
+            for number in range(step * self.pool_size, (step + 1) * self.pool_size):
                 epoch, place = divmod(number, self._pool)
                 if pool_order[0] != epoch:
                     pool_order = epoch, _order(self._pool, self._seed, epoch, _POOL_ORDER_STREAM)
-                batch.append((epoch, self._num_images + pool_order[1][place]))
+                batch.append((epoch, self.num_images + pool_order[1][place]))
             yield batch
+
+
+class _Parts:
+    """The batches of steps in equal parts, or nearly so."""
+
+    def __init__(self, steps: _Steps, parts: int) -> None:
+        self._steps, self._parts = steps, parts
+
+    def __len__(self) -> int:
+        return self._parts * len(self._steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self._steps:
+            num_first = len(batch) - self._steps.pool_size
+            kinds = (batch[:num_first], batch[num_first:])
+            for part in range(self._parts):
+                yield [key for kind in kinds for key in _cut(kind, part, self._parts)]
+
+    def count_labelled(self, batch: list[tuple[int, int]]) -> int | None:
+        """Return how many images of a batch are not of the pool; None where all are of one kind."""
+        return sum(index < self._steps.num_images for _, index in batch) if self._steps.pool_size else None
+
+
+def _cut(keys: list[tuple[int, int]], part: int, parts: int) -> list[tuple[int, int]]:
+    return keys[len(keys) * part // parts : len(keys) * (part + 1) // parts]
 
 
 class _Rows:
     """This rank's rows of batches."""
 
-    def __init__(self, steps: _Steps) -> None:
+    def __init__(self, steps: _Parts) -> None:
         self._steps = steps
 
     def __len__(self) -> int:
@@ -164,8 +190,8 @@ class _Rows:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for batch in self._steps:
-            num_first = len(batch) if self._steps.num_labelled is None else self._steps.num_labelled
-            yield [batch[row] for row in own_rows(num_first, len(batch))]
+            labelled = self._steps.count_labelled(batch)
+            yield [batch[row] for row in own_rows(len(batch) if labelled is None else labelled, len(batch))]
 
 
 class Loader:
@@ -231,7 +257,7 @@ class SharedLoader(Loader):
     """This rank's rows of the batches of several ranks, with the ids and the labelled count of all their images."""
 
     def __init__(
-        self, samples: Samples, steps: _Steps, workers: int, device: torch.device, image_ids: Sequence[str]
+        self, samples: Samples, steps: _Parts, workers: int, device: torch.device, image_ids: Sequence[str]
     ) -> None:
         super().__init__(samples, _Rows(steps), workers, device)
         self._steps, self._image_ids = steps, image_ids
@@ -240,8 +266,8 @@ class SharedLoader(Loader):
         for batch, rows in zip(self._steps, super().__iter__(), strict=True):
             image_ids = tuple(self._image_ids[index] for _, index in batch)
             # Without a pool in the batches a rank's rows are all labelled, or none is: their count is right as it is.
-            labelled = rows.num_labelled if self._steps.num_labelled is None else self._steps.num_labelled
-            yield rows._replace(image_ids=image_ids, num_labelled=labelled)
+            labelled = self._steps.count_labelled(batch)
+            yield rows._replace(image_ids=image_ids, num_labelled=rows.num_labelled if labelled is None else labelled)
 
 
 def _prepare_worker(_worker: int) -> None:

@@ -42,6 +42,8 @@ class Decides(StrEnum):
     """Only phases whose batches mix images with and without masks."""
     MIX = "mixed images"
     """Only phases that train on images laid over each other."""
+    SELECTION = "selection"
+    """Only phases with a segmentation loss whose weights, or whose end, are chosen by scores."""
     OPTIMISATION = "optimisation"
     """How gradients become weights, and for how long."""
     SCHEDULE = "schedule"
@@ -62,10 +64,17 @@ class Declaration(NamedTuple):
     """Whether keys hold what the field comes to (steps, fingerprint, type of numbers) in place of its own value."""
     flag: str | None
     """Option of the command line that sets it."""
+    late: bool
+    """Whether it came when keys were in use already: they leave it out while it has its default."""
 
 
 def setting(
-    default: Any, *decides: Decides, resolved: bool = False, flag: str | None = None, **constraints: Any
+    default: Any,
+    *decides: Decides,
+    resolved: bool = False,
+    flag: str | None = None,
+    late: bool = False,
+    **constraints: Any,
 ) -> Any:
     """Return a field that declares what it decides.
 
@@ -74,6 +83,7 @@ def setting(
         decides: at least one; ``NOTHING`` stands alone.
         resolved: keys hold what the planner makes of it; a value such as "auto" must never be hashed.
         flag: option of the command line, for example ``--lr``; every other key is reached by ``--set``.
+        late: keys leave it out while it has its default, so that those made before it came still hold.
         constraints: pydantic's, for example ``ge=1``.
 
     Raises:
@@ -83,7 +93,7 @@ def setting(
         raise TypeError(
             f"a setting decides something or Decides.NOTHING alone, found {[str(each) for each in decides]}"
         )
-    return Field(default, json_schema_extra={"declaration": Declaration(decides, resolved, flag)}, **constraints)  # type: ignore[dict-item]
+    return Field(default, json_schema_extra={"declaration": Declaration(decides, resolved, flag, late)}, **constraints)  # type: ignore[dict-item]
 
 
 def find_declaration(field: FieldInfo) -> Declaration | None:
@@ -136,10 +146,16 @@ def describe_settings(section: Section, *kinds: Decides) -> dict[str, Any]:
         if isinstance(value, Section):
             inner = describe_settings(value, *kinds)
             described |= {f"{name}.{key}": found for key, found in inner.items()}
-        elif declares(field, *kinds):
+        elif declares(field, *kinds) and not (is_late(field) and value == field.default):
             described[name] = values[name]
     described |= {name: values[name] for name in section.model_extra or {} if Decides.FIRST_WEIGHTS in kinds}
     return described
+
+
+def is_late(field: FieldInfo) -> bool:
+    """Whether keys leave a field out while it has its default."""
+    declaration = find_declaration(field)
+    return declaration is not None and declaration.late
 
 
 def declares(field: FieldInfo, *kinds: Decides) -> bool:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_cache.files import read_json_lines
 from data_cache.records import Record, parse_record
@@ -21,8 +21,8 @@ class LogLine(Record):
     step: int = Field(ge=0, le=10**12)
     """Steps finished, counted from 1."""
     total: float | None = None
-    raw: dict[str, float]
-    """Unweighted losses of the step."""
+    raw: dict[str, float] = Field(default_factory=dict)
+    """Unweighted losses of the step; none in a line of scores."""
     weighted: dict[str, float] | None = None
     share: dict[str, float] | None = None
     lr: float | None = None
@@ -31,6 +31,15 @@ class LogLine(Record):
     """What the two losses ask of the encoder, where that was looked at: norms under seg and depth, and their cosine."""
     mean: dict[str, float] | None = None
     """Unweighted losses, means over the steps since the line before; None in files from before there were means."""
+
+    val: dict[str, float] | None = None
+    """What the weights scored after the step."""
+
+    @model_validator(mode="after")
+    def _check_told(self) -> LogLine:
+        if not self.raw and not self.val:
+            raise ValueError("raw is missing")
+        return self
 
     @property
     def losses(self) -> dict[str, float]:

@@ -43,7 +43,10 @@ class Commands(click.Group):
 
 
 @click.group(
-    cls=Commands, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=Commands,
+    commands=COMMANDS,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.option(
     "--workdir", type=GivenPath(), metavar="DIR", help="Where artifacts live; else $PIPELINE_WORKDIR, else ./artifacts."
@@ -54,6 +57,11 @@ class Commands(click.Group):
 @click.pass_context
 def cli(ctx: click.Context, workdir: Path | None, json_mode: bool, quiet: bool) -> None:
     """Train segmentation networks with pseudo depth by phase schedules, compare, and ship without the depth decoder."""
+    if ctx.invoked_subcommand is None:
+        if json_mode:
+            ctx.fail(f"no command after --json; known: {', '.join(cli.list_commands(ctx))}")
+        click.echo(ctx.get_help())
+        return
     from pipeline.session import Session
 
     if not share_or_stand_back(ctx.invoked_subcommand):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from typing import Any, Protocol
 
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.segment import Segment
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from data_cache.escaping import encodable_text, json_text, printable_lines, printable_text
@@ -119,36 +120,42 @@ class Console:
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:
-        """Show a progress bar on a terminal, a line now and then in a log file; 0 is a total that nobody knows."""
-        stderr = self._stderr
+        """Show a progress bar on a terminal, a line now and then in a log file; both tell the time that is left.
+
+        Args:
+            what: is done.
+            total: how often; 0 is not known.
+        """
+        stderr, clock = self._stderr, _Clock(total)
         if self.name or not stderr.is_terminal:
-            yield self._log_lines(what, total)
+            yield self._log_lines(what, total, clock)
             return
+        narrow: dict[str, Any] = {"no_wrap": True, "overflow": "ellipsis"}
         columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=Column(ratio=2, **narrow)),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[count]}", markup=False, table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[left]}", markup=False, table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=3, **narrow)),
         )
-        with Progress(*columns, console=stderr) as bar:
-            task = bar.add_task(printable_text(what), total=total or None, note="")
+        with Progress(*columns, console=stderr, expand=True) as bar:
+            task = bar.add_task(printable_text(what), total=total or None, count=f"0/{total or '?'}", left="", note="")
 
             def advance(done: int, note: str = "") -> None:
-                bar.update(task, completed=done, note=printable_text(note))
+                left, of = clock.tell(done), f"{done}/{total or '?'}"
+                bar.update(task, completed=done, count=of, left=left, note=printable_text(note))
 
             yield advance
 
-    def _log_lines(self, what: str, total: int) -> Advance:
+    def _log_lines(self, what: str, total: int, clock: _Clock) -> Advance:
         shown = -1
 
         def advance(done: int, note: str = "") -> None:
             nonlocal shown
-            tenth = 10 * done // total if total else done.bit_length()
+            tenth, left = 10 * done // total if total else done.bit_length(), clock.tell(done)
             if tenth > shown or done == total:
                 shown = 10 * total if done == total else tenth
-                self.info(f"{what}: {done}/{total or '?'} {note}".rstrip())
+                self.info(f"{what}: {done}/{total or '?'}{f', {left}' if left else ''} {note}".rstrip())
 
         return advance
 
@@ -164,6 +171,32 @@ class LoggingConsole(Console):
     def progress(self, what: str, total: int) -> Iterator[Advance]:
         """Log a line now and then."""
         yield self._log_lines(what, total)
+
+
+class _Clock:
+    """How much time is left, by what was done since the first word about it: before that, things had to start."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._first: tuple[int, float] | None = None
+
+    def tell(self, done: int) -> str:
+        """Return "3 min left"; nothing before that can be known, and in the end."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done, now
+        began, at = self._first
+        if not self._total or not began < done < self._total:
+            return ""
+        return f"{format_duration((now - at) * (self._total - done) / (done - began))} left"
+
+
+def format_duration(seconds: float) -> str:
+    """Return "45 s", "12 min" or "3 h 05 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def plain_table(title: str, columns: list[str], rows: list[list[Any]]) -> Group:

@@ -95,15 +95,16 @@ class Workspace:
         """Return the folder of a run.
 
         Args:
-            reference: a run's folder, its name, or the beginning of its name.
+            reference: a run's folder, its name, or the beginning of its name or of the id that the name ends with.
 
         Raises:
-            UserError: no such run, or several whose names begin so.
+            UserError: no such run, or several whose names or ids begin so.
         """
         runs = self.finished_runs()
         if (Path(reference) / "run.json").is_file():
             return Path(reference)
         matches = [run for run in runs if run.name.startswith(reference)]
+        matches = matches or [run for run in runs if run.name.rpartition("-")[2].startswith(reference)]
         exact = [run for run in matches if run.name == reference]
         if len(exact or matches) == 1:
             return (exact or matches)[0]

@@ -18,7 +18,7 @@ ROOMS = {
     "transformers": {"stages/pseudo_depth/estimator_network.py"},
     "h5py": {"data_cache/depth_file.py", "data_cache/depth_file_build.py", "data_cache/map_facts.py"},
     "hdf5plugin": {"data_cache/depth_file.py"},
-    "segmentation_models_pytorch": {"stages/networks/", "stages/export/proof.py"},
+    "segmentation_models_pytorch": {"stages/networks/", "stages/export/proof.py", "stages/training/region_losses.py"},
     "rich": {"pipeline/"},
     "imageio_ffmpeg": {"stages/evaluation/frames.py"},
     "yaml": {"data_cache/annotations/yolo.py"},

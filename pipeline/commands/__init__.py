@@ -27,13 +27,14 @@ from pipeline.commands.pseudo_depth import pseudo_depth
 from pipeline.commands.recipes import recipes
 from pipeline.commands.report import report
 from pipeline.commands.run import run
+from pipeline.commands.runs import runs
 from pipeline.commands.schedules import schedules
 from pipeline.commands.select import select
 from pipeline.commands.table import table
 from pipeline.commands.teach import teach
 
 COMMANDS: list[click.Command] = [
-    init, import_, demo, pseudo_depth, run, plan, table, evaluate, compare, report, predict, export, benchmark, teach,
-    fetch, cache, select, datasets, networks, schedules, estimators, recipes, check_network, new, advise, paper_check,
-    doctor,
+    init, import_, demo, pseudo_depth, run, plan, table, evaluate, compare, report, runs, predict, export, benchmark,
+    teach, fetch, cache, select, datasets, networks, schedules, estimators, recipes, check_network, new, advise,
+    paper_check, doctor,
 ]  # fmt: skip

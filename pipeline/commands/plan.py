@@ -37,7 +37,7 @@ def _list_given(ctx: click.Context, parameters: Iterable[click.Parameter]) -> It
     for parameter in parameters:
         option, value = parameter.opts[0], ctx.params.get(parameter.name or "")
         given = ctx.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
-        if not given or option in ("--slurm", "--gpus", "--overwrite"):
+        if not given or option in ("--slurm", "--gpus", "--overwrite", "--measure"):
             continue
         if isinstance(parameter, click.Argument):
             yield str(value)
@@ -61,6 +61,7 @@ def _list_given(ctx: click.Context, parameters: Iterable[click.Parameter]) -> It
 @click.option("--slurm", type=GivenPath(), metavar="FILE", help="Write a SLURM job script that trains the table.")
 @click.option("--gpus", type=click.IntRange(1, 1024), help="Processes, and GPUs, of that script.")
 @overwrite_option
+@click.option("--measure", is_flag=True, help="Do a few steps of every phase, and say how long training takes here.")
 @click.pass_obj
 def plan(
     session: Session,
@@ -72,11 +73,12 @@ def plan(
     slurm: Path | None,
     gpus: int | None,
     overwrite: bool,
+    measure: bool,
 ) -> None:
     """Print what a run, or the table NAME, would do; trains nothing."""
     given = click.get_current_context().meta[_GIVEN]
     script = _check_script(slurm, gpus, name, overwrite)
-    result = preview_plan(config, session, name, seeds, device, reuse=not no_reuse)
+    result = preview_plan(config, session, name, seeds, device, reuse=not no_reuse, measure=measure)
     session.show(write_job_script(script, result, given, session) if script else result)
 
 
@@ -125,9 +127,19 @@ def write_job_script(script: JobScript, plan: Result, words: Sequence[str], sess
 
 
 def preview_plan(
-    config: RunConfig, session: Session, table: str | None, seeds: tuple[int, ...] | None, device: str, *, reuse: bool
+    config: RunConfig,
+    session: Session,
+    table: str | None,
+    seeds: tuple[int, ...] | None,
+    device: str,
+    *,
+    reuse: bool,
+    measure: bool = False,
 ) -> Result:
     """Describe nodes, parts, batch-norm, copies, steps and disk; train nothing.
+
+    Args:
+        measure: whether a few steps are done, to tell ``minutes``, of each phase and of all that are to be trained.
 
     Returns:
         ``nodes`` (distinct trainings), ``unshared``, ``phases``, ``runs``, ``notes``, ``disk_bytes`` (weights),
@@ -155,7 +167,21 @@ def preview_plan(
         "disk_peak_bytes": disk.peak,
         "disk_free_bytes": disk.free,
     }
+    if measure:
+        _add_minutes(facts, plan, session, device)
     return Result(facts, Group(*_render(plan, facts)))
+
+
+def _add_minutes(facts: dict[str, Any], plan: Plan, session: Session, device: str) -> None:
+    from pipeline.experiment.devices import choose_device
+    from pipeline.experiment.measuring import estimate_seconds
+
+    missing = {phase["key"] for phase in facts["phases"] if not phase["done"]}
+    nodes = [node for node in plan.nodes.values() if node.folder in missing]
+    seconds = estimate_seconds(nodes, session, choose_device(device))
+    for phase in facts["phases"]:
+        phase["minutes"] = round(seconds.get(phase["key"], 0.0) / 60, 3)
+    facts["minutes"] = round(sum(seconds.values()) / 60, 3)
 
 
 def _describe(node: Node, session: Session) -> dict[str, Any]:
@@ -224,7 +250,7 @@ def _render(plan: Plan, facts: dict[str, Any]) -> Iterable[Any]:
     from rich.text import Text
 
     from data_cache.files import format_bytes
-    from pipeline.console import plain_table
+    from pipeline.console import format_duration, plain_table
 
     trainings = [
         {
@@ -235,6 +261,7 @@ def _render(plan: Plan, facts: dict[str, Any]) -> Iterable[Any]:
             "losses": phase["losses"],
             "steps": phase["steps"],
             "images seen": _count_seen([phase["images_seen"]]),
+            **({"time": format_duration(60 * phase["minutes"])} if "minutes" in phase else {}),
             "copied before": ", ".join(map("{from} -> {to} ({tensors} tensors)".format_map, phase["copies"])) or "-",
             "key": phase["key"],
             "state": "trained" if phase["done"] else "to train",
@@ -257,4 +284,10 @@ def _render(plan: Plan, facts: dict[str, Any]) -> Iterable[Any]:
         f"{format_bytes(facts['disk_peak_bytes'])}; {format_bytes(facts['disk_free_bytes'])} are free"
         f"{'' if fits else ', which is too little: a run would not begin'}.\n"
         "Batch-norm statistics move only in the parts that a phase trains."
+        + (
+            f"\nTraining takes about {format_duration(60 * facts['minutes'])} here, one phase after another, by a few "
+            "measured steps of each kind; scoring is not in it."
+            if "minutes" in facts
+            else ""
+        )
     )

@@ -71,7 +71,7 @@ def teach_estimator(
     from data_cache.sample import DepthKind
     from pipeline.experiment.artifacts import open_split
     from pipeline.experiment.devices import choose_device
-    from pipeline.experiment.training import show_steps
+    from pipeline.experiment.training import StepDisplay
     from pipeline.session import Result
     from stages.training.interruption import stop_on_signals
 
@@ -90,7 +90,7 @@ def teach_estimator(
             kind=DepthKind(config.depth.kind) if config.depth.kind else None,
             device=choose_device(device),
             accept_noncommercial=config.depth.accept_noncommercial,
-            on_step=show_steps(advance),
+            on_step=StepDisplay(advance),
             stop=stop,
         )
     return Result(facts, f"estimator: {out}; label with: pipeline pseudo-depth --estimator {out}")

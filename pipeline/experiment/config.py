@@ -165,6 +165,8 @@ def load_config(recipe: str, overrides: Mapping[str, Any] | None = None, assignm
     tree["recipe"] = recipe
     _add_network_options(tree)
     _put_aside(tree, given, wanted)
+    if tree.get("schedule", {}).get("steps") and str(given.get("schedule.name")).endswith(".toml"):
+        del given["schedule.name"]  # which the file says now
     _choose_network(tree, wanted.get("network.name"))  # before options of it are set
     tree["row_changes"] = {
         row: _drop_overridden(flatten_changes(changes), wanted) for row, changes in tree.get("row_changes", {}).items()
@@ -208,6 +210,7 @@ _COUNTS_WITH = {
     "training.poly_power": ("training.lr_schedule", "poly"),
     "loss.gamma": ("loss.seg", "focal"),
     "loss.alpha": ("loss.seg", "focal"),
+    "loss.tversky_beta": ("loss.seg", "tversky"),
     "loss.dwa_window": ("loss.weighting", "dwa"),
 }
 """Key → the other key, and its only value with which the first changes anything."""
@@ -231,7 +234,7 @@ def _put_aside(tree: dict[str, Any], given: Mapping[str, Any], wanted: Mapping[s
                 f"{wanted['data.dataset']!r} has others; add: --set loss.class_weights=median-frequency (or none)"
             )
     if "schedule.name" in given:
-        schedule = tree["schedule"] = {}
+        schedule = tree["schedule"] = _read_schedule(given["schedule.name"])
     lengths = {key for key in _EITHER if wanted.get(key) is not None}
     if lengths == _EITHER.keys() or (training.keys() >= {"epochs", "iterations"} and not lengths):
         raise UserError("--epochs and --iterations (training.epochs, training.iterations) both say how long to train; "
@@ -240,18 +243,40 @@ def _put_aside(tree: dict[str, Any], given: Mapping[str, Any], wanted: Mapping[s
         asked, other = (name.removeprefix("training.") for name in (key, _EITHER[key]))
         if (dropped := training.pop(other, None)) is not None:
             warnings.warn(f"the recipe's {other} = {dropped} do not count, {asked} are asked for", Notice, stacklevel=3)
+    phases = [step for step in schedule.get("steps", ()) if "phase" in step] if "schedule.steps" not in wanted else []
     for key in (*_EITHER, "training.lr"):
         name = "lr" if key == "training.lr" else "epochs"
-        phases = [step for step in schedule.get("steps", ()) if "phase" in step]
-        if key in wanted and "schedule.steps" not in wanted and phases and all(name in phase for phase in phases):
-            raise UserError(f"{key} is asked for, but every phase of schedule.steps has its own {name}, which would "
-                            "win; change it there, or choose another --schedule")  # fmt: skip
+        own = [str(phase["phase"]) for phase in phases if name in phase]
+        if key in wanted and own and (name == "epochs" or len(own) == len(phases)):
+            others = "" if len(own) == len(phases) else "; the other phases would take what is asked for"
+            raise UserError(f"{key} is asked for, but {', '.join(own)} of schedule.steps say their own {name}, which "
+                            f"would win{others}; change it there, or choose another --schedule")  # fmt: skip
+
+
+def _read_schedule(name: str) -> dict[str, Any]:
+    """Return what a file says of a schedule, named after it unless it has a name; nothing where no file is asked for.
+
+    Raises:
+        UserError: there is no such file, or it is no TOML or holds no steps.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        return {}
+    tree = read_recipe_file(path)
+    found = tree.get("schedule", tree)
+    if not isinstance(found, dict) or not found.get("steps"):
+        raise UserError(
+            f"{path} holds no schedule: it needs steps as a recipe has them, each under [[steps]]: phase, trains, and "
+            "weights of losses (seg, depth), or copy_from and copy_to"
+        )
+    return {"name": path.stem, **found}
 
 
 def _check_counts(config: RunConfig, wanted: Mapping[str, Any]) -> None:
     """Refuse what is asked for now and would change nothing beside the rest."""
     for key, (other, needed) in _COUNTS_WITH.items():
-        if key in wanted and (value := attrgetter(other)(config)) != needed:
+        value = attrgetter(other)(config)
+        if key in wanted and (needed not in value if isinstance(value, dict) else value != needed):
             raise UserError(
                 f"{key} = {quoted(wanted[key])} would change nothing: it is read with {other} = {needed!r}, and that "
                 f"is {value!r}; set both, or drop it"

@@ -96,7 +96,8 @@ def _name_data(config: RunConfig) -> dict[str, Any]:
     share = parse_share(config.data.labelled_fraction)
     seed = config.seed if share != 1 else None
     teacher = config.depth.model_dump() if share not in (None, 1) and config.data.labelled_by != "random" else None
-    return {**config.data.model_dump(include=asked), "seed": seed, "teacher": teacher}
+    chooses = config.evaluation.split if config.training.chooses else None  # of the images, some may be kept for that
+    return {**config.data.model_dump(include=asked), "seed": seed, "teacher": teacher, "chooses beside": chooses}
 
 
 def choose_copyable_forms(rows: Iterable[Row], inform: Callable[[str], object]) -> list[Row]:

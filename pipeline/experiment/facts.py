@@ -21,6 +21,7 @@ from pipeline.experiment.labelled import choose_labelled
 from pipeline.experiment.looking import check_held_out, look_at, open_masked_split
 from pipeline.experiment.reading import DataFacts, Material, Reported, Scope, find_scope
 from pipeline.experiment.training_images import TrainingImages, open_training_images
+from pipeline.experiment.validating import choose_selection, open_validation
 from pipeline.session import Session
 from pipeline.workspace import Workspace
 from stages.networks.settings import NetworkSettings
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from data_cache.split_depth import SplitDepth
 
 _SEEN = "the reported split is the training split: scores say nothing about new images"
+_CHOSEN = "weights are chosen ({}) on {}, and reported on {}"
 _CONTROL = (
     "depth.source {!r}: what is learned in place of depth correlates at {:+.2f} with the estimator's maps, on average"
 )
@@ -47,13 +49,17 @@ def gather_facts(config: RunConfig, session: Session, phases: Sequence[Phase]) -
         UserError: something is wrong with an image, a mask or the depth of either; all bad images are in one message.
     """
     workspace, held_out = session.workspace, config.evaluation.split
-    images = open_training_images(config, workspace, choose_labelled(config, session))
+    labelled = choose_labelled(config, session)
+    selection = choose_selection(config, session, labelled) if any(phase.needs_seg for phase in phases) else None
+    images = open_training_images(config, workspace, labelled, selection)
     pool = View(images.pool_parts) if images.pool and any(phase.reads == "all" for phase in phases) else None
     datasets = [images.select(Scope(masks=True, pool=False))]
-    if held_out != "train" or images.labelled is not None:
+    if held_out != "train" or images.labelled is not None or images.held_out:
         datasets.append(open_masked_split(config, workspace, held_out))
     num_masked = len(datasets)
-    looked = look_at(config, session, [*datasets, *([pool] if pool else [])])
+    datasets += [pool] if pool else []
+    datasets += [open_validation(config, workspace, selection)] if selection else []
+    looked = look_at(config, session, datasets)
     reported = looked[num_masked - 1]
     own_pool = None
     if pool is not None and images.own_pool is not None:
@@ -81,10 +87,12 @@ def gather_facts(config: RunConfig, session: Session, phases: Sequence[Phase]) -
         reported.find_smallest(),
         (
             *([_SEEN] if held_out == "train" else []),
+            *([_CHOSEN.format(config.training.describe_choice(), selection, held_out)] if selection else []),
             *(line for each in looked for line in (*each.list_doubts(), *each.list_notes())),
             *dict.fromkeys(doubt for depth in depths.values() for doubt in depth.doubts),
             *([] if control is None else [_CONTROL.format(config.depth.source, control)]),
         ),
+        selection,
         control,
     )
 
@@ -104,7 +112,7 @@ def _measure_control(
 def _identify_depth(images: TrainingImages, depths: Iterable[SplitDepth]) -> str | None:
     """Return what the depth of runs of one row has in common: the maps, or what made them where a seed chooses some."""
     for depth in depths:
-        whole = images.labelled is None and images.own_pool is None
+        whole = images.labelled is None and images.own_pool is None and not images.held_out
         return depth.fingerprint() if whole else depth.provenance.fingerprint()
     return None
 
@@ -128,10 +136,11 @@ def resolve_class_weights(config: RunConfig, session: Session) -> tuple[float, .
     weights = config.loss.class_weights
     if not isinstance(weights, str):
         return weights
-    labelled = open_training_images(config, session.workspace, choose_labelled(config, session))
-    (looked,) = look_at(config, session, [labelled.select(Scope(masks=True, pool=False))])
-    images = [look.pixels for look in looked.looks if look.pixels is not None]
-    return compute_median_frequency_weights(count_classes(len(looked.dataset.classes), images))
+    labelled = choose_labelled(config, session)
+    images = open_training_images(config, session.workspace, labelled, choose_selection(config, session, labelled))
+    (looked,) = look_at(config, session, [images.select(Scope(masks=True, pool=False))])
+    pixels = [look.pixels for look in looked.looks if look.pixels is not None]
+    return compute_median_frequency_weights(count_classes(len(looked.dataset.classes), pixels))
 
 
 class PartFacts(TypedDict):

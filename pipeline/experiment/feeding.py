@@ -31,10 +31,10 @@ class Feed:
     """
 
     def __init__(self, node: Node, source: Source, device: torch.device) -> None:
-        data, batch_size = node.config.data, node.config.training.batch_size
+        data, per_step = node.config.data, node.config.training.images_per_step
         self._node, self._device = node, device
         self._workers = choose_workers(data.workers, device)
-        comes_back = node.steps > steps_per_epoch(len(source.dataset) - source.pool, batch_size)
+        comes_back = node.steps > steps_per_epoch(len(source.dataset) - source.pool, per_step)
         # Of free memory this process may have as much as it has of the cores: others may train beside it.
         share = min(1.0, torch.get_num_threads() / count_usable_cpus())
         cache = open_cache(source.dataset, data.cache_images, data.cache_limit_gb, share=share) if comes_back else None
@@ -46,7 +46,8 @@ class Feed:
         self._loader = build_training_loader(
             self._source,
             augmentation=self._node.config.data,
-            batch_size=self._node.config.training.batch_size,
+            batch_size=self._node.config.training.images_per_step,
+            parts=self._node.config.training.accumulate,
             pool_size=self._node.batch.unlabelled if self._source.pool else 0,
             seed=self._node.seed,
             first_step=first_step,

@@ -85,11 +85,12 @@ def _describe_phases(run: PlannedRun, nodes: list[NodeRecord], reused: tuple[boo
             "name": node.phase.name,
             "key": node.folder,
             "reused": old,
-            "steps": node.steps,
-            "images_seen": node.images_seen,
+            "steps": steps,
+            "images_seen": node.count_images(steps),
             **record.describe(),
         }
         for node, record, old in zip(run.nodes, nodes, reused, strict=True)
+        for steps in [node.steps if record.steps is None else record.steps]
     ]
 
 
@@ -151,8 +152,9 @@ def _describe_run(run: PlannedRun, phases: list[dict[str, Any]], device: torch.d
         "recipe": Path(config.recipe).stem,
         "schedule": {"name": run.row, "steps": steps, "own": config.schedule.own},
         "phases": phases,
-        "total_steps": run.steps,
-        "selection": "last",
+        "total_steps": sum(phase["steps"] for phase in phases),
+        "selection": config.training.keep if run.facts.selection else "last",
+        "selected_on": _describe_selection(run),
         "nodes": [node.folder for node in run.nodes],
         "depth_store": next((phase["depth_store"] for phase in phases if phase["depth_store"]), None),
         "config": _with_absolute_root(config),
@@ -161,6 +163,16 @@ def _describe_run(run: PlannedRun, phases: list[dict[str, Any]], device: torch.d
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **describe_software(),
     }
+
+
+def _describe_selection(run: PlannedRun) -> dict[str, Any] | None:
+    """Return on what weights were chosen; None where the last ones were taken."""
+    selection, training = run.facts.selection, run.config.training
+    if selection is None:
+        return None
+    every = [node.validate_every for node in run.nodes]
+    facts = {"split": selection.split, "held_out": selection.held_out is not None, "images": selection.images}
+    return {**facts, "val_every": every, "patience": training.patience}
 
 
 def _with_absolute_root(config: RunConfig) -> dict[str, Any]:

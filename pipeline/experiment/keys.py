@@ -10,7 +10,7 @@ from typing import Any
 from data_cache.plugins import CODE
 from data_cache.settings import Decides
 from pipeline.experiment.config import RunConfig, content_hash
-from pipeline.experiment.reading import Material, Scope
+from pipeline.experiment.reading import Material, Scope, Selection
 from stages.evaluation.settings import EVALUATION_VERSION
 from stages.networks import identify_code
 from stages.networks.settings import NetworkSettings
@@ -61,8 +61,14 @@ def _hash_weights(path: Path, _state: tuple[int, ...]) -> str:
         return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
 
-def describe_phase(phase: Phase, scope: Scope, config: RunConfig, material: Material) -> dict[str, Any]:
-    """Describe a phase by what decides its outcome, and by nothing else, so that equal work gets equal keys."""
+def describe_phase(
+    phase: Phase, scope: Scope, config: RunConfig, material: Material, selection: Selection | None = None
+) -> dict[str, Any]:
+    """Describe a phase by what decides its outcome, and by nothing else, so that equal work gets equal keys.
+
+    Args:
+        selection: on what weights are chosen, if they are.
+    """
     policy = config.training.encoder_policy
     assert config.loss.class_weights != "median-frequency", "named weights become numbers before the plan is made"
     return {
@@ -73,11 +79,17 @@ def describe_phase(phase: Phase, scope: Scope, config: RunConfig, material: Mate
         "depth": material.depth if phase.reads_depth else None,
         "mix": phase.mix,
         **({"mixed batches": MIXED_BATCHES_VERSION} if scope.masks and scope.pool else {}),
-        **config.describe(*kinds_of(phase, scope)),
+        **({"selection": selection.fingerprint} if selection and chooses_weights(phase, config) else {}),
+        **config.describe(*kinds_of(phase, scope, config)),
     }
 
 
-def kinds_of(phase: Phase, scope: Scope) -> set[Decides]:
+def chooses_weights(phase: Phase, config: RunConfig) -> bool:
+    """Whether scores while training decide about the weights of a phase; one without segmentation has none."""
+    return phase.needs_seg and config.training.chooses
+
+
+def kinds_of(phase: Phase, scope: Scope, config: RunConfig) -> set[Decides]:
     """Return what kinds of settings a phase reads beside those of the start."""
     read = {
         Decides.OPTIMISATION: True,
@@ -86,6 +98,7 @@ def kinds_of(phase: Phase, scope: Scope) -> set[Decides]:
         Decides.JOINT_LOSS: phase.needs_seg and phase.needs_depth,
         Decides.POOL: scope.masks and scope.pool,
         Decides.MIX: phase.mix != "none",
+        Decides.SELECTION: chooses_weights(phase, config),
     }
     return {kind for kind, needed in read.items() if needed}
 

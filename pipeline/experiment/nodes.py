@@ -29,6 +29,10 @@ class NodeRecord(Record):
     weights: str | None = None
     """Hash of the weights' file, see ``ContentHashes``; None in what version 1 wrote."""
     seconds: float = Field(ge=0)
+    steps: int | None = Field(None, ge=0)
+    """Those that were done: patience may have ended the phase before the plan does."""
+    best_step: int | None = Field(None, ge=0)
+    """After which it scored most, of a phase whose weights were chosen."""
     losses: dict[str, float]
     copied: int = Field(ge=0)
     depth_store: DepthOrigin | None
@@ -43,7 +47,8 @@ class NodeRecord(Record):
 
     def describe(self) -> dict[str, Any]:
         """Return what run.json says of the phase."""
-        return self.model_dump(include={"seconds", "losses", "copied", "depth_store"})
+        told = {"seconds", "losses", "copied", "depth_store"}
+        return self.model_dump(include=told | ({"best_step"} if self.best_step is not None else set()))
 
 
 def read_node(folder: NodeFolder, *, key: str | None = None, remembered: ContentHashes | None = None) -> NodeRecord:

@@ -20,18 +20,27 @@ from data_cache.errors import UserError
 from data_cache.ranks import world_size
 from data_cache.settings import Decides, parse_share
 from pipeline.experiment.config import RunConfig, content_hash
-from pipeline.experiment.keys import describe_network, describe_phase, describe_scores, describe_start, kinds_of
+from pipeline.experiment.keys import (
+    chooses_weights,
+    describe_network,
+    describe_phase,
+    describe_scores,
+    describe_start,
+    kinds_of,
+)
 from pipeline.experiment.reading import (
     BatchSize,
     DataFacts,
     Scope,
     count_steps,
+    count_validation,
     find_material,
     find_scope,
     size_batches,
 )
 from stages.training.encoder_policy import parts_to_train
 from stages.training.schedule import CopyWeights, Phase, Schedule
+from stages.training.settings import REGION_LOSSES
 
 
 class Row(NamedTuple):
@@ -66,6 +75,8 @@ class Node:
     config: RunConfig = field(repr=False)
     network: dict[str, Any] = field(repr=False)
     """The network as its key describes it, weights files by their content."""
+    validate_every: int = 0
+    """Steps between two scorings while it is trained; 0 is none. It decides something only where weights are chosen."""
 
     @property
     def title(self) -> str:
@@ -75,7 +86,11 @@ class Node:
     @property
     def images_seen(self) -> dict[str, int]:
         """How many images all steps read, with their masks and without, each as often as it comes."""
-        return {name: self.steps * number for name, number in self.batch._asdict().items()}
+        return self.count_images(self.steps)
+
+    def count_images(self, steps: int) -> dict[str, int]:
+        """Return how many images so many steps read."""
+        return {name: steps * number for name, number in self.batch._asdict().items()}
 
 
 @dataclass(frozen=True)
@@ -110,7 +125,7 @@ class PlannedRun:
         What phases resolve (steps, rates, losses) is told per phase.
         """
         kinds = {Decides.FIRST_WEIGHTS, Decides.DATA, Decides.NUMERICS, Decides.SCORES}
-        kinds |= {kind for node in self.nodes for kind in kinds_of(node.phase, node.scope)}
+        kinds |= {kind for node in self.nodes for kind in kinds_of(node.phase, node.scope, self.config)}
         described = self.config.describe(*kinds, needs_depth=self.schedule.reads_depth)
         del described["seed"]
         losses, network = self.config.loss, describe_network(self.config.network)
@@ -121,6 +136,9 @@ class PlannedRun:
             described |= {"data.labelled_fraction": self._describe_fraction()}
         if any(node.scope.pool for node in self.nodes):
             described |= {"data.unlabelled": self.config.data.unlabelled, "data.pool": self.facts.own_pool}
+        if Decides.SELECTION in kinds:
+            described |= {"training.val_every": [node.validate_every for node in self.nodes]}
+            described |= {"training.selection": str(self.facts.selection)}
         if self.schedule.reads_depth:
             depth = self.config.depth
             described |= {"depth.estimator": Path(depth.estimator).name, "depth.source": depth.source}
@@ -193,7 +211,10 @@ def _plan_run(row: Row, facts: DataFacts, reuse: bool) -> PlannedRun:
         scope = find_scope(step, config, facts.pool)
         material = facts.materials[scope]
         steps, lr = count_steps(step, config, len(schedule.phases), material.images), step.lr or config.training.lr
-        path.append({"steps": steps, "lr": lr} | describe_phase(step, scope, config, material))
+        every = count_validation(step, config, material.images)
+        path.append({"steps": steps, "lr": lr} | describe_phase(step, scope, config, material, facts.selection))
+        if chooses_weights(step, config):
+            path[-1]["val_every"] = every
         key = content_hash(path, 16)
         folder = key if reuse else content_hash([key, name, config.seed, "alone"], 16)
         parent = nodes[-1].folder if nodes else None
@@ -201,7 +222,7 @@ def _plan_run(row: Row, facts: DataFacts, reuse: bool) -> PlannedRun:
         nodes.append(
             Node(
                 key, folder, parent, tuple(copies), step, scope, size_batches(scope, config, material),
-                facts, steps, lr, seed, config, path[0]["network"],
+                facts, steps, lr, seed, config, path[0]["network"], every,
             )
         )  # fmt: skip
         copies.clear()
@@ -224,6 +245,11 @@ def _check_row(row: Row, facts: DataFacts) -> None:
         problems.append(
             f"loss.class_weights has {len(weights)} weights for {facts.num_classes} classes; give one per class"
         )
+    if world_size() > 1 and (regions := [name for name in config.loss.seg_terms if name in REGION_LOSSES]):
+        problems.append(
+            f"loss.seg has {', '.join(regions)}, which looks at a whole batch, of which each process has a part; train "
+            "in one process, or on several GPUs one run each (pipeline table --jobs)"
+        )
     for phase in schedule.phases:
         steps = count_steps(phase, config, len(schedule.phases), find_material(phase, config, facts).images)
         if training.warmup_steps >= steps:
@@ -232,6 +258,7 @@ def _check_row(row: Row, facts: DataFacts) -> None:
                 "train longer or set training.warmup_steps lower"
             )
         problems += _find_mix_problems(phase, config, facts) if phase.mix != "none" else ()
+        problems += _find_part_problems(phase, config, facts) if training.accumulate > 1 else ()
         try:
             parts_to_train(training.encoder_policy, phase)
         except UserError as problem:
@@ -264,6 +291,17 @@ def _find_mix_problems(phase: Phase, config: RunConfig, facts: DataFacts) -> Ite
             f"{what}, whose partners would lie in different processes; train it in one process, or on several GPUs "
             "one run each (pipeline table --jobs)"
         )
+
+
+def _find_part_problems(phase: Phase, config: RunConfig, facts: DataFacts) -> Iterator[str]:
+    parts, scope = config.training.accumulate, find_scope(phase, config, facts.pool)
+    what = f"phase {phase.name!r} with training.accumulate = {parts}"
+    if (fewest := min(filter(None, size_batches(scope, config, facts.materials[scope])))) < parts:
+        yield f"{what} has {fewest} images of a kind for each step, less than one a part; lower --accumulate"
+    if phase.mix != "none":
+        yield f"{what} has mix {phase.mix!r}, whose trust in labels is of a whole batch; drop one of the two"
+    if config.loss.balance == "share" and phase.needs_seg and phase.needs_depth:
+        yield f'{what}: loss.balance = "share" compares the losses of a whole batch; drop one of the two'
 
 
 def _seed_of_phase(run_seed: int, position: int) -> int:

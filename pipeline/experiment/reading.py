@@ -48,6 +48,21 @@ class Material(NamedTuple):
     """Of their depth maps; None when no such phase reads depth."""
 
 
+class Selection(NamedTuple):
+    """The images on which weights are chosen; never the reported ones."""
+
+    split: str
+    fingerprint: str
+    """Of them and their masks."""
+    held_out: tuple[str, ...] | None
+    """Ids of the training images that are kept for it; None where it is another split."""
+    images: int
+
+    def __str__(self) -> str:
+        where = "of" if self.held_out is None else "held out of"
+        return f"{self.images} image{'' if self.images == 1 else 's'} {where} {self.split}"
+
+
 @dataclass(frozen=True)
 class DataFacts:
     """What a plan must know about the data of a recipe."""
@@ -70,6 +85,8 @@ class DataFacts:
     """The reported image with the shortest side, and its (height, width)."""
     notes: tuple[str, ...] = ()
     """What a person should know about these data before hours are spent on them."""
+    selection: Selection | None = None
+    """On what weights are chosen; None where the last ones are taken."""
     control: float | None = None
     """How a control's maps correlate with the estimator's; None without a control, and where that is not known."""
 
@@ -87,7 +104,7 @@ def find_scope(phase: Phase, config: RunConfig, pool: int) -> Scope:
 def size_batches(scope: Scope, config: RunConfig, material: Material) -> BatchSize:
     """Return the images of a step; images without masks come on top of labelled ones, as many as make their share."""
     training = config.training
-    size = min(training.batch_size, material.images)
+    size = min(training.images_per_step, material.images)
     if not scope.masks:
         return BatchSize(0, size)
     share = training.unlabelled_share
@@ -106,8 +123,22 @@ def count_steps(phase: Phase, config: RunConfig, num_phases: int, num_images: in
     """
     training = config.training
     if phase.epochs is not None:
-        return phase.epochs * steps_per_epoch(num_images, training.batch_size)
-    whole = training.iterations or training.epochs * steps_per_epoch(num_images, training.batch_size)
+        return phase.epochs * steps_per_epoch(num_images, training.images_per_step)
+    whole = training.iterations or training.epochs * steps_per_epoch(num_images, training.images_per_step)
     if training.budget == "total":
         return max(1, whole // num_phases)
     return whole * phase.budget_factor
+
+
+def count_validation(phase: Phase, config: RunConfig, num_images: int) -> int:
+    """Return the steps between two scorings of a phase; 0 where it is not scored while it is trained.
+
+    Args:
+        num_images: what an epoch of it is a pass over.
+    """
+    training = config.training
+    if not phase.needs_seg:
+        return 0
+    if training.val_every is None:
+        return steps_per_epoch(num_images, training.images_per_step) if training.chooses else 0
+    return training.val_every

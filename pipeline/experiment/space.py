@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import NamedTuple
 
 from data_cache.files import check_space, measure_free_space
@@ -34,7 +35,9 @@ def measure_disk_need(plan: Plan, session: Session, at_once: int = 1) -> DiskNee
     missing = [node for node in plan.nodes.values() if not session.workspace.node(node.folder).finished]
     networks = [inspect_network(node.config.network, node.facts.num_classes, session.workspace) for node in missing]
     weights = [sum(part["bytes"] for part in network.parts.values()) for network in networks]
-    states = _STATES * _COPIES_PER_STATE * sum(sorted(weights)[-at_once:])
+    # Beside the last weights a state may hold the best ones.
+    copies = [_COPIES_PER_STATE + (node.config.training.keep == "best") for node in missing]
+    states = _STATES * sum(sorted(map(operator.mul, weights, copies))[-at_once:])
     return DiskNeed(sum(weights), sum(weights) + states, measure_free_space(session.workspace.root))
 
 

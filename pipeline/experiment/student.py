@@ -18,7 +18,7 @@ from data_cache.split_depth import SplitDepth
 from data_cache.transforms import Box, Geometry, to_float16, transform_depth, transform_image
 from data_cache.unpacking import unpack
 from pipeline.experiment.devices import choose_device
-from pipeline.experiment.training import show_steps
+from pipeline.experiment.training import StepDisplay
 from pipeline.session import Session
 from stages.evaluation.forward import evaluation_mode
 from stages.networks import build_network
@@ -77,7 +77,7 @@ def measure_errors(lessons: Sequence[Lesson], taught: Sequence[int], session: Se
             losses=LossSettings(),
             device=place,
             dtype=resolve_dtype("auto", str(place)),
-            on_step=show_steps(advance),
+            on_step=StepDisplay(advance),
         )
     errors = np.zeros(len(lessons))
     others = sorted(set(range(len(lessons))).difference(taught))

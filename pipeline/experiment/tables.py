@@ -255,7 +255,7 @@ def _share_budget(config: RunConfig, factor: float | None, num_images: int, numb
     if factor is None:
         return config
     training = config.training
-    steps = training.iterations or training.epochs * steps_per_epoch(num_images, training.batch_size)
+    steps = training.iterations or training.epochs * steps_per_epoch(num_images, training.images_per_step)
     whole = math.lcm(*numbers)
     budget = max(1, round(factor * steps / whole)) * whole
     return config.changed({"training.iterations": budget, "training.budget": "total"})

@@ -29,7 +29,8 @@ def check_ranks(plan: Plan, workspace: Workspace, device: torch.device) -> None:
     check_shared_folder(workspace.root)
     smallest = min((node.batch for node in plan.nodes.values()), key=lambda batch: min(filter(None, batch)))
     mixed = all(smallest)  # each rank has images of both kinds
-    check_batch(min(filter(None, smallest)), "images with masks, and those without," if mixed else "images")
+    parts = max(node.config.training.accumulate for node in plan.nodes.values())
+    check_batch(min(filter(None, smallest)) // parts, "images with masks, and those without," if mixed else "images")
 
 
 def announce(name: str | None) -> None:

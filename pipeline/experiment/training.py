@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +13,7 @@ from data_cache.content import ContentHashes
 from data_cache.errors import UserError
 from data_cache.files import hold_folder, write_json
 from data_cache.leftovers import remove
+from data_cache.metrics import HEADLINE
 from data_cache.plugins import CODE
 from data_cache.ranks import broadcast_object, is_speaker
 from data_cache.samples import Source
@@ -21,12 +21,14 @@ from data_cache.split_depth import SplitDepth
 from pipeline.console import Advance
 from pipeline.experiment.artifacts import find_targets
 from pipeline.experiment.feeding import Feed
-from pipeline.experiment.keys import describe_options
+from pipeline.experiment.keys import chooses_weights, describe_options
 from pipeline.experiment.nodes import NodeRecord, load_node
 from pipeline.experiment.plan import Node
 from pipeline.experiment.provenance import describe_environment, describe_numerics
+from pipeline.experiment.scoring import evaluate_split
 from pipeline.experiment.together import announce
 from pipeline.experiment.training_images import open_training_images
+from pipeline.experiment.validating import open_validation
 from pipeline.session import Session
 from pipeline.workspace import NodeFolder, Workspace
 from stages.networks import build_network, build_without_weights, find_network
@@ -36,7 +38,9 @@ from stages.training.checkpoint import save_weights
 from stages.training.interruption import stop_on_signals
 from stages.training.loop import PhaseSummary, train_phase
 from stages.training.metrics_log import MetricsLog, StepReport
+from stages.training.selection import Validate, Validation
 from stages.training.settings import TrainingSettings
+from stages.training.trackers import open_trackers
 from stages.training.transfer import CopyReport, copy_part
 
 _SHOWN_SHARE = 0.05
@@ -59,7 +63,7 @@ def finish_node(node: Node, session: Session, device: torch.device) -> bool:
 def train_node(node: Node, folder: NodeFolder, session: Session, device: torch.device) -> None:
     """Train a node, or this rank's share of it; the speaker, who holds the folder, writes what is left of it there."""
     config, training = node.config, node.config.training
-    images = open_training_images(config, session.workspace, node.facts.labelled)
+    images = open_training_images(config, session.workspace, node.facts.labelled, node.facts.selection)
     dataset = images.select(node.scope)
     store = find_targets(config, session.workspace, dataset) if node.phase.reads_depth else None
     network = _build_start(node, session.workspace, len(dataset.classes))
@@ -71,6 +75,7 @@ def train_node(node: Node, folder: NodeFolder, session: Session, device: torch.d
     ):
         pool = images.pool if node.scope.masks and node.scope.pool else 0
         feed = Feed(node, Source(dataset, store, config.depth.target, pool=pool), device)
+        display = StepDisplay(advance, feed)
         summary = train_phase(
             network,
             node.phase,
@@ -85,7 +90,10 @@ def train_node(node: Node, folder: NodeFolder, session: Session, device: torch.d
             dtype=resolve_dtype(training.precision, str(device)),
             checkpoint_folder=folder.checkpoint,
             log=log,
-            on_step=show_steps(advance, feed),
+            on_step=display,
+            validate=_make_validation(node, session.workspace, device) if node.validate_every else None,
+            validate_every=node.validate_every,
+            on_validation=display.show_score,
             stop=stop,
         )
         if is_speaker():
@@ -102,8 +110,8 @@ def _open_log(folder: NodeFolder, training: TrainingSettings) -> contextlib.Abst
     """Return the log of a phase, which is the speaker's to write."""
     if not is_speaker():
         return contextlib.nullcontext()
-    board = folder.path / "tensorboard" if training.tensorboard else None
-    return MetricsLog(folder.metrics, log_every=training.log_every, tensorboard=board)
+    trackers = open_trackers(training, folder.path)
+    return MetricsLog(folder.metrics, log_every=training.log_every, trackers=trackers)
 
 
 def _build_start(node: Node, workspace: Workspace, num_classes: int) -> Network:
@@ -130,22 +138,42 @@ def _build_start(node: Node, workspace: Workspace, num_classes: int) -> Network:
     return network
 
 
-def show_steps(advance: Advance, feed: Feed | None = None) -> Callable[[StepReport], None]:
-    """Return what tells a progress bar of every step: losses, their shares, images per second, what two losses ask of
-    the encoder where that is looked at, waits for data."""
-    started_at = time.perf_counter()
-    images, seen = 0, ""
+def _make_validation(node: Node, workspace: Workspace, device: torch.device) -> Validate:
+    """Return what scores a network while the node is trained; all ranks call it together."""
+    dataset = open_validation(node.config, workspace, node.facts.selection)
 
-    def show(report: StepReport) -> None:
-        nonlocal images, seen
-        images += report.images
+    def validate(network: Network) -> dict[str, float]:
+        scored = evaluate_split(network, network.normalisation, dataset, None, node.config, device, None, together=True)
+        return {HEADLINE: scored.metrics[HEADLINE]}
+
+    return validate
+
+
+class StepDisplay:
+    """Tells a progress bar of every step: losses, their shares, images per second, what two losses ask of the encoder
+    where that is looked at, waits for data, and scores."""
+
+    def __init__(self, advance: Advance, feed: Feed | None = None) -> None:
+        self._advance, self._feed, self._started_at = advance, feed, time.perf_counter()
+        self._images, self._step, self._looked, self._score, self._note = 0, 0, "", "", ""
+
+    def __call__(self, report: StepReport) -> None:
+        """Show a step."""
+        self._images += report.images
+        self._step = report.step
         if looked := report.gradients:
-            seen = f", depth {looked.depth_share:.0%} of the encoder's gradients (cosine {looked.cosine:.2f})"
+            self._looked = f", depth {looked.depth_share:.0%} of the encoder's gradients (cosine {looked.cosine:.2f})"
         losses = " ".join(f"{name} {value:.4f} ({report.share[name]:.0%})" for name, value in report.raw.items())
-        waits = f", {feed.wait_share:.0%} waiting for data" if feed and feed.wait_share >= _SHOWN_SHARE else ""
-        advance(report.step, f"{losses} {images / (time.perf_counter() - started_at):.1f} images/s{seen}{waits}")
+        waited = self._feed.wait_share if self._feed else 0.0
+        waits = f", {waited:.0%} waiting for data" if waited >= _SHOWN_SHARE else ""
+        speed = self._images / (time.perf_counter() - self._started_at)
+        self._note = f"{losses} {speed:.1f} images/s{self._looked}{waits}"
+        self._advance(report.step, self._score + self._note)
 
-    return show
+    def show_score(self, found: Validation) -> None:
+        """Show what the weights scored."""
+        self._score = f"mIoU {found.metrics[HEADLINE]:.4f}{' (best)' if found.best else ''} "
+        self._advance(found.step, self._score + self._note)
 
 
 def _describe_node(
@@ -164,8 +192,10 @@ def _describe_node(
         "trains": node.phase.trains.names(),
         "key": node.key,
         "parent": node.parent,
-        "steps": node.steps,
-        "images_seen": node.images_seen,
+        "steps": summary.steps,
+        "images_seen": node.count_images(summary.steps),
+        "best_step": summary.best_step if chooses_weights(node.phase, node.config) else None,
+        "best_score": summary.best_score if chooses_weights(node.phase, node.config) else None,
         "copied": sum(len(copy.copied) for copy in copies),
         "depth_store": asdict(store.provenance) if store else None,
         "losses": summary.losses,

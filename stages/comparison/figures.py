@@ -205,6 +205,13 @@ def draw_gradients(curves: Mapping[str, LossCurves]) -> tuple[str, str]:
     )
 
 
+def draw_validation(curves: Mapping[str, LossCurves]) -> str:
+    """Return a figure per row of what its weights scored while they were trained."""
+    found = {name: each.scores for name, each in curves.items()}
+    values = [value for terms in found.values() for points in terms.values() for _, value in points]
+    return _draw_runs(curves, found, Axis(0, min(1.0, 1.1 * max((v for v in values if v == v), default=1.0))), "{}")
+
+
 def _fit_log(found: Mapping[str, Mapping[str, Points]]) -> Axis:
     """Return whole decades around all values."""
     values = [value for terms in found.values() for points in terms.values() for _, value in points if value > 0]

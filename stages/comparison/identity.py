@@ -56,3 +56,9 @@ def join_values(values: Iterable[str]) -> str:
 def show_value(value: Any) -> str:
     """Return a setting's value as a person writes it."""
     return value if isinstance(value, str) else "none" if value is None else json.dumps(value, sort_keys=True)
+
+
+def show_short(value: Any) -> str:
+    """Return a setting's value in few letters: of one that is the same for all phases it once."""
+    alike = isinstance(value, list | tuple) and len(value) > 0 and all(each == value[0] for each in value)
+    return show_value(value[0] if alike else value).replace('"', "")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from data_cache.metrics import HEADLINE
 from data_cache.training_log import read_log
 
 MAX_POINTS = 300
@@ -35,6 +36,8 @@ class LossCurves:
     """Norms of the gradients of both losses on the encoder, where they were looked at."""
     cosines: dict[str, Points] = field(default_factory=dict)
     """Their cosine, under ``cosine``."""
+    scores: dict[str, Points] = field(default_factory=dict)
+    """What the weights scored while they were trained, under ``mIoU``."""
 
 
 def read_losses(run_folder: Path) -> LossCurves | None:
@@ -47,7 +50,9 @@ def read_losses(run_folder: Path) -> LossCurves | None:
     if not path.is_file():
         return None
     phases: list[PhaseSpan] = []
-    segments: dict[str, dict[str, list[list[tuple[float, float]]]]] = {"losses": {}, "norms": {}, "cosines": {}}
+    segments: dict[str, dict[str, list[list[tuple[float, float]]]]] = {
+        kind: {} for kind in ("losses", "norms", "cosines", "scores")
+    }
     offset = 0
     for line in read_log(path):
         if not phases or phases[-1].name != line.phase:
@@ -59,7 +64,8 @@ def read_losses(run_folder: Path) -> LossCurves | None:
         gradients = line.gradients or {}
         cosine = {name: gradients[name] for name in gradients if name == "cosine"}
         norms = {name: gradients[name] for name in gradients if name != "cosine"}
-        for kind, values in zip(segments.values(), (line.losses, norms, cosine), strict=True):
+        scores = {"mIoU": line.val[HEADLINE]} if line.val and HEADLINE in line.val else {}
+        for kind, values in zip(segments.values(), (line.losses, norms, cosine, scores), strict=True):
             for term, value in values.items():
                 kind.setdefault(term, [[]])[-1].append((offset + line.step, value))
     joined = ({term: _join(parts) for term, parts in kind.items()} for kind in segments.values())

@@ -18,6 +18,7 @@ from stages.comparison.figures import (
     draw_gradients,
     draw_losses,
     draw_scores,
+    draw_validation,
 )
 from stages.comparison.formats import (
     Column,
@@ -290,6 +291,10 @@ def _build_curves(table: Table, chosen: Sequence[tuple[str, Row]]) -> Iterable[s
         logged = (value for log in found.values() for points in log.curves.values() for _, value in points)
         caption += " A loss of 0 is not drawn." if any(value == 0 for value in logged) else ""
         yield build_figure(draw_losses(found), caption)
+    scored = {label: log for label, log in logs.items() if log is not None and log.scores}
+    if scored:
+        where = "the images that weights were chosen on, where they were, else of the reported split"
+        yield build_figure(draw_validation(scored), f"Scores while training (--val-every): mIoU of {where}.")
     looked = {label: log for label, log in logs.items() if log is not None and log.cosines}
     if looked:
         cosines, norms = draw_gradients(looked)

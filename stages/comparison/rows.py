@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
-from stages.comparison.identity import PHASES, differing, join_values, show_value
+from stages.comparison.identity import PHASES, differing, join_values, show_short
 from stages.comparison.record import RunRecord, add_images
 from stages.comparison.row_name import RowName
 from stages.comparison.statistics import Difference, Estimate, compare_paired
@@ -177,10 +177,15 @@ def _words(row: Row, namesakes: Sequence[Row], shown: Collection[str]) -> Iterat
         yield row.first.data_root or row.first.dataset
     if row.first.identity is None and any(other.first.identity for other in namesakes):
         yield "older version"
-    known = [other.first.facts for other in namesakes if other.first.identity]
-    names = [name for name in differing(known) if name not in OPAQUE] if row.first.identity else []
-    if PHASES in names and row.first.own_schedule:
+    yield from differing_words(row.first, [other.first for other in namesakes])
+
+
+def differing_words(run: RunRecord, namesakes: Sequence[RunRecord]) -> Iterator[str]:
+    """Yield the settings, few of them, that a run has otherwise than its namesakes, for example "lr=0.001"."""
+    known = [other.facts for other in namesakes if other.identity]
+    names = [name for name in differing(known) if name not in OPAQUE] if run.identity else []
+    if PHASES in names and run.own_schedule:
         yield "own phases"
     for name in names[:MAX_WORDS]:
         if name != PHASES:
-            yield f"{name.rpartition(': ')[2]} {show_value(row.first.facts.get(name))}"
+            yield f"{name.rpartition(': ')[2].rpartition('.')[2]}={show_short(run.facts.get(name))}"

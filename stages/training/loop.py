@@ -25,6 +25,7 @@ from stages.training.losses import DepthLossFunction
 from stages.training.memory import explaining_memory_of_step
 from stages.training.metrics_log import MetricsLog, StepReport
 from stages.training.schedule import Phase
+from stages.training.selection import Validate, Validation, Watch
 from stages.training.settings import LossSettings, MixSettings, TrainingSettings
 from stages.training.supply import Supply
 from stages.training.trainer import PhaseTrainer
@@ -38,7 +39,7 @@ class PhaseSummary:
     """How a phase ended."""
 
     steps: int
-    """Optimiser steps of the whole phase."""
+    """Optimiser steps of the whole phase; fewer than planned where patience ended it."""
     resumed_from: int
     """Steps that an earlier process had done."""
     losses: dict[str, float]
@@ -49,6 +50,10 @@ class PhaseSummary:
     """Wall-clock time of the steps done by this process, loading of data included."""
     images_per_second: float
     """Over the steps done by this process."""
+    best_step: int | None = None
+    """Step after which the weights scored most; None where none were scored."""
+    best_score: float | None = None
+    """What they scored, by the headline metric."""
 
 
 def train_phase(
@@ -68,6 +73,9 @@ def train_phase(
     checkpoint_folder: Path | None = None,
     log: MetricsLog | None = None,
     on_step: Callable[[StepReport], None] | None = None,
+    validate: Validate | None = None,
+    validate_every: int = 0,
+    on_validation: Callable[[Validation], None] | None = None,
     stop: StopFlag | None = None,
 ) -> PhaseSummary:
     """Train one phase in place: exactly the parts it trains change, by a fresh optimiser, in ``total_steps`` steps.
@@ -78,7 +86,8 @@ def train_phase(
     Args:
         network: moved to ``device`` and into channels_last memory.
         phase: what is trained, by which losses; its name is for people alone.
-        batches_from: the batches of steps ``first_step``, ``first_step + 1``, …; a pure function of the step.
+        batches_from: the batches of steps ``first_step``, ``first_step + 1``, …, each in ``settings.accumulate`` parts
+            one after another; a pure function of the step.
         total_steps: length of the phase, at least 1.
         seed: of dropout and the like; step t is seeded from (seed, t).
         key: what the training is, weights at the start and data included; a checkpoint of another key is refused.
@@ -92,6 +101,9 @@ def train_phase(
         log: metrics.jsonl of this phase, rewound to the checkpoint when resuming.
         on_step: called for every step in order, some time after it: the device is not waited for. It may evaluate the
             network.
+        validate: scores the network between two steps; of phases that learn segmentation alone.
+        validate_every: steps between two scorings; 0 never scores.
+        on_validation: called with every score.
         stop: looked at between two steps.
 
     Raises:
@@ -113,33 +125,46 @@ def train_phase(
             network, phase, total_steps=total_steps, seed=seed, settings=settings, losses=losses,
             mixing=mixing, depth_loss=depth_loss, device=device, dtype=dtype,
         )  # fmt: skip
-        checkpoints = Checkpoints(trainer, checkpoint_folder, key, settings.checkpoint_minutes, log)
+        watch = None
+        if validate and validate_every and phase.needs_seg:
+            watch = Watch(network, phase, settings, validate, validate_every, total_steps)
+        assert watch or not (settings.chooses and phase.needs_seg), "nothing says what weights are chosen by"
+        checkpoints = Checkpoints(trainer, checkpoint_folder, key, settings.checkpoint_minutes, log, watch)
         first_step = checkpoints.resume(phase, total_steps)
         started_at, num_images = time.perf_counter(), 0
-        teller = _Teller(trainer, scope, log, on_step)
-        supply = Supply(batches_from, first_step, stop)
-        for step in range(first_step, total_steps):
-            batch = supply.fetch(step)
-            if batch is None:
+        teller = _Teller(trainer, scope, log, on_step, on_validation)
+        supply = Supply(batches_from, first_step, stop, settings.accumulate)
+        for step in range(first_step, total_steps + 1):
+            scored = watch is None or not watch.is_due(step) or teller.look(watch, step, supply)
+            if scored and (step == total_steps or (watch is not None and watch.given_up)):
+                break
+            with ignoring_sigchld():
+                if first_step < step < total_steps and checkpoints.are_due():
+                    teller.tell(wait=True)
+                    checkpoints.save(step)
+            parts = supply.fetch(step) if scored else None
+            if parts is None:
                 with ignoring_sigchld():
                     supply.end()
                     teller.tell(wait=True)
-                    kept = checkpoints.save(step)
+                    kept = checkpoints.save(step) if step < total_steps else "what was saved last is kept"
                     wait_for_all()
                 raise Interrupted(f"stopped in phase {phase.name!r} after {step} of {total_steps} steps; {kept}")
-            with ignoring_sigchld(), explaining_memory_of_step(phase, batch, device, dtype):
-                trainer.train_step(step, batch)
-                num_images += len(batch.image_ids)
-                finished, due = step + 1 == total_steps, checkpoints.are_due()
-                teller.tell(wait=finished or due)
-                if due and not finished:
-                    checkpoints.save(step + 1)
-        seconds = time.perf_counter() - started_at
+            with ignoring_sigchld(), explaining_memory_of_step(phase, parts[0], device, dtype):
+                trainer.train_step(step, *parts)
+                num_images += sum(len(part.image_ids) for part in parts)
+                teller.tell(wait=step + 1 == total_steps)
+        with ignoring_sigchld():
+            supply.end()
+        seconds = time.perf_counter() - started_at - (watch.elapsed_s if watch else 0.0)
         trainer.finish()
-    last = teller.last
-    assert last is not None
+        if watch:
+            watch.finish()
+    last = teller.last  # None where the first thing to do was a scoring that ended the phase
+    losses_seen, shares = (last.raw, last.share) if last else ({}, {})
     teller.warn_of_unused_mixing()
-    return PhaseSummary(total_steps, first_step, last.raw, last.share, seconds, num_images / seconds)
+    best = (watch.best_step, watch.best_score) if watch else ()
+    return PhaseSummary(step, first_step, losses_seen, shares, seconds, num_images / seconds, *best)
 
 
 class _Teller:
@@ -151,8 +176,10 @@ class _Teller:
         scope: TrainingScope,
         log: MetricsLog | None,
         on_step: Callable[[StepReport], None] | None,
+        on_validation: Callable[[Validation], None] | None,
     ) -> None:
         self._trainer, self._scope, self._log, self._on_step = trainer, scope, log, on_step
+        self._on_validation = on_validation
         self.last: StepReport | None = None
         self._warned = not is_speaker()
         self._most_mixed = 0.0
@@ -170,6 +197,23 @@ class _Teller:
                 self._on_step(report)
         if self._on_step and self.last is not told:
             self._scope.apply()  # an evaluation in there may have changed modes
+
+    def look(self, watch: Watch, step: int, supply: Supply) -> bool:
+        """Score the weights after ``step`` steps and pass it on; return whether that was not stopped by a signal."""
+        self.tell(wait=True)
+        try:
+            found = watch.look(step, self._trainer.find_outcome())
+        except (RuntimeError, UserError):
+            if not supply.was_stopped():  # a signal to the process group ends the workers that read, too
+                raise
+            return False
+        finally:
+            self._scope.apply()
+        if self._log:
+            self._log.write_validation(found)
+        if self._on_validation:
+            self._on_validation(found)
+        return True
 
     def warn_of_unused_mixing(self) -> None:
         """Say so where nothing was learned from mixed images, because no label was certain enough."""

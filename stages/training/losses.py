@@ -17,6 +17,7 @@ from data_cache.errors import UserError
 from data_cache.ranks import gather_over_ranks, gather_tensors, sum_over_ranks, world_size
 from data_cache.sample import IGNORE_INDEX, Batch
 from stages.networks.interface import Outputs
+from stages.training.region_losses import dice_loss, lovasz_loss, tversky_loss
 from stages.training.schedule import Phase
 from stages.training.settings import LossSettings
 
@@ -124,8 +125,13 @@ def _mean_over_labelled(per_pixel: Tensor, seg_labels: Tensor, class_weights: Te
     labelled = seg_labels != IGNORE_INDEX
     if class_weights is None:
         return per_pixel.sum() / sum_over_ranks(labelled.sum()).clamp_min(1)
-    weights = class_weights.to(per_pixel)[torch.where(labelled, seg_labels, 0)] * labelled
+    weights = _weigh(class_weights.to(per_pixel), seg_labels, labelled)
     return (per_pixel * weights).sum() / sum_over_ranks(weights.sum()).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _weigh(class_weights: Tensor, seg_labels: Tensor, labelled: Tensor) -> Tensor:
+    """Return the weight of every pixel; 0 where nothing is labelled."""
+    return class_weights[torch.where(labelled, seg_labels, 0)] * labelled
 
 
 def _find_hardest(losses: Tensor, share: float) -> Tensor:
@@ -162,8 +168,23 @@ SEG_LOSSES: dict[str, Callable[[Tensor, Tensor, LossSettings, Tensor | None], Te
     ),
     "cross-entropy": lambda logits, labels, _, weights: cross_entropy(logits, labels, class_weights=weights),
     "ohem": lambda logits, labels, _, weights: ohem_cross_entropy(logits, labels, class_weights=weights),
+    "dice": lambda logits, labels, *_: dice_loss(logits, labels),
+    "lovasz": lambda logits, labels, *_: lovasz_loss(logits, labels),
+    "tversky": lambda logits, labels, settings, _: tversky_loss(logits, labels, beta=settings.tversky_beta),
 }
 """Name → loss of (logits, labels, settings, class weights)."""
+
+
+def segmentation_loss(
+    seg_logits: Tensor, seg_labels: Tensor, settings: LossSettings, class_weights: Tensor | None
+) -> Tensor:
+    """Return the sum of the settings' segmentation losses times their weights; arguments as in ``focal_loss``."""
+    found = {name: SEG_LOSSES[name](seg_logits, seg_labels, settings, class_weights) for name in settings.seg_terms}
+    if isinstance(settings.seg, str):
+        return found[settings.seg]
+    return torch.stack([settings.seg_terms[name] * value for name, value in found.items()]).sum()
+
+
 DepthLossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of (depth, target, valid)."""
 DEPTH_LOSSES: dict[str, DepthLossFunction] = {"mse": depth_mse, "l1": depth_l1, "ssi": depth_ssi}
@@ -172,12 +193,16 @@ DEPTH_LOSSES: dict[str, DepthLossFunction] = {"mse": depth_mse, "l1": depth_l1, 
 class Terms(NamedTuple):
     """Unweighted losses of one batch; a term whose branch did not run is None."""
 
-    seg: Tensor | None
-    aux: Tensor | None
+    seg: Tensor | None = None
+    aux: Tensor | None = None
     """Sum over the auxiliary logits of networks that have them."""
-    depth: Tensor | None
+    depth: Tensor | None = None
     mixed: Tensor | None = None
     """Segmentation loss of mixed images, times the share of their labels that is trusted."""
+
+    def scaled(self, *, seg: Tensor, depth: Tensor) -> Terms:
+        """Return the terms times a factor for the depth loss, and one for all others."""
+        return Terms(**{name: (depth if name == "depth" else seg) * value for name, value in self.present().items()})
 
     def present(self) -> dict[str, Tensor]:
         """Return the terms that exist, by name."""
@@ -204,10 +229,10 @@ def compute_terms(
     seg = aux = depth = None
     if phase.needs_seg:
         assert outputs.seg_logits is not None
-        compute_loss, labels = SEG_LOSSES[settings.seg], batch.seg_labels[: len(outputs.seg_logits)]
-        seg = compute_loss(outputs.seg_logits, labels, settings, class_weights)
+        labels = batch.seg_labels[: len(outputs.seg_logits)]
+        seg = segmentation_loss(outputs.seg_logits, labels, settings, class_weights)
         if outputs.aux_seg_logits:
-            each = [compute_loss(logits, labels, settings, class_weights) for logits in outputs.aux_seg_logits]
+            each = [segmentation_loss(logits, labels, settings, class_weights) for logits in outputs.aux_seg_logits]
             aux = torch.stack(each).sum()
     if phase.needs_depth:
         assert outputs.depth is not None
@@ -218,6 +243,18 @@ def compute_terms(
             )
         depth = (depth_loss or DEPTH_LOSSES[settings.depth])(outputs.depth, batch.inverse_depth, batch.depth_valid)
     return Terms(seg, aux, depth)
+
+
+def count_targets(batch: Batch, phase: Phase, class_weights: Tensor | None) -> Tensor:
+    """Return what the means of segmentation and depth loss divide by for a batch: (2,) float32; 0 where none is."""
+    counts = [torch.zeros((), device=batch.images.device)] * 2
+    if phase.needs_seg:
+        labelled = batch.seg_labels != IGNORE_INDEX
+        weights = labelled if class_weights is None else _weigh(class_weights, batch.seg_labels, labelled)
+        counts[0] = weights.sum().float()
+    if phase.needs_depth and batch.depth_valid is not None:
+        counts[1] = batch.depth_valid.sum().float()
+    return torch.stack(counts)
 
 
 def upload_class_weights(settings: LossSettings, num_classes: int, device: torch.device) -> Tensor | None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
-from data_cache.errors import UserError
 from data_cache.files import atomic_file, make_folder
 from data_cache.training_log import read_log
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from stages.training.selection import Validation
+    from stages.training.trackers import Tracker
 
 
 class EncoderGradients(NamedTuple):
@@ -69,18 +69,15 @@ class MetricsLog:
         path: file to append to; its folder is made.
         log_every: steps between lines; the last step of a phase is always logged, and every one whose gradients were
             looked at.
-        tensorboard: folder for TensorBoard files as well, or None.
-
-    Raises:
-        UserError: TensorBoard was asked for and is not installed.
+        trackers: get the same numbers, and are closed with the log.
     """
 
-    def __init__(self, path: Path, *, log_every: int = 10, tensorboard: Path | None = None) -> None:
+    def __init__(self, path: Path, *, log_every: int = 10, trackers: Sequence[Tracker] = ()) -> None:
         self.path = path
         self._log_every = log_every
         self._sums: dict[str, float] = {}
         self._num_summed = 0
-        self._board = _open_board(tensorboard) if tensorboard else None
+        self._trackers = trackers
         make_folder(path.parent)
         self._file = path.open("a", encoding="utf8")
 
@@ -100,13 +97,22 @@ class MetricsLog:
         self._sums, self._num_summed = {}, 0
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        if self._board:
-            for kind in ("raw", "mean", "weighted", "share", "gradients"):
-                for term, value in line.get(kind, {}).items():
-                    self._board.add_scalar(f"{report.phase}/{kind}/{term}", value, report.step)
-            for name in ("total", "lr", "grad_norm"):
-                if line[name] is not None:
-                    self._board.add_scalar(f"{report.phase}/{name}", line[name], report.step)
+        kinds = ("raw", "mean", "weighted", "share", "gradients")
+        numbers = {f"{kind}/{term}": value for kind in kinds for term, value in line.get(kind, {}).items()}
+        numbers |= {name: line[name] for name in ("total", "lr", "grad_norm") if line[name] is not None}
+        self._track(report.phase, numbers, report.step)
+
+    def write_validation(self, found: Validation) -> None:
+        """Log what the weights scored, in a line of its own."""
+        line = {"phase": found.phase, "step": found.step, "val": found.metrics}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        self._track(found.phase, {f"val/{name}": value for name, value in found.metrics.items()}, found.step)
+
+    def _track(self, phase: str, numbers: Mapping[str, float], step: int) -> None:
+        for tracker in self._trackers:
+            for name, value in numbers.items():
+                tracker.add_scalar(f"{phase}/{name}", value, step)
 
     def rewind(self, phase: str, step: int) -> None:
         """Drop what was logged after that step, and any broken last line a kill left behind.
@@ -139,10 +145,10 @@ class MetricsLog:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file and the board."""
+        """Close the file and the trackers."""
         self._file.close()
-        if self._board:
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -151,14 +157,3 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _open_board(folder: Path) -> SummaryWriter:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as problem:
-        raise UserError(
-            "TensorBoard files were asked for, but tensorboard is not installed; "
-            "install it with: pip install 'pseudo-depth-pipeline[tensorboard]', or switch training.tensorboard off"
-        ) from problem
-    return SummaryWriter(log_dir=str(folder))

@@ -21,7 +21,9 @@ LONGEST = 1_000_000_000
 """Epochs or steps of a phase."""
 LARGEST_WEIGHT = 1000.0
 """Of a loss, a rate, a decay."""
-SegLoss = Literal["focal", "cross-entropy", "ohem"]
+SegLoss = Literal["focal", "cross-entropy", "ohem", "dice", "lovasz", "tversky"]
+REGION_LOSSES = ("dice", "lovasz", "tversky")
+"""Those of a whole batch, which is no sum over its parts; classes have no weights in them."""
 DepthLoss = Literal["mse", "l1", "ssi"]
 LossWeightingMode = Literal["fixed", "uncertainty", "dwa"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -39,6 +41,11 @@ class TrainingSettings(Section):
     """Whether each phase gets the epochs, as in the paper, or all phases of a schedule share them."""
     batch_size: int = setting(8, Decides.DATA, Decides.OPTIMISATION, ge=1, le=LARGEST_BATCH, flag="--batch-size")
     """Images per step; labelled ones where batches also hold images without masks, which come on top."""
+    accumulate: int = setting(
+        1, Decides.DATA, Decides.OPTIMISATION, late=True, ge=1, le=LARGEST_BATCH, flag="--accumulate"
+    )
+    """Batches whose gradients make one step: 2 of 4 images are a batch of 8, but for batch norm, which sees 4 at a
+    time."""
     unlabelled_share: float = setting(0.5, Decides.POOL, ge=0, le=0.9)
     """Share of images without masks in batches of phases that learn segmentation and read all images."""
     optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", Decides.OPTIMISATION)
@@ -82,6 +89,14 @@ class TrainingSettings(Section):
     """Compile the network with torch.compile."""
     compile_mode: CompileMode = setting("default", Decides.NUMERICS)
     """How torch.compile goes about it; "reduce-overhead" records CUDA graphs, "max-autotune" searches for kernels."""
+    val_every: int | None = setting(None, Decides.SELECTION, resolved=True, ge=0, le=LONGEST, flag="--val-every")
+    """Steps between scorings (mIoU) of phases that learn segmentation; where it is not given, never, or once an epoch
+    if weights are chosen by it. It is of the reported split, unless keep or patience choose."""
+    keep: Literal["last", "best"] = setting("last", Decides.SELECTION, flag="--keep")
+    """Weights a phase ends with: its last ones, or those that scored best on the selection split: val where another
+    split is reported, else a tenth of the training images, which are then not trained on."""
+    patience: int | None = setting(None, Decides.SELECTION, ge=1, le=LONGEST, flag="--patience")
+    """End a phase after so many scorings in a row without a better one, on the same split."""
     checkpoint_minutes: float = setting(5.0, Decides.NOTHING, gt=0, le=10_000)
     """Minutes between checkpoints; an interruption by signal writes one at once."""
     log_every: int = setting(10, Decides.NOTHING, ge=1, le=LONGEST)
@@ -90,7 +105,34 @@ class TrainingSettings(Section):
     """Steps between looks at what each of two losses asks of the encoder, by norms and cosine; 0 never looks."""
     tensorboard: bool = setting(False, Decides.NOTHING)
     """Also write TensorBoard files (needs the extra of that name)."""
+    wandb: bool = setting(False, Decides.NOTHING)
+    """Also keep a run of Weights & Biases, offline unless WANDB_MODE says otherwise (needs the extra of that name)."""
+    mlflow: bool = setting(False, Decides.NOTHING)
+    """Also keep a run of MLflow, in files unless MLFLOW_TRACKING_URI says otherwise (needs the extra of that name)."""
     removed: ClassVar[Mapping[str, str]] = {"checkpoint_every": "checkpoints are written by time: checkpoint_minutes"}
+
+    @property
+    def images_per_step(self) -> int:
+        """Labelled images that make one step of the optimiser."""
+        return self.batch_size * self.accumulate
+
+    @property
+    def chooses(self) -> bool:
+        """Whether scores while training decide about weights."""
+        return self.keep == "best" or self.patience is not None
+
+    def describe_choice(self) -> str:
+        """Return how scores while training decide about weights, for example "the best, patience 3"."""
+        return f"the {self.keep}{'' if self.patience is None else f', patience {self.patience}'}"
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> TrainingSettings:
+        if self.chooses and self.val_every == 0:
+            raise ValueError(
+                'keep = "best" and patience choose by scores, and val_every = 0 makes none; give another number, or '
+                "leave it out for one scoring an epoch"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_lr_factors(self) -> TrainingSettings:
@@ -110,8 +152,10 @@ class TrainingSettings(Section):
 class LossSettings(Section):
     """Which losses a training uses, and how two of them are weighted."""
 
-    seg: SegLoss = setting("focal", Decides.SEG_LOSS)
-    """Segmentation loss."""
+    seg: SegLoss | dict[SegLoss, float] = setting("focal", Decides.SEG_LOSS)
+    """Segmentation loss, or several with their weights: { focal = 1, dice = 0.5 }."""
+    tversky_beta: float = setting(0.7, Decides.SEG_LOSS, late=True, ge=0, le=1)  # Salehi et al. 2017
+    """What a missed pixel costs in the Tversky loss; a wrongly found one costs the rest to 1."""
     gamma: float = setting(2.0, Decides.SEG_LOSS, ge=0, le=100)
     """Focusing strength of the focal loss."""
     alpha: float = setting(1.0, Decides.SEG_LOSS, gt=0, le=LARGEST_WEIGHT)
@@ -138,14 +182,34 @@ class LossSettings(Section):
         weights = self.class_weights
         if isinstance(weights, tuple) and not (all(0 <= each <= 1e6 for each in weights) and any(weights)):
             raise ValueError(f"class_weights {quoted(list(weights))} must be from 0 to 1e6, and not all 0")
+        if weights is not None and all(name in REGION_LOSSES for name in self.seg_terms):
+            raise ValueError(
+                f"class_weights weigh pixels, and seg = {' + '.join(self.seg_terms)} has no term that is a mean over "
+                "them; leave them out, or combine with one that is: seg = { cross-entropy = 1, dice = 1 }"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _check_seg_terms(self) -> LossSettings:
+        if not self.seg_terms or not all(0 < weight <= LARGEST_WEIGHT for weight in self.seg_terms.values()):
+            raise ValueError(
+                f"seg must name at least one loss, with a weight above 0 and at most {LARGEST_WEIGHT:g}, for example "
+                "{ focal = 1, dice = 0.5 }"
+            )
+        return self
+
+    @property
+    def seg_terms(self) -> dict[SegLoss, float]:
+        """Segmentation losses with their weights."""
+        return {self.seg: 1.0} if isinstance(self.seg, str) else self.seg
 
     def describe(self, phase: Phase) -> str:
         """Return a phase's losses as people write them, for example "0.85 focal + 0.15 mse"."""
-        terms = ((phase.seg, self.seg), (phase.depth, self.depth))
+        seg = [(phase.seg * weight, name) for name, weight in self.seg_terms.items()]
+        terms = (*seg, (phase.depth, self.depth))
         described = " + ".join(f"{weight:g} {name}" for weight, name in terms if weight)
-        mixed = f" + {phase.seg:g} {self.seg} of images mixed by {phase.mix}" if phase.mix != "none" else ""
-        described += mixed
+        again = " + ".join(f"{weight:g} {name}" for weight, name in seg)
+        described += f" + {again} of images mixed by {phase.mix}" if phase.mix != "none" else ""
         if not (phase.needs_seg and phase.needs_depth):
             return described
         how = ["shares at the start"] if self.balance == "share" else []
@@ -217,7 +281,8 @@ class ScheduleSettings(Section):
     """Which steps, in which order."""
 
     name: str = setting("depth-first", Decides.SCHEDULE, resolved=True, flag="--schedule")
-    """A row of `pipeline schedules`, for example depth-first or depth-first+copy; or what the own steps are called."""
+    """A row of `pipeline schedules`, for example depth-first or depth-first+copy; on the command line also a TOML file
+    with steps of one's own; beside own steps what they are called."""
     copy_weights: bool | None = setting(None, Decides.SCHEDULE, resolved=True, flag="--copy-weights")
     """Copy the first trained decoder onto the other after the first phase; where it is not given, the name says it."""
     mix: Mix = setting("none", Decides.SCHEDULE, resolved=True)

@@ -21,22 +21,22 @@ class Supply:
         batches_from: those from a step on.
         first_step: the first one wanted.
         stop: asked for between two steps.
+        parts: batches that make a step.
     """
 
     def __init__(
-        self, batches_from: Callable[[int], Iterable[PackedBatch]], first_step: int, stop: StopFlag | None
+        self, batches_from: Callable[[int], Iterable[PackedBatch]], first_step: int, stop: StopFlag | None, parts: int
     ) -> None:
-        self._batches_from = batches_from
+        self._batches_from, self._parts = batches_from, parts
         self._batches: Iterator[PackedBatch] | None = iter(batches_from(first_step))
         self._stop = SharedStop(stop)
 
-    def fetch(self, step: int) -> PackedBatch | None:
-        """Return the batch of the next step, or None when the training is to stop."""
+    def fetch(self, step: int) -> list[PackedBatch] | None:
+        """Return the batch of the next step, in its parts, or None when the training is to stop."""
         if self._stop.is_set():
             return None
-        assert self._batches is not None
         try:
-            return next(self._batches)
+            return self._take()
         except StopIteration:
             raise RuntimeError("batches_from ended before the phase") from None
         except (RuntimeError, UserError):
@@ -45,7 +45,18 @@ class Supply:
             if world_size() == 1:  # the group's signal ended the workers, too
                 return None
             self._batches = iter(self._batches_from(step))  # the other ranks hear of it only before the next step
-            return next(self._batches)
+            return self._take()
+
+    def _take(self) -> list[PackedBatch]:
+        assert self._batches is not None
+        batches = [next(self._batches)]
+        while len(batches) < self._parts:
+            batches.append(next(self._batches))
+        return batches
+
+    def was_stopped(self) -> bool:
+        """Whether the end was asked for, or is in a moment, and this process may save its state by itself."""
+        return world_size() == 1 and self._stop.wait(_GRACE_S)
 
     def end(self) -> None:
         """End the workers."""

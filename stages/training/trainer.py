@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -22,11 +22,12 @@ from stages.networks.tensor_files import fill_tensors
 from stages.training.distributed import ParallelNetwork, WholeBatch
 from stages.training.guard import StepGuard
 from stages.training.losses import (
-    SEG_LOSSES,
     DepthLossFunction,
     Terms,
     compute_terms,
+    count_targets,
     drop_misfits,
+    segmentation_loss,
     upload_class_weights,
 )
 from stages.training.metrics_log import StepReport
@@ -59,6 +60,7 @@ class PhaseTrainer:
         dtype: Dtype,
     ) -> None:
         self._network, self._phase, self._total_steps, self._seed = network, phase, total_steps, seed
+        self._num_parts = settings.accumulate
         self._losses, self._depth_loss, self._device, self._dtype = losses, depth_loss, device, dtype
         self._forward = _compiled(network, device, settings.compile_mode) if settings.compile else network
         self._parallel = ParallelNetwork(self._forward, device) if world_size() > 1 else None
@@ -67,6 +69,7 @@ class PhaseTrainer:
         self._weighting = build_weighting(phase, losses, network.aux_weight, device)
         self._optimiser = PhaseOptimiser(network, phase, settings, total_steps, self._weighting)
         self._average, self._mixer = None, None
+        self._averaged: Network | None = None
         self._hands_over_average = settings.ema_decay is not None
         mixing = mixing or MixSettings()
         if self._hands_over_average or phase.mix != "none":
@@ -84,43 +87,77 @@ class PhaseTrainer:
         self._looks_every = settings.log_gradients_every if self._encoder else 0
         self._nothing_seen = [torch.full((3,), math.nan, device=device)] if self._looks_every else []
 
-    def train_step(self, step: int, packed: PackedBatch) -> None:
+    def train_step(self, step: int, *parts: PackedBatch) -> None:
         """Do the step that follows ``step`` finished ones, without waiting for the device: ``read_reports`` tells more.
 
         A step whose loss or gradient is not finite changes nothing, batch-norm statistics included, nor do later ones.
+
+        Args:
+            parts: of the step's batch; their gradients add up to that of the batch as a whole.
         """
         phase, guard = self._phase, self._guard
         lr = self._optimiser.prepare(step)
         self._optimiser.zero_grad()
-        batch, misfits = self._place(packed)
+        batches, all_misfits = zip(*map(self._place, parts), strict=True)
         looks = self._looks_every > 0 and (step + 1) % self._looks_every == 0
-        seen = [self._look_at_gradients(step, batch)] if looks else self._nothing_seen
+        seen = [self._look_at_gradients(step, batches[0])] if looks else self._nothing_seen
         guard.remember()
-        terms = self._compute_terms(step, batch, self._run)
-        total, weighted = self._weighting(terms)
-        (total if guard.scale is None else total * guard.scale).backward()
-        if self._parallel:
-            self._parallel.settle(self._weighting.parameters())
+        shares = self._find_shares(batches) if len(parts) > 1 else [None]
+        each = [self._descend(step, part, *pair) for part, pair in enumerate(zip(batches, shares, strict=True))]
+        names, numbers = each[0][0], [found for _, found in each]
         gradients = self._optimiser.gradients()
         with torch.no_grad():
             # All that is known of the losses in one tensor, and from here on nothing else is asked about them.
-            losses = torch.stack([*terms.present().values(), *weighted.values(), total, misfits.to(total)])
-            losses = sum_over_ranks(losses)  # each rank's are its shares of one sum
+            losses = numbers[0] if len(parts) == 1 else torch.stack(numbers).sum(0)
+            misfits = all_misfits[0] if len(parts) == 1 else torch.stack(all_misfits).sum()
+            losses = sum_over_ranks(torch.cat([losses, misfits.to(losses)[None]]))  # each rank's are shares of one sum
             norms = _compute_norms(gradients, guard.scale)
             norm = torch.linalg.vector_norm(norms)
             verdict = guard.judge(torch.isfinite(losses).all() & (losses[-1] == 0), norm)
             self._optimiser.update(norm, verdict.holds, guard.scale)
             guard.finish(verdict)
-            self._weighting.observe(dict(zip(weighted, losses, strict=False)), verdict.holds)
+            self._weighting.observe(dict(zip(names, losses, strict=False)), verdict.holds)
             if self._average:
                 self._average.update(step + 1, verdict.holds)
             steep = ~torch.isfinite(norms)
             others = torch.stack([norm, steep.int().argmax().to(norm), steep.sum().to(norm), verdict.broken.to(norm)])
+        image_ids = tuple(image_id for batch in batches for image_id in batch.image_ids)
         facts = StepFacts(
-            phase.name, step + 1, self._total_steps, lr, batch.image_ids, tuple(weighted), tuple(gradients),
-            self._num_classes,
-        )  # fmt: skip
+            phase.name, step + 1, self._total_steps, lr, image_ids, names, tuple(gradients), self._num_classes
+        )
         self._reports.add(facts, torch.cat([losses, others, *seen]))
+
+    def _descend(self, step: int, part: int, batch: Batch, share: Tensor | None) -> tuple[tuple[str, ...], Tensor]:
+        """Add the gradient of a part of a step to that of the parts before it; return what losses it came to.
+
+        Args:
+            share: the part's shares in the means of segmentation and depth loss; None is all of them.
+
+        Returns:
+            The names of the losses; the losses, the same weighted, and the sum that was descended.
+        """
+        scale, before = self._guard.scale, {}
+        if self._parallel and part:  # what is exchanged is the gradient of this part alone
+            before = self._optimiser.gradients()
+            self._optimiser.zero_grad()
+        terms = self._compute_terms(step, batch, self._run, part)
+        if share is not None:
+            terms = terms.scaled(seg=share[0], depth=share[1])
+        total, weighted = self._weighting(terms, 1.0 if share is None else 1 / self._num_parts)
+        (total if scale is None else total * scale).backward()
+        if self._parallel:
+            self._parallel.settle(self._weighting.parameters())
+            for name, gradient in before.items():
+                parameter = self._optimiser.named_parameters[name]
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        with torch.no_grad():
+            return tuple(weighted), torch.stack([*terms.present().values(), *weighted.values(), total])
+
+    def _find_shares(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """Return by part its shares of what the segmentation and the depth loss are means over; on the device."""
+        counts = [count_targets(batch, self._phase, self._class_weights) for batch in batches]
+        whole = sum_over_ranks(torch.stack(counts))
+        return list(whole / whole.sum(0).clamp_min(torch.finfo(torch.float32).tiny))
 
     def read_reports(self, *, wait: bool) -> Iterator[StepReport]:
         """Yield in order what the steps came to; those of the last interval or two only if ``wait``.
@@ -130,6 +167,13 @@ class PhaseTrainer:
                 then as it was before that step.
         """
         return self._reports.read(wait=wait)
+
+    def find_outcome(self) -> Network:
+        """Return a network with the weights that the phase would end with now; its modes are not to be changed."""
+        if not (self._average and self._hands_over_average):
+            return self._network
+        self._averaged = self._averaged or self._average.build_network()  # follows the average from here on
+        return self._averaged
 
     def finish(self) -> None:
         """Leave the network with what the phase hands on: the last weights, or their moving average if one is kept.
@@ -178,13 +222,13 @@ class PhaseTrainer:
         averages = self._average.state() if self._average else {}
         fill_tensors(averages, groups["average"], f"the moving average in {what}", remedy)
 
-    def _compute_terms(self, step: int, batch: Batch, run: Callable[..., Outputs]) -> Terms:
-        """Return the unweighted losses of a step; what is drawn is a function of the step alone.
+    def _compute_terms(self, step: int, batch: Batch, run: Callable[..., Outputs], part: int = 0) -> Terms:
+        """Return the unweighted losses of a part of a step; what is drawn is a function of step and part alone.
 
         Neither a resumed run nor an evaluation in between can shift the stream.
         """
         phase, mixer = self._phase, self._mixer
-        torch.manual_seed(_seed_of_step(self._seed, step))
+        torch.manual_seed(_seed_of_step(self._seed, step, part))
         learned = _keep_labelled(batch) if mixer and not phase.needs_depth else batch
         with autocast(self._device, self._dtype):
             outputs = run(learned, seg=phase.needs_seg, depth=phase.needs_depth)
@@ -195,7 +239,7 @@ class PhaseTrainer:
         with autocast(self._device, self._dtype):
             seg_logits = run(_keep_unlabelled(batch, mixed.images), seg=True, depth=False).seg_logits
         assert seg_logits is not None
-        loss = SEG_LOSSES[self._losses.seg](seg_logits, mixed.seg_labels, self._losses, self._class_weights)
+        loss = segmentation_loss(seg_logits, mixed.seg_labels, self._losses, self._class_weights)
         return terms._replace(mixed=mixed.trusted * loss)
 
     def _look_at_gradients(self, step: int, batch: Batch) -> Tensor:
@@ -267,8 +311,9 @@ def _compute_norms(gradients: Mapping[str, Tensor], scale: Tensor | None) -> Ten
     return norms if scale is None else norms / scale
 
 
-def _seed_of_step(seed: int, step: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{step}".encode(), digest_size=8).digest(), "big") >> 1
+def _seed_of_step(seed: int, step: int, part: int) -> int:
+    what = f"{seed}:{step}:{part}" if part else f"{seed}:{step}"
+    return int.from_bytes(hashlib.blake2b(what.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _compiled(network: Network, device: torch.device, mode: str) -> Network:

@@ -49,8 +49,8 @@ class LossWeighting(nn.Module):
             self.register_buffer("depth_scale", torch.zeros((), device=device))
             self._scale_here = self.depth_scale
 
-    def forward(self, terms: Terms) -> WeightedLosses:
-        """Weight the terms of one batch."""
+    def forward(self, terms: Terms, share: float = 1.0) -> WeightedLosses:  # noqa: ARG002
+        """Weight the terms of one batch, or of a ``share`` of one."""
         factors = self.task_factors()
         factors |= {"aux": self._aux_weight * factors["seg"], "mixed": factors["seg"]}
         if self._shares:
@@ -91,10 +91,10 @@ class UncertaintyWeighting(LossWeighting):
         start = [-math.log(phase.seg), -math.log(2 * phase.depth)]  # exp(−s) = seg and ½·exp(−s') = depth
         self.log_variances = nn.Parameter(torch.tensor(start, device=device))
 
-    def forward(self, terms: Terms) -> WeightedLosses:
-        """Weight the terms of one batch, and add the regulariser to their sum."""
-        total, weighted = super().forward(terms)
-        return WeightedLosses(total + self.log_variances.sum() / (2 * world_size()), weighted)  # a share, as the losses
+    def forward(self, terms: Terms, share: float = 1.0) -> WeightedLosses:
+        """Weight the terms of one batch, or of a ``share`` of one, and add as much of the regulariser to their sum."""
+        total, weighted = super().forward(terms, share)
+        return WeightedLosses(total + share * self.log_variances.sum() / (2 * world_size()), weighted)
 
     def task_factors(self) -> dict[str, Tensor | float]:
         """Return the learned precisions."""

@@ -45,6 +45,21 @@ def _set(assignment: str) -> Prepare:
     return _plan("--set", assignment)
 
 
+def _set_all(*assignments: str) -> Prepare:
+    return _plan(*(word for assignment in assignments for word in ("--set", assignment)))
+
+
+def _schedule(content: str) -> Prepare:
+    """Return the plan of a schedule's file with this content."""
+
+    def prepare(world: World) -> Sequence[str | Path]:
+        path = world.root / "steps.toml"
+        path.write_text(content)
+        return world.with_recipe("plan", "--schedule", path)
+
+    return prepare
+
+
 def _place(make: Callable[[Path], object]) -> Prepare:
     """Return the plan of a recipe whose path is something else than a file."""
 
@@ -192,6 +207,28 @@ CASES = [
         "--lr where every step has its own",
         _file(f"schedule.name = 'own'\n{STEP}lr = 0.1\n{OWN}", "--lr", "1"),
         ("training.lr", "schedule.steps"),
+    ),
+    Case(
+        "--iterations beside a step's own epochs",
+        _file(f"schedule.name = 'own'\n{STEP}epochs = 1\n{OWN}", "--iterations", "1"),
+        ("training.iterations", "x of schedule.steps say their own epochs, which would win"),
+    ),
+    Case("a schedule's file without steps", _schedule("name = 'none'"), ("holds no schedule", "[[steps]]")),
+    Case("a schedule's file that is not there", _plan("--schedule", "none.toml"), ("cannot read", "none.toml")),
+    Case(
+        "the best of no scores", _set_all("training.keep=best", "training.val_every=0"), ("val_every = 0 makes none",)
+    ),
+    Case(
+        "class weights for a loss of regions",
+        _set_all("loss.seg=dice", "loss.class_weights=[1.0, 1.0]"),
+        ("seg = dice has no term", "leave them out, or combine"),
+    ),
+    Case("a sum of losses with none", _set("loss.seg={}"), ("at least one loss",)),
+    Case("more parts than images", _plan("--accumulate", "9"), ("less than one a part", "--accumulate")),
+    Case(
+        "a run removed with nobody to ask",
+        lambda _: ["runs", "rm", "unet-tu-test_resnet-seg"],
+        ("nobody to ask", "--yes"),
     ),
     Case("--schedule on a table", _plan("schedules"), ("schedule.name", "the rows of table 'schedules' decide")),
     Case(

@@ -234,6 +234,17 @@ def test_every_image_of_a_pool_comes_equally_often_and_each_time_otherwise(poole
     assert not any(torch.equal(pictures[0], other) for other in pictures[1:])
 
 
+def test_parts_of_a_step_are_its_batch_in_shares_of_both_kinds(pooled):
+    whole, parts = load(pooled, last=3, pool_size=3), load(pooled, last=3, pool_size=3, parts=2)
+    assert [(len(part.image_ids), part.num_labelled) for part in parts] == [(2, 1), (3, 1)] * 3
+    for step, batch in enumerate(whole):
+        first, second = parts[2 * step : 2 * step + 2]
+        for name in ("images", "seg_labels", "inverse_depth", "jitter"):
+            one, other = getattr(first, name), getattr(second, name)
+            joined = torch.cat([one[:1], other[:1], one[1:], other[1:]])
+            assert torch.equal(joined.nan_to_num(7), getattr(batch, name).nan_to_num(7))
+
+
 def test_ranks_share_a_batch_with_its_pool(pooled, monkeypatch):
     whole = load(pooled, last=6, pool_size=3)
     found = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.experiment.config import content_hash
-from pipeline.experiment.reading import DataFacts, Material, Reported, Scope
+from pipeline.experiment.reading import DataFacts, Material, Reported, Scope, Selection
 
 SCOPES = tuple(Scope(masks, pool) for masks in (False, True) for pool in (False, True))
 
@@ -17,6 +17,7 @@ def build_facts(
     num_classes: int = 8,
     pool: int = 0,
     reported: Reported | None = None,
+    selection: Selection | None = None,
 ) -> DataFacts:
     """Return facts in which every scope has what it reads, and nothing else, in its fingerprint."""
     materials = {}
@@ -24,4 +25,5 @@ def build_facts(
         fingerprint = content_hash([images, scope.pool, masks if scope.masks else None], 8)
         epoch = num_images + (pool if scope.pool and not scope.masks else 0)
         materials[scope] = Material(epoch, fingerprint, None if depth is None else f"{depth} {scope.pool}")
-    return DataFacts(num_classes, materials, pool, "data", None, depth, reported=reported or Reported("", None))
+    reported = reported or Reported("", None)
+    return DataFacts(num_classes, materials, pool, "data", None, depth, reported=reported, selection=selection)

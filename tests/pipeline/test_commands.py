@@ -241,7 +241,7 @@ def test_lists_are_not_empty(call: Call, name: str) -> None:
 def test_every_key_of_a_recipe_is_listed_with_what_it_decides(call: Call) -> None:
     keys = {key["key"]: key for key in call("recipes", "--keys").json["keys"]}
     assert keys["training.lr"]["flag"] == "--lr" and keys["training.lr"]["decides"] == ["optimisation"]
-    assert keys["loss.seg"]["kind"] == '"focal" | "cross-entropy" | "ohem"'
+    assert keys["loss.seg"]["kind"] == '"focal" | "cross-entropy" | "ohem" | "dice" | "lovasz" | "tversky" or table'
     assert all(key["help"] and key["decides"] for key in keys.values())
 
 

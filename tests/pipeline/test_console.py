@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.cli import main
-from pipeline.console import Console, plain_table
+from pipeline.console import Console, format_duration, plain_table
 
 NAMES = ["[bold]street[/bold]", "[/red]", ":smile:", "road\x1b[31m", "도로", "a\u202eb"]
 
@@ -82,3 +84,51 @@ def test_a_command_goes_on_where_its_progress_cannot_be_written() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
     assert done.returncode == 2 and done.stdout.startswith('{"error": ')
+
+
+LONG = "unet-resnet34 s0 joint (0.85 focal + 0.15 mse)"
+NOTE = "mIoU 0.4123 (best) seg 0.4123 (85%) depth 0.0123 (15%) 31.2 images/s, 7% waiting for data"
+
+
+@pytest.fixture
+def tell(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Show a progress of ten steps, each of which takes a minute, up to one of them."""
+
+    def run(last: int) -> None:
+        now = iter(range(0, 6000, 60))
+        monkeypatch.setattr("pipeline.console.time.monotonic", lambda: float(next(now)))
+        with Console().progress(LONG, 10) as advance:
+            for step in range(1, last + 1):
+                advance(step, NOTE)
+
+    return run
+
+
+def test_a_terminal_of_80_columns_shows_the_time_left(
+    tell: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal("utf-8"))
+    tell(5)
+    frames = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]", terminal.shown)]
+    drawn = [frame for frame in frames if frame.startswith("unet-")]
+    assert drawn and all(len(frame) <= 80 for frame in frames)
+    assert "5/10 5 min left mIoU 0.41" in drawn[-1]
+
+
+def test_a_log_without_a_terminal_tells_the_time_left(
+    tell: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell(10)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"{LONG}: 1/10 {NOTE}", "nothing is known yet"
+    assert lines[1:3] == [f"{LONG}: 2/10, 8 min left {NOTE}", f"{LONG}: 3/10, 7 min left {NOTE}"]
+    assert lines[-1] == f"{LONG}: 10/10 {NOTE}"
+    assert [format_duration(each) for each in (7.4, 89, 95, 3600, 11_100)] == [
+        "7 s",
+        "89 s",
+        "2 min",
+        "60 min",
+        "3 h 05 min",
+    ]

@@ -158,6 +158,27 @@ def test_mixing_in_several_processes_is_refused(monkeypatch) -> None:
         plan_mixed(**{"schedule.name": "joint"})
 
 
+def test_what_is_no_sum_over_its_parts_is_not_parted(monkeypatch) -> None:
+    joint = load_config("demo", {"schedule.name": "joint"})
+    parted = joint.changed({"training.accumulate": 2, "loss.balance": "share"})
+    with pytest.raises(UserError, match=r'accumulate = 2: loss.balance = "share" compares the losses of a whole batch'):
+        plan_runs(as_rows(parted), FACTS)
+    with pytest.raises(UserError, match="accumulate = 2 has mix 'depth'"):
+        plan_mixed(**{"schedule.name": "joint", "training.accumulate": 2})
+    regions = joint.changed({"loss.seg": {"focal": 1.0, "dice": 1.0}, "loss.class_weights": None})
+    assert plan_runs(as_rows(regions), FACTS).runs
+    monkeypatch.setattr("data_cache.ranks._world", World(0, 2))
+    with pytest.raises(UserError, match="dice, which looks at a whole batch, of which each process has a part"):
+        plan_runs(as_rows(regions), FACTS)
+
+
+def test_epochs_are_counted_in_steps_of_the_optimiser() -> None:
+    base = load_config("demo", {"training.epochs": 2, "training.batch_size": 4, "schedule.name": "seg-only"})
+    one, two = (plan_runs(as_rows(base.changed({"training.accumulate": n})), FACTS).nodes.values() for n in (1, 2))
+    (one,), (two,) = one, two
+    assert (one.steps, two.steps) == (2 * 400 // 4, 2 * 400 // 8) and one.images_seen == two.images_seen
+
+
 def test_how_images_are_mixed_decides_only_phases_that_mix() -> None:
     keys = [
         [node.key for node in plan_mixed(**{"schedule.name": "depth-first"}, **change).runs[0].nodes]

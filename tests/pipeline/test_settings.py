@@ -13,7 +13,7 @@ from pipeline.experiment.config import RunConfig, content_hash, iterate_keys
 from pipeline.experiment.expand import list_rows
 from pipeline.experiment.keys import evaluation_key
 from pipeline.experiment.plan import PlannedRun, Row, plan_runs
-from pipeline.experiment.reading import DataFacts, Reported
+from pipeline.experiment.reading import DataFacts, Reported, Selection
 from stages.training.settings import StepSettings
 from tests.pipeline.drawn_facts import build_facts
 
@@ -48,7 +48,10 @@ OTHER: dict[str, Any] = {
     "training.transfer": "fine-tune",
     "training.clip_norm": 1.0,
     "training.ema_decay": 0.5,
+    "training.val_every": 7,
+    "training.patience": 3,
     "loss.class_weights": (1.0,) * 8,
+    "loss.seg": {"focal": 1.0, "dice": 0.5},
     "schedule.name": "seg-first",
     "schedule.copy_weights": True,
     "schedule.steps": ({"phase": "own", "trains": ("everything",), "seg": 1.0, "depth": 1.0},),
@@ -66,16 +69,19 @@ PHASES_OF = {
     Decides.JOINT_LOSS: {"joint"},
     Decides.POOL: {"joint"},
     Decides.MIX: set(),
+    Decides.SELECTION: {"seg", "joint"},
     Decides.SCHEDULE: {"path"},
     Decides.SCORES: {"scores"},
     Decides.NOTHING: set(),
 }
+ONLY_LOOKS = "training.val_every"
+"""Decides only where weights are chosen, and here none are."""
 OF_MASKS = {"data.labelled_fraction", "data.labelled_by"}
 """Say of which images the masks are read, so they are nothing to a phase that reads none."""
 FIELDS = {key.path: key.field for key in iterate_keys()}
 
 
-def find_facts(row: Row) -> DataFacts:
+def find_facts(row: Row, chosen_on: str = "val") -> DataFacts:
     """Stand for the files: other data or another estimator have other fingerprints."""
     data, depth = row.config.data, row.config.depth
     images = content_hash([data.dataset, data.root, data.options], 8)
@@ -84,6 +90,7 @@ def find_facts(row: Row) -> DataFacts:
     return build_facts(
         images=content_hash([images, data.unlabelled], 8), masks=masks, depth=content_hash([maps, depth.source], 8),
         pool=100, reported=Reported(images, maps),
+        selection=Selection("val", chosen_on, None, 10) if row.config.training.chooses else None,
     )  # fmt: skip
 
 
@@ -141,6 +148,8 @@ def test_exactly_the_declared_keys_change(path: str) -> None:
     expected = set().union(*(PHASES_OF[kind] for kind in declaration.decides))
     if path in OF_MASKS:
         expected.remove("depth")
+    if path == ONLY_LOOKS:
+        expected = set()
     if expected & {"depth", "seg", "joint"}:
         expected.add("path")  # the recipe's own schedule ends with a joint phase
     assert {name for name in before if before[name] != after[name]} == expected
@@ -151,6 +160,14 @@ def test_exactly_the_declared_keys_change(path: str) -> None:
         assert rows[0] == rows[1], "seeds of one row are pooled"
     elif not declaration.resolved:
         assert rows[0] != rows[1], "rows of other settings are not"
+
+
+def test_how_often_is_scored_decides_where_weights_are_chosen_by_it() -> None:
+    base = BASE.changed({"training.keep": "best"})
+    before, after = find_keys(base), find_keys(base.changed({ONLY_LOOKS: 7}))
+    assert {name for name in before if before[name] != after[name]} == {"seg", "joint", "path"}
+    other = plan_runs(list_rows(base, None, None), lambda row: find_facts(row, "other images")).runs[0]
+    assert other.nodes[-1].key != plan_one(base).nodes[-1].key, "so does what is scored"
 
 
 def test_options_of_a_network_decide_its_first_weights() -> None:

@@ -113,7 +113,7 @@ def test_rows_of_one_name_and_other_settings_have_curves_of_their_own():
     ]
     curves = find_curves(replace(table, rows=(*table.rows, *others)))
     assert [len(curve.points) for curve in curves] == [3] * 4 and len({curve.name for curve in curves}) == 4
-    assert "depth · training.lr 0.1" in [curve.name for curve in curves]
+    assert "depth · lr=0.1" in [curve.name for curve in curves]
 
 
 def test_networks_have_curves_of_their_own():

@@ -93,13 +93,13 @@ def test_two_datasets_of_one_name_are_neither_averaged_nor_compared(tmp_path: Pa
         (
             {"numerics": {**IDENTITY["numerics"], "dtype": "bfloat16"}},
             "numerics: dtype float32 / bfloat16",
-            "dtype float32",
+            "dtype=float32",
         ),
-        ({"evaluation": 2}, "evaluation version 1 / 2", "evaluation version 1"),
+        ({"evaluation": 2}, "evaluation version 1 / 2", "evaluation version=1"),
         (
             {"settings": {**IDENTITY["settings"], "training.lr": 0.0001}},
             "training.lr 0.001 / 0.0001",
-            "training.lr 0.001",
+            "lr=0.001",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -138,7 +138,7 @@ def test_budgets_are_of_rows_and_not_of_names_and_controls_of_the_same_data(tmp_
     elsewhere = write_run(tmp_path, "seg-seg-seg", root="/data/b", data="train-b", split="val-b")
     table = build_table([short, replace(long, total_steps=300), replace(elsewhere, total_steps=300)])
     (note,) = (note for note in table.notes if "total steps" in note)
-    assert "from 100 (seg-only · training.lr 0.001) to 300 (seg-only · training.lr 0.1), 3 times" in note
+    assert "from 100 (seg-only · lr=0.001) to 300 (seg-only · lr=0.1), 3 times" in note
     assert "seg-seg-seg" not in note
 
 

@@ -70,6 +70,9 @@ CASES = {
     "metric depth of a teacher": Case(DEPTH, depth_loss=metric_depth_loss),
     "two images with masks, three without": Case(labelled=2),
     "bfloat16": Case(dtype="bfloat16"),
+    "two parts a step": Case(
+        losses=LossSettings(weighting="uncertainty"), settings=TrainingSettings(lr=1e-2, accumulate=2, weight_decay=0.1)
+    ),
 }
 
 
@@ -87,10 +90,10 @@ def build_network(options: Mapping[str, Any]) -> ToyNetwork:
     return network
 
 
-def iterate_batches(labelled: int, first_step: int) -> Iterator[PackedBatch]:
+def iterate_batches(labelled: int, parts: int, first_step: int) -> Iterator[PackedBatch]:
     """Yield this rank's rows of batches in which rows have unequal numbers of labelled and valid pixels."""
-    for step in range(first_step, STEPS):
-        batch = make_batch(step, size=BATCH, side=12)
+    for number in range(parts * first_step, parts * STEPS):
+        batch = make_batch(number, size=BATCH, side=12)
         assert batch.inverse_depth is not None
         for row in range(BATCH):
             batch.seg_labels[row, : 2 * row] = IGNORE_INDEX
@@ -107,7 +110,7 @@ def train(case: Case) -> dict[str, Tensor]:
     train_phase(
         network,
         case.phase,
-        partial(iterate_batches, case.labelled),
+        partial(iterate_batches, case.labelled, case.settings.accumulate),
         total_steps=STEPS,
         seed=7,
         key="case",

@@ -13,7 +13,7 @@ from torch import nn
 from toy_network import NUM_CLASSES, batches_from, build_toy, make_batch
 
 from data_cache.errors import UserError
-from data_cache.sample import IGNORE_INDEX
+from data_cache.sample import IGNORE_INDEX, PackedBatch
 from stages.networks import build_network
 from stages.networks.parts import DEPTH_BRANCH, SEG_BRANCH, Part
 from stages.training import interruption
@@ -171,6 +171,44 @@ def test_both_types_learn_and_are_deterministic(dtype):
     assert_same_network(*networks)
     assert reports[29].total < 0.7 * reports[0].total
     assert networks[0].seg_head.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        LossSettings(weighting="uncertainty"),
+        LossSettings(
+            seg="cross-entropy", class_weights=(0.5, 1.0, 2.0, 0.1), depth="ssi", weighting="dwa", dwa_window=1
+        ),
+    ],
+    ids=str,
+)
+def test_parts_of_a_batch_make_the_step_of_the_whole(losses):
+    """But for batch norm, which is taken out here; parts differ in how much of them is labelled, and valid."""
+
+    def batches(first_step, *, parts):
+        for batch in batches_from(first_step, size=8):
+            for row in range(8):
+                batch.seg_labels[row, : 2 * row] = IGNORE_INDEX
+                batch.inverse_depth[row, :, row:] = torch.nan
+            for rows in torch.arange(8).chunk(parts):
+                ids = tuple(batch.image_ids[row] for row in rows)
+                yield PackedBatch(ids, *(None if each is None else each[rows] for each in batch.tensors))
+
+    networks, told = [], []
+    for parts in (1, 2):
+        network = build_toy(aux=True, dropout=0.0)
+        network.encoder[1] = network.seg_decoder[1] = network.depth_decoder[1] = nn.Identity()
+        train(
+            network, JOINT, partial(batches, parts=parts), losses=losses, accumulate=parts, optimizer="sgd",
+            clip_norm=1.0, on_step=told.append,
+        )  # fmt: skip
+        networks.append(network.state_dict())
+    for name, value in networks[0].items():
+        torch.testing.assert_close(networks[1][name], value, rtol=1e-5, atol=1e-6, msg=name)
+    for whole, parted in zip(told[:3], told[3:], strict=True):
+        assert (parted.step, parted.images, parted.lr) == (whole.step, 8, whole.lr)
+        assert parted.raw == pytest.approx(whole.raw, rel=1e-5) and parted.total == pytest.approx(whole.total, rel=1e-5)
 
 
 def test_auxiliary_logits_are_trained_with_their_weight():

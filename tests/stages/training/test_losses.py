@@ -20,10 +20,12 @@ from stages.training.losses import (
     depth_ssi,
     focal_loss,
     ohem_cross_entropy,
+    segmentation_loss,
     upload_class_weights,
 )
+from stages.training.region_losses import dice_loss, lovasz_loss, tversky_loss
 from stages.training.schedules import JOINT, SEG
-from stages.training.settings import LossSettings
+from stages.training.settings import REGION_LOSSES, LossSettings
 
 CLASS_WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 0.0, 3.0])
 
@@ -99,8 +101,34 @@ def test_void_pixels_do_not_matter_and_class_weights_do(logits, labels, loss):
         SEG_LOSSES[loss](each, labels, LossSettings(), weights)
         for each, weights in ((changed, None), (logits, None), (logits, CLASS_WEIGHTS))
     )
+    assert torch.equal(of_changed, ours) or loss == "ohem", "to the bit"
     torch.testing.assert_close(of_changed, ours)
-    assert float(weighted.detach()) != float(ours.detach())
+    assert (float(weighted.detach()) == float(ours.detach())) == (loss in REGION_LOSSES)
+    ours.backward()
+    assert not logits.grad.movedim(1, -1)[labels == IGNORE_INDEX].any()
+
+
+def test_region_losses_are_what_their_papers_say(logits, labels):
+    shown = labels != IGNORE_INDEX
+    truth = torch.stack([labels == number for number in range(5)], 1) & shown[:, None]
+    found = logits.softmax(1) * shown[:, None]
+    both, only_found, only_true = (
+        (first * second).sum((0, 2, 3)) for first, second in ((found, truth), (found, ~truth), (1 - found, truth))
+    )
+    torch.testing.assert_close(dice_loss(logits, labels), 1 - (2 * both / (2 * both + only_found + only_true)).mean())
+    expected = 1 - (both / (both + 0.3 * only_found + 0.7 * only_true)).mean()
+    torch.testing.assert_close(tversky_loss(logits, labels, beta=0.7), expected)
+    certain = 1e4 * torch.nn.functional.one_hot(logits.argmax(1), 5).movedim(-1, 1).float()
+    guessed = certain.bool() & shown[:, None]
+    iou = (guessed & truth).sum((0, 2, 3)) / (guessed | truth).sum((0, 2, 3))
+    torch.testing.assert_close(lovasz_loss(certain, labels), 1 - iou.mean(), msg="where all is certain, 1 − IoU")
+
+
+def test_several_losses_add_up_by_their_weights(logits, labels):
+    settings = LossSettings(seg={"focal": 1.0, "dice": 0.5})
+    expected = focal_loss(logits, labels, class_weights=CLASS_WEIGHTS) + 0.5 * dice_loss(logits, labels)
+    torch.testing.assert_close(segmentation_loss(logits, labels, settings, CLASS_WEIGHTS), expected)
+    assert settings.describe(JOINT) == "0.85 focal + 0.425 dice + 0.15 mse"
 
 
 def test_ohem_keeps_the_pixels_below_the_threshold(logits, labels):

@@ -1,13 +1,18 @@
 """The log is plain lines that a resumed training rewinds."""
 
-import builtins
 import json
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from data_cache.errors import UserError
 from data_cache.files import read_json_lines
 from stages.training.metrics_log import MetricsLog, StepReport
+from stages.training.selection import Validation
+from stages.training.settings import TrainingSettings
+from stages.training.trackers import TRACKERS, open_trackers
 
 
 def report(phase, step, total_steps=6):
@@ -85,22 +90,43 @@ def test_sums_survive_a_resumption(tmp_path):
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with MetricsLog(tmp_path / "metrics.jsonl", log_every=1, tensorboard=tmp_path / "board") as log:
+    trackers = open_trackers(TrainingSettings(tensorboard=True), tmp_path)
+    with MetricsLog(tmp_path / "metrics.jsonl", log_every=1, trackers=trackers) as log:
         for step in (1, 2, 3):
             log.write(report("seg", step))
-    board = accumulators.EventAccumulator(str(tmp_path / "board")).Reload()
+    board = accumulators.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("seg/raw/seg")] == [1, 2, 3]
     assert [event.value for event in board.Scalars("seg/raw/seg")] == pytest.approx([1, 1 / 2, 1 / 3])
 
 
-def test_missing_tensorboard_is_explained(tmp_path, monkeypatch):
-    real_import = builtins.__import__
+class Kept:
+    """A tracker that keeps what it takes."""
 
-    def without_tensorboard(name, *arguments, **keywords):
-        if name.startswith(("tensorboard", "torch.utils.tensorboard")):
-            raise ImportError(name)
-        return real_import(name, *arguments, **keywords)
+    def __init__(self):
+        self.numbers, self.closed = {}, False
 
-    monkeypatch.setattr(builtins, "__import__", without_tensorboard)
-    with pytest.raises(UserError, match=r"tensorboard is not installed; .*pseudo-depth-pipeline\[tensorboard\]"):
-        MetricsLog(tmp_path / "metrics.jsonl", tensorboard=tmp_path / "board")
+    def add_scalar(self, name, value, step):
+        self.numbers[name, step] = value
+
+    def close(self):
+        self.closed = True
+
+
+def test_trackers_get_what_the_log_says(tmp_path):
+    kept = Kept()
+    with MetricsLog(tmp_path / "metrics.jsonl", log_every=1, trackers=[kept]) as log:
+        log.write(report("seg", 1))
+        log.write_validation(Validation("seg", 1, {"miou_macro": 0.25}, best=True))
+    line, scores = read_json_lines(tmp_path / "metrics.jsonl")
+    assert kept.closed and kept.numbers["seg/val/miou_macro", 1] == scores["val"]["miou_macro"] == 0.25
+    assert kept.numbers["seg/raw/seg", 1] == line["raw"]["seg"] and kept.numbers["seg/lr", 1] == line["lr"]
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_missing_tracker_is_named_with_its_extra(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
+    with pytest.raises(UserError, match=rf"{name} is not installed; .*pseudo-depth-pipeline\[{name}\]"):
+        open_trackers(TrainingSettings(**{name: True}), tmp_path)
+    assert not list(tmp_path.iterdir())
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf8"))["project"]
+    assert name in project["optional-dependencies"]
