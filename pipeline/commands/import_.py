@@ -161,10 +161,12 @@ def _own_nothing(_folder: Path) -> Sequence[str]:
 
 def list_next(out: Path) -> list[str]:
     """Return the commands from a data set to predictions; each works as it is printed."""
-    data, model = shlex.quote(str(out)), shlex.quote(f"{out}-model")
+    data, recipe, model = (shlex.quote(f"{out}{end}") for end in ("", ".toml", "-model"))
     return [
-        f"pipeline datasets folder --data-root {data}",
-        f"pipeline run --recipe demo --schedule seg-only --dataset folder --data-root {data}",
+        f"pipeline init {data} --out {recipe}",
+        f"pipeline datasets --recipe {recipe}",
+        f"pipeline pseudo-depth --recipe {recipe}",
+        f"pipeline run --recipe {recipe}",
         f"pipeline export --out {model} --no-benchmark",
         f"pipeline predict {model} {shlex.quote(str(out / 'images' / 'val'))} --out {shlex.quote(f'{out}-predicted')}",
     ]
