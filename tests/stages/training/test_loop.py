@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import signal
 from functools import partial
 
@@ -412,12 +411,12 @@ def test_first_signal_sets_the_flag_second_interrupts_unless_an_echo_and_handler
     try:
         with stop_on_signals() as stop:
             assert not stop.is_set()
-            os.kill(os.getpid(), number)
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)  # to this thread: to the process, another one may hear it, and later
+            signal.raise_signal(number)
             assert stop.is_set()
             monkeypatch.setattr(interruption, "_ECHO_S", 0.0)
             with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
         assert signal.getsignal(number) is signal.default_int_handler
     finally:
         signal.signal(number, outside)
