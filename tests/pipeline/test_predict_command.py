@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def test_a_page_shows_a_few_frames_from_all_over_a_video_however_long(tmp_path, 
 def test_ctrl_c_ends_a_camera_and_its_repetition_the_command():
     with heeding_interrupts([0]) as was_asked:
         assert not was_asked()
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert was_asked()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)

@@ -58,7 +58,8 @@ def check_lines(figures: dict[str, Any]) -> None:
         assert sorted(map(int, row["by_seed"]["miou_macro"])) == figures["seeds"]
         for metric, of_seeds in row["by_seed"].items():
             assert row["metrics"][metric] == pytest.approx(fmean(of_seeds.values()))
-        (line,) = (line for line in figures["lines"] if re.match(rf"(\| )?{re.escape(row['label'])} ", line))
+        label = re.escape(row["label"])
+        (line,) = (line for line in figures["lines"] if re.match(rf"\| {label} \||{label}  ", line))
         assert f"{fmean(row['by_seed']['miou_macro'].values()):.3f}" in line
         assert str(row["total_steps"]) in line
 

@@ -24,6 +24,9 @@ REFUSED = {
 """Network → format that cannot carry it to any size → what it says."""
 PT2_AT_ANY_SIZE = ("unet", "unet-classic", "fcn32s")
 """Of the others, but for DeepLabV3+ and DCSA on an encoder that rounds up, too; opening those takes many seconds."""
+SAMPLE_SIZES = {"segnet": (256, 384)}
+"""Parts cut from a smaller image are enlarged, and where the last digit of a number decides between two positions of a
+pooled maximum, other programs than Pillow move a patch of labels: 2 to 6 % of those of an image of 64 px."""
 INSTALLED = tuple(
     name
     for name, row in EXPORT_FORMATS.items()
@@ -58,8 +61,9 @@ def test_every_network_ships_in_every_installed_format(place, tmp_path):
     formats = [each for each in wanted if not each.startswith((*refused, *fixed))]
     calibration = lambda _: iter(draw(2).split(1))  # noqa: E731
     report = export(
-        network, tmp_path / "out", formats=formats, max_drop=1.0, dynamic=True, fold=True, calibration=calibration
-    )
+        network, tmp_path / "out", SAMPLE_SIZES.get(name, SIZE), formats=formats, max_drop=1.0, dynamic=True, fold=True,
+        calibration=calibration,
+    )  # fmt: skip
     assert report.proof["max_abs_difference"]["stripped_vs_full"] == 0
     for each in formats:
         assert set(EXPORT_FORMATS[each].files) <= set(report.files)

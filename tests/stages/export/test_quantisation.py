@@ -27,11 +27,11 @@ FACTS = CardFacts(run="tiny", dataset="scenes", schedule="seg-only")
 FEW_BITS = ("onnx-fp16", "onnx-int8", "openvino", "openvino-int8")
 
 
-def draw(number, seed=0):
+def draw(number, seed=0, size=SIZE):
     """Draw smooth pictures, whose values lie where those of real ones do."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(number, 3, 4, 6, generator=generator)
-    return torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear") * 2 - 1
+    return torch.nn.functional.interpolate(coarse, size, mode="bilinear") * 2 - 1
 
 
 def agreement_with(network):
@@ -46,9 +46,9 @@ def agreement_with(network):
     return score
 
 
-def export(network, out, **options):
+def export(network, out, sample_size=SIZE, **options):
     stripped = strip_depth(network).eval()
-    pixels = ((draw(1, seed=2) + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()
+    pixels = ((draw(1, seed=2, size=sample_size) + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()
     given = {
         "formats": FEW_BITS,
         "samples": [ProofImage(str(place), image) for place, image in enumerate(pixels)],
