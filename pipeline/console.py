@@ -170,7 +170,7 @@ class LoggingConsole(Console):
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Advance]:
         """Log a line now and then."""
-        yield self._log_lines(what, total)
+        yield self._log_lines(what, total, _Clock(total))
 
 
 class _Clock:

@@ -87,7 +87,7 @@ def _check_colour(path: str, number: int, words: list[str]) -> RGB:
     return red, green, blue
 
 
-def check_class_names(path: str, names: Sequence[str]) -> None:
+def check_class_names(path: Path | str, names: Sequence[str]) -> None:
     """Refuse names that tables could not show, or could not tell apart.
 
     Args:
