@@ -13,7 +13,7 @@ PYTEST    := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal \
 RECIPE_ARGS = --recipe $(RECIPE) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pseudo-depth train table results export report test test-crash check audit bench bench-gpu clean
+.PHONY: help install demo pseudo-depth train table results docs export report test test-crash check audit bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,9 +41,13 @@ table: $(INSTALLED)  ## train every schedule of the schedule table
 export: $(INSTALLED)  ## strip the depth decoder off the newest run and write it out
 	$(BIN)/pipeline export $(ARGS)
 
-results: $(INSTALLED)  ## README's tables of results, from the runs in WORKDIR; RUN=1 trains what is missing
+results: $(INSTALLED)  ## tables of docs/results.md, from the runs in WORKDIR; RUN=1 trains what is missing
 	$(BIN)/python -m pipeline.results --workdir "$(WORKDIR)" $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") \
 	    $(if $(RUN),--run) $(ARGS)
+
+docs: $(INSTALLED)  ## tables of the docs that come from code: schedules, networks, speed, reliability, bad input
+	$(BIN)/python -m tests.bad_input
+	$(BIN)/python -m tests.test_readme $(ARGS)
 
 report: $(INSTALLED)  ## one self-contained page about all runs
 	$(BIN)/pipeline report $(ARGS)

@@ -1,6 +1,7 @@
-"""`make results`: the README's tables of results, made from finished runs, so that no figure is typed by hand.
+"""`make results`: the tables of docs/results.md, made from finished runs, so that no figure is typed by hand.
 
-What a block of the README shows is kept in ``docs/results/<block>.json``; a test holds the README against these files.
+What a block of the page shows is kept in ``docs/results/<block>.json``, and one of them stands in README, in short. A test
+holds both against these files. README's picture is of the demo's run.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from data_cache.errors import UserError
 from data_cache.escaping import markdown_text
-from data_cache.files import read_json, write_json
+from data_cache.files import atomic_file, read_json, write_json
 from data_cache.metrics import explain_metrics
 from pipeline.experiment.config import load_config
 from pipeline.experiment.devices import find_device
@@ -32,27 +35,35 @@ from stages.comparison.formats import FORMATS
 from stages.comparison.identity import join_values, show_value
 from stages.comparison.notes import HOW_TO_READ_MEANS
 from stages.comparison.record import RUN_FILE, RunRecord, TrainedRun, read_run
+from stages.comparison.statistics import compare_paired
 from stages.comparison.table import Table
 from stages.export.card import render_formats, render_networks
 from stages.export.formats import ORIGIN_FILE
 from stages.export.proof_file import PROOF_FILE, read_proof
 
 ROOT = Path(__file__).parent.parent
-README, FIGURES = Path("README.md"), Path("docs") / "results"
+README, PAGE, FIGURES = Path("README.md"), Path("docs") / "results.md", Path("docs") / "results"
+PICTURE = Path("docs") / "demo.png"
+PICTURED, PICTURED_PANEL = "depth-first+copy", "01-*.png"
+"""Row of the demo, and its panel: an image, its truth and maps, and what the network makes of them."""
 DEMO_CARD = Path("pipeline") / "recipes" / "demo.toml"
 END = "<!-- end -->"
 DEMO = "demo"
+SHORTENED, IN_SHORT = "schedules", "in short"
+"""The block that README shows, and what it is called there."""
+PLAIN = ("seg-only", "seg-only-long")
+"""Rows of it that train no depth and decay once."""
 _KEPT = (
     "name", "label", "seeds", "total_steps", "metrics", "intervals", "by_seed", "baseline", "difference",
 )  # fmt: skip
 """What the figures of a row are, of all that ``compare --format json`` says."""
 SAID_ONCE = (HOW_TO_READ_MEANS, HOW_TO_READ_DIFFERENCES, HOW_TO_READ_IMAGES)
-"""Notes that the README has above all blocks, and no block repeats."""
+"""Notes that the page has above all blocks, and no block repeats."""
 SURROUNDINGS = ("threads", "python", "torch", "torchvision")
 
 
 class Block(NamedTuple):
-    """A marked place of the README, and the runs whose table it shows."""
+    """A marked place of the page, and the runs whose table it shows."""
 
     name: str
     title: str
@@ -216,21 +227,41 @@ def _show_plain(table: Table) -> list[str]:
 
 
 def show_block(figures: Mapping[str, Any]) -> list[str]:
-    """Return the lines of a block of the README: the demo's table, or title, commands, cost, answer and table."""
+    """Return the lines of a block of the page: the demo's table, or title, commands, cost, answer and table."""
     if not figures["title"]:
         return ["```", *figures["lines"], "```"]
     environment = ", ".join(f"{name} {value}" for name, value in figures["environment"].items())
     spent = f"{figures['trainings']} trainings" if "trainings" in figures else "Trained"
     answer = [f"**{markdown_text(figures['answer'])}**", ""] if "answer" in figures else []
     return [
-        f"### {figures['title']}", "", "```", *figures["commands"], "```", "",
+        f"## {figures['title']}", "", "```", *figures["commands"], "```", "",
         f"{spent} in {figures['hours']:.1f} h, {figures['date']}; {environment}.", "",
         *answer, *figures["lines"],
     ]  # fmt: skip
 
 
-def find_block(text: str, name: str) -> tuple[int, int]:
-    """Return where a block of the README begins and ends, markers left out.
+def show_short(figures: Mapping[str, Any]) -> list[str]:
+    """Return the lines of README's table: every row's headline, and what it is to as many steps of plain training."""
+    scores = {
+        row["name"]: {int(seed): score for seed, score in row["by_seed"]["miou_macro"].items()} for row in figures["rows"]
+    }
+    plain_rows = {row["total_steps"]: row["name"] for row in figures["rows"] if row["name"] in PLAIN}
+    lines = ["| row | steps | macro mIoU | against plain training of as many steps |", "|---|---:|---:|---:|"]
+    for row in sorted(figures["rows"], key=lambda row: row["total_steps"]):
+        name, plain = row["name"], plain_rows.get(row["total_steps"])
+        against = compare_paired(scores[name], scores[plain]) if plain and plain != name else None
+        difference = f"{against.mean:+.3f} ± {against.half_width:.3f}" if against and against.half_width else "–"
+        mean = f"{row['metrics']['miou_macro']:.3f} ± {row['intervals']['miou_macro']:.3f}"
+        lines.append(f"| `{name}` | {row['total_steps']} | {mean} | {difference} |")
+    return [
+        *lines, "",
+        f"Drawn scenes, U-Net with ResNet-18 from random weights, bundled teacher; seeds {', '.join(map(str, figures['seeds']))}, "
+        f"± is half of a 95 % interval over them; {figures['date']}.",
+    ]  # fmt: skip
+
+
+def find_block(text: str, name: str, page: Path = PAGE) -> tuple[int, int]:
+    """Return where a block of a page begins and ends, markers left out.
 
     Raises:
         UserError: there is none of that name.
@@ -239,21 +270,42 @@ def find_block(text: str, name: str) -> tuple[int, int]:
     start = text.find(begin)
     end = text.find(END, start)
     if start < 0 or end < 0:
-        raise UserError(f"README.md has no block {begin.strip()} … {END}; put it back where the table is to stand")
+        raise UserError(f"{page} has no block {begin.strip()} … {END}; put it back where the table is to stand")
     return start + len(begin), end
 
 
 def write_block(block: Block, figures: Mapping[str, Any], root: Path) -> None:
-    """Keep a block's figures, and bring README and the demo's card up to them."""
+    """Keep a block's figures, and bring the page, README and the demo's card up to them."""
     write_json(root / FIGURES / f"{block.name}.json", dict(figures))
-    text = (root / README).read_text(encoding="utf8")
-    start, end = find_block(text, block.name)
-    shown = "\n".join([*show_block(figures), ""])
-    (root / README).write_text(text[:start] + shown + text[end:], encoding="utf8")
+    _replace(root, PAGE, block.name, show_block(figures))
+    if block.name == SHORTENED:
+        _replace(root, README, IN_SHORT, show_short(figures))
     if block.name == DEMO:
         card = (root / DEMO_CARD).read_text(encoding="utf8")
         card = re.sub(r"(?m)^expected = .*$", lambda _: f"expected = {json.dumps(show_demo(figures))}", card)
         (root / DEMO_CARD).write_text(card, encoding="utf8")
+
+
+def _replace(root: Path, page: Path, name: str, lines: Sequence[str]) -> None:
+    text = (root / page).read_text(encoding="utf8")
+    start, end = find_block(text, name, page)
+    (root / page).write_text(text[:start] + "\n".join([*lines, ""]) + text[end:], encoding="utf8")
+
+
+def draw_picture(table: Table, root: Path) -> None:
+    """Write README's picture: a panel of one of a table's runs, in 256 colours.
+
+    Raises:
+        UserError: the run has no such panel.
+    """
+    (run,) = (run for row in table.rows if row.name == PICTURED for run in row.runs)
+    assert run.folder is not None
+    folder = run.folder / "panels"
+    panels = sorted(folder.glob(PICTURED_PANEL))
+    if not panels:
+        raise UserError(f"{folder} has no {PICTURED_PANEL}; train the demo with evaluation.panels of 2 or more")
+    with Image.open(panels[0]) as panel, atomic_file(root / PICTURE) as temporary:
+        panel.convert("RGB").quantize(256).save(temporary, format="PNG", optimize=True)
 
 
 def show_demo(figures: Mapping[str, Any]) -> str:
@@ -297,7 +349,10 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
             if block.formats:
                 figures = describe_export(block, find_export(block, session), session)
             else:
-                figures = describe(block, gather(block, session, asked.data_root))
+                table = gather(block, session, asked.data_root)
+                figures = describe(block, table)
+                if block.name == DEMO:
+                    draw_picture(table, root)
             write_block(block, figures, root)
             session.console.info(f"{block.name}: written")
         except UserError as problem:

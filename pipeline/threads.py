@@ -15,7 +15,7 @@ _MOST_THREADS = 4096
 """More than a process can have ends it from inside the OpenMP runtime."""
 SPIN_COUNT = "10000"
 """Turns that a thread of GNU's OpenMP waits busily before it sleeps. Its own 300,000 are ruinous beside other work;
-none at all (a passive wait policy) costs a fifth more time on an idle machine. Measured in the README, "Speed"."""
+none at all (a passive wait policy) costs a fifth more time on an idle machine. Measured in docs/speed.md."""
 
 
 def choose_thread_defaults() -> None:

@@ -1,6 +1,6 @@
-"""The README's tables are what the code says.
+"""The tables of the docs that come from code are what the code says.
 
-Rewrite them with ``python -m tests.test_readme``. The measured column stays as it is, unless it is measured anew with
+Rewrite them with ``make docs``, or ``python -m tests.test_readme``. The measured column stays as it is, unless it is measured anew with
 ``pipeline --json table networks --recipe scenes-small > TABLE.json`` and the file is named.
 """
 
@@ -26,7 +26,7 @@ from tests.benchmarks.harness import format_number
 KILLS = Path(__file__).parent / "crash" / "figures.json"
 BENCHES = Path(__file__).parent / "benchmarks"
 SPEEDS = BENCHES / "figures.json"
-README = Path(__file__).parent.parent / "README.md"
+DOCS = Path(__file__).parent.parent / "docs"
 CHANCE = 0.07
 """Macro mIoU that no constant or random answer reaches on scenes: 8 classes, the most frequent of which has a third."""
 
@@ -79,7 +79,7 @@ def reliability_lines() -> Iterator[str]:
         exits = [case.exit for kind, case in cases if heading in (kind, "all")]
         yield f"| {heading} | {len(exits)} | {sum(map(bool, exits))} | {exits.count(0)} |"
     yield ""
-    yield "`pytest tests/bad_input`, part of `make test`; row by row in [docs/bad-input.md](docs/bad-input.md)."
+    yield "`pytest tests/bad_input`, part of `make test`; row by row in [bad input](bad-input.md)."
 
 
 def speed_lines() -> Iterator[str]:
@@ -104,9 +104,9 @@ def speed_lines() -> Iterator[str]:
     )
 
 
-def measured_in_readme() -> dict[str, str]:
-    """Return name and macro mIoU of every row that the README has."""
-    text = README.read_text(encoding="utf8")
+def measured_before() -> dict[str, str]:
+    """Return name and macro mIoU of every row that the page of networks has."""
+    text = (DOCS / "networks.md").read_text(encoding="utf8")
     start, end = block(text, "networks")
     return dict(re.findall(r"^\| `([\w-]+)` \|.*\| (0\.\d+) \|$", text[start:end], re.MULTILINE))
 
@@ -118,13 +118,13 @@ def measured_in_table(path: Path) -> dict[str, str]:
 
 
 def block(text: str, name: str) -> tuple[int, int]:
-    """Return where a generated block of the README begins and ends, markers left out."""
+    """Return where a generated block of a page begins and ends, markers left out."""
     start = text.index(f"<!-- {name} -->") + len(f"<!-- {name} -->\n")
     return start, text.index(f"<!-- /{name} -->")
 
 
 def blocks(measured: Mapping[str, str]) -> dict[str, Iterator[str]]:
-    """Return what every generated block should say, line by line as it is asked for."""
+    """Return what every generated block should say, line by line as it is asked for; each stands in the page of its name."""
     return {
         "schedules": schedule_lines(),
         "networks": network_lines(measured),
@@ -134,15 +134,15 @@ def blocks(measured: Mapping[str, str]) -> dict[str, Iterator[str]]:
 
 
 @pytest.mark.parametrize("name", ["schedules", "networks", "reliability", "speed"])
-def test_the_readme_says_what_the_code_says(name: str) -> None:
-    text = README.read_text(encoding="utf8")
+def test_the_docs_say_what_the_code_says(name: str) -> None:
+    text = (DOCS / f"{name}.md").read_text(encoding="utf8")
     start, end = block(text, name)
-    expected = list(blocks(measured_in_readme())[name])
-    assert text[start:end].splitlines() == expected, "run: python -m tests.test_readme"
+    expected = list(blocks(measured_before())[name])
+    assert text[start:end].splitlines() == expected, "run: make docs"
 
 
 def test_the_page_of_bad_inputs_has_every_case() -> None:
-    assert PAGE.read_text(encoding="utf8").splitlines() == list(page_lines()), "run: python -m tests.bad_input"
+    assert PAGE.read_text(encoding="utf8").splitlines() == list(page_lines()), "run: make docs"
 
 
 def test_every_benchmark_was_measured_at_full_size() -> None:
@@ -153,14 +153,15 @@ def test_every_benchmark_was_measured_at_full_size() -> None:
 
 
 def test_every_network_was_measured_and_learnt_something() -> None:
-    measured = measured_in_readme()
+    measured = measured_before()
     assert set(measured) == set(NETWORKS)
     assert all(CHANCE < float(value) < 1 for value in measured.values())
 
 
 if __name__ == "__main__":
-    figures = measured_in_table(Path(sys.argv[1])) if sys.argv[1:] else measured_in_readme()
+    figures = measured_in_table(Path(sys.argv[1])) if sys.argv[1:] else measured_before()
     for marker, lines in blocks(figures).items():
-        written = README.read_text(encoding="utf8")
+        page = DOCS / f"{marker}.md"
+        written = page.read_text(encoding="utf8")
         first, last = block(written, marker)
-        README.write_text(written[:first] + "\n".join([*lines, ""]) + written[last:], encoding="utf8")
+        page.write_text(written[:first] + "\n".join([*lines, ""]) + written[last:], encoding="utf8")

@@ -1,4 +1,4 @@
-"""Measure what the README promises about speed, as ratios: ``python -m tests.benchmarks [NAME…] [--json FILE]``.
+"""Measure what docs/speed.md says about speed, as ratios: ``python -m tests.benchmarks [NAME…] [--json FILE]``.
 
 A name is that of a file beside this one without ``bench_`` (labelling, training, …); none runs them all.
 """

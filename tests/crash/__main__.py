@@ -1,7 +1,7 @@
 """Kill real commands a few hundred times and prove that repeating them ends as if nothing had happened.
 
 ``python -m tests.crash [--kills N] [--only NAME] [--json FILE]``; ``make test-crash`` writes figures.json beside this
-file, from which the README states its figures.
+file, from which docs/reliability.md states its figures.
 """
 
 from __future__ import annotations

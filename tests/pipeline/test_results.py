@@ -1,4 +1,4 @@
-"""The README's tables of results hold the figures that were measured, and `make results` writes them from runs."""
+"""The tables of results hold the figures that were measured, and `make results` writes them from runs."""
 
 from __future__ import annotations
 
@@ -15,36 +15,55 @@ import pytest
 from pipeline import results
 from pipeline.commands import COMMANDS
 from pipeline.experiment.tables import find_table
-from pipeline.results import BLOCKS, DEMO_CARD, FIGURES, README, ROOT, Block, find_block, show_block, show_demo
+from pipeline.results import (
+    BLOCKS,
+    DEMO_CARD,
+    FIGURES,
+    IN_SHORT,
+    PAGE,
+    PICTURE,
+    README,
+    ROOT,
+    SHORTENED,
+    Block,
+    find_block,
+    show_block,
+    show_demo,
+    show_short,
+)
 from stages.export.formats import complete_formats
 
 MEASURED = sorted((ROOT / FIGURES).glob("*.json"))
 TINY = Path(__file__).parent / "tiny.toml"
 
 
-def read_block(root: Path, name: str) -> list[str]:
-    text = (root / README).read_text(encoding="utf8")
+def read_block(root: Path, name: str, page: Path = PAGE) -> list[str]:
+    text = (root / page).read_text(encoding="utf8")
     start, end = find_block(text, name)
     return text[start:end].splitlines()
 
 
 def test_every_block_has_its_place_and_only_blocks_have_figures() -> None:
-    text = (ROOT / README).read_text(encoding="utf8")
+    text = (ROOT / PAGE).read_text(encoding="utf8")
     assert re.findall(r"<!-- results: (.+) -->", text) == [block.name for block in BLOCKS]
+    assert re.findall(r"<!-- results: (.+) -->", (ROOT / README).read_text(encoding="utf8")) == [IN_SHORT]
     assert {path.stem for path in MEASURED} <= {block.name for block in BLOCKS}
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
-def test_the_readme_shows_what_was_measured(path: Path) -> None:
+def test_the_docs_show_what_was_measured(path: Path) -> None:
     figures = json.loads(path.read_text(encoding="utf8"))
     assert read_block(ROOT, path.stem) == show_block(figures), "run: make results"
     check_lines(figures)
+    if path.stem == SHORTENED:
+        assert read_block(ROOT, IN_SHORT, README) == show_short(figures)
     if path.stem == "demo":
+        assert 1000 < (ROOT / PICTURE).stat().st_size < 150_000 and f"]({PICTURE.as_posix()})" in (ROOT / README).read_text()
         assert f"expected = {json.dumps(show_demo(figures))}" in (ROOT / DEMO_CARD).read_text(encoding="utf8")
 
 
 def test_how_tables_are_read_is_said_once() -> None:
-    text = " ".join((ROOT / README).read_text(encoding="utf8").split())
+    text = " ".join((ROOT / PAGE).read_text(encoding="utf8").split())
     assert [text.count(note) for note in results.SAID_ONCE] == [1, 1, 1]
 
 
@@ -67,7 +86,7 @@ def check_lines(figures: dict[str, Any]) -> None:
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
     """A folder with what the generator changes."""
-    for path in (README, DEMO_CARD):
+    for path in (README, PAGE, DEMO_CARD):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, tmp_path / path)
     return tmp_path
@@ -101,16 +120,16 @@ def test_blocks_are_written_from_runs_and_others_stay(
     figures = json.loads((house / FIGURES / "schedules.json").read_text())
     check_lines(figures)
     lines = read_block(house, "schedules")
-    assert lines == show_block(figures) and lines[0] == "### Two rows"
+    assert lines == show_block(figures) and lines[0] == "## Two rows"
     of_block = [path for path in (work / "runs").iterdir() if path.name != Path(other.json["folder"]).name]
     shown = call("--workdir", work, "compare", *of_block, "--format", "markdown", as_json=False).stdout.splitlines()
     assert set(filter(lambda line: line.startswith("| "), shown)) <= set(lines), "as `compare` writes it"
     assert not any(note in "\n".join(lines) for note in results.SAID_ONCE)
     assert figures["environment"]["threads"] == f"{threads} / {threads + 1}", "of all runs"
     assert figures["trainings"] == 6 and figures["hours"] >= 0, "each phase once"
-    written = (house / README).read_text(encoding="utf8")
+    written = (house / PAGE).read_text(encoding="utf8")
     assert results.main(["schedules", "--workdir", str(work)], house) == 0
-    assert (house / README).read_text(encoding="utf8") == written
+    assert (house / PAGE).read_text(encoding="utf8") == written
 
 
 def test_an_export_s_formats_are_shown_as_its_proof_tells_them(
