@@ -1,7 +1,7 @@
 """`make results`: the tables of docs/results.md, made from finished runs, so that no figure is typed by hand.
 
-What a block of the page shows is kept in ``docs/results/<block>.json``, and one of them stands in README, in short. A test
-holds both against these files. README's picture is of the demo's run.
+What a block of the page shows is kept in ``docs/results/<block>.json``; one of them stands in README, too, in short. A
+test holds both against these files. README's picture is of the demo's run.
 """
 
 from __future__ import annotations
@@ -243,7 +243,8 @@ def show_block(figures: Mapping[str, Any]) -> list[str]:
 def show_short(figures: Mapping[str, Any]) -> list[str]:
     """Return the lines of README's table: every row's headline, and what it is to as many steps of plain training."""
     scores = {
-        row["name"]: {int(seed): score for seed, score in row["by_seed"]["miou_macro"].items()} for row in figures["rows"]
+        row["name"]: {int(seed): score for seed, score in row["by_seed"]["miou_macro"].items()}
+        for row in figures["rows"]
     }
     plain_rows = {row["total_steps"]: row["name"] for row in figures["rows"] if row["name"] in PLAIN}
     lines = ["| row | steps | macro mIoU | against plain training of as many steps |", "|---|---:|---:|---:|"]
@@ -253,11 +254,9 @@ def show_short(figures: Mapping[str, Any]) -> list[str]:
         difference = f"{against.mean:+.3f} ± {against.half_width:.3f}" if against and against.half_width else "–"
         mean = f"{row['metrics']['miou_macro']:.3f} ± {row['intervals']['miou_macro']:.3f}"
         lines.append(f"| `{name}` | {row['total_steps']} | {mean} | {difference} |")
-    return [
-        *lines, "",
-        f"Drawn scenes, U-Net with ResNet-18 from random weights, bundled teacher; seeds {', '.join(map(str, figures['seeds']))}, "
-        f"± is half of a 95 % interval over them; {figures['date']}.",
-    ]  # fmt: skip
+    seeds = ", ".join(map(str, figures["seeds"]))
+    setting = "Drawn scenes, U-Net with ResNet-18 from random weights, bundled teacher"
+    return [*lines, "", f"{setting}; seeds {seeds}, ± is half of a 95 % interval over them; {figures['date']}."]
 
 
 def find_block(text: str, name: str, page: Path = PAGE) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """The tables of the docs that come from code are what the code says.
 
-Rewrite them with ``make docs``, or ``python -m tests.test_readme``. The measured column stays as it is, unless it is measured anew with
-``pipeline --json table networks --recipe scenes-small > TABLE.json`` and the file is named.
+Rewrite them with ``make docs``, or ``python -m tests.test_readme``. The measured column stays as it is, unless it
+is measured anew with ``pipeline --json table networks --recipe scenes-small > TABLE.json`` and the file is named.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def block(text: str, name: str) -> tuple[int, int]:
 
 
 def blocks(measured: Mapping[str, str]) -> dict[str, Iterator[str]]:
-    """Return what every generated block should say, line by line as it is asked for; each stands in the page of its name."""
+    """Return what every generated block should say, line by line as it is asked for; its page has its name."""
     return {
         "schedules": schedule_lines(),
         "networks": network_lines(measured),

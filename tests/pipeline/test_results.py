@@ -58,7 +58,10 @@ def test_the_docs_show_what_was_measured(path: Path) -> None:
     if path.stem == SHORTENED:
         assert read_block(ROOT, IN_SHORT, README) == show_short(figures)
     if path.stem == "demo":
-        assert 1000 < (ROOT / PICTURE).stat().st_size < 150_000 and f"]({PICTURE.as_posix()})" in (ROOT / README).read_text()
+        assert (
+            1000 < (ROOT / PICTURE).stat().st_size < 150_000
+            and f"]({PICTURE.as_posix()})" in (ROOT / README).read_text()
+        )
         assert f"expected = {json.dumps(show_demo(figures))}" in (ROOT / DEMO_CARD).read_text(encoding="utf8")
 
 
