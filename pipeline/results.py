@@ -292,12 +292,12 @@ def _replace(root: Path, page: Path, name: str, lines: Sequence[str]) -> None:
 
 
 def draw_picture(table: Table, root: Path) -> None:
-    """Write README's picture: a panel of one of a table's runs, in 256 colours.
+    """Write README's picture: a panel of a table's run, in 256 colours.
 
     Raises:
         UserError: the run has no such panel.
     """
-    (run,) = (run for row in table.rows if row.name == PICTURED for run in row.runs)
+    run = next(run for row in table.rows if row.name == PICTURED for run in row.runs)
     assert run.folder is not None
     folder = run.folder / "panels"
     panels = sorted(folder.glob(PICTURED_PANEL))

@@ -10,8 +10,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from data_cache.errors import UserError
 from pipeline import results
 from pipeline.commands import COMMANDS
 from pipeline.experiment.tables import find_table
@@ -26,11 +29,15 @@ from pipeline.results import (
     ROOT,
     SHORTENED,
     Block,
+    draw_picture,
     find_block,
+    gather,
     show_block,
     show_demo,
     show_short,
 )
+from pipeline.session import Session
+from stages.comparison.table import Table
 from stages.export.formats import complete_formats
 
 MEASURED = sorted((ROOT / FIGURES).glob("*.json"))
@@ -98,7 +105,7 @@ def house(tmp_path: Path) -> Path:
 def test_blocks_are_written_from_runs_and_others_stay(
     house: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: Callable[..., Any]
 ) -> None:
-    rows = ("seg-only", "depth-then-seg")
+    rows = ("seg-only", "depth-first+copy")
     blocks = (
         Block("schedules", "Two rows", "schedules", str(TINY), (0, 1), "dataset", rows),
         Block("label-fraction", "Three seeds", "schedules", str(TINY), (0, 1, 2), "dataset", rows),
@@ -129,10 +136,25 @@ def test_blocks_are_written_from_runs_and_others_stay(
     assert set(filter(lambda line: line.startswith("| "), shown)) <= set(lines), "as `compare` writes it"
     assert not any(note in "\n".join(lines) for note in results.SAID_ONCE)
     assert figures["environment"]["threads"] == f"{threads} / {threads + 1}", "of all runs"
-    assert figures["trainings"] == 6 and figures["hours"] >= 0, "each phase once"
+    assert figures["trainings"] == 8 and figures["hours"] >= 0, "each phase once"
+    check_picture(house, gather(blocks[0], Session.start(str(work)), None))
     written = (house / PAGE).read_text(encoding="utf8")
     assert results.main(["schedules", "--workdir", str(work)], house) == 0
     assert (house / PAGE).read_text(encoding="utf8") == written
+
+
+def check_picture(house: Path, table: Table) -> None:
+    """One of several panels is README's picture, as it is but for its number of colours."""
+    (run, *_) = next(row.runs for row in table.rows if row.name == "depth-first+copy")
+    assert run.folder is not None
+    with pytest.raises(UserError, match=r"panels has no 01-.*evaluation.panels of 2"):
+        draw_picture(table, house)
+    (panel,) = (run.folder / "panels").glob("00-*.png")
+    shutil.copy(panel, panel.with_name("01-other.png"))
+    draw_picture(table, house)
+    with Image.open(panel) as before, Image.open(house / PICTURE) as after:
+        assert after.size == before.size
+        assert np.abs(np.asarray(before, int) - np.asarray(after.convert("RGB"), int)).mean() < 8
 
 
 def test_an_export_s_formats_are_shown_as_its_proof_tells_them(
