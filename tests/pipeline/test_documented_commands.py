@@ -55,7 +55,10 @@ SMALL = {
     "export": "--no-benchmark",
     "select": "--budget 5 --by depth-map",
     "pseudo-depth --recipe plain.toml": "--set data.options.counts={train=8,val=4,test=4}",
-    "run --recipe plain.toml": "--set data.options.counts={train=8,val=4,test=4} --iterations 1 --precision float32",
+    "run --recipe plain.toml": (
+        "--set data.options.counts={train=8,val=4,test=4} --iterations 1 --batch-size 2 --encoder tu-test_resnet "
+        "--set evaluation.panels=0"
+    ),
     "run --recipe mine.toml": "--iterations 1 --encoder tu-test_resnet --set evaluation.panels=0",
     "run --network unet-classic": "--set network.width=4",
 }
