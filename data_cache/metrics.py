@@ -54,6 +54,8 @@ class Metric(NamedTuple):
 HEADLINE = "miou_macro"
 BACKGROUND_NAMES = frozenset({"background", "__background__", "_background_", "bg"})
 """What people call the class that is no object, in small letters."""
+FOREGROUND = ("iiou_macro_fg", "iiou_micro_fg")
+"""Metrics of all classes but background."""
 IMAGES_FILE = "images.npz"
 """In the folder of a run: what each image scored, see ``data_cache/image_scores.py``."""
 _RATIO = "over pixels whose target is not nearly 0, per image, then over images"
