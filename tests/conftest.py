@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import signal
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+_LAST_WORDS = pytest.StashKey[Path]()
+"""Folder of what the processes that run tests write when they die."""
 
-def pytest_configure() -> None:
-    """Let the processes that tests start be interrupted.
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the processes that tests start be interrupted, and keep what a worker of xdist says in dying.
 
     A shell starts what it puts into the background deaf to SIGINT, and nohup to SIGHUP; they would inherit that.
     """
+    if folder := getattr(config, "workerinput", {}).get("last_words"):
+        faulthandler.enable((Path(folder) / config.workerinput["workerid"]).open("w"))
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker where to write."""
+    if _LAST_WORDS not in node.config.stash:
+        node.config.stash[_LAST_WORDS] = Path(tempfile.mkdtemp())
+    node.workerinput["last_words"] = str(node.config.stash[_LAST_WORDS])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(report: Any) -> None:
+    """Say how a worker ended, and where it was then."""
+    node = report.node
+    status = node.gateway._io.popen.wait(10)
+    said = "\n".join((node.config.stash[_LAST_WORDS] / node.gateway.id).read_text().splitlines()[:40])
+    report.longrepr = f"{report.longrepr}: exit status {status}\n{said}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

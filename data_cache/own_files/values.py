@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from data_cache.content import read_text
 from data_cache.datasets.folder import VOID_COLOURS
 from data_cache.datasets.interface import RGB
 from data_cache.datasets.mask_files import read_mask_ids
 from data_cache.errors import UserError
-from data_cache.images import format_examples
+from data_cache.images import format_examples, open_image
 from data_cache.sample import IGNORE_INDEX
 
 _THREADS = 8
@@ -132,7 +131,7 @@ def _read_mask(path: Path) -> MaskContent | str:
 
 
 def _read_palette(path: Path) -> tuple[RGB, ...]:
-    with Image.open(path) as image:
+    with open_image(path, "mask", missing="put it back", broken="replace the file") as image:
         flat = (image.getpalette() or []) if image.mode == "P" else []
     return tuple(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
 

@@ -165,13 +165,15 @@ def render_markdown(table: Table) -> str:
     return "\n".join([markdown_text(describe_common(table)), "", *lines, "", *notes])
 
 
-RECORD_COLUMNS = (
-    "name", "label", *FACTS, "baseline", "seeds", "num_seeds", "total_steps",
-    "images_labelled", "images_unlabelled", "parameters",
-    *(f"{metric}{part}" for metric in METRICS for part in ("", "_ci95", "_diff", "_diff_ci95", "_diff_p")),
-    *(f"{HEADLINE}_diff_{part}" for part in ("holm", "images_low", "images_high")),
-    *(f"paper_{column}" for column in PAPER_COLUMNS),
-)  # fmt: skip
+def list_record_columns() -> list[str]:
+    """Return the names of what ``list_records`` tells of a row."""
+    return [
+        "name", "label", *FACTS, "baseline", "seeds", "num_seeds", "total_steps",
+        "images_labelled", "images_unlabelled", "parameters",
+        *(f"{metric}{part}" for metric in METRICS for part in ("", "_ci95", "_diff", "_diff_ci95", "_diff_p")),
+        *(f"{HEADLINE}_diff_{part}" for part in ("holm", "images_low", "images_high")),
+        *(f"paper_{column}" for column in PAPER_COLUMNS),
+    ]  # fmt: skip
 
 
 def list_records(table: Table) -> list[dict[str, str | int | float | None]]:
@@ -180,7 +182,7 @@ def list_records(table: Table) -> list[dict[str, str | int | float | None]]:
     ``<metric>`` is the mean over seeds, ``_ci95`` half its 95 % interval, ``_diff`` the paired difference to the row
     ``baseline`` with its own half interval and p; shares are in [0, 1]. None where there is none: intervals take seeds.
     """
-    records = []
+    columns, records = list_record_columns(), []
     for label, row in table.labelled:
         seen, seeds = row.images_seen or {}, " ".join(map(str, row.seeds))
         cells: list[Any] = [row.name, label, *(row.fact(fact) for fact in FACTS), row.baseline, seeds, len(row.seeds)]
@@ -192,7 +194,7 @@ def list_records(table: Table) -> list[dict[str, str | int | float | None]]:
         headline = row.differences.get(HEADLINE)
         cells += [headline and headline.holm, *((headline and headline.images) or (None, None))]
         cells += [row.paper.get(column) for column in PAPER_COLUMNS]
-        records.append(dict(zip(RECORD_COLUMNS, cells, strict=True)))
+        records.append(dict(zip(columns, cells, strict=True)))
     return records
 
 
@@ -200,7 +202,7 @@ def render_csv(table: Table) -> str:
     """Return ``list_records`` as lines, absent values empty."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(RECORD_COLUMNS)
+    writer.writerow(list_record_columns())
     for record in list_records(table):
         writer.writerow([csv_text(value) if isinstance(value, str) else value for value in record.values()])
     return stream.getvalue().rstrip("\n")

@@ -76,9 +76,9 @@ def test_installed_packages_offer_names(tmp_path: Path, monkeypatch: pytest.Monk
         "[pipeline.networks]\nnet = somebodys.nets:Net\nunet = somebodys.nets:Net\n[pipeline.datasets]\nflat = a.b:C\n"
     )
     (folder / "entry_points.txt").write_text(lines)
-    monkeypatch.syspath_prepend(tmp_path)
-    list_installed.cache_clear()
-    try:
+    with monkeypatch.context() as installed:
+        installed.syspath_prepend(tmp_path)
+        list_installed.cache_clear()
         assert find_plugin("network", "net", ["unet"]) == NET._replace(name="net")
         assert find_plugin("dataset", "flat", ["folder"]) == Plugin("dataset", "flat", "a.b", "C")
         assert is_known("network", "net", []) and not is_known("dataset", "net", [])
@@ -88,6 +88,5 @@ def test_installed_packages_offer_names(tmp_path: Path, monkeypatch: pytest.Monk
             find_plugin("network", "unet", ["unet"])
         with pytest.raises(UserError, match=r"unknown network 'nett' .did you mean 'net'.*package.module:Class"):
             find_plugin("network", "nett", ["unet"])
-    finally:
-        list_installed.cache_clear()
-    assert find_plugin("network", "segnet", ["segnet"]) is None
+        assert find_plugin("network", "segnet", ["segnet"]) is None
+    list_installed.cache_clear()

@@ -15,12 +15,14 @@ from pydantic.fields import FieldInfo
 
 from data_cache.errors import UserError
 from pipeline.experiment.config import RunConfig, iterate_keys, load_config
+from stages.training.settings import SegLoss
 
 LAW = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 DEMO = (Path(__file__).parents[2] / "pipeline" / "recipes" / "demo.toml").read_bytes()
 TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=12)
+LOSSES = st.sampled_from(get_args(SegLoss))
 SPECIAL: dict[str, SearchStrategy[Any]] = {
     "data.crop": st.tuples(st.integers(32, 16_384), st.integers(32, 16_384)),
     "data.scale": st.tuples(st.floats(0.0625, 1.0), st.floats(1.0, 16.0)),
@@ -29,6 +31,7 @@ SPECIAL: dict[str, SearchStrategy[Any]] = {
     "loss.class_weights": st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=4).map(tuple),
     "data.labelled_fraction": st.floats(0, 1, exclude_min=True) | st.integers(1, 99).map(lambda n: f"1/{n}"),
     "data.workers": st.integers(0, 256) | st.just("auto"),
+    "loss.seg": LOSSES | st.dictionaries(LOSSES, st.floats(1e-6, 1000.0), min_size=1),
     "schedule.name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}", fullmatch=True),
 }
 """Keys whose own checks say more than their types."""
