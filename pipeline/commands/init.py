@@ -78,7 +78,7 @@ def write_recipe(
     load_config(str(out))
     _add_decisions(found, sizing, weights)
     facts = describe(found, out, list(texts), workdir)
-    return Result(facts, render(facts))
+    return Result(facts, render(facts), failed=bool(found.problems))
 
 
 def describe_machine() -> Machine:
@@ -175,6 +175,6 @@ def render(facts: dict[str, Any]) -> Group:
         *(Text(f"note: {note}") for note in facts["notes"]),
         *(Text(f"problem: {problem}") for problem in facts["problems"]),
         Text(f"\nwritten: {', '.join(facts['files'])}"),
-        Text("\nnext; the first says what would spoil a training"),
+        Text("\nnext, once the problems are repaired" if facts["problems"] else "\nnext"),
         *(Text(f"  {command}") for command in facts["commands"]),
     )

@@ -140,10 +140,11 @@ def build_table(
 
 
 def _list_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return what people read first; where no class is background, every one is foreground, which the headline says."""
+    """Return what people read first, of what any row has; where no class is background, every one is foreground."""
     known = [[each.name for each in row.first.per_class] for row in rows]
     alike = bool(known) and all(names and find_background(names) is None for names in known)
-    return tuple(name for name in main_metrics() if not (alike and name in FOREGROUND))
+    there = {name for row in rows for name in row.metrics} if rows else METRICS.keys()
+    return tuple(name for name in main_metrics() if name in there and not (alike and name in FOREGROUND))
 
 
 def _group_runs(runs: Sequence[RunRecord]) -> tuple[list[dict[int, RunRecord]], int]:

@@ -174,7 +174,7 @@ def test_a_failed_labelling_leaves_nothing_in_the_way(call: Call, tmp_path: Path
     for path in (root / "images" / "train").glob("*.jpg"):
         path.with_suffix(".kept").rename(path)
     refused = call("cache", "preview")
-    assert refused.status == 2 and "there are stores of: none" in refused.json["error"]
+    assert refused.status == 2 and "there are none; make them with" in refused.json["error"]
     assert not (tmp_path / "work" / "scenes").exists()
     labelled = call(*words).json
     assert (labelled["labelled"], labelled["failed"]) == (4, [])
