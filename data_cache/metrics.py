@@ -12,7 +12,7 @@ class but background; where no class is called that, all are foreground.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -52,6 +52,10 @@ class Metric(NamedTuple):
 
 
 HEADLINE = "miou_macro"
+BACKGROUND_NAMES = frozenset({"background", "__background__", "_background_", "bg"})
+"""What people call the class that is no object, in small letters."""
+FOREGROUND = ("iiou_macro_fg", "iiou_micro_fg")
+"""Metrics of all classes but background."""
 IMAGES_FILE = "images.npz"
 """In the folder of a run: what each image scored, see ``data_cache/image_scores.py``."""
 _RATIO = "over pixels whose target is not nearly 0, per image, then over images"
@@ -139,6 +143,11 @@ METRICS = {
 def main_metrics() -> tuple[str, ...]:
     """Return the names of those that people read first."""
     return tuple(name for name, metric in METRICS.items() if metric.main)
+
+
+def find_background(class_names: Sequence[str]) -> int | None:
+    """Return the index of the class that is called background, or None when every class is an object of interest."""
+    return next((index for index, name in enumerate(class_names) if name.lower() in BACKGROUND_NAMES), None)
 
 
 def in_declared_order(scores: dict[str, float]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from data_cache.depth_map import widen
 from data_cache.depth_target import compute_inverse_depth_target
 from data_cache.errors import UserError
 from data_cache.image_cache import ImageCache
+from data_cache.photometric import draw_recolouring
 from data_cache.settings import AugmentationSettings
 from data_cache.size_rule import SizeRule
 from data_cache.split_depth import SplitDepth
@@ -142,10 +143,11 @@ class TrainingSamples(Samples):
         rng = np.random.default_rng(stream)
         geometry = draw_geometry(self._augmentation, _size(image), rng)
         jitter = draw_colour_jitter(self._augmentation.jitter, rng)
+        recolouring = draw_recolouring(self._augmentation.photometric, rng)
         depth = self._read_depth(index, _size(image), geometry, geometry.zoom)
         return Sample(
             dataset.image_ids[index],
-            transform_image(image, geometry),
+            transform_image(image, geometry, recolouring),
             transform_labels(labels, geometry),
             None if depth is None else to_float16(depth),
             geometry.placed,

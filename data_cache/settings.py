@@ -164,6 +164,9 @@ def declares(field: FieldInfo, *kinds: Decides) -> bool:
     return declaration is not None and not declaration.resolved and not set(kinds).isdisjoint(declaration.decides)
 
 
+Photometric = Literal["none", "colour", "strong"]
+
+
 class AugmentationSettings(Section):
     """How training samples vary."""
 
@@ -175,6 +178,9 @@ class AugmentationSettings(Section):
     """Probability of a horizontal flip."""
     jitter: float = setting(0.0, Decides.DATA, ge=0.0, le=1.0)
     """Strength of brightness, contrast and saturation jitter, each factor in [1 - jitter, 1 + jitter]; 0 is off."""
+    photometric: Photometric = setting("none", Decides.DATA, late=True)
+    """What else changes in light and colour: ``colour`` turns the hue by up to 18 degrees and makes a tenth of the
+    images grey; ``strong`` turns by up to 36, makes a fifth grey, and stretches contrast, sharpens or blurs some."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> AugmentationSettings:

@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from data_cache.photometric import Recolouring, recolour
 from data_cache.sample import IGNORE_INDEX
 from data_cache.settings import AugmentationSettings, Size
 
@@ -101,11 +102,12 @@ def draw_colour_jitter(strength: float, rng: np.random.Generator) -> ColourJitte
     return ColourJitter(*rng.uniform(1 - strength, 1 + strength, 3).tolist()) if strength > 0 else None
 
 
-def transform_image(image: NDArray[np.uint8], geometry: Geometry) -> Tensor:
+def transform_image(image: NDArray[np.uint8], geometry: Geometry, recolouring: Recolouring | None = None) -> Tensor:
     """Bring an image to the canvas: bilinear with antialiasing, 0 where empty.
 
     Args:
         image: (H, W, 3) RGB.
+        recolouring: what is done to the colours of what is seen; the empty canvas stays 0.
 
     Returns:
         (3, *canvas) uint8, channels last in memory.
@@ -115,6 +117,8 @@ def transform_image(image: NDArray[np.uint8], geometry: Geometry) -> Tensor:
         cut = interpolate(cut, geometry.size, mode="bilinear", antialias=True)
     if geometry.flip:
         cut = cut.flip(-1)
+    if recolouring is not None:
+        cut = recolour(cut, recolouring)
     return _lay(cut[0].permute(1, 2, 0), geometry, fill=0).permute(2, 0, 1)
 
 

@@ -305,11 +305,15 @@ tile_options = stack(
         help="What the network sees around a tile, px; with --tile.",
     ),
 )
+paper_option = click.option(
+    "--paper", is_flag=True, help="Show the papers' scores beside ours also where ours are of other data."
+)
 comparison_options = stack(
     click.option("--baseline", help="Row that differences are taken to; default the table's, else seg-only."),
     click.option(
         "--table", "of_table", metavar="NAME", help="Only runs of rows of this table, or TOML file, in its order."
     ),
+    paper_option,
 )
 
 

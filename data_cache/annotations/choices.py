@@ -12,9 +12,9 @@ from data_cache.datasets.class_list import check_class_names
 from data_cache.errors import UserError
 from data_cache.files import hash_name
 from data_cache.images import format_examples
+from data_cache.metrics import BACKGROUND_NAMES
 
 _BACKGROUND = "background"
-_BACKGROUND_NAMES = {_BACKGROUND, "_background_", "__background__"}
 _VOID_NAMES = {"void", "ignore", "_ignore_", "__ignore__"}
 """Names that tools and people give to what is no class; in any case."""
 
@@ -97,7 +97,7 @@ def _clean(label: str | None) -> str | None:
 
 def means_background(name: str) -> bool:
     """Whether a class is called what tools call the rest of an image."""
-    return name.lower() in _BACKGROUND_NAMES
+    return name.lower() in BACKGROUND_NAMES
 
 
 def choose_splits(labelled: Sequence[AnnotatedImage], share: float, source: Path, notes: list[str]) -> list[str]:

@@ -20,6 +20,8 @@ Empty = Literal["background", "unlabelled"]
 """What an image without objects is that the annotations list."""
 
 SPLITS = ("train", "val", "test")
+SHEET_FILE = "contact-sheet.png"
+"""In an imported folder, to look at."""
 _SPLIT = re.compile(r"(train|val|test)(?:ing|id|idation)?\d*")
 
 

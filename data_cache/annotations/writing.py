@@ -24,7 +24,7 @@ from data_cache.annotations.drawing import Canvas, Drawing, write_mask
 from data_cache.annotations.interface import SPLITS, AnnotatedImage, Annotations, Findings
 from data_cache.datasets.class_list import read_classes
 from data_cache.datasets.interface import POOL, RGB
-from data_cache.datasets.paired_files import build_colour_map
+from data_cache.datasets.paired_files import build_class_colours
 from data_cache.errors import UserError
 from data_cache.files import sync_folder
 from data_cache.images import ACROSS, UPRIGHT, find_suffix, read_image_size, read_orientation
@@ -80,7 +80,7 @@ def write_folder(
     places = choose_places([*zip(labelled, splits, strict=True), *((image, POOL) for image in pool)])
     canvases = _place_images(places, folder, source, choices, notes)
     drawing = Drawing({name: index for index, name in enumerate(names)}, choices.background, choices.order)
-    colours = read_classes(folder / "classes.txt")[1] or build_colour_map(len(names) + 1)[1:]
+    colours = read_classes(folder / "classes.txt")[1] or build_class_colours(names)
     pixels = {split: np.zeros(IGNORE_INDEX + 1, np.int64) for split in SPLITS if split in splits}
     for done, (place, canvas) in enumerate(zip(places[: len(labelled)], canvases, strict=True), 1):
         labels = drawing.draw(place.image, canvas)

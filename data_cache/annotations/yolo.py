@@ -42,7 +42,11 @@ def read_yolo(source: Path, images: Path | None) -> Annotations:
     found: list[AnnotatedImage] = []
     unlisted: list[AnnotatedImage] = []
     seen: dict[Path, str] = {}
+    notes = []
     for split in SPLITS:
+        if split == "test" and _is_missing(content.get(split), roots):
+            notes.append(f"{path.name} names {content[split]} for test, which is not there, so there is no test split")
+            continue
         for file in _list_images(content.get(split), roots, split, findings):
             if (other := seen.setdefault(file.resolve(), split)) != split:
                 findings.add("images of two splits; leave each to one", f"{file.name} in {other} and {split}")
@@ -58,7 +62,6 @@ def read_yolo(source: Path, images: Path | None) -> Annotations:
             f"{path} leads to {len(unlisted)} images and to no label file: each belongs where its image is, with "
             "labels in the place of images in the path, and .txt at the end"
         )
-    notes = []
     if unlisted:
         notes.append(f"images without a .txt: {len(unlisted)}; not annotated (one without objects has an empty .txt)")
     return Annotations(names, found, unlisted, notes=notes)
@@ -114,7 +117,10 @@ def _list_images(entry: Any, roots: list[Path], split: str, findings: Findings) 
         place = _find_place(each, roots)
         if place is None:
             looked = f"{split}: {each} in {' or '.join(map(str, dict.fromkeys(roots)))}"
-            findings.add("splits that are not there; set path in the file, or name the folder with --images", looked)
+            findings.add(
+                "splits that are not there; set path in the file, name the folder with --images, or take out the line",
+                looked,
+            )
         elif place.suffix == ".txt":
             text = read_text(place, largest_bytes=_LARGEST_BYTES, remedy="write an image's path a line")
             for line in filter(None, map(str.strip, text.splitlines())):
@@ -127,6 +133,11 @@ def _list_images(entry: Any, roots: list[Path], split: str, findings: Findings) 
             suffixes = (path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
             found += sorted(path for path in suffixes if not path.name.startswith("."))
     return found
+
+
+def _is_missing(entry: Any, roots: list[Path]) -> bool:
+    """Whether a split is named as one folder that is not there."""
+    return isinstance(entry, str) and _find_place(entry, roots) is None
 
 
 def _find_place(name: str, roots: list[Path]) -> Path | None:

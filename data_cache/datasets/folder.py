@@ -25,7 +25,7 @@ from data_cache.datasets.depth_scales import SCALES_FILE, DepthScales, read_scal
 from data_cache.datasets.file_layout import DEPTH_SUFFIXES, FileLayout
 from data_cache.datasets.interface import POOL, RGB, Sources
 from data_cache.datasets.mask_files import read_npy, read_png16
-from data_cache.datasets.paired_files import PairedFiles, build_colour_map, check_not_empty, find_pair
+from data_cache.datasets.paired_files import PairedFiles, build_class_colours, check_not_empty, find_pair
 from data_cache.errors import UserError, unknown_name
 from data_cache.sample import IGNORE_INDEX, DepthKind
 
@@ -104,7 +104,7 @@ class Folder(PairedFiles):
             split,
             entries,
             classes=names,
-            palette=colours or build_colour_map(len(names) + 1)[1:],
+            palette=colours or build_class_colours(names),
             raw_ids=_build_id_table(len(names), first_id, void_ids, ids),
             ground_truth_depth_kind=self._depth_kind if self._has_depth else None,
             depth_rule=self._describe_depth() if self._has_depth else "",

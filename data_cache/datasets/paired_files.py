@@ -15,6 +15,7 @@ from data_cache.datasets.interface import RGB, EmptySplit, SegmentationDataset, 
 from data_cache.datasets.mask_files import LabelProblem, describe_colours, format_id_table, map_ids, read_mask_ids
 from data_cache.errors import UserError
 from data_cache.images import ImageNote, NotedImage, format_examples, list_files, read_image, read_image_size
+from data_cache.metrics import find_background
 from data_cache.sample import DepthKind
 
 
@@ -222,6 +223,12 @@ def check_not_empty(dataset: str, split: str, entries: Sequence[Entry], looked_i
     beside = sorted(path.name for path in parent.iterdir() if path.is_dir())[:12] if parent.is_dir() else []
     there = f"{parent} holds: {', '.join(beside) or 'no folders'}" if parent.is_dir() else f"nor {parent}"
     raise EmptySplit(f"the {split} split of {dataset} is empty: there is no folder {looked_in} ({there})")
+
+
+def build_class_colours(names: Sequence[str]) -> tuple[RGB, ...]:
+    """Return the colours of classes that have none of their own: of Pascal VOC, black for a first one of background."""
+    first = 0 if find_background(names[:1]) == 0 else 1
+    return build_colour_map(len(names) + first)[first:]
 
 
 def build_colour_map(num_colours: int) -> tuple[RGB, ...]:

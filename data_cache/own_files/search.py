@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_cache.annotations.interface import SHEET_FILE
 from data_cache.content import read_text
 from data_cache.datasets.file_layout import DEPTH_SUFFIXES
 from data_cache.datasets.id_list import read_id_list
@@ -36,7 +37,8 @@ _HEAD = re.compile(r"^[A-Za-z]+(?:[_\-. ]|(?=\d))")
 _MASK_WORDS = re.compile(r"mask|label|annot|(?<![a-z])(gt|seg|ann)|segmentation|class|truth", re.IGNORECASE)
 _OTHER_WORDS = re.compile(r"inst|object|colou?r|vis|overlay|edge|bound|panoptic", re.IGNORECASE)
 _DEPTH_WORDS = re.compile(r"depth|disp", re.IGNORECASE)
-_SKIPPED = ("__MACOSX",)
+_SKIPPED = ("__MACOSX", SHEET_FILE)
+"""No images of the data: what archives of one system hold besides, and what `pipeline import` draws."""
 _MOST_FILES = 1_000_000
 _PATTERNS_TRIED = 8
 _FEW_VALUES = 64
@@ -171,7 +173,7 @@ def _group_files(root: Path) -> _Groups:
         found = [
             Path(place, name)
             for name in sorted(files)
-            if not name.startswith(".") and name.lower().endswith((*IMAGE_SUFFIXES, ".npy"))
+            if not name.startswith(".") and name not in _SKIPPED and name.lower().endswith((*IMAGE_SUFFIXES, ".npy"))
         ]
         if not found:
             continue

@@ -270,6 +270,10 @@ def _choose_ids(found: MaskValues, named: Sequence[NamedClass], named_by: str) -
     spread = len(steps) == 1 and steps != {1}  # 0, 85, 170, 255: classes made visible
     void = {IGNORE_INDEX} if IGNORE_INDEX in ids and len(ids) > 2 and not spread else set[int]()
     kept = [value for value in ids if value not in void]
+    if len(kept) < 2:
+        raise UserError(
+            f"all masks hold nothing but {format_examples(ids, len(ids))}, so there is nothing to tell apart"
+        )
     if named:
         return _match_names(kept, named, ids, how, named_by)
     if ids == [0, IGNORE_INDEX]:
@@ -277,10 +281,6 @@ def _choose_ids(found: MaskValues, named: Sequence[NamedClass], named_by: str) -
             ("background", "object"), None, (0, IGNORE_INDEX), (), f"binary masks of 0 and {IGNORE_INDEX}",
             f"there are no other ids, so {IGNORE_INDEX} is a class and not void", "",
         )  # fmt: skip
-    if len(kept) < 2:
-        raise UserError(
-            f"all masks hold nothing but {format_examples(ids, len(ids))}, so there is nothing to tell apart"
-        )
     why = "each id is a class" + (f", and {IGNORE_INDEX} is void, as it is usually" if void else "")
     if kept[0] == 0:
         why += "; 0, too: if it means that nobody has drawn there, take it out of classes and ids"

@@ -208,7 +208,11 @@ def preview_labels(config: RunConfig, session: Session, out: Path | None, *, ove
         others = sorted({store.parent.parent.name for store in session.workspace.depth.glob("*/*/*.h5")})
         raise UserError(
             f"no depth store of dataset {config.data.dataset!r} (recipe {config.recipe}) in {session.workspace.depth}; "
-            f"there are stores of: {', '.join(others) or 'none'}; name the recipe they were made with: --recipe"
+            + (
+                f"there are stores of: {', '.join(others)}; name the recipe they were made with: --recipe"
+                if others
+                else "there are none; make them with: pipeline pseudo-depth --recipe RECIPE"
+            )
         )
     for split in splits_to_label(config, session.workspace):
         dataset = open_split(config, session.workspace, split)

@@ -28,13 +28,19 @@ def _list_formats() -> Sequence[str]:
 @click.option("--across", is_flag=True, help="Show runs of different data or numerics, too, without differences.")
 @click.pass_obj
 def compare(
-    session: Session, runs: Sequence[str], form: str, baseline: str | None, of_table: str | None, across: bool
+    session: Session,
+    runs: Sequence[str],
+    form: str,
+    baseline: str | None,
+    of_table: str | None,
+    paper: bool,
+    across: bool,
 ) -> None:
     """Put runs side by side; all finished runs by default."""
     from pipeline.session import Result
     from stages.comparison.formats import FORMATS, summarise
 
-    compared = compare_runs(session, runs, baseline, of_table, across=across)
+    compared = compare_runs(session, runs, baseline, of_table, across=across, paper=paper)
     session.show(Result(summarise(compared), FORMATS[form](compared)))
 
 
@@ -45,6 +51,7 @@ def compare_runs(
     table: str | None = None,
     *,
     across: bool = False,
+    paper: bool = False,
 ) -> Table:
     """Put runs side by side.
 
@@ -53,6 +60,7 @@ def compare_runs(
         baseline: row name; None is the table's own.
         table: name of a table, of whose rows the runs must be; None takes any.
         across: whether runs of different data, splits or numerics may stand one under another.
+        paper: whether the papers' scores stand beside ours whatever those are of.
 
     Raises:
         UserError: there is no such run, or they cannot stand in one table.
@@ -64,4 +72,4 @@ def compare_runs(
     found = find_runs(session, references, spec)
     if not across:
         check_one_place(found.records)
-    return tabulate(found.records, spec, baseline, found.notes)
+    return tabulate(found.records, spec, baseline, found.notes, paper=paper)

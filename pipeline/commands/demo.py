@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.options import device_option
+from pipeline.options import device_option, paper_option
 
 if TYPE_CHECKING:
     from pipeline.session import Result, Session
@@ -18,13 +18,14 @@ ROWS = ("depth-first+copy", "seg-only")
 @click.command()
 @click.option("--recipe", default="demo", show_default=True, help="Bundled recipe or path of a TOML file.")
 @device_option
+@paper_option
 @click.pass_obj
-def demo(session: Session, recipe: str, device: str) -> None:
+def demo(session: Session, recipe: str, device: str, paper: bool) -> None:
     """Run everything offline on drawn scenes: label, train two schedules, compare, export, report."""
-    session.show(run_demo(session, recipe, device))
+    session.show(run_demo(session, recipe, device, paper=paper))
 
 
-def run_demo(session: Session, recipe: str, device: str) -> Result:
+def run_demo(session: Session, recipe: str, device: str, *, paper: bool = False) -> Result:
     """Run everything: label, train two schedules, compare, export, report.
 
     Returns:
@@ -48,9 +49,9 @@ def run_demo(session: Session, recipe: str, device: str) -> Result:
         changed = config.changed({"schedule": {"name": row}})
         runs.append(train_one(changed, session, device, reuse=True))
     folders = [run.folder for run in runs]
-    table = tabulate([RunRecord.from_json(folder) for folder in folders])
+    table = tabulate([RunRecord.from_json(folder) for folder in folders], paper=paper)
     exported = export_run(session, runs[0].run, None)
-    report = report_runs(session, [str(folder) for folder in folders], None, None)
+    report = report_runs(session, [str(folder) for folder in folders], None, None, paper=paper)
     seconds = time.perf_counter() - started_at
     facts = {
         "runs": [run.to_json() for run in runs],

@@ -157,6 +157,7 @@ def score_model(
     Raises:
         UserError: the model cannot be opened, or not be scored on these data or in that way.
     """
+    from data_cache.metrics import find_background
     from data_cache.ranks import is_speaker, speaker_first
     from pipeline.experiment.artifacts import find_labels_if_any
     from pipeline.experiment.config import load_config
@@ -166,7 +167,6 @@ def score_model(
     from pipeline.experiment.tabulate import freshen
     from stages.comparison.record import RunRecord
     from stages.evaluation.conventions import PAPER_NOTE, choose_conventions, score_by_conventions
-    from stages.evaluation.metrics import find_background
     from stages.evaluation.tiling import TiledNetwork
 
     wanted = choose_conventions(conventions) if conventions is not None else []

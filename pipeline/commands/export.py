@@ -328,7 +328,7 @@ def _render(exported: Exported) -> RenderableType:
     from rich.console import Group
 
     from pipeline.console import plain_table
-    from stages.export.card import ROW_HEADINGS, describe_row
+    from stages.export.card import NOT_MEASURED, ROW_HEADINGS, describe_row
 
     report, run, web, hub = exported.report, exported.run, exported.web, exported.hub
     title = f"{run} exported to {report.out}" + (" (was there already)" if report.reused else "")
@@ -336,8 +336,11 @@ def _render(exported: Exported) -> RenderableType:
     if web is not None:
         rows.append(("page", f"python -m http.server --directory {shlex.quote(str(web))}, then http://localhost:8000"))
     shown: list[RenderableType] = [plain_table(title, ["proof", "value"], [list(row) for row in rows])]
-    table = [[row["format"], *describe_row(row)] for row in report.proof["table"]]
-    shown.append(plain_table("Formats", ["format", *ROW_HEADINGS], table))
+    formats = report.proof["table"]
+    columns = zip(ROW_HEADINGS, *map(describe_row, formats), strict=True)
+    measured = [cells for cells in columns if set(cells[1:]) != {NOT_MEASURED}]
+    table = [[row["format"], *cells] for row, *cells in zip(formats, *(cells[1:] for cells in measured), strict=True)]
+    shown.append(plain_table("\nFormats", ["format", *(cells[0] for cells in measured)], table))
     return Group(*shown, *([_render_push(hub)] if hub else []))
 
 

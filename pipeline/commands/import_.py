@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from data_cache.datasets.interface import SegmentationDataset
     from pipeline.session import Result, Session
 
-SHEET_FILE = "contact-sheet.png"
 SHOWN_IMAGES = 30
 """On the contact sheet."""
 
@@ -71,9 +70,9 @@ def _list_choices(name: str) -> LazyChoice:
     help="Share of the training images that becomes val where the data has none, by a hash of their names.",
 )
 @click.option("--link", is_flag=True, help="Link to the images where they lie, in place of copies.")
-@click.pass_obj
+@click.pass_context
 def import_(
-    session: Session, format_name: str, source: Path, images: Path | None, out: Path, uncovered: str, **options: Any
+    ctx: click.Context, format_name: str, source: Path, images: Path | None, out: Path, uncovered: str, **options: Any
 ) -> None:
     """Make a `folder` data set of the outlines of another tool.
 
@@ -86,7 +85,11 @@ def import_(
     Images that are not annotated go to images/unlabelled.
     """
     background = uncovered == "background"
-    session.show(import_annotations(session, format_name, source, images, out, background=background, **options))
+    workdir = ctx.find_root().params.get("workdir")
+    found = import_annotations(
+        ctx.obj, format_name, source, images, out, background=background, workdir=workdir, **options
+    )
+    ctx.obj.show(found)
 
 
 def import_annotations(
@@ -101,6 +104,7 @@ def import_annotations(
     empty: Empty | None = None,
     val_share: float = 0.2,
     link: bool = False,
+    workdir: Path | None = None,
 ) -> Result:
     """Write a `folder` data set with a contact sheet; it is there as a whole, or not at all.
 
@@ -113,6 +117,7 @@ def import_annotations(
         background: whether pixels without an object are a class, rather than void.
         val_share: of the images to train on, where the data has no val.
         link: whether images are links rather than copies.
+        workdir: as it was given on the command line, for the commands that follow.
 
     Returns:
         ``images`` (by split), ``classes`` (by split the share of each), ``void``, ``notes``, ``out``, ``sheet``,
@@ -120,6 +125,7 @@ def import_annotations(
     """
     from data_cache.annotations import FORMATS
     from data_cache.annotations.choices import Choices
+    from data_cache.annotations.interface import SHEET_FILE
     from data_cache.annotations.writing import write_folder
     from data_cache.errors import UserError
     from data_cache.outputs import Inputs, hold_result, replace_folder
@@ -141,7 +147,8 @@ def import_annotations(
     ):
         found = write_folder(annotations, folder, choices, source=source, progress=advance)
         draw_sheet(folder, found)
-    commands = list_next(out)
+    begin = ["pipeline", *(["--workdir", str(workdir)] if workdir else [])]
+    commands = [shlex.join([*begin, "init", str(out), "--out", f"{out}.toml"])]
     facts = {
         "images": found.images,
         "classes": found.classes,
@@ -159,21 +166,9 @@ def _own_nothing(_folder: Path) -> Sequence[str]:
     return ()
 
 
-def list_next(out: Path) -> list[str]:
-    """Return the commands from a data set to predictions; each works as it is printed."""
-    data, recipe, model = (shlex.quote(f"{out}{end}") for end in ("", ".toml", "-model"))
-    return [
-        f"pipeline init {data} --out {recipe}",
-        f"pipeline datasets --recipe {recipe}",
-        f"pipeline pseudo-depth --recipe {recipe}",
-        f"pipeline run --recipe {recipe}",
-        f"pipeline export --out {model} --no-benchmark",
-        f"pipeline predict {model} {shlex.quote(str(out / 'images' / 'val'))} --out {shlex.quote(f'{out}-predicted')}",
-    ]
-
-
 def draw_sheet(folder: Path, found: Imported) -> None:
     """Draw images from all over the data set, tinted by their masks."""
+    from data_cache.annotations.interface import SHEET_FILE
     from data_cache.datasets import open_dataset
     from stages.evaluation.colour import VOID, lift_dark
     from stages.evaluation.panels import contact_sheet, read_tinted_item, spread_over
@@ -193,6 +188,7 @@ def draw_sheet(folder: Path, found: Imported) -> None:
 
 def _render(found: Imported, out: Path, commands: Sequence[str]) -> Iterator[str]:
     """Yield what a person reads."""
+    from data_cache.annotations.interface import SHEET_FILE
     from data_cache.escaping import width_of
     from pipeline.console import count
 
@@ -206,4 +202,4 @@ def _render(found: Imported, out: Path, commands: Sequence[str]) -> Iterator[str
     yield ""
     yield from (f"note: {note}" for note in found.notes)
     yield f"\nlook at  {out / SHEET_FILE}"
-    yield "\nnext\n" + "\n".join(f"  {command}" for command in commands)
+    yield "\nnext; it prints what comes then\n" + "\n".join(f"  {command}" for command in commands)

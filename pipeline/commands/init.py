@@ -49,7 +49,7 @@ def write_recipe(
         UserError: what lies there is no dataset, or something else lies at the place of a file.
     """
     from data_cache.errors import UserError
-    from data_cache.outputs import check_page, write_page
+    from data_cache.outputs import Inputs, check_page, write_page
     from data_cache.own_files.inspection import inspect_folder
     from pipeline.experiment.config import load_config
     from pipeline.experiment.own_recipe import format_list, format_recipe
@@ -61,6 +61,7 @@ def write_recipe(
             f"--out {out} must end in .toml, by which recipes are known; for example {out.stem or 'mine'}.toml"
         )
     check_page(out, overwrite=overwrite, example="mine.toml")
+    Inputs([folder / "any"]).check_outside(out, "--out")
     with session.console.progress(f"looking at {folder}", 100) as advance:
         found = inspect_folder(folder, lambda what, done, total: advance(100 * done // total, what))
     if not found.sizes:
@@ -77,7 +78,7 @@ def write_recipe(
     load_config(str(out))
     _add_decisions(found, sizing, weights)
     facts = describe(found, out, list(texts), workdir)
-    return Result(facts, render(facts))
+    return Result(facts, render(facts), failed=bool(found.problems))
 
 
 def describe_machine() -> Machine:
@@ -126,11 +127,7 @@ def _add_decisions(found: Inspection, sizing: Sizing, weights: Weights) -> None:
 
 def describe(found: Inspection, out: Path, files: list[Path], workdir: Path | None) -> dict[str, Any]:
     """Return what was found and decided, for programs."""
-    from pipeline.experiment.config import load_config
-    from pipeline.experiment.own_recipe import SCHEDULE
-
-    begin = ["pipeline", *(["--workdir", str(workdir)] if workdir else [])]
-    run = f"{load_config(str(out)).network.label}-{SCHEDULE}+copy"
+    begin, model = ["pipeline", *(["--workdir", str(workdir)] if workdir else [])], f"{out.with_suffix('')}-model"
     return {
         "recipe": str(out),
         "files": list(map(str, files)),
@@ -148,11 +145,15 @@ def describe(found: Inspection, out: Path, files: list[Path], workdir: Path | No
         "decided": [decision._asdict() for decision in found.decisions],
         "notes": found.notes,
         "problems": found.problems,
-        "check": shlex.join([*begin, "datasets", "--recipe", str(out)]),
         "commands": [
-            shlex.join([*begin, "pseudo-depth", "--recipe", str(out)]),
-            shlex.join([*begin, "run", "--recipe", str(out)]),
-            shlex.join([*begin, "predict", run, str(found.example), "--out", "predictions"]),
+            shlex.join([*begin, *words])
+            for words in (
+                ["datasets", "--recipe", str(out)],
+                ["pseudo-depth", "--recipe", str(out)],
+                ["run", "--recipe", str(out)],
+                ["export", "--out", model],
+                ["predict", model, str(found.example), "--out", f"{out.with_suffix('')}-predicted"],
+            )
         ],
     }
 
@@ -174,6 +175,6 @@ def render(facts: dict[str, Any]) -> Group:
         *(Text(f"note: {note}") for note in facts["notes"]),
         *(Text(f"problem: {problem}") for problem in facts["problems"]),
         Text(f"\nwritten: {', '.join(facts['files'])}"),
-        Text(f"what would spoil a training says: {facts['check']}\n\nnext:"),
+        Text("\nnext, once the problems are repaired" if facts["problems"] else "\nnext"),
         *(Text(f"  {command}") for command in facts["commands"]),
     )

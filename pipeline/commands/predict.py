@@ -276,9 +276,11 @@ def heeding_interrupts(cameras: Sequence[int]) -> Iterator[Callable[[], bool]]:
 
 
 def _describe(facts: dict[str, Any], out: Path) -> str:
+    from pipeline.console import count
+
     lines = [*facts["files"], *(f"note: {note}" for note in facts["notes"])]
     lines += [f"not predicted: {failure['reason']}" for failure in facts["failed"]]
-    counts = f"{facts['images']} images" + (f" and {facts['frames']} frames" if facts["frames"] else "")
+    counts = count(facts["images"], "image") + (f" and {count(facts['frames'], 'frame')}" if facts["frames"] else "")
     lines.append(f"{counts} in {facts['seconds']:.1f} s, {facts['images_per_second']:.1f} images/s")
     if facts["failed"]:
         lines.append(f"{len(facts['failed'])} could not be predicted; the others are in {out}")

@@ -21,10 +21,16 @@ if TYPE_CHECKING:
 @comparison_options
 @click.pass_obj
 def report(
-    session: Session, runs: Sequence[str], out: Path | None, overwrite: bool, baseline: str | None, of_table: str | None
+    session: Session,
+    runs: Sequence[str],
+    out: Path | None,
+    overwrite: bool,
+    baseline: str | None,
+    of_table: str | None,
+    paper: bool,
 ) -> None:
     """Write one self-contained page about runs; all finished runs by default."""
-    session.show(report_runs(session, runs, out, baseline, of_table, overwrite=overwrite))
+    session.show(report_runs(session, runs, out, baseline, of_table, overwrite=overwrite, paper=paper))
 
 
 def report_runs(
@@ -35,6 +41,7 @@ def report_runs(
     table: str | None = None,
     *,
     overwrite: bool = False,
+    paper: bool = False,
 ) -> Result:
     """Write one self-contained page about runs; arguments as in ``compare_runs``.
 
@@ -59,7 +66,7 @@ def report_runs(
     spec = find_table(table) if table else None
     found = find_runs(session, references, spec)
     check_one_place(found.records)
-    compared = tabulate(found.records, spec, baseline, found.notes)
+    compared = tabulate(found.records, spec, baseline, found.notes, paper=paper)
     of_tables = [spec] if spec else tables_of(row.name for row in compared.rows)
     titles = [each.title for each in of_tables if each is not SCHEDULES]
     title = titles[0] if len(titles) == 1 else TITLE

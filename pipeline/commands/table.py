@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.options import RecipeCommand, device_option, no_reuse_option, seeds_option, spread_options
+from pipeline.options import RecipeCommand, device_option, no_reuse_option, paper_option, seeds_option, spread_options
 
 if TYPE_CHECKING:
     from pipeline.experiment.config import RunConfig
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @seeds_option
 @no_reuse_option
 @device_option
+@paper_option
 @spread_options
 @click.pass_obj
 def table(
@@ -28,6 +29,7 @@ def table(
     seeds: tuple[int, ...] | None,
     no_reuse: bool,
     device: str,
+    paper: bool,
     **wishes: Any,
 ) -> None:
     """Train all rows of the table NAME, or of a TOML file, and compare them.
@@ -37,7 +39,8 @@ def table(
     """
     from pipeline.experiment.engines import Spread
 
-    session.show(train_table(name, config, session, device, seeds, reuse=not no_reuse, spread=Spread(**wishes)))
+    spread = Spread(**wishes)
+    session.show(train_table(name, config, session, device, seeds, reuse=not no_reuse, spread=spread, paper=paper))
 
 
 def train_table(
@@ -49,12 +52,13 @@ def train_table(
     *,
     reuse: bool,
     spread: Spread,
+    paper: bool = False,
 ) -> Result:
     """Train all rows of a table with all seeds; without seeds with its own.
 
     Returns:
-        ``rows`` with the paper's scores, ``trained`` and ``reused`` (distinct trainings), ``unshared`` (trainings the
-        same runs would need one by one).
+        ``rows``, ``trained`` and ``reused`` (distinct trainings), ``unshared`` (trainings the same runs would need one
+        by one). Rows have the paper's scores with ``paper``, or where ours are of its data set.
     """
     from data_cache.ranks import speaker_first
     from pipeline.experiment.artifacts import wait_for_stores
@@ -76,7 +80,7 @@ def train_table(
             plan = make_plan(rows, session, reuse=reuse)
         done = execute_plan(plan, session, engine, wait=spread.wait)
     folders = [session.workspace.runs / record["run"] for record in done.records]
-    compared = tabulate([RunRecord.from_json(folder) for folder in folders], wanted)
+    compared = tabulate([RunRecord.from_json(folder) for folder in folders], wanted, paper=paper)
     facts = {
         **summarise(compared),
         "notes": [*compared.notes, *plan.notes],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_cache.metrics import HEADLINE
 
@@ -33,6 +33,15 @@ class TableRow:
         return {*self.changes, *(("training.epochs", "training.iterations") if self.budget != 1 else ())}
 
 
+class PaperFigures(NamedTuple):
+    """Of what the scores are that rows have from a paper; beside scores of other data they would mislead."""
+
+    dataset: str
+    """Key of ``DATASETS``."""
+    note: str
+    """How to read them."""
+
+
 @dataclass(frozen=True)
 class TableSpec:
     """Rows to be trained on one recipe and compared with one of them."""
@@ -41,13 +50,15 @@ class TableSpec:
     baseline: str
     rows: tuple[TableRow, ...]
     note: str
-    """What the paper's figures are of, or that there are none."""
+    """What must be said of the rows whatever they are trained on; "" is nothing."""
     metrics: tuple[str, ...] | None = None
     """What people read first, None takes the metrics declared so; every metric is in the CSV and JSON."""
     compared_metrics: tuple[str, ...] = (HEADLINE,)
     """Whose differences to the baseline they read, too: the headline's, and what the paper makes a claim of."""
     seeds: tuple[int, ...] | None = None
     """Seeds it is trained with where neither recipe nor command names any; None is the usual one."""
+    paper: PaperFigures | None = None
+    """None where no row has a paper's scores."""
     shared_epochs: float | None = None
     """So many times the recipe's epochs, over all training images with masks or without, are divided among the phases
     of every row, so that all have equal steps; None leaves each the recipe's budget."""

@@ -12,7 +12,7 @@ from data_cache.metrics import HEADLINE
 from data_cache.order import steps_per_epoch
 from pipeline.experiment.config import RunConfig
 from pipeline.experiment.own_tables import read_table
-from pipeline.experiment.table_spec import TableRow, TableSpec
+from pipeline.experiment.table_spec import PaperFigures, TableRow, TableSpec
 from stages.comparison.row_name import name_control
 from stages.networks import NETWORKS
 from stages.training.schedules import PAPER_ROWS, TABLE_ROWS
@@ -97,21 +97,27 @@ def _network_row(network: str) -> TableRow:
     return TableRow(f"{network}-depth-first", changes)
 
 
-SCHEDULES_NOTE = (
+SCHEDULES_PAPER = PaperFigures(
+    "voc",
     "paper: scores as printed, on PASCAL VOC. Its mIoU is pixel-weighted (compare miou_micro_imagewise, not "
     "miou_macro) and its acc one-vs-rest binary accuracy (acc_binary, not pixel_acc); 0.9974 is a misprint, the other "
-    "rows imply 0.9873"
+    "rows imply 0.9873",
 )
-FUSION_NOTE = (
+FUSION_PAPER = PaperFigures(
+    "cityscapes",
     "paper: mIoU as printed, on the validation split of Cityscapes at full size, one run each. It says that mIoU is "
     "the mean over images of each image's mIoU (compare miou_imagewise_macro); the level is that of pooled counts "
-    "(miou_macro). Fusion adds 11.6 million weights to the baseline and the row without dilation has 13.5 million "
-    "less, so neither tells dilation from capacity"
+    "(miou_macro)",
 )
-FCN_NOTE = (
+FUSION_NOTE = (
+    "fusion adds 11.6 million weights to the baseline and the row without dilation has 13.5 million less, so neither "
+    "tells dilation from capacity"
+)
+FCN_PAPER = PaperFigures(
+    "voc",
     "paper: mIoU as printed by the FCN-8s report, on the validation split of PASCAL VOC, one run each, after 20,000 "
     "iterations (exp3: 40,000); that it is a class mean over pooled counts is assumed. Of conv-vgg it shows images "
-    "only; its claim of better borders is boundary_f1 here"
+    "only; its claim of better borders is boundary_f1 here",
 )
 BACKBONES_NOTE = "no paper column: the segmentation lecture compares backbones in words; cost: pipeline advise"
 DCSA_NOTE = "no paper column: the paper of deformable-convolution self-attention is a design without an experiment"
@@ -134,7 +140,7 @@ TABLES = {
     "schedules": TableSpec("Training schedules", "seg-only", (
         *(_schedule_row(name) for name in TABLE_ROWS),
         *(_control_row(DEPTH, source) for source in CONTROL_SOURCES),
-    ), SCHEDULES_NOTE, seeds=(0, 1, 2)),
+    ), "", seeds=(0, 1, 2), paper=SCHEDULES_PAPER),
     "mff": TableSpec("Multi-path feature fusion in DeepLabV3+ (Park & Heo 2021, tables 1 and 2)", "mff-exit", (
         _fusion_row("mff-exit",      entry=False, middle=False, miou=0.77854),
         _fusion_row("mff-entry",     entry=True,  middle=False, miou=0.78918),
@@ -142,17 +148,17 @@ TABLES = {
         _fusion_row("mff-both",      entry=True,  middle=True,  miou=0.78990),
         _fusion_row("mff-undilated", entry=True,  middle=True,  dilated=False, miou=0.76440),
         _single_task_row("mff-unet", "unet-classic",            miou=0.57417),
-    ), FUSION_NOTE, SINGLE_TASK_METRICS),
+    ), FUSION_NOTE, SINGLE_TASK_METRICS, paper=FUSION_PAPER),
     "bisenet": TableSpec("Multi-path feature fusion in BiSeNet (Park & Heo 2021, table 3)", "bisenet", (
         _single_task_row("bisenet",     "bisenet",     miou=0.65005),
         _single_task_row("bisenet-mff", "bisenet-mff", miou=0.66062),
-    ), FUSION_NOTE.partition(" Fusion adds")[0].rstrip("."), SINGLE_TASK_METRICS),
+    ), "", SINGLE_TASK_METRICS, paper=FUSION_PAPER),
     "fcn8s": TableSpec("FCN-8s against VGG16 without skips (FCN-8s report, experiments 1 to 3)", "conv-vgg", (
         _fcn_row("conv-vgg",   "conv-vgg", 1e-6),
         _fcn_row("fcn8s-exp1", "fcn8s",    1e-6, miou=0.5160),
         _fcn_row("fcn8s-exp2", "fcn8s",    1e-5, miou=0.5129),
         _fcn_row("fcn8s-exp3", "fcn8s",    1e-6, miou=0.5591, budget=2),
-    ), FCN_NOTE, SINGLE_TASK_METRICS, (HEADLINE, "boundary_f1"), seeds=(0, 1, 2)),
+    ), "", SINGLE_TASK_METRICS, (HEADLINE, "boundary_f1"), seeds=(0, 1, 2), paper=FCN_PAPER),
     "backbones": TableSpec("Encoders under one U-Net", "backbone-resnet50", tuple(
         _single_task_row(f"backbone-{name.removeprefix('tu-')}", "unet", {"network.encoder": name})
         for name in BACKBONES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,9 +121,14 @@ def check_one_place(records: Sequence[RunRecord]) -> None:
 
 
 def tabulate(
-    records: Sequence[RunRecord], table: TableSpec | None = None, baseline: str | None = None, notes: Sequence[str] = ()
+    records: Sequence[RunRecord],
+    table: TableSpec | None = None,
+    baseline: str | None = None,
+    notes: Sequence[str] = (),
+    *,
+    paper: bool = False,
 ) -> Table:
-    """Build the table of runs with the papers' scores beside ours.
+    """Build the table of runs, with a paper's scores beside ours where they are of the paper's data set.
 
     Runs of different data, splits or numerics stand in groups one under another, and nothing is compared.
 
@@ -133,6 +138,7 @@ def tabulate(
             where there is none, of the table of schedules; a row of another table is compared as that says.
         baseline: row name; None is the table's own.
         notes: what a reader must know besides.
+        paper: whether the papers' scores stand beside ours whatever those are of.
     """
     names = [record.name for record in records]
     if baseline is not None and baseline not in names:
@@ -141,12 +147,19 @@ def tabulate(
     chosen = tables[0] if len(tables) == 1 else SCHEDULES
     in_order = (chosen, *(each for each in tables if each is not chosen))
     groups = group_runs(records)
+    trained_on = {name: {record.dataset for record in records if record.name == name} for name in names}
+    figures = {
+        row.name: row.paper
+        for each in in_order
+        for row in each.rows
+        if row.paper and each.paper and (paper or trained_on.get(row.name) == {each.paper.dataset})
+    }
     return build_table(
         [record for group in groups for record in group],
-        paper={row.name: row.paper for each in in_order for row in each.rows if row.paper},
+        paper=figures,
         baseline=(baseline or chosen.baseline) if len(groups) == 1 else None,
         order=[name for each in in_order for name in each.order] if len(groups) == 1 else (),
-        notes=[*notes, *(note for each in tables if (note := _find_note(each, records)))],
+        notes=[*notes, *(note for each in tables for note in _find_notes(each, figures, records))],
         metrics=chosen.metrics,
         compared_metrics=chosen.compared_metrics,
         design=Design(
@@ -157,8 +170,10 @@ def tabulate(
     )
 
 
-def _find_note(table: TableSpec, records: Sequence[RunRecord]) -> str:
-    """Return what must be said about a table's paper column, when there is one, and when there never is any."""
-    names = {record.name for record in records if not record.own_schedule}
-    shown = any(row.paper for row in table.rows if row.name in names)
-    return table.note if shown or not any(row.paper for row in table.rows) else ""
+def _find_notes(
+    table: TableSpec, figures: Mapping[str, Mapping[str, float]], records: Sequence[RunRecord]
+) -> list[str]:
+    """Return what must be said about a table, and about its paper's scores where they are shown."""
+    names = {record.name for record in records if not record.own_schedule} & figures.keys()
+    shown = table.paper is not None and any(row.name in names for row in table.rows)
+    return [note for note in (table.paper.note if table.paper and shown else "", table.note) if note]

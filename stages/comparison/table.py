@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from data_cache.metrics import HEADLINE, METRICS, main_metrics
+from data_cache.metrics import FOREGROUND, HEADLINE, METRICS, find_background, main_metrics
 from stages.comparison.certainty import judge_differences
 from stages.comparison.notes import gather_notes, write_notes
 from stages.comparison.obstacles import describe_differences, find_obstacles
@@ -133,10 +133,18 @@ def build_table(
             *notes,
             *([f"{num_dropped} earlier runs of the same row and seed are left out"] if num_dropped else []),
         ),
-        main_metrics=main_metrics() if metrics is None else metrics,
+        main_metrics=_list_metrics(rows) if metrics is None else metrics,
         compared_metrics=compared_metrics,
         noise=judged.noise,
     )
+
+
+def _list_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return what people read first, of what any row has; where no class is background, every one is foreground."""
+    known = [[each.name for each in row.first.per_class] for row in rows]
+    alike = bool(known) and all(names and find_background(names) is None for names in known)
+    there = {name for row in rows for name in row.metrics} if rows else METRICS.keys()
+    return tuple(name for name in main_metrics() if name in there and not (alike and name in FOREGROUND))
 
 
 def _group_runs(runs: Sequence[RunRecord]) -> tuple[list[dict[int, RunRecord]], int]:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from data_cache.errors import UserError, explaining_memory
 from data_cache.image_scores import ImageScores
-from data_cache.metrics import in_declared_order
+from data_cache.metrics import find_background, in_declared_order
 from data_cache.sample import Batch, PackedBatch
 from data_cache.unpacking import Normalisation, unpack
 from stages.evaluation.boundary import BoundaryScores
 from stages.evaluation.depth_errors import DepthErrors
 from stages.evaluation.forward import Precision, Predicted, evaluation_mode
-from stages.evaluation.metrics import ClassScore, SegCounts, find_background
+from stages.evaluation.metrics import ClassScore, SegCounts
 from stages.evaluation.per_image import ImageLog
 from stages.evaluation.tiling import TiledNetwork, predict
 from stages.networks.interface import Outputs

@@ -22,8 +22,6 @@ VoidRule = Literal["ignore", "fp"]
 """What a prediction on a void pixel counts as: nothing, or a false positive of the predicted class."""
 VOID_RULES: tuple[VoidRule, ...] = get_args(VoidRule)
 
-BACKGROUND_NAMES = frozenset({"background", "__background__", "_background_", "bg"})
-
 
 class Counts(NamedTuple):
     """Pixels of a split, or of each of several images, by class; each (C,) or (B, C) int64."""
@@ -92,11 +90,6 @@ class ClassScore(NamedTuple):
     """Share of the class's true pixels that were found (recall); None when the truth has none."""
     pixels: int
     """Labelled pixels of this class in the truth."""
-
-
-def find_background(class_names: Sequence[str]) -> int | None:
-    """Return the index of the class that is called background, or None when every class is an object of interest."""
-    return next((index for index, name in enumerate(class_names) if name.lower() in BACKGROUND_NAMES), None)
 
 
 class SegCounts:

@@ -187,6 +187,7 @@ def render_formats(proof: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+NOT_MEASURED = "–"
 ROW_HEADINGS = (
     "MB", "mIoU", "drop", "pixels that agree", "latency, ms", "of PyTorch's", "of float's",
     "memory, MB", "threads",
@@ -199,14 +200,14 @@ def describe_row(row: Mapping[str, Any]) -> list[str]:
     latency, ratio, of_float, memory, score = (row.get(name) for name in names)
     return [
         f"{row['bytes'] / 1e6:.2f}",
-        f"{score['miou_macro']:.4f}" if score else "–",
-        f"{round(row['drop'], 4) + 0.0:.4f}" if score else "–",  # no negative 0
-        f"{row['argmax_agreement']:.3%}" if "argmax_agreement" in row else "–",
-        f"{latency['median']:g} ({latency['low']:g} – {latency['high']:g})" if latency else "–",
-        f"{ratio['median']:.2f}" if ratio else "–",
-        f"{of_float['median']:.2f}" if of_float else "–",
-        "–" if memory is None else f"{memory:.0f}",
-        str(row.get("threads", "–")),
+        f"{score['miou_macro']:.4f}" if score else NOT_MEASURED,
+        f"{round(row['drop'], 4) + 0.0:.4f}" if score else NOT_MEASURED,  # no negative 0
+        f"{row['argmax_agreement']:.3%}" if "argmax_agreement" in row else NOT_MEASURED,
+        f"{latency['median']:g} ({latency['low']:g} – {latency['high']:g})" if latency else NOT_MEASURED,
+        f"{ratio['median']:.2f}" if ratio else NOT_MEASURED,
+        f"{of_float['median']:.2f}" if of_float else NOT_MEASURED,
+        NOT_MEASURED if memory is None else f"{memory:.0f}",
+        str(row.get("threads", NOT_MEASURED)),
     ]
 
 

@@ -20,5 +20,5 @@ def find_hub_problem() -> str | None:
     except urllib.error.HTTPError:
         return None  # it answered
     except Exception as problem:  # noqa: BLE001 - no route, no name, a proxy's no, a malformed address: all the same
-        return str(getattr(problem, "reason", problem))
+        return f"{constants.ENDPOINT} does not answer: {getattr(problem, 'reason', problem)}"
     return None

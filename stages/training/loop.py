@@ -14,6 +14,7 @@ from data_cache.errors import Notice, UserError
 from data_cache.ranks import is_speaker, wait_for_all
 from data_cache.sample import PackedBatch
 from stages.networks.interface import Network
+from stages.networks.memory_layout import choose_memory_format
 from stages.networks.precision import Dtype
 from stages.training.arithmetic import training_arithmetic
 from stages.training.checkpointing import Checkpoints
@@ -84,7 +85,7 @@ def train_phase(
     phase starts from. On a CPU weights and log depend on the arguments alone, not on interruptions in between.
 
     Args:
-        network: moved to ``device`` and into channels_last memory.
+        network: moved to ``device``, and into the memory layout of ``choose_memory_format``.
         phase: what is trained, by which losses; its name is for people alone.
         batches_from: the batches of steps ``first_step``, ``first_step + 1``, …, each in ``settings.accumulate`` parts
             one after another; a pure function of the step.
@@ -114,7 +115,7 @@ def train_phase(
     """
     if total_steps < 1:
         raise UserError(f"phase {phase.name!r}: total_steps {total_steps} must be at least 1")
-    network.to(device).to(memory_format=torch.channels_last)
+    network.to(device).to(memory_format=choose_memory_format(network, device))
     copy_from_speaker(network)
     policy = settings.encoder_policy
     with (

@@ -17,6 +17,7 @@ from data_cache.ranks import share_of, sum_over_ranks, world_size
 from data_cache.sample import Batch, PackedBatch
 from data_cache.unpacking import unpack
 from stages.networks.interface import Network, Outputs
+from stages.networks.memory_layout import choose_memory_format
 from stages.networks.precision import Dtype, autocast
 from stages.networks.tensor_files import fill_tensors
 from stages.training.distributed import ParallelNetwork, WholeBatch
@@ -62,6 +63,7 @@ class PhaseTrainer:
         self._network, self._phase, self._total_steps, self._seed = network, phase, total_steps, seed
         self._num_parts = settings.accumulate
         self._losses, self._depth_loss, self._device, self._dtype = losses, depth_loss, device, dtype
+        self._layout = choose_memory_format(network, device)
         self._forward = _compiled(network, device, settings.compile_mode) if settings.compile else network
         self._parallel = ParallelNetwork(self._forward, device) if world_size() > 1 else None
         self._num_classes = network.num_classes if phase.needs_seg else 0
@@ -237,7 +239,7 @@ class PhaseTrainer:
             return terms
         mixed = mixer.mix(batch, step)
         with autocast(self._device, self._dtype):
-            seg_logits = run(_keep_unlabelled(batch, mixed.images), seg=True, depth=False).seg_logits
+            seg_logits = run(_keep_unlabelled(batch, self._lay(mixed.images)), seg=True, depth=False).seg_logits
         assert seg_logits is not None
         loss = segmentation_loss(seg_logits, mixed.seg_labels, self._losses, self._class_weights)
         return terms._replace(mixed=mixed.trusted * loss)
@@ -277,10 +279,15 @@ class PhaseTrainer:
         with WholeBatch(batch.num_labelled, len(batch.image_ids)) if self._parallel else nullcontext():
             return self._network(batch.images, **_add_rows(batch, wanted))
 
+    def _lay(self, images: Tensor) -> Tensor:
+        """Return images as the network takes them; mostly they lie so already."""
+        return images.contiguous(memory_format=self._layout)
+
     def _place(self, packed: PackedBatch) -> tuple[Batch, Tensor]:
         """Return the batch on the device, and how many of its pixels have labels that the network has no output for."""
         needed = packed if self._phase.reads_depth else packed._replace(inverse_depth=None)
         batch = unpack(needed, self._network.normalisation, self._device)
+        batch = batch._replace(images=self._lay(batch.images))
         if not self._phase.needs_seg:
             return batch, torch.zeros((), device=self._device)
         seg_labels, misfits = drop_misfits(batch.seg_labels, self._num_classes)

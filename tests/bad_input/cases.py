@@ -10,6 +10,7 @@ from tests.bad_input.world import Case
 CLASSES = {
     "images": "Images",
     "labels": "Labels",
+    "own_files": "Folders that are looked at",
     "annotations": "Annotations of other tools",
     "pools": "Few masks, many images",
     "depth_stores": "Depth stores",

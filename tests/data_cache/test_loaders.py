@@ -27,7 +27,7 @@ from data_cache.settings import AugmentationSettings
 from data_cache.size_rule import fixed_size
 from data_cache.split_depth import match_depth
 
-AUGMENTATION = AugmentationSettings(crop=(32, 40), scale=(0.5, 2.0), flip=0.5, jitter=0.4)
+AUGMENTATION = AugmentationSettings(crop=(32, 40), scale=(0.5, 2.0), flip=0.5, jitter=0.4, photometric="strong")
 
 
 @dataclass(frozen=True)

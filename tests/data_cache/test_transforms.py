@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from data_cache.photometric import Recolouring, draw_recolouring, recolour
 from data_cache.sample import IGNORE_INDEX
 from data_cache.transforms import (
     AugmentationSettings,
@@ -285,3 +286,40 @@ def test_depth_needs_both_sides_to_be_resized():
 def test_nonsense_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         AugmentationSettings(**settings)
+
+
+@pytest.mark.parametrize("kind", ["colour", "strong"])
+def test_recolouring_changes_nothing_but_colours(kind):
+    """Where every channel is the same there is no hue: then only ``strong`` changes anything."""
+    drawn = [draw_recolouring(kind, np.random.default_rng(seed)) for seed in range(40)]
+    assert draw_recolouring("none", np.random.default_rng(0)) is None
+    assert drawn == [draw_recolouring(kind, np.random.default_rng(seed)) for seed in range(40)] and len(set(drawn)) > 30
+    photo = np.random.default_rng(1).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    small = Geometry(Box(0, 0, 20, 30), (10, 15), (3, 4), (32, 32), flip=True)
+    plain = transform_image(photo, small)
+    top, left, height, width = small.placed
+    shown = [transform_image(photo, small, each) for each in drawn]
+    assert all(image.dtype == torch.uint8 and image.shape == plain.shape for image in shown)
+    assert sum(not torch.equal(image, plain) for image in shown) > 35
+    for image in shown:  # the empty canvas stays empty
+        image[:, top : top + height, left : left + width] = 0
+        assert not image.any()
+    grey = torch.from_numpy(np.repeat(photo[..., :1], 3, axis=-1)).permute(2, 0, 1)
+    moved = [(recolour(grey, each).int() - grey.int()).abs().max() > 1 for each in drawn]  # torchvision rounds down
+    assert any(moved) == (kind == "strong")
+    assert [each.grey for each in drawn].count(True) in range(1, 20)
+
+
+def test_a_recolouring_is_torchvisions():
+    photo = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, 20, 30)).astype(np.uint8))
+    all_of_it = Recolouring(0.1, grey=False, autocontrast=True, blur=1.0, sharpness=2.0)
+    steps = v2.Compose(
+        [
+            v2.RandomAutocontrast(1.0),
+            v2.ColorJitter(hue=(0.1, 0.1)),
+            v2.RandomAdjustSharpness(2.0, 1.0),
+            v2.GaussianBlur(5, (1.0, 1.0)),
+        ]
+    )
+    assert torch.equal(recolour(photo, all_of_it), steps(photo))
+    assert torch.equal(recolour(photo, Recolouring(0.1, True, False, None, None)), v2.RandomGrayscale(1.0)(photo))

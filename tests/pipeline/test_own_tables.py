@@ -14,6 +14,8 @@ from pipeline.experiment.config import load_config
 from pipeline.experiment.expand import list_rows
 from pipeline.experiment.plan import Plan, plan_runs
 from pipeline.experiment.tables import TABLES, TrainingSize, find_table
+from pipeline.experiment.tabulate import tabulate
+from stages.comparison.record import RunRecord
 from tests.pipeline.drawn_facts import build_facts
 
 Call = Callable[..., Any]
@@ -144,3 +146,23 @@ def test_settings_that_a_row_makes_pointless_give_way(tmp_path: Path) -> None:
     longer = rows[-1].config
     assert (longer.training.iterations, longer.training.epochs, longer.schedule.copy_weights) == (None, 1, None)
     assert find_table(str(tmp_path / "my-sweep.toml")).decided >= {"training.lr", "schedule"}
+
+
+@pytest.mark.parametrize(
+    ("row", "dataset", "asked", "shown"),
+    [
+        ("seg-only", "voc", False, True),
+        ("seg-only", "scenes", False, False),
+        ("seg-only", "scenes", True, True),
+        ("seg-seg-seg", "voc", True, False),
+        ("mff-exit", "voc", False, False),
+        ("mff-exit", "cityscapes", False, True),
+    ],
+)
+def test_a_paper_s_scores_stand_beside_scores_of_its_data_alone(
+    row: str, dataset: str, asked: bool, shown: bool
+) -> None:
+    table = tabulate([RunRecord(row, 0, "unet", dataset, "any", {"miou_macro": 0.5})], paper=asked)
+    assert bool(table.rows[0].paper) == bool(table.paper_columns) == shown
+    assert ("as printed" in " ".join(table.notes)) == shown
+    assert ("tells dilation from capacity" in " ".join(table.notes)) == (row == "mff-exit")

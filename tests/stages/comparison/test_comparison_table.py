@@ -15,7 +15,7 @@ import pytest
 from data_cache.metrics import METRICS
 from stages.comparison.formats import FORMATS, render_csv, render_json, render_latex, render_markdown, render_text
 from stages.comparison.identity import Identity
-from stages.comparison.record import PhaseRecord, RunRecord
+from stages.comparison.record import ClassRecord, PhaseRecord, RunRecord
 from stages.comparison.table import build_table
 
 PAPER = {"seg-only": {"miou": 0.7703, "iiou": 0.48, "acc": 0.986}}
@@ -210,3 +210,16 @@ def test_markdown_golden():
 def test_comparison_imports_neither_torch_nor_numpy():
     code = "import stages.comparison.formats, sys; assert not {'torch', 'numpy'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("classes", "shown"),
+    [(("road", "sky"), False), (("Background", "leaf"), True), ((), True)],
+    ids=["all are foreground", "one is background", "nobody knows"],
+)
+def test_foreground_is_a_column_of_its_own_only_beside_a_background(classes, shown):
+    run = make_run(per_class=tuple(ClassRecord(name) for name in classes))
+    table = build_table([run])
+    assert ("iiou_macro_fg" in table.main_metrics) == shown
+    assert ("_fg" in render_text(table)) == shown and "iiou_macro_fg" in render_csv(table)
+    assert table.to_json()["rows"][0]["metrics"]["iiou_macro_fg"] == pytest.approx(0.55)

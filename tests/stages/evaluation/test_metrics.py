@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from data_cache.metrics import find_background
 from data_cache.sample import IGNORE_INDEX
-from stages.evaluation.metrics import SegCounts, find_background
+from stages.evaluation.metrics import SegCounts
 
 # Labelled VOC pixels per class in shares: background as measured, the other twenty alike except person.
 BACKGROUND, PERSON = 0.7334, 0.049

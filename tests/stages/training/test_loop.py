@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from toy_network import NUM_CLASSES, batches_from, build_toy, make_batch
 from data_cache.errors import UserError
 from data_cache.sample import IGNORE_INDEX, PackedBatch
 from stages.networks import build_network
+from stages.networks.memory_layout import choose_memory_format
 from stages.networks.parts import DEPTH_BRANCH, SEG_BRANCH, Part
 from stages.training import interruption
 from stages.training.interruption import Interrupted, StopFlag, stop_on_signals
@@ -491,3 +494,35 @@ def test_log_holds_every_nth_and_the_last_step(tmp_path):
     assert set(lines[0]) == {"phase", "step", "total", "raw", "weighted", "share", "lr", "grad_norm", "mean"}
     assert lines[0]["weighted"]["depth"] == pytest.approx(0.15 * lines[0]["raw"]["depth"], rel=1e-6)
     assert lines[0]["total"] == pytest.approx(sum(lines[0]["weighted"].values()), rel=1e-6)
+
+
+BROKEN_IN_CHANNELS_LAST = """
+import torch
+from test_loop import train
+from toy_network import make_batch
+from data_cache.sample import PackedBatch
+from stages.networks import build_network
+from stages.training.schedules import JOINT
+
+small = {"encoder_weights": "none", "decoder_channels": [8, 8, 8, 8, 8]}
+network = build_network("unet", 3, encoder="mobileone_s0", **small)
+images = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+labels = torch.randint(0, 3, (2, 96, 128), dtype=torch.uint8)
+batch = PackedBatch(("a", "b"), images, labels, torch.rand(2, 96, 128).half())
+train(network, JOINT, lambda first: iter([batch] * (2 - first)), steps=2)
+print("trained", all(bool(value.isfinite().all()) for value in network.state_dict().values()))
+"""
+
+
+@pytest.mark.slow
+def test_an_encoder_that_channels_last_memory_breaks_is_trained_in_another():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    stem = nn.Conv2d(3, 48, kernel_size=1, stride=2)
+    assert choose_memory_format(build_toy(), cpu) == choose_memory_format(stem, gpu) == torch.channels_last
+    assert choose_memory_format(stem, cpu) == torch.contiguous_format
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN_IN_CHANNELS_LAST], capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"MALLOC_CHECK_": "3", "PYTHONPATH": path},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, "trained True"), done.stderr
