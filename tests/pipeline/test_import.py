@@ -54,6 +54,6 @@ def test_people_are_told_what_was_decided(call: Call, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     shown = call("import", "labelme", tmp_path / "in", "--out", tmp_path / "out", as_json=False)
     assert shown.status == 0 and "train: 2 images, val: 1 image\n" in shown.stdout
-    assert "note: the data has no splits: 1 of 3 images became val" in shown.stdout
+    assert "note: nothing says which images are for validation, so some were drawn by name: 1 of 3" in shown.stdout
     assert f"look at  {tmp_path / 'out' / 'contact-sheet.png'}" in shown.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}, "nothing is left beside it"
