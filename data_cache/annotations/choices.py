@@ -107,8 +107,7 @@ def means_background(name: str) -> bool:
 def choose_splits(labelled: Sequence[AnnotatedImage], share: float, source: Path, notes: list[str]) -> list[str]:
     """Return the split of each image: that of the data, else train; a share of train is val where the data has none.
 
-    See ``divide``: frames of one film stay on one side. Those between both sides of a film, which are in neither, are in
-    the pool.
+    See ``divide``: frames of one film stay on one side. Those between both sides, which are in neither, go to the pool.
     """
     splits = [image.split or "train" for image in labelled]
     train = [index for index, split in enumerate(splits) if split == "train"]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from data_cache.likeness import LookHash, find_near_pairs, group_alike
+from data_cache.likeness import LookHash, find_near, group_alike
 
 VAL_SHARE = 0.2
 _LARGEST_GROUP = 0.5
@@ -24,9 +24,7 @@ class Division(NamedTuple):
     why: str
 
 
-def divide(
-    hashes: Mapping[str, LookHash], classes: Mapping[str, frozenset[int]], share: float = VAL_SHARE
-) -> Division:
+def divide(hashes: Mapping[str, LookHash], classes: Mapping[str, frozenset[int]], share: float = VAL_SHARE) -> Division:
     """Divide images.
 
     Which images go to val is drawn by their names, so that the same files are always divided alike. Of every class that
@@ -79,8 +77,9 @@ def _divide_film(names: Sequence[str], hashes: Mapping[str, LookHash], share: fl
     """Take the last ones by name, and leave out what nearly equals them just before."""
     cut = max(1, len(names) - max(1, round(share * len(names))))
     train, val = list(names[:cut]), list(names[cut:])
-    near = {place for place, _ in find_near_pairs([hashes[name] for name in train], [hashes[name] for name in val])}
-    why = f"most images nearly equal others, as frames of a film do, so the last by name are for validation: {len(val)} of {len(names)}"
+    near = {place for place, _ in find_near([hashes[name] for name in train], [hashes[name] for name in val])}
+    why = "most images nearly equal others, as frames of a film do, so the last by name are for validation: "
+    why += f"{len(val)} of {len(names)}"
     if len(near) <= len(train) / 4:
         left_out = [train[place] for place in sorted(near)]
         train = [name for place, name in enumerate(train) if place not in near]

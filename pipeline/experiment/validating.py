@@ -45,7 +45,9 @@ def choose_selection(config: RunConfig, session: Session, labelled: tuple[str, .
         return None
     workspace, reported = session.workspace, config.evaluation.split
     root = choose_root(config.data.dataset, config.data.root, workspace.root)
-    if reported != _CUSTOMARY and _CUSTOMARY in find_dataset(config.data.dataset).find_splits(root, config.data.options):
+    if reported != _CUSTOMARY and _CUSTOMARY in find_dataset(config.data.dataset).find_splits(
+        root, config.data.options
+    ):
         with contextlib.suppress(EmptySplit):
             val = open_split(config, workspace, _CUSTOMARY)
             if val.has_masks:

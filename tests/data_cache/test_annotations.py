@@ -317,7 +317,9 @@ def test_images_that_nearly_equal_each_other_stay_on_one_side(tmp_path: Path) ->
     found = Converted("labelme", tmp_path / "in", tmp_path / "out", val_share=0.3)
     val = {path.partition(".")[0] for path in found.split("val")}
     assert found.classes == ["background", "leaf"], "but for a space they are one"
-    assert len(val) == 4 and {name[2:] for name in val if name[0] == "0"} == {name[2:] for name in val if name[0] == "1"}
+    assert len(val) == 4 and {name[2:] for name in val if name[0] == "0"} == {
+        name[2:] for name in val if name[0] == "1"
+    }
 
 
 def test_folders_are_splits_and_equal_names_stay_apart(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from data_cache.plugins import Plugin, find_plugin, is_known, list_installed
 
 SOURCES = {
     "__init__.py": "",
-    "nets.py": "from somebodys.parts import head\nfrom . import blocks\nimport os\nclass Net: ...\n",
+    "nets.py": "from somebodys.parts import head\nfrom . import blocks\nimport os, beside.it\nclass Net: ...\n",
     "blocks.py": "from .deep.layers import x\n",
     "parts.py": "head = 1\n",
     "deep/__init__.py": "",
     "deep/layers.py": "x = 1\n",
     "data.py": "not imported\n",
+    "../beside/it.py": "",
 }
 
 
@@ -34,7 +35,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(plugins, "_imported", {})
     yield tmp_path / "somebodys"
-    for name in [name for name in sys.modules if name.partition(".")[0] == "somebodys"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("somebodys", "beside")]:
         del sys.modules[name]
 
 
