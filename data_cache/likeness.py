@@ -38,7 +38,7 @@ def compute_look_hash(image: NDArray[np.uint8]) -> LookHash:
 
 
 def find_near(some: Sequence[LookHash], others: Sequence[LookHash]) -> Iterator[tuple[int, NDArray[np.intp]]]:
-    """Yield the places of images of one list with those of others that nearly equal them; featureless ones have none."""
+    """Yield the places of images of one list, each with others that nearly equal it; of featureless ones none."""
     if not len(some) or not len(others):
         return
     right = np.asarray(others)

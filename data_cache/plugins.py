@@ -66,7 +66,7 @@ class Plugin(NamedTuple):
         return getattr(module, self.attribute)
 
     def identify(self) -> str:
-        """Return the hash of its source file and of those of its package, or beside it, that it imports, directly or not.
+        """Return the hash of its source file and of those of its package, or beside it, that it imports.
 
         Raises:
             UserError: there is no such module, or its code was edited after this process had imported it.
@@ -153,6 +153,11 @@ class Plugin(NamedTuple):
                     + "name the folder that it lies in in PYTHONPATH, or install its package"
                 ) from problem
             raise UserError(f"{self.what}: {self.module} imports {missing!r}, which is not installed") from problem
+        except SystemExit as problem:  # a script that reads its command line, which is ours
+            raise UserError(
+                f"{self.what}: importing {self.module} ends the program, as scripts do; put what it does beside its "
+                'classes under: if __name__ == "__main__":'
+            ) from problem
         except Exception as problem:  # importing runs somebody's code
             place = traceback.extract_tb(problem.__traceback__)[-1]
             where = "" if isinstance(problem, SyntaxError) else f" ({place.filename}, line {place.lineno})"

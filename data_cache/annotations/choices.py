@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ from data_cache.images import decode_image, format_examples, read_image
 from data_cache.likeness import LookHash, compute_look_hash
 from data_cache.own_files.splitting import divide
 
+_THREADS = 8
 _BACKGROUND = "background"
 _BACKGROUND_NAMES = {_BACKGROUND, "_background_", "__background__"}
 _VOID_NAMES = {"void", "ignore", "_ignore_", "__ignore__"}
@@ -127,7 +130,8 @@ def choose_splits(labelled: Sequence[AnnotatedImage], share: float, source: Path
         while name in by_name:
             name += "'"
         by_name[name] = index
-    hashes = {name: _hash_look(labelled[index]) for name, index in by_name.items()}
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="looks") as pool:
+        hashes = dict(zip(by_name, pool.map(_hash_look, (labelled[index] for index in by_name.values())), strict=True))
     ids: dict[str | None, int] = {}
     classes = {
         name: frozenset(ids.setdefault(each.label, len(ids)) for each in labelled[index].objects if each.label)

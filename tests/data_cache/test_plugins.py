@@ -91,3 +91,9 @@ def test_installed_packages_offer_names(tmp_path: Path, monkeypatch: pytest.Monk
             find_plugin("network", "nett", ["unet"])
         assert find_plugin("network", "segnet", ["segnet"]) is None
     list_installed.cache_clear()
+
+
+def test_a_script_that_ends_the_program_when_it_is_imported_is_refused(package: Path) -> None:
+    (package / "parts.py").write_text("import argparse\nargparse.ArgumentParser().parse_args(['--what'])\n")
+    with pytest.raises(UserError, match=r"importing somebodys.nets ends the program, .*__main__"):
+        NET.load()
