@@ -197,6 +197,20 @@ def find_suffix(content: bytes) -> str:
     return ".jpg" if kind in ("jpeg", "mpo") else f".{kind}"  # MPO: a JPEG with further pictures
 
 
+def decode_image(content: bytes) -> NDArray[np.uint8]:
+    """Return an image (h, w, 3) in memory about as ``read_image`` would that of a file: to be compared, not trained on.
+
+    Raises:
+        ValueError: it is none, or larger than any image.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            _check_pixels(image)
+            return np.array(image.convert("RGB"))
+    except _UNREADABLE as error:
+        raise ValueError(str(error)) from error
+
+
 def decode_mask(content: bytes) -> NDArray[np.bool_]:
     """Return where a PNG (h, w) in memory is not black.
 
@@ -205,11 +219,15 @@ def decode_mask(content: bytes) -> NDArray[np.bool_]:
     """
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            if image.width * image.height > LARGEST_IMAGE_PX:
-                raise ValueError(f"{image.width} x {image.height} px are more than any image has")
+            _check_pixels(image)
             return np.array(image.convert("L")) > 0
     except _UNREADABLE as error:
         raise ValueError(str(error)) from error
+
+
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > LARGEST_IMAGE_PX:
+        raise ValueError(f"{image.width} x {image.height} px are more than any image has")
 
 
 def _open_rgb(path: Path) -> AbstractContextManager[ImageFile]:

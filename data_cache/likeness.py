@@ -37,8 +37,8 @@ def compute_look_hash(image: NDArray[np.uint8]) -> LookHash:
     return (np.diff(grey, axis=1) > _STEP).ravel()
 
 
-def find_near_pairs(some: Sequence[LookHash], others: Sequence[LookHash]) -> Iterator[tuple[int, int]]:
-    """Yield the places of images of one list that nearly equal those of another; featureless ones equal none."""
+def find_near(some: Sequence[LookHash], others: Sequence[LookHash]) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Yield the places of images of one list, each with others that nearly equal it; of featureless ones none."""
     if not len(some) or not len(others):
         return
     right = np.asarray(others)
@@ -49,23 +49,17 @@ def find_near_pairs(some: Sequence[LookHash], others: Sequence[LookHash]) -> Ite
         common = left.astype(np.float32) @ right.T.astype(np.float32)
         either = own + steps - common
         near = (either - common <= NEAR * either) & (steps >= _FEWEST_STEPS) & (own >= _FEWEST_STEPS)
-        for row, column in np.argwhere(near).tolist():
-            yield start + row, column
+        yield from ((start + row, np.flatnonzero(near[row])) for row in np.flatnonzero(near.any(axis=1)).tolist())
 
 
 def group_alike(hashes: Sequence[LookHash]) -> list[list[int]]:
     """Return the places of images in groups, each with all that are nearly equal to one of its own."""
-    group_of = list(range(len(hashes)))
-
-    def find(place: int) -> int:
-        while group_of[place] != place:
-            group_of[place] = group_of[group_of[place]]
-            place = group_of[place]
-        return place
-
-    for one, other in find_near_pairs(hashes, hashes):
-        group_of[max(find(one), find(other))] = min(find(one), find(other))
+    group_of = np.arange(len(hashes))
+    for _, near in find_near(hashes, hashes):
+        merged = group_of[near]
+        if (merged != merged[0]).any():
+            group_of[np.isin(group_of, merged)] = merged.min()
     groups: dict[int, list[int]] = {}
-    for place in range(len(hashes)):
-        groups.setdefault(find(place), []).append(place)
+    for place, group in enumerate(group_of.tolist()):
+        groups.setdefault(group, []).append(place)
     return list(groups.values())

@@ -28,6 +28,8 @@ from data_cache.escaping import quoted
 
 CODE = "plug-in code"
 """Where descriptions of what was trained have the hash of a plug-in's files; no option can be called so."""
+_OURS = ("data_cache", "pipeline", "stages")
+"""Beside which a plug-in may lie in a checkout; they have versions of their own."""
 _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _searches_here: ContextVar[bool] = ContextVar("whether modules are looked for in the working directory", default=True)
 _imported: dict[str, tuple[ModuleType, str]] = {}
@@ -64,7 +66,7 @@ class Plugin(NamedTuple):
         return getattr(module, self.attribute)
 
     def identify(self) -> str:
-        """Return the hash of its source file and of the files of its own package that it imports, directly or not.
+        """Return the hash of its source file and of those of its package, or beside it, that it imports.
 
         Raises:
             UserError: there is no such module, or its code was edited after this process had imported it.
@@ -151,6 +153,11 @@ class Plugin(NamedTuple):
                     + "name the folder that it lies in in PYTHONPATH, or install its package"
                 ) from problem
             raise UserError(f"{self.what}: {self.module} imports {missing!r}, which is not installed") from problem
+        except SystemExit as problem:  # a script that reads its command line, which is ours
+            raise UserError(
+                f"{self.what}: importing {self.module} ends the program, as scripts do; put what it does beside its "
+                'classes under: if __name__ == "__main__":'
+            ) from problem
         except Exception as problem:  # importing runs somebody's code
             place = traceback.extract_tb(problem.__traceback__)[-1]
             where = "" if isinstance(problem, SyntaxError) else f" ({place.filename}, line {place.lineno})"
@@ -208,16 +215,18 @@ def list_installed(kind: str) -> dict[str, Plugin]:
 
 
 def _follow_imports(file: Path, module: str) -> set[Path]:
-    """Return a module's source file and those of its own package, or single files beside it, that it imports."""
+    """Return a module's source file and those that it imports of its own package, and, unless that is installed among
+    others, of what lies beside it."""
     parts = module.split(".")
     if file.name == "__init__.py":
         parts.append("__init__")
     root = file.parents[len(parts) - 1]
+    installed = root.name in ("site-packages", "dist-packages")
     found, waiting = {file}, [(file, tuple(parts[:-1]))]
     while waiting:
         path, package = waiting.pop()
         for names in _read_imports(path, package):
-            if names[0] != parts[0] and not (root / f"{names[0]}.py").is_file():
+            if names[0] != parts[0] and (installed or names[0] in _OURS):
                 continue
             for end in range(1, len(names) + 1):
                 place = root.joinpath(*names[:end])

@@ -105,8 +105,7 @@ def train(
 
     session, config = Session.for_library(workdir), _read_recipe(recipe, changes)
     sets = write_options(find_paths(changes))
-    where = [] if workdir is None else ["--workdir", fspath(workdir)]
-    with as_command(["pipeline", *where, "run", "--recipe", fspath(recipe), *sets]):
+    with as_command(["pipeline", *_say_workdir(workdir), "run", "--recipe", fspath(recipe), *sets]):
         return train_one(config, session, device, reuse=reuse, wait=wait)
 
 
@@ -243,7 +242,13 @@ def export(
 
     chosen = DEFAULT_FORMATS if formats is None else parse_formats(",".join(formats))
     reference = None if run is None else fspath(run)
-    with as_command(["pipeline", "export", *([reference] if reference else []), "--formats", ",".join(chosen)]):
+    words = ["export", *([reference] if reference else []), *([] if out is None else ["--out", fspath(out)])]
+    words += ["--formats", ",".join(chosen)]
+    if input_size is not None:
+        words += ["--input-size", *map(str, input_size)]
+    elif dynamic is not None:
+        words.append("--dynamic" if dynamic else "--fixed")
+    with as_command(["pipeline", *_say_workdir(workdir), *words, *([] if benchmark else ["--no-benchmark"])]):
         return export_run(
             Session.for_library(workdir),
             reference,
@@ -291,6 +296,10 @@ def depth_store(path: AnyPath) -> DepthStore:
 
     found = Path(path)
     return DepthStore(found.parent if found.name == "index.h5" else found)
+
+
+def _say_workdir(workdir: AnyPath | None) -> list[str]:
+    return [] if workdir is None else ["--workdir", fspath(workdir)]
 
 
 def _read_recipe(recipe: AnyPath, changes: dict[str, Any]) -> RunConfig:

@@ -56,6 +56,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
     found = runpy.run_path(str(EXAMPLES / "quickstart.py"))
     said = capfd.readouterr()
     assert not said.err and len(said.out.splitlines()) == 7, "nothing is printed but by the script itself"
+    assert f"--workdir {tmp_path} export" in (found["export"].out / "README.md").read_text()
     assert found["agree"] == 1 and found["labels"].shape == found["depth"].shape == (64, 64)
     monkeypatch.setenv("PIPELINE_WORKDIR", str(tmp_path))
     monkeypatch.setenv("TOUR_RECIPE", str(TINY))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from data_cache.annotations.interface import AnnotatedImage, Annotations, Empty, Order
 from data_cache.datasets.class_list import check_class_names
+from data_cache.datasets.interface import POOL
 from data_cache.errors import UserError
-from data_cache.files import hash_name
-from data_cache.images import format_examples
+from data_cache.images import decode_image, format_examples, read_image
+from data_cache.likeness import LookHash, compute_look_hash
 from data_cache.metrics import BACKGROUND_NAMES
+from data_cache.own_files.splitting import divide
 
+_THREADS = 8
 _BACKGROUND = "background"
 _VOID_NAMES = {"void", "ignore", "_ignore_", "__ignore__"}
 """Names that tools and people give to what is no class; in any case."""
@@ -69,7 +76,7 @@ def choose_classes(
     for image in labelled:
         image.objects = [each._replace(label=_clean(each.label)) for each in image.objects]
         used.update(each.label for each in image.objects if each.label is not None)
-    named = [" ".join(name.split()) for name in listed]
+    named = list(dict.fromkeys(" ".join(name.split()) for name in listed))
     if voids := [name for name in named if name.lower() in _VOID_NAMES]:
         notes.append(f"objects of {', '.join(voids)} are void")
     of_background = [name for name in named if means_background(name)][:1]
@@ -103,11 +110,10 @@ def means_background(name: str) -> bool:
 def choose_splits(labelled: Sequence[AnnotatedImage], share: float, source: Path, notes: list[str]) -> list[str]:
     """Return the split of each image: that of the data, else train; a share of train is val where the data has none.
 
-    Which ones is a matter of their names alone; train keeps an image of every class.
+    See ``divide``: frames of one film stay on one side. Those between both sides, which are in neither, go to the pool.
     """
     splits = [image.split or "train" for image in labelled]
     train = [index for index, split in enumerate(splits) if split == "train"]
-    given = any(image.split for image in labelled)
     if not train or ("val" not in splits and len(train) < 2):
         counts = ", ".join(f"{count} of {split}" for split, count in Counter(splits).items()) or "none"
         raise UserError(
@@ -118,21 +124,34 @@ def choose_splits(labelled: Sequence[AnnotatedImage], share: float, source: Path
         rest = "" if all(image.split for image in labelled) else "; images without one are in train"
         notes.append(f"splits are those of the data{rest}")
         return splits
-    labels = [{each.label for each in image.objects if each.label is not None} for image in labelled]
-    left = Counter(label for index in train for label in labels[index])
-    wanted = min(max(1, round(share * len(train))), len(train) - 1)
-    by_hash = sorted(train, key=lambda index: (hash_name(labelled[index].name), labelled[index].name))
-    chosen: list[int] = []
-    for index in by_hash:
-        if len(chosen) < wanted and all(left[label] > 1 for label in labels[index]):
-            chosen.append(index)
-            left.subtract(labels[index])
-    chosen = chosen or by_hash[:1]
-    for index in chosen:
-        splits[index] = "val"
-    why = "the data has no val" if given else "the data has no splits"
-    notes.append(f"{why}: {len(chosen)} of {len(train)} images became val, chosen by a hash of their names")
+    by_name: dict[str, int] = {}
+    for index in train:
+        name = labelled[index].name
+        while name in by_name:
+            name += "'"
+        by_name[name] = index
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="looks") as pool:
+        hashes = dict(zip(by_name, pool.map(_hash_look, (labelled[index] for index in by_name.values())), strict=True))
+    ids: dict[str | None, int] = {}
+    classes = {
+        name: frozenset(ids.setdefault(each.label, len(ids)) for each in labelled[index].objects if each.label)
+        for name, index in by_name.items()
+    }
+    division = divide(hashes, classes, share)
+    for names, split in ((division.val, "val"), (division.left_out, POOL)):
+        for name in names:
+            splits[by_name[name]] = split
+    notes.append(division.why)
     return splits
+
+
+def _hash_look(image: AnnotatedImage) -> LookHash:
+    """Return what an image looks like; like no other where it cannot be read, which is said when it is copied."""
+    try:
+        pixels = read_image(image.file).pixels if image.read_embedded is None else decode_image(image.read_embedded())
+    except (UserError, ValueError):
+        pixels = np.zeros((1, 1, 3), np.uint8)
+    return compute_look_hash(pixels)
 
 
 def choose_places(images: Sequence[tuple[AnnotatedImage, str]]) -> list[Place]:

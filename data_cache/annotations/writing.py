@@ -77,16 +77,18 @@ def write_folder(
     names = choose_classes(annotations.classes, labelled, source, choices, notes)
     _write_classes(folder / "classes.txt", names, annotations.colours, source, notes)
     splits = choose_splits(labelled, choices.val_share, source, notes)
-    places = choose_places([*zip(labelled, splits, strict=True), *((image, POOL) for image in pool)])
+    masked = [pair for pair in zip(labelled, splits, strict=True) if pair[1] != POOL]
+    pool += [image for image, split in zip(labelled, splits, strict=True) if split == POOL]
+    places = choose_places([*masked, *((image, POOL) for image in pool)])
     canvases = _place_images(places, folder, source, choices, notes)
     drawing = Drawing({name: index for index, name in enumerate(names)}, choices.background, choices.order)
     colours = read_classes(folder / "classes.txt")[1] or build_class_colours(names)
     pixels = {split: np.zeros(IGNORE_INDEX + 1, np.int64) for split in SPLITS if split in splits}
-    for done, (place, canvas) in enumerate(zip(places[: len(labelled)], canvases, strict=True), 1):
+    for done, (place, canvas) in enumerate(zip(places[: len(masked)], canvases, strict=True), 1):
         labels = drawing.draw(place.image, canvas)
         write_mask(labels, folder / "masks" / place.split / f"{place.file.stem}.png", colours)
         pixels[place.split] += np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)
-        progress(len(annotations.images) - len(labelled) + done)
+        progress(len(annotations.images) - len(masked) + done)
     for part in (*folder.glob("images/*"), *folder.glob("masks/*")):
         sync_folder(part)
     counts_of = Counter(place.split for place in places)

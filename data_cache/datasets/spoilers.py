@@ -14,7 +14,7 @@ from data_cache.datasets.folder import Folder
 from data_cache.datasets.paired_files import PairedFiles
 from data_cache.errors import UserError
 from data_cache.images import EXAMPLES, format_examples
-from data_cache.likeness import find_near_pairs
+from data_cache.likeness import find_near
 from data_cache.sample import IGNORE_INDEX
 
 _NEARLY_ALL = 0.99
@@ -137,15 +137,17 @@ def _suggest_void(examination: Examination) -> Iterator[str]:
 def _find_near(train: Examination, other: Examination) -> tuple[list[str], bool]:
     """Return a line on images that nearly equal one of train, and whether all are of one scene."""
     some, others = _collect_shown(train), _collect_shown(other)
-    pairs = [
-        (some[one][0], others[two][0])
-        for one, two in find_near_pairs([shown for _, shown in some], [shown for _, shown in others])
-        if train.checksums[some[one][0]] != other.checksums[others[two][0]]  # equal ones are told apart from these
-    ]
-    if not pairs:
+    names: dict[str, str] = {}
+    num_pairs = 0
+    for one, near in find_near([shown for _, shown in some], [shown for _, shown in others]):
+        for two in near.tolist():
+            mine, theirs = some[one][0], others[two][0]
+            if train.checksums[mine] != other.checksums[theirs]:  # equal ones are told apart from these
+                num_pairs += 1
+                names.setdefault(other.dataset.image_ids[theirs], train.dataset.image_ids[mine])
+    if not names:
         return [], False
-    names = {other.dataset.image_ids[two]: train.dataset.image_ids[one] for one, two in reversed(pairs)}
-    split, of_one_scene = other.dataset.split, len(pairs) > _ONE_SCENE * len(some) * len(others)
+    split, of_one_scene = other.dataset.split, num_pairs > _ONE_SCENE * len(some) * len(others)
     shown = format_examples([f"{two} ~ {one}" for two, one in sorted(names.items())[:EXAMPLES]], len(names))
     if of_one_scene:
         line = f"{split}: most images nearly equal one of train ({shown}), as of one scene; scores hold for that alone"

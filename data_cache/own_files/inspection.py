@@ -270,7 +270,11 @@ def _divide(
     progress: Progress,
 ) -> Division:
     if len(keys) < 2:
-        raise UserError(f"{found.root} has {len(keys)} image with a mask; one to train on and one to score are needed")
+        elsewhere = sum(search.elsewhere.values())
+        raise UserError(
+            f"{found.root} has {len(keys)} image with a mask; one to train on and one to score are needed"
+            + (f". {elsewhere} images in other folders are not read: bring all into one folder" if elsewhere else "")
+        )
     hashes = {}
     for done, (word, name) in enumerate(keys, start=1):
         path = find_file(search, search.pairing.images, word, name)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from data_cache.annotations.interface import SHEET_FILE
-from data_cache.content import read_text
 from data_cache.datasets.file_layout import DEPTH_SUFFIXES
 from data_cache.datasets.id_list import read_id_list
 from data_cache.datasets.paired_files import read_stem
@@ -397,7 +396,6 @@ def _find_lists(
 
 def _read_list(path: Path, names: Container[str]) -> tuple[str, ...]:
     try:
-        read_text(path, largest_bytes=1 << 26, remedy="")
         listed = read_id_list(path, names)
     except UserError:
         return ()

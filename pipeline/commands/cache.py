@@ -193,7 +193,9 @@ def repair_stores(folders: list[Path]) -> Result:
 
 def preview_labels(config: RunConfig, session: Session, out: Path | None, *, overwrite: bool = False) -> Result:
     """Draw a contact sheet per labelled split of a recipe: each image beside its depth, near is bright."""
+    from data_cache.datasets import find_dataset
     from data_cache.outputs import open_output
+    from data_cache.store_folder import dataset_folder
     from pipeline.experiment.artifacts import find_data_files, find_labels, open_split, splits_to_label
     from pipeline.session import Result
     from stages.evaluation.panels import contact_sheet, read_sheet_item, spread_over
@@ -203,7 +205,7 @@ def preview_labels(config: RunConfig, session: Session, out: Path | None, *, ove
     inputs = find_data_files(config, session.workspace)
     inputs.check_outside(folder, "--out")
     files, drawn, provenance = [], 0, []
-    of_recipe = session.workspace.depth / config.data.dataset
+    of_recipe = dataset_folder(session.workspace.depth, find_dataset(config.data.dataset).name)
     if not any(of_recipe.glob("*/*.h5")):  # before images are drawn that nobody wants to see
         others = sorted({store.parent.parent.name for store in session.workspace.depth.glob("*/*/*.h5")})
         raise UserError(

@@ -67,7 +67,8 @@ def _list_choices(name: str) -> LazyChoice:
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.2,
     show_default=True,
-    help="Share of the training images that becomes val where the data has none, by a hash of their names.",
+    help="Share of the training images that becomes val where the data has none: drawn by their names, with "
+    "images that nearly equal each other, as frames of a film do, on one side.",
 )
 @click.option("--link", is_flag=True, help="Link to the images where they lie, in place of copies.")
 @click.pass_context

@@ -63,7 +63,7 @@ def list_runs(session: Session) -> Result:
 
     Returns:
         ``runs``: list of ``run``, ``row``, ``seed``, ``dataset``, ``network``, ``differs`` (settings in which runs of
-        one row differ), ``miou_macro``, ``steps``, ``finished_at``, ``folder``; ``notes`` on those that cannot be read.
+        one row differ), ``miou_macro``, ``steps``, ``started_at``, ``folder``; ``notes`` on those that cannot be read.
     """
     from data_cache.errors import UserError
     from pipeline.console import plain_table
@@ -77,8 +77,8 @@ def list_runs(session: Session) -> Result:
         except UserError as problem:
             notes.append(f"run {folder.name} is left out: {problem}")
     rows = [_describe(record, found) for record in found]
-    columns = ("id", "row", "seed", "dataset", "network", "differs", "mIoU", "steps", "finished")
-    keys = ("id", "row", "seed", "dataset", "network", "differs", "miou_macro", "steps", "finished_at")
+    columns = ("id", "row", "seed", "dataset", "network", "differs", "mIoU", "steps", "asked for")
+    keys = ("id", "row", "seed", "dataset", "network", "differs", "miou_macro", "steps", "started_at")
     shown = [name for name, key in zip(columns, keys, strict=True) if any(row[key] not in ("", None) for row in rows)]
     chosen = [key for name, key in zip(columns, keys, strict=True) if name in shown]
     cells = [[f"{row[key]:.3f}" if key == "miou_macro" else row[key] for key in chosen] for row in rows]
@@ -104,7 +104,7 @@ def _describe(record: RunRecord, found: Sequence[RunRecord]) -> dict[str, Any]:
         "differs": ", ".join(differing_words(record, alike)),
         "miou_macro": record.metrics.get(HEADLINE),
         "steps": record.total_steps,
-        "finished_at": record.started_at,
+        "started_at": record.started_at,
         "folder": str(record.folder),
     }
 

@@ -89,11 +89,20 @@ def _find_users(workspace: Workspace, run: Path) -> Iterator[tuple[str, str]]:
         if isinstance(record, TrainedRun):
             known |= set(record.nodes)
             yield from ((name, f"shared with {other.parent.name}") for name in record.nodes)
+    seen: set[str] = set()
     for path in sorted((workspace.root / "nodes").glob("*")):
         if path.name in known or not path.is_dir():
             continue
-        facts = path / "node.json"
-        if not facts.is_file():  # in training, or interrupted: nobody knows from what it starts
+        parent = _read_parent(path)
+        if parent is None:  # in training, or interrupted: nobody knows from what it starts
             yield from ((name, f"{path.name} is being trained, perhaps from it") for name in own)
-        elif parent := read_json(facts).get("parent"):
-            yield str(parent), f"{path.name} was trained from it"
+        while parent and parent not in seen:  # a run of it would train the whole path anew
+            yield parent, f"{path.name} was trained from it"
+            seen.add(parent)
+            parent = _read_parent(path.with_name(parent))
+
+
+def _read_parent(node: Path) -> str | None:
+    """Return the name of the phase that a node starts from, "" where it starts anew; None while it is not finished."""
+    facts = node / "node.json"
+    return str(read_json(facts).get("parent") or "") if facts.is_file() else None

@@ -79,7 +79,11 @@ def describe_phase(
         "depth": material.depth if phase.reads_depth else None,
         "mix": phase.mix,
         **({"mixed batches": MIXED_BATCHES_VERSION} if scope.masks and scope.pool else {}),
-        **({"selection": selection.fingerprint} if selection and chooses_weights(phase, config) else {}),
+        **(
+            {"selection": [selection.fingerprint, config.evaluation.size]}
+            if selection and chooses_weights(phase, config)
+            else {}
+        ),
         **config.describe(*kinds_of(phase, scope, config)),
     }
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
+from data_cache.order import steps_per_epoch
 from data_cache.settings import LARGEST_SCALE, Size
 
 _MULTIPLE = 32
@@ -55,8 +56,9 @@ def choose_sizes(sizes: Counter[Size], num_train: int, machine: Machine) -> Sizi
     shapes = [wide / high for high, wide in sizes]
     mixed = max(shapes) / min(shapes) > _FAR_APART
     batch = max(1, min(batch, num_train))
-    epochs = max(1, round(steps * batch / num_train))
-    per_phase = f"about {epochs * math.ceil(num_train / batch)} steps a phase, for {machine.name}"
+    per_epoch = steps_per_epoch(num_train, batch)
+    epochs = max(1, round(steps / per_epoch))
+    per_phase = f"{epochs * per_epoch} steps a phase, for {machine.name}"
     if max(high * wide for high, wide in sizes) <= _WHOLE_IMAGES * area:
         crop = (
             _fit(min(heights), min(widths), area) if not mixed else _fit(min(height, width), min(height, width), area)

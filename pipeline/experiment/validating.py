@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 
-from data_cache.datasets import DATASETS, choose_root
+from data_cache.datasets import choose_root, find_dataset
 from data_cache.datasets.interface import EmptySplit, SegmentationDataset
 from data_cache.datasets.views import Part, View
 from data_cache.errors import UserError
@@ -45,7 +45,9 @@ def choose_selection(config: RunConfig, session: Session, labelled: tuple[str, .
         return None
     workspace, reported = session.workspace, config.evaluation.split
     root = choose_root(config.data.dataset, config.data.root, workspace.root)
-    if reported != _CUSTOMARY and _CUSTOMARY in DATASETS[config.data.dataset].find_splits(root):
+    if reported != _CUSTOMARY and _CUSTOMARY in find_dataset(config.data.dataset).find_splits(
+        root, config.data.options
+    ):
         with contextlib.suppress(EmptySplit):
             val = open_split(config, workspace, _CUSTOMARY)
             if val.has_masks:

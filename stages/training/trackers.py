@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_cache.errors import UserError
+from data_cache.errors import Notice, UserError, say_reason
 from stages.training.settings import TrainingSettings
 
 _PROJECT = "pseudo-depth-pipeline"
@@ -31,16 +32,56 @@ class Tracker(Protocol):
 
 
 def open_trackers(settings: TrainingSettings, folder: Path) -> list[Tracker]:
-    """Return the trackers that settings ask for.
+    """Return the trackers that settings ask for; one that fails later is dropped with a word, and ends no training.
 
     Args:
         folder: of the phase; each writes into one of its own there.
 
     Raises:
-        UserError: one is asked for and not installed.
+        UserError: one is asked for and not installed, or cannot be opened.
     """
     wanted = {name: _import(name) for name in TRACKERS if getattr(settings, name)}
-    return [TRACKERS[name](module, folder / name) for name, module in wanted.items()]
+    opened: list[Tracker] = []
+    for name, module in wanted.items():
+        try:
+            opened.append(_Spared(name, TRACKERS[name](module, folder / name)))
+        except Exception as problem:  # services and files of others fail in any way
+            for each in opened:
+                each.close()
+            raise UserError(
+                f"training.{name} is on, but {name} cannot be opened: {say_reason(problem)}; look at its environment "
+                f"variables, or switch training.{name} off"
+            ) from problem
+    return opened
+
+
+class _Spared:
+    """A tracker that is asked for nothing more once it has failed."""
+
+    def __init__(self, name: str, tracker: Tracker) -> None:
+        self._name = name
+        self._tracker: Tracker | None = tracker
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Take one number."""
+        self._try(lambda tracker: tracker.add_scalar(name, value, step))
+
+    def close(self) -> None:
+        """Write what is still to be written."""
+        self._try(lambda tracker: tracker.close())
+
+    def _try(self, act: Callable[[Tracker], None]) -> None:
+        if self._tracker is None:
+            return
+        try:
+            act(self._tracker)
+        except Exception as problem:  # noqa: BLE001 - as above
+            self._tracker = None
+            warnings.warn(
+                f"{self._name} takes no more numbers of this phase ({say_reason(problem)}); metrics.jsonl has them all",
+                Notice,
+                stacklevel=2,
+            )
 
 
 def _import(name: str) -> Any:

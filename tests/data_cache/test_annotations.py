@@ -305,6 +305,23 @@ def test_the_split_goes_by_names_and_leaves_every_class_in_train(tmp_path: Path)
     assert "shot7.png" not in chosen[0], "the only image of a class"
 
 
+def test_images_that_nearly_equal_each_other_stay_on_one_side(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for scene in range(6):
+        pixels = np.kron(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+        for frame, suffix in enumerate((".png", ".jpg")):
+            (tmp_path / "in").mkdir(exist_ok=True)
+            path = tmp_path / "in" / f"{frame}-{scene}{suffix}"
+            Image.fromarray(pixels).save(path)
+            labelme(tmp_path / "in", path.stem, [("leaf " if frame else "leaf", ring(1, 1, 5, 5))], imagePath=path.name)
+    found = Converted("labelme", tmp_path / "in", tmp_path / "out", val_share=0.3)
+    val = {path.partition(".")[0] for path in found.split("val")}
+    assert found.classes == ["background", "leaf"], "but for a space they are one"
+    assert len(val) == 4 and {name[2:] for name in val if name[0] == "0"} == {
+        name[2:] for name in val if name[0] == "1"
+    }
+
+
 def test_folders_are_splits_and_equal_names_stay_apart(tmp_path: Path) -> None:
     for place in ("train/day", "train/night", "valid", "test"):
         blank(tmp_path / "in" / place, "a.png")

@@ -13,12 +13,13 @@ from data_cache.plugins import Plugin, find_plugin, is_known, list_installed
 
 SOURCES = {
     "__init__.py": "",
-    "nets.py": "from somebodys.parts import head\nfrom . import blocks\nimport os\nclass Net: ...\n",
+    "nets.py": "from somebodys.parts import head\nfrom . import blocks\nimport os, beside.it\nclass Net: ...\n",
     "blocks.py": "from .deep.layers import x\n",
     "parts.py": "head = 1\n",
     "deep/__init__.py": "",
     "deep/layers.py": "x = 1\n",
     "data.py": "not imported\n",
+    "../beside/it.py": "",
 }
 
 
@@ -34,7 +35,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(plugins, "_imported", {})
     yield tmp_path / "somebodys"
-    for name in [name for name in sys.modules if name.partition(".")[0] == "somebodys"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("somebodys", "beside")]:
         del sys.modules[name]
 
 
@@ -90,3 +91,9 @@ def test_installed_packages_offer_names(tmp_path: Path, monkeypatch: pytest.Monk
             find_plugin("network", "nett", ["unet"])
         assert find_plugin("network", "segnet", ["segnet"]) is None
     list_installed.cache_clear()
+
+
+def test_a_script_that_ends_the_program_when_it_is_imported_is_refused(package: Path) -> None:
+    (package / "parts.py").write_text("import argparse\nargparse.ArgumentParser().parse_args(['--what'])\n")
+    with pytest.raises(UserError, match=r"importing somebodys.nets ends the program, .*__main__"):
+        NET.load()

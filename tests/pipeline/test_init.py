@@ -16,6 +16,7 @@ from data_cache.datasets.folder import Folder
 from data_cache.errors import UserError
 from data_cache.own_files.splitting import divide
 from pipeline.experiment.config import RunConfig
+from pipeline.experiment.reading import count_steps
 from pipeline.experiment.sizing import Machine, choose_sizes
 from tests.bad_input.world import Answer
 
@@ -216,8 +217,11 @@ def test_sizes_fit_the_machine_and_make_a_recipe(
     sizes: dict[tuple[int, int], int], machine: Machine, whole: bool
 ) -> None:
     chosen = choose_sizes(Counter(sizes), 9, machine)
-    RunConfig().changed({"data.crop": chosen.crop, "data.scale": chosen.scale, "training.epochs": chosen.epochs})
+    budget = {"training.epochs": chosen.epochs, "training.batch_size": chosen.batch_size}
+    config = RunConfig().changed({"data.crop": chosen.crop, "data.scale": chosen.scale} | budget)
     assert chosen.at_crop_size is not whole
+    told = int(chosen.epochs_reason.split()[0])
+    assert told == count_steps(config.build_schedule().phases[0], config, 1, 9)
     assert all(side % 32 == 0 for side in chosen.crop)
     if not whole:  # what training sees at once, and what prediction sees, are alike in size
         zoom = chosen.crop[0] / max(height for height, _ in sizes)

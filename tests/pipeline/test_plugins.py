@@ -69,6 +69,9 @@ def test_skeletons_keep_the_contract_and_are_trained_and_shipped(here: Path, cal
     words = ["--recipe", "mine.toml", "--dataset", data["reference"], "--data-root", "data"]
     labelled = call("pseudo-depth", *words)
     assert labelled.json["labelled"] == 6 and "flat_data-FlatData" in labelled.json["stores"][0]
+    assert call("cache", "preview", *words, "--out", "sheets").json["files"]
+    chooses = call("plan", *words, "--keep", "best", "--set", "evaluation.split=test").json
+    assert "no split test" in chooses["error"] or "test split of flat_data:FlatData is empty" in chooses["error"]
     trained = call("run", *words, "--network", network["reference"], "--iterations", "1", "--set", "data.crop=[64,64]")
     assert trained.status == 0, trained.stderr
     run = trained.json["run"]

@@ -80,9 +80,11 @@ def test_the_images_of_a_choice_are_neither_trained_on_nor_reported(tmp_path: Pa
         "data.options": options,
     }
     plans = []
-    for seed in (0, 1):
-        config = load_config(str(TINY), {**wanted, "seed": seed})
+    for change in ({"seed": 0}, {"seed": 1}, {"seed": 1, "evaluation.size": "recipe"}):
+        config = load_config(str(TINY), wanted | change)
         plans.append(make_plan(expand_rows(config, None, None, session, "cpu"), session, reuse=True))
+    keys = [plan.runs[0].nodes[0].key for plan in plans]
+    assert keys[1] != keys[2], "scored at another size, other weights may be the best"
     (run,) = plans[0].runs
     selection = run.facts.selection
     assert selection is not None and selection == plans[1].runs[0].facts.selection, "the same ones for every seed"

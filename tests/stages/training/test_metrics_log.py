@@ -4,10 +4,11 @@ import json
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from data_cache.errors import UserError
+from data_cache.errors import Notice, UserError
 from data_cache.files import read_json_lines
 from stages.training.metrics_log import MetricsLog, StepReport
 from stages.training.selection import Validation
@@ -120,6 +121,25 @@ def test_trackers_get_what_the_log_says(tmp_path):
     line, scores = read_json_lines(tmp_path / "metrics.jsonl")
     assert kept.closed and kept.numbers["seg/val/miou_macro", 1] == scores["val"]["miou_macro"] == 0.25
     assert kept.numbers["seg/raw/seg", 1] == line["raw"]["seg"] and kept.numbers["seg/lr", 1] == line["lr"]
+
+
+def test_a_tracker_that_fails_ends_no_training(tmp_path, monkeypatch):
+    class Broken(Kept):
+        def add_scalar(self, *_):
+            raise OSError("no route")
+
+    opened = []
+    for name in ("wandb", "mlflow"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(TRACKERS, "wandb", lambda _module, _folder: opened.append(Broken()) or opened[-1])
+    with pytest.warns(Notice, match=r"wandb takes no more numbers of this phase \(no route\)") as told:
+        log = MetricsLog(tmp_path / "m.jsonl", trackers=open_trackers(TrainingSettings(wandb=True), tmp_path))
+        with log:
+            log.write(report("seg", 6))
+    assert len(told) == 1 and len(list(read_json_lines(tmp_path / "m.jsonl"))) == 1
+    with pytest.raises(UserError, match=r"mlflow cannot be opened: .*MlflowClient.*switch training.mlflow off"):
+        open_trackers(TrainingSettings(wandb=True, mlflow=True), tmp_path)
+    assert opened[-1].closed
 
 
 @pytest.mark.parametrize("name", TRACKERS)
