@@ -77,7 +77,7 @@ def test_skeletons_keep_the_contract_and_are_trained_and_shipped(here: Path, cal
     run = trained.json["run"]
     assert run.startswith("Mine-depth-first+copy-s0-")
     assert call("evaluate", run).json["metrics"] == trained.json["metrics"]
-    shipped = call("export", run, "--formats", "safetensors", "--no-benchmark", "--out", "shipped")
+    shipped = call("export", run, "--formats", "safetensors,onnx", "--no-benchmark", "--out", "shipped")
     assert shipped.json["proof"]["max_abs_difference"]["stripped_vs_full"] == 0
 
     nets = here / "my_pkg" / "nets.py"
@@ -101,7 +101,9 @@ def test_skeletons_keep_the_contract_and_are_trained_and_shipped(here: Path, cal
     (here / "my_pkg").mkdir()
     (here / "my_pkg" / "nets.py").write_text(f"open({str(here / 'ran')!r}, 'w')")
     sys.path[:] = [place for place in sys.path if place not in ("", str(here))]
-    assert call("benchmark", "shipped").status == 2 and not (here / "ran").exists(), "a file named it, no person"
+    shutil.copyfile(here / "my_pkg" / "nets.py", here / "flat_data.py")
+    for words in (("benchmark", "shipped"), ("evaluate", "shipped", "--format", "onnx")):
+        assert call(*words).status == 2 and not (here / "ran").exists(), "a file named it, no person"
 
 
 def test_type_hints_are_not_required(here: Path) -> None:
