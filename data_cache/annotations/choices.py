@@ -76,7 +76,7 @@ def choose_classes(
     for image in labelled:
         image.objects = [each._replace(label=_clean(each.label)) for each in image.objects]
         used.update(each.label for each in image.objects if each.label is not None)
-    named = list(dict.fromkeys(" ".join(name.split()) for name in listed))
+    named = [" ".join(name.split()) for name in listed]
     if voids := [name for name in named if name.lower() in _VOID_NAMES]:
         notes.append(f"objects of {', '.join(voids)} are void")
     of_background = [name for name in named if means_background(name)][:1]

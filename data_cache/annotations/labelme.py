@@ -68,7 +68,7 @@ def read_labelme(source: Path, images: Path | None) -> Annotations:
     found = [_read_file(path, folder, None if images else path.parent, finder, findings) for path in files]
     findings.check()
     read = [image for image in found if image is not None]
-    classes = {each.label for image in read for each in image.objects if each.label is not None}
+    classes = {" ".join(each.label.split()) for image in read for each in image.objects if each.label is not None}
     return Annotations(sorted(classes), read, finder.list_unused())
 
 

@@ -69,7 +69,9 @@ def find_better_move(fits: Sequence[NDArray[np.float32]]) -> str | None:
         return None
     table = np.stack(fits)
     gains = table[:, 1:] - table[:, :1]
-    best = int(np.nanmean(gains, axis=0).argmax())
+    counts = (~np.isnan(gains)).sum(axis=0)  # a move may take all borders out of an image
+    means = np.where(counts >= _FEWEST_IMAGES, np.nansum(gains, axis=0) / np.maximum(counts, 1), -np.inf)
+    best = int(means.argmax())
     gain = gains[:, best][~np.isnan(gains[:, best])]
     enough = len(gain) >= _FEWEST_IMAGES and gain.mean() >= max(_GAIN, table[:, 0].mean())
     if not enough or (gain > 0).mean() < _MOSTLY:

@@ -99,7 +99,8 @@ class Voc(PairedFiles):
         """Whether a folder has the layout, and images that are called as those of VOC are."""
         base = root if root.name == "VOC2012" else root / "VOC2012"
         train = base / "ImageSets" / "Segmentation" / "train.txt"
-        return train.is_file() and re.match(r"20\d\d_\d{6}$", read_id_list(train)[0]) is not None
+        listed = read_id_list(train) if train.is_file() else []
+        return bool(listed) and re.match(r"20\d\d_\d{6}$", listed[0]) is not None
 
 
 def _find_unlisted(base: Path, lists: Sequence[Path]) -> list[str]:

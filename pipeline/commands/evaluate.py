@@ -158,6 +158,7 @@ def score_model(
         UserError: the model cannot be opened, or not be scored on these data or in that way.
     """
     from data_cache.metrics import find_background
+    from data_cache.plugins import named_by_a_file
     from data_cache.ranks import is_speaker, speaker_first
     from pipeline.experiment.artifacts import find_labels_if_any
     from pipeline.experiment.config import load_config
@@ -188,7 +189,9 @@ def score_model(
     if model.format is not None and rule != model.size_rule:
         what = "--tile has" if tile is not None else f"--size {changes['evaluation.size']} has"
         raise UserError(f"{reference} takes {model.size_rule}, wherever it runs, but {what} {rule}; drop that option")
-    (looked,) = look_at_splits(config, session, (config.evaluation.split,))
+    of_an_export = model.format is not None and recipe is None  # which names its dataset, too, whoever has written it
+    with named_by_a_file() if of_an_export else contextlib.nullcontext():
+        (looked,) = look_at_splits(config, session, (config.evaluation.split,))
     dataset = looked.dataset
     check_classes(model, dataset)
     learnt_depth = model.has_depth and config.build_schedule().needs_depth

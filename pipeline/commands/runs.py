@@ -117,7 +117,7 @@ def show_run(session: Session, reference: str) -> Result:
         ``shared``.
     """
     from data_cache.files import format_bytes, read_json
-    from pipeline.console import plain_table
+    from pipeline.console import count, plain_table
     from pipeline.experiment.kept_runs import plan_removal
     from pipeline.session import Result
     from stages.comparison.record import RUN_FILE, RunRecord
@@ -137,11 +137,15 @@ def show_run(session: Session, reference: str) -> Result:
     }
     phases = ", ".join(f"{phase.name} {phase.steps} steps {phase.elapsed_s:.0f} s" for phase in record.phases)
     scores = ", ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())
+    weights = f"the {told['selection']}"
+    if chosen := told["selected_on"]:
+        where = "held out of" if chosen["held_out"] else "of"
+        weights += f", chosen on {count(chosen['images'], 'image')} {where} {chosen['split']}"
     rows = [
         ["row", f"{record.name}, seed {record.seed}, {record.network}"],
         ["data", f"{record.place}, scored on {record.split}"],
         ["phases", phases],
-        ["weights", f"the {told['selection']}" + (f", chosen on {told['selected_on']}" if told["selected_on"] else "")],
+        ["weights", weights],
         ["scores", scores],
         ["disk", f"{format_bytes(removal.bytes)} of its own; {len(removal.kept)} phases are needed by others, too"],
         ["command", record.command or "-"],

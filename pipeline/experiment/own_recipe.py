@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ from data_cache.errors import UserError
 from data_cache.outputs import SCRIPT_SEAL
 from data_cache.own_files.inspection import Inspection
 from pipeline.experiment.sizing import Machine, Sizing
+from pipeline.experiment.toml_text import write_value
 from stages.pseudo_depth.aliases import GROUND_TRUTH
 
 TEACHER = "depth-anything-v2-small"
@@ -172,9 +172,7 @@ def _comment(text: str) -> list[str]:
 
 
 def _toml(value: Any) -> str:
-    """Return a value in TOML's notation; JSON's is a part of it but for tables."""
-    if isinstance(value, dict):  # of splits, whose names are plain words
-        return "{ " + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + " }"
+    """Return a value in TOML's notation; of a list of texts each on a line."""
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return "[\n" + "".join(f"  {_toml(item)},\n" for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return "[\n" + "".join(f"  {write_value(item)},\n" for item in value) + "]"
+    return write_value(value)

@@ -109,9 +109,10 @@ def _find_odd(value: Any, where: str, depth: int) -> Iterator[str]:
 
 
 def write_value(value: Any) -> str:
-    """Return a setting as TOML, for a command line: paths and tuples as text and lists."""
+    """Return a setting as TOML on one line; paths and tuples as text and lists."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(str(key))} = {write_value(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{write_value(str(key))} = {write_value(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(write_value, value))}]"
-    return json.dumps(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    text = json.dumps(os.fspath(value) if isinstance(value, os.PathLike) else value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")

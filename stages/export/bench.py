@@ -125,7 +125,8 @@ def _start(folder: Path, name: str, size: tuple[int, int], threads: int) -> Iter
         "PYTHONPATH": os.pathsep.join(dict.fromkeys((root, *filter(None, sys.path)))),  # also where plug-ins lie
     }
     words = [str(folder.absolute()), name, *map(str, size), str(threads)]
-    command = [sys.executable, "-m", "stages.export.bench_worker", *words]
+    # -P: a stranger's export must not have what lies in the working directory imported.
+    command = [sys.executable, "-P", "-m", "stages.export.bench_worker", *words]
     with (
         tempfile.TemporaryFile() as said,
         subprocess.Popen(

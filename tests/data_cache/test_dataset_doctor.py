@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_cache.datasets.alignment import MOVES, find_better_move
 from data_cache.datasets.doctor import DoctorReport, examine
 from data_cache.errors import UserError
 
@@ -215,3 +216,9 @@ def test_what_is_asked_wrongly_is_an_error(camvid: Path) -> None:
         examine("camvid", camvid, size=3)
     with pytest.raises(UserError, match="there is no folder"):
         examine("camvid", camvid / "nowhere")
+
+
+def test_a_move_that_leaves_no_border_hides_no_better_one() -> None:
+    fits = np.zeros((6, len(MOVES)), np.float32)
+    fits[:, 1], fits[:, MOVES.index("mirrored")] = np.nan, 1 + 0.01 * np.arange(6)
+    assert find_better_move(list(fits)) == "mirrored"

@@ -70,14 +70,14 @@ def test_skeletons_keep_the_contract_and_are_trained_and_shipped(here: Path, cal
     labelled = call("pseudo-depth", *words)
     assert labelled.json["labelled"] == 6 and "flat_data-FlatData" in labelled.json["stores"][0]
     assert call("cache", "preview", *words, "--out", "sheets").json["files"]
-    chooses = call("plan", *words, "--keep", "best", "--set", "evaluation.split=test").json
-    assert "no split test" in chooses["error"] or "test split of flat_data:FlatData is empty" in chooses["error"]
+    chooses = call("plan", *words, "--keep", "best", "--set", "evaluation.split=test")
+    assert chooses.status == 2 and "test" in chooses.json["error"], "val would be there to choose by"
     trained = call("run", *words, "--network", network["reference"], "--iterations", "1", "--set", "data.crop=[64,64]")
     assert trained.status == 0, trained.stderr
     run = trained.json["run"]
     assert run.startswith("Mine-depth-first+copy-s0-")
     assert call("evaluate", run).json["metrics"] == trained.json["metrics"]
-    shipped = call("export", run, "--formats", "safetensors", "--no-benchmark", "--out", "shipped")
+    shipped = call("export", run, "--formats", "safetensors,onnx", "--no-benchmark", "--out", "shipped")
     assert shipped.json["proof"]["max_abs_difference"]["stripped_vs_full"] == 0
 
     nets = here / "my_pkg" / "nets.py"
@@ -98,6 +98,12 @@ def test_skeletons_keep_the_contract_and_are_trained_and_shipped(here: Path, cal
         assert lost.status == 2 and f"run {run} was trained with code that is not part of" in lost.json["error"]
         assert "there is no module 'my_pkg" in lost.json["error"]
     assert not (here / "lost").exists()
+    (here / "my_pkg").mkdir()
+    (here / "my_pkg" / "nets.py").write_text(f"open({str(here / 'ran')!r}, 'w')")
+    sys.path[:] = [place for place in sys.path if place not in ("", str(here))]
+    shutil.copyfile(here / "my_pkg" / "nets.py", here / "flat_data.py")
+    for words in (("benchmark", "shipped"), ("evaluate", "shipped", "--format", "onnx")):
+        assert call(*words).status == 2 and not (here / "ran").exists(), "a file named it, no person"
 
 
 def test_type_hints_are_not_required(here: Path) -> None:

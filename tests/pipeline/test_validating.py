@@ -59,6 +59,7 @@ def test_scores_leave_no_trace_and_a_choice_is_told(call: Call, tmp_path: Path) 
         "patience": None,
     }
     assert record["phases"][0]["best_step"] in (2, 4)
+    assert "the best, chosen on 1 image held out of train" in call("runs", "show", chosen["run"], as_json=False).stdout
 
     ended = call(*RUN, "--patience", "1", "--val-every", "1", "--set", "training.lr=1e-9").json
     record = read_json(Path(ended["folder"]) / "run.json")
