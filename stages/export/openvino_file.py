@@ -17,7 +17,7 @@ from data_cache.files import format_bytes
 from stages.export.formats import ONNX_FILE, OPENVINO_FILE
 from stages.export.job import ExportJob, SegmentationFunction, build_exporter_error, quiet_libraries
 from stages.export.proof_file import EXPORT_AGAIN
-from stages.export.runtimes import compile_openvino
+from stages.export.runtimes import compile_openvino, open_openvino
 
 if TYPE_CHECKING:
     import openvino
@@ -28,11 +28,9 @@ METADATA = ("model_info", "preprocess")
 
 def write(job: ExportJob) -> dict[str, Any]:
     """Write model.xml and model.bin from model.onnx."""
-    import openvino
-
     try:
         with quiet_libraries():
-            graph = openvino.Core().read_model(job.folder / ONNX_FILE)
+            graph = open_openvino().read_model(job.folder / ONNX_FILE)
             save(graph, job, OPENVINO_FILE)
     except RuntimeError as error:
         raise build_exporter_error("openvino", job, RuntimeError(_find_reason(str(error)))) from error
@@ -109,12 +107,10 @@ def read(path: Path) -> openvino.Model:
     Raises:
         UserError: OpenVINO cannot open them.
     """
-    import openvino
-
     if not path.with_suffix(".bin").is_file():
         raise UserError(f"{path} comes with its weights, {path.with_suffix('.bin').name}, which is missing beside it")
     try:
-        return openvino.Core().read_model(path)
+        return open_openvino().read_model(path)
     except RuntimeError as error:
         raise UserError(f"OpenVINO cannot open {path} ({say_reason(error, -1)}); {EXPORT_AGAIN}") from error
 

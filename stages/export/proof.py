@@ -36,6 +36,7 @@ from stages.export.job import (
 )
 from stages.export.machine import RUNTIMES, describe_cpu, find_versions
 from stages.export.safetensors_file import OpensWithSmp
+from stages.export.signal_stack import keeping_signal_stack
 from stages.export.turns import take_turns
 from stages.networks import count_parameters, rebuild_network, segmentation_only
 from stages.networks.framing import resize_bilinear
@@ -237,9 +238,9 @@ def _verify_script(job: ExportJob) -> dict[str, Any] | None:
     """Return how far predict.py is from the network on real image files; None without a script, or without images."""
     if not job.samples or not (job.folder / PREDICT_FILE).exists():
         return None
-    model, run = standalone.open_model(job.folder)
     reference, equal, pixels = segmentation_only(job.network), 0.0, 0
-    with tempfile.TemporaryDirectory() as folder:
+    with keeping_signal_stack(), tempfile.TemporaryDirectory() as folder:
+        model, run = standalone.open_model(job.folder)
         for number, sample in enumerate(job.samples):
             exif = Image.Exif()
             exif[ExifTags.Base.Orientation] = 1 + number % 8 if number else 6  # lying on its side, and others

@@ -16,6 +16,7 @@ from torch import Tensor
 from data_cache.errors import UserError
 from stages.export.formats import INPUT_NAME
 from stages.export.job import ExportJob, SegmentationFunction, build_exporter_error, quiet_libraries
+from stages.export.signal_stack import keeping_signal_stack
 
 RANKING_IMAGES = 16
 """On half as many, those that 8 bits harm most, a graph with one layer put back is compared with the float one."""
@@ -65,7 +66,7 @@ def quantise(name: str, job: ExportJob, graph: Any, open_prepared: Callable[[Any
     step = -(-num_images // RANKING_IMAGES)
     ranking = _Ranking(list(itertools.islice(images, None, None, step)), score, open_prepared)
     try:
-        with quiet_libraries():
+        with quiet_libraries(), keeping_signal_stack():
             quantised = nncf.quantize_with_accuracy_control(
                 graph,
                 calibration_dataset=nncf.Dataset(images, _name_input),

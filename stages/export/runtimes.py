@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,19 @@ def start_onnx(content: Path | bytes, threads: int) -> onnxruntime.InferenceSess
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def compile_openvino(graph: openvino.Model | Path, threads: int) -> openvino.CompiledModel:
-    """Return a graph, or the one of a file, ready to run on the CPU; OpenVINO raises its own exceptions."""
+@cache
+def open_openvino() -> openvino.Core:
+    """Return this process's only engine of OpenVINO: see ``signal_stack`` for what several do to each other."""
     import openvino
 
+    return openvino.Core()
+
+
+def compile_openvino(graph: openvino.Model | Path, threads: int) -> openvino.CompiledModel:
+    """Return a graph, or the one of a file, ready to run on the CPU; OpenVINO raises its own exceptions."""
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "f32",  # newer processors would take bfloat16 and answer otherwise
     }
-    return openvino.Core().compile_model(graph, "CPU", settings)
+    return open_openvino().compile_model(graph, "CPU", settings)

@@ -124,7 +124,9 @@ def test_people_are_told_what_was_decided(call: Call, tmp_path: Path, name: str)
     JOURNEYS[name].write(tmp_path / "in")
     (tmp_path / "out").mkdir()
     shown = call("--workdir", tmp_path / "w", "import", name, tmp_path / "in", "--out", tmp_path / "out", as_json=False)
-    split, train = ("some were drawn by name: 4 of 19", 15) if name == "labelme" else ("names ../test/images for test", 14)
+    split, train = (
+        ("some were drawn by name: 4 of 19", 15) if name == "labelme" else ("names ../test/images for test", 14)
+    )
     assert split in shown.stdout and f"train: {train} images, val: " in shown.stdout
     assert "images that EXIF turns upright: 1" in shown.stdout
     assert f"look at  {tmp_path / 'out' / 'contact-sheet.png'}" in shown.stdout
