@@ -113,7 +113,7 @@ class Console:
             self._print(text)
         else:
             width = None if sys.stdout.isatty() else 160
-            _LiteralConsole(file=sys.stdout, width=width).print(text)
+            _LiteralConsole(file=sys.stdout, width=width).print(text, crop=False)  # what is not to be wrapped is whole
 
     def _print(self, text: str) -> None:
         print(_literal(text, sys.stdout.encoding), file=sys.stdout)  # noqa: T201

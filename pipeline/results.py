@@ -17,11 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from data_cache.errors import UserError
 from data_cache.escaping import markdown_text
 from data_cache.files import atomic_file, read_json, write_json
+from data_cache.images import open_image
 from data_cache.metrics import explain_metrics
 from pipeline.experiment.config import load_config
 from pipeline.experiment.devices import find_device
@@ -303,7 +302,8 @@ def draw_picture(table: Table, root: Path) -> None:
     panels = sorted(folder.glob(PICTURED_PANEL))
     if not panels:
         raise UserError(f"{folder} has no {PICTURED_PANEL}; train the demo with evaluation.panels of 2 or more")
-    with Image.open(panels[0]) as panel, atomic_file(root / PICTURE) as temporary:
+    words = {"missing": "report on it again", "broken": "report on it again"}
+    with open_image(panels[0], "panel", **words) as panel, atomic_file(root / PICTURE) as temporary:
         panel.convert("RGB").quantize(256).save(temporary, format="PNG", optimize=True)
 
 

@@ -63,7 +63,7 @@ def test_an_added_metric_is_in_every_output(added: str, tmp_path: Path) -> None:
         assert name == "help" or f"{worst:.4f}"[:5] in plain, name
         if name not in ("text", "csv"):  # which have no room for it and name the command that says it
             assert WORST.convention in plain and WORST.source in plain, name
-    assert "lower for depth_mse, iou_worst (↓)" in shown["text"] and "_worst\N{NO-BREAK SPACE}↓" in shown["text"]
+    assert "lower for iou_worst (↓)" in shown["text"] and "_worst\N{NO-BREAK SPACE}↓" in shown["text"]
 
 
 PROOF = {

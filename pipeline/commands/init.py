@@ -176,5 +176,5 @@ def render(facts: dict[str, Any]) -> Group:
         *(Text(f"problem: {problem}") for problem in facts["problems"]),
         Text(f"\nwritten: {', '.join(facts['files'])}"),
         Text("\nnext, once the problems are repaired" if facts["problems"] else "\nnext"),
-        *(Text(f"  {command}") for command in facts["commands"]),
+        *(Text(f"  {command}", no_wrap=True, overflow="ignore") for command in facts["commands"]),  # to be copied
     )

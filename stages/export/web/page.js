@@ -173,6 +173,7 @@ function stopCamera() {
   if (!media) return;
   media.getTracks().forEach((track) => track.stop());
   media = stream.srcObject = null;
+  wanted += 1; // the frame that is under way is not shown any more
   at("camera").textContent = "Use the camera";
   say("The camera is off.");
 }
