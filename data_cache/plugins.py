@@ -207,6 +207,14 @@ def is_known(kind: str, name: str, built_in: Collection[str]) -> bool:
     return name in built_in or bool(_REFERENCE.fullmatch(name)) or name in list_installed(kind)
 
 
+def describe_wrong_base(found: Any, base: type) -> str:
+    """Return why what a plug-in names is not derived from a class; "" where it is."""
+    if isinstance(found, type) and issubclass(found, base):
+        return ""
+    kind = "class" if isinstance(found, type) else type(found).__name__
+    return f"it is a {kind} that is not derived from {base.__module__}.{base.__qualname__}"
+
+
 @lru_cache
 def list_installed(kind: str) -> dict[str, Plugin]:
     """Return what installed packages offer as entry points ``pipeline.networks`` or ``pipeline.datasets``, by name."""

@@ -32,7 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker where to write."""
     if _LAST_WORDS not in node.config.stash:
-        node.config.stash[_LAST_WORDS] = Path(tempfile.mkdtemp())
+        folder = tempfile.TemporaryDirectory()
+        node.config.add_cleanup(folder.cleanup)
+        node.config.stash[_LAST_WORDS] = Path(folder.name)
     node.workerinput["last_words"] = str(node.config.stash[_LAST_WORDS])
 
 

@@ -15,7 +15,7 @@ from data_cache.datasets.interface import POOL, EmptySplit, SegmentationDataset
 from data_cache.datasets.scenes import Scenes
 from data_cache.datasets.voc import Voc
 from data_cache.errors import UserError, nearest
-from data_cache.plugins import find_plugin, list_installed
+from data_cache.plugins import describe_wrong_base, find_plugin, list_installed
 
 DATASETS: dict[str, type[SegmentationDataset]] = {
     "scenes": Scenes,
@@ -74,9 +74,8 @@ def find_dataset(name: str) -> type[SegmentationDataset]:
 
 
 def _find_class_problems(found: Any) -> Iterator[str]:
-    if not isinstance(found, type) or not issubclass(found, SegmentationDataset):
-        kind = "class" if isinstance(found, type) else type(found).__name__
-        yield f"it is a {kind} that is not derived from data_cache.datasets.interface.SegmentationDataset"
+    if problem := describe_wrong_base(found, SegmentationDataset):
+        yield problem
         return
     if missing := sorted(found.__abstractmethods__):
         yield f"it does not define {', '.join(missing)}"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from data_cache.errors import UserError, nearest
-from data_cache.plugins import Plugin, find_plugin, is_known
+from data_cache.plugins import Plugin, describe_wrong_base, find_plugin, is_known
 from stages.networks.option_types import describe, fits
 from stages.networks.spec import NetworkSpec
 
@@ -136,9 +136,8 @@ def load_network(name: str) -> type[Network]:
 def _find_class_problems(found: Any) -> Iterator[str]:
     from stages.networks.interface import Network
 
-    if not isinstance(found, type) or not issubclass(found, Network):
-        kind = "class" if isinstance(found, type) else type(found).__name__
-        yield f"it is a {kind} that is not derived from stages.networks.interface.Network (or BranchedNetwork)"
+    if problem := describe_wrong_base(found, Network):
+        yield f"{problem} (or BranchedNetwork)"
         return
     parameters = inspect.signature(found).parameters
     for wanted, why in (("num_classes", "the number of classes"), ("with_depth", "whether the depth branch is built")):
