@@ -34,8 +34,6 @@ INSTALLED = tuple(
     if name != "executorch" and (not row.requires or all(map(find_spec, row.requires.packages)))
 )
 """ExecuTorch, which no test installs, has a test of its own."""
-SPARED = ("onnx-int8", "openvino-int8")
-"""Networks take turns in these: one library makes both, by the same rules, from the same graph."""
 
 
 def build(name, options):
@@ -59,7 +57,7 @@ def test_every_network_ships_in_every_installed_format(place, tmp_path):
     """Parity at odd sizes, in batches and on images is what an export itself proves, from folded batch norm."""
     name, options = CASES[place]
     network, refused = build(name, options), REFUSED.get(name, {})
-    wanted = [each for each in INSTALLED if each != SPARED[place % 2]] if place in FIRST else FLOAT
+    wanted = INSTALLED if place in FIRST else FLOAT
     fixed = ["pt2"] if "pt2" in wanted and name not in PT2_AT_ANY_SIZE else []
     formats = [each for each in wanted if not each.startswith((*refused, *fixed))]
     stripped, folder = strip_depth(network).eval(), tmp_path / "out"
