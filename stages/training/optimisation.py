@@ -92,6 +92,11 @@ class PhaseOptimiser:
         groups = [*_group_parts(network, phase, settings, named), *_group_weighting(weighting, named)]
         self.named_parameters = named
         self._factors = [group.pop("lr_factor") for group in groups]
+        for value in named.values():
+            _close_gaps(value)
+        self._flat = {value: nn.Parameter(_flatten(value, like=value)) for value in named.values()}
+        for group in groups:
+            group["params"] = [self._flat[value] for value in group["params"]]
         self._optimizer = _build(settings, groups)  # each step sets its own rate
 
     def prepare(self, step: int) -> float:
@@ -103,7 +108,8 @@ class PhaseOptimiser:
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
-        self._optimizer.zero_grad(set_to_none=True)
+        for value in self.named_parameters.values():
+            value.grad = None
 
     def gradients(self) -> dict[str, Tensor]:
         """Return the gradients that exist, by parameter name."""
@@ -123,19 +129,22 @@ class PhaseOptimiser:
             divisor = excess if divisor is None else divisor * excess
         # What torch's GradScaler tells fused optimisers: they divide and leave out in the pass of the update.
         optimizer.found_inf, optimizer.grad_scale = holds.float(), divisor  # type: ignore[attr-defined]
+        for value, flat in self._flat.items():
+            flat.grad = None if value.grad is None else _flatten(value.grad, like=value)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
         """Return momenta and step counters as ``<parameter name>/<kind>``."""
         return {
-            f"{name}/{kind}": value
+            f"{name}/{kind}": _unflatten(value, like=parameter)
             for name, parameter in self.named_parameters.items()
-            for kind, value in self._optimizer.state.get(parameter, {}).items()
+            for kind, value in self._optimizer.state.get(self._flat[parameter], {}).items()
             if isinstance(value, Tensor)
         }
 
     def load_state(self, state: Mapping[str, Tensor], what: str, remedy: str) -> None:
-        """Take over what ``state`` returned, in the memory layout the optimiser would have made itself.
+        """Take over what ``state`` returned.
 
         Args:
             what: where it comes from, for people.
@@ -148,13 +157,9 @@ class PhaseOptimiser:
         for key, value in state.items():
             name, _, kind = key.rpartition("/")
             parameter = self.named_parameters[name]
-            if value.shape == parameter.shape and kind != "step":
-                # Same strides as the parameter: torch's fused CPU kernels (2.15) walk the memory side by side and would
-                # pair the wrong elements, without any message.
-                placed = torch.empty_like(parameter, requires_grad=False).copy_(value)
-            else:
-                placed = value.to(parameter.device)
-            self._optimizer.state[parameter][kind] = placed
+            placed = value.to(parameter.device, copy=True)
+            placed = placed if kind == "step" else _flatten(placed, like=parameter)
+            self._optimizer.state[self._flat[parameter]][kind] = placed
 
     def _check_state(self, state: Mapping[str, Tensor], what: str, remedy: str) -> None:
         kinds = _find_state_kinds(self._settings)
@@ -249,6 +254,29 @@ def _group_weighting(weighting: nn.Module, named: dict[str, nn.Parameter]) -> It
     named |= parameters
     if parameters:
         yield {"params": list(parameters.values()), "weight_decay": 0.0, "lr_factor": 1.0}
+
+
+def _close_gaps(parameter: nn.Parameter) -> None:
+    """Move a parameter to memory without gaps, of which torch's fused kernels (2.15) know nothing."""
+    if torch.empty_like(parameter, device="meta").stride() != parameter.stride():
+        parameter.data = parameter.detach().clone()
+
+
+def _flatten(value: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor as one row of numbers in the order in which those of another, of its shape, lie in memory.
+
+    It is the same memory where both lie alike. Torch's fused CPU kernels (2.15) copy what does not lie in the order of
+    its indices, as weights with channels last do, and that took as long as the update itself.
+    """
+    places = zip(value.shape, value.stride(), like.stride(), strict=True)
+    if any(size > 1 and stride != wanted for size, stride, wanted in places):
+        value = torch.empty_like(like, requires_grad=False).copy_(value)
+    return value.detach().as_strided((value.numel(),), (1,))
+
+
+def _unflatten(row: Tensor, like: Tensor) -> Tensor:
+    """Return the tensor of which ``_flatten`` made the row; numbers that are not of a parameter as they are."""
+    return row.as_strided(like.shape, like.stride()) if row.shape == (like.numel(),) else row
 
 
 def _build(settings: TrainingSettings, groups: list[dict]) -> torch.optim.Optimizer:
