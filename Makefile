@@ -7,8 +7,9 @@ RECIPE    ?= demo
 WORKDIR   ?= artifacts
 BIN       := .venv/bin
 INSTALLED := .venv/.installed
-# one more than there are cores: many tests wait for processes that they start
-PYTEST    := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal \
+# One more than there are cores: many tests wait for processes that they start. These are hundreds, so compiled modules
+# are kept even where the environment says otherwise.
+PYTEST    := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal \
              --numprocesses $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 RECIPE_ARGS = --recipe $(RECIPE) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(ARGS)
 

@@ -6,10 +6,10 @@ import copy
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import segmentation_models_pytorch as smp
@@ -44,6 +44,40 @@ from stages.networks.interface import Network
 
 SMP_MULTIPLE_PX = 32
 """Sizes that smp's models accept whatever their stride."""
+_ROOM_BYTES = 2**29
+"""For the network's answers that are kept from one format to the next."""
+
+
+class _Case(NamedTuple):
+    """Images on which written files are compared with the network."""
+
+    where: str
+    """For messages; each has its own."""
+    about: dict[str, Any]
+    """What proof.json says of it."""
+    images: Tensor
+    """(B, 3, h, w) as they enter."""
+    size: tuple[int, int]
+    """Height and width at which classes are compared."""
+
+
+class _Reference:
+    """What the network answers, computed once for all formats as far as there is room to keep it."""
+
+    def __init__(self, network: Network) -> None:
+        self._segment = segmentation_only(network)
+        self._kept: dict[str, Tensor] = {}
+        self._room = _ROOM_BYTES
+
+    def answer(self, case: _Case) -> Tensor:
+        """Return the logits (B, C, H, W) of a case."""
+        if (kept := self._kept.get(case.where)) is not None:
+            return kept
+        logits = self._segment(case.images)
+        if logits.nbytes <= self._room:
+            self._room -= logits.nbytes
+            self._kept[case.where] = logits
+        return logits
 
 
 def choose_verified_sizes(input_size: tuple[int, int], *, dynamic: bool) -> tuple[tuple[int, int], ...]:
@@ -85,8 +119,9 @@ def compute_proof(
     """
     stripped = job.network
     sizes = choose_verified_sizes(job.input_size, dynamic=job.dynamic)
+    reference = _Reference(stripped)
     formats = {
-        name: facts | _verify_format(name, job, sizes, dynamic_batch=facts.get("dynamic_batch", True))
+        name: facts | _verify_format(name, job, reference, sizes, dynamic_batch=facts.get("dynamic_batch", True))
         for name, facts in format_facts.items()
     }
     networks = _measure_networks(full, stripped, draw_images(1, job.input_size), passes)
@@ -173,43 +208,46 @@ def _compare_smp(job: ExportJob) -> float | None:
 
 
 def _verify_format(
-    name: str, job: ExportJob, sizes: Sequence[tuple[int, int]], *, dynamic_batch: bool
+    name: str, job: ExportJob, reference: _Reference, sizes: Sequence[tuple[int, int]], *, dynamic_batch: bool
 ) -> dict[str, list[dict[str, Any]]]:
     """Return how far a written file is from the network, at each size of drawn noise and on each real image."""
-    row, reference = EXPORT_FORMATS[name], segmentation_only(job.network)
+    row = EXPORT_FORMATS[name]
     if row.labels_bytes:
-        return {"sizes": [], "images": _verify_labels(name, job)}
+        return {"sizes": [], "images": _verify_labels(name, job, reference)}
     opened = row.load().open_folder(job.folder)
     noise = [(1, sizes[0]), *([(3, sizes[0])] if dynamic_batch else []), *((1, size) for size in sizes[1:])]
-    cases = []
-    for batch, size in noise:
-        about: dict[str, Any] = {"batch": batch, "height": size[0], "width": size[1]}
-        images = draw_images(batch, size)
-        cases.append(about | _compare(name, job, opened, reference, images, size, f"at batch {batch}, {_px(size)}"))
-    shown = []
-    for sample in vary_images(job.samples):
-        size = (sample.pixels.shape[0], sample.pixels.shape[1])
-        about = {"image": sample.name, "height": size[0], "width": size[1]}
-        images = job.normalise(sample.pixels)
-        shown.append(about | _compare(name, job, opened, reference, images, size, f"on image {sample.name}"))
+    cases = [_compare(name, job, opened, reference, _draw_case(batch, size)) for batch, size in noise]
+    shown = [_compare(name, job, opened, reference, _build_case(job, sample)) for sample in vary_images(job.samples)]
     if row.max_difference is None and shown and not job.force:  # judged by all images together
         _check_agreement(name, job, shown)
     return {"sizes": cases, "images": shown}
 
 
-def _verify_labels(name: str, job: ExportJob) -> list[dict[str, Any]]:
+def _draw_case(batch: int, size: tuple[int, int]) -> _Case:
+    """Return a case of drawn noise."""
+    about = {"batch": batch, "height": size[0], "width": size[1]}
+    return _Case(f"at batch {batch}, {_px(size)}", about, draw_images(batch, size), size)
+
+
+def _build_case(job: ExportJob, sample: ProofImage) -> _Case:
+    """Return the case of one image."""
+    size = (sample.pixels.shape[0], sample.pixels.shape[1])
+    about = {"image": sample.name, "height": size[0], "width": size[1]}
+    return _Case(f"on image {sample.name}", about, job.normalise(sample.pixels), size)
+
+
+def _verify_labels(name: str, job: ExportJob, reference: _Reference) -> list[dict[str, Any]]:
     """Return on how many pixels a file that takes bytes and answers labels agrees with the network."""
-    label, reference = _open_labels(name, job), segmentation_only(job.network)
+    label = _open_labels(name, job)
     shown = []
     for sample in vary_images(job.samples or [ProofImage("a drawn image", _draw_bytes(job.input_size))]):
-        size = (sample.pixels.shape[0], sample.pixels.shape[1])
-        expected = _label(reference(job.normalise(sample.pixels)), size)[0].numpy()
+        case = _build_case(job, sample)
+        expected = _label(reference.answer(case), case.size)[0].numpy()
         answered = label(sample.pixels)
-        if answered.shape != size:
-            reason = f"labels of shape {answered.shape} for image {sample.name} of {_px(size)}"
+        if answered.shape != case.size:
+            reason = f"labels of shape {answered.shape} for image {sample.name} of {_px(case.size)}"
             raise CannotExport(name, f"the written file answers with another shape: {name} {reason}", job)
-        agreement = float((answered == expected).mean())
-        shown.append({"image": sample.name, "height": size[0], "width": size[1], "argmax_agreement": agreement})
+        shown.append(case.about | {"argmax_agreement": float((answered == expected).mean())})
     _check_agreement(name, job, shown)
     return shown
 
@@ -275,19 +313,13 @@ def vary_images(samples: Sequence[ProofImage]) -> Iterator[ProofImage]:
 
 
 def _compare(
-    name: str,
-    job: ExportJob,
-    opened: SegmentationFunction,
-    reference: Callable[[Tensor], Tensor],
-    images: Tensor,
-    size: tuple[int, int],
-    where: str,
-) -> dict[str, float]:
-    """Return how far an answer is from the network's, classes compared at ``size``; refuse what is too far."""
-    row = EXPORT_FORMATS[name]
-    expected = reference(images)
+    name: str, job: ExportJob, opened: SegmentationFunction, reference: _Reference, case: _Case
+) -> dict[str, Any]:
+    """Return how far an answer is from the network's; refuse what is too far."""
+    row, where = EXPORT_FORMATS[name], case.where
+    expected = reference.answer(case)
     try:
-        answered = opened(images)
+        answered = opened(case.images)
     except Exception as error:  # a foreign runtime may raise anything; whatever it is, the file is unfit
         raise CannotExport(
             name, f"the written file fails: {name} {where}: {' '.join(str(error).split())}", job
@@ -296,8 +328,8 @@ def _compare(
         shapes = f"{tuple(answered.shape)} instead of {tuple(expected.shape)}"
         raise CannotExport(name, f"the written file answers with another shape: {name} {where}: {shapes}", job)
     differences = (answered - expected).abs()
-    labels, wanted = (_label(logits, size) for logits in (answered, expected))
-    found = {
+    labels, wanted = (_label(logits, case.size) for logits in (answered, expected))
+    found = case.about | {
         "max_abs_difference": differences.max().item(),
         "argmax_agreement": (labels == wanted).double().mean().item(),
     }
