@@ -1,6 +1,6 @@
 """The loader on one core against bare decoding of the same files: JPEG of 360×480, PNG masks, stored depth maps.
 
-Crops, scales, flips and jitter are those of the camvid recipe.
+Crops, scales, flips and jitter are those of the camvid recipe. Drawing a scene is held to the same decoding.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from PIL import Image
 from data_cache.content import ContentHashes
 from data_cache.datasets import open_dataset
 from data_cache.datasets.interface import SegmentationDataset
+from data_cache.datasets.scenes import Scenes
 from data_cache.depth_map import Provenance
 from data_cache.depth_store import DepthStore, store_folder
 from data_cache.depth_writer import DepthStoreWriter
@@ -47,7 +48,7 @@ def lines(*, small: bool) -> Iterator[Line]:
             write_images(root, images)
             dataset = open_dataset("folder", root, "train")
             sides = [load(dataset, None), *(load(dataset, write_depth(root, dataset, codec)) for codec in CODECS)]
-            turns = alternate([*sides, decode_bare(dataset)], passes)
+            turns = alternate([*sides, decode_bare(dataset), draw_scenes(images)], passes)
     finally:
         torch.set_num_threads(threads)
     found = [1e3 * turns.seconds(side) / images for side in range(2 + len(CODECS))]
@@ -57,6 +58,22 @@ def lines(*, small: bool) -> Iterator[Line]:
             f"loader / bare decoding of JPEG and PNG, one core, {kind}", turns.ratio(side, len(kinds)),
             Goal(at_most=2.0 if side else 1.6), f"{found[side]:.1f} and {found[-1]:.1f} ms per image", WHY[side > 0],
         )  # fmt: skip
+    decoding, drawing = len(kinds), len(kinds) + 1
+    yield Line(
+        "drawing a scene / bare decoding of JPEG and PNG, one core", turns.ratio(drawing, decoding),
+        Goal(at_most=9), f"{1e3 * turns.seconds(drawing) / images:.1f} ms per scene", "every pixel is traced in numpy",
+    )  # fmt: skip
+
+
+def draw_scenes(number: int) -> Callable[[], None]:
+    """Return what draws scenes of the demo's size, which nothing keeps."""
+    scenes = Scenes(None, "train")
+
+    def draw() -> None:
+        for index in range(number):
+            scenes.read_labels(index)
+
+    return draw
 
 
 def load(dataset: SegmentationDataset, depth: SplitDepth | None) -> Callable[[], None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -213,18 +212,6 @@ def test_no_class_is_rare() -> None:
     shares = np.bincount(labels.ravel(), minlength=len(CLASSES)) / labels.size
     assert len(shares) == len(CLASSES)
     assert (shares > 0.02).all(), dict(zip(CLASSES, shares, strict=True))
-
-
-def test_700_scenes_take_less_than_15_cpu_seconds() -> None:
-    dataset = Scenes(None, "train")
-
-    def measure() -> float:
-        started_at = time.process_time()
-        for index in range(20):
-            dataset.read_labels(index)
-        return (time.process_time() - started_at) / 20
-
-    assert min(measure() for _ in range(3)) * 700 < 15.0
 
 
 # The cache
