@@ -112,7 +112,8 @@ class Workspace:
         listing = "\n  ".join(names[-LISTED_RUNS:]) or "none"
         if len(names) > LISTED_RUNS:
             listing += f"\n  and {len(names) - LISTED_RUNS} older ones"
-        problem = "matches several runs" if matches else f"is no run{nearest(reference, names)}"
+        exports = [str(proof.parent) for proof in Path(reference).parent.glob("*/proof.json")]
+        problem = "matches several runs" if matches else f"is no run{nearest(reference, [*names, *exports])}"
         raise UserError(f"{reference!r} {problem}; runs in {self.runs}:\n  {listing}")
 
 

@@ -365,9 +365,9 @@ def headlines(proof: dict[str, Any]) -> list[tuple[str, str]]:
     if batch_norm := proof.get("batch_norm"):
         rows.append(("batch norm", f"{len(batch_norm['folded'])} folded, {len(batch_norm['left'])} left"))
     for name, facts in proof["formats"].items():
-        for what, cases in ((f"drawn sizes of {name}", facts["sizes"]), (f"real images of {name}", facts["images"])):
+        for what, cases in (("drawn inputs", facts["sizes"]), ("views of images", facts["images"])):
             if cases:
-                rows.append((f"{len(cases)} {what}", _describe_cases(cases)))
+                rows.append((f"{len(cases)} {what}, {name}", _describe_cases(cases)))
         if scores := facts.get("miou_macro"):
             left = f"{len(facts['layers_in_float'])} of {facts['layers']} layers left in float"
             limit = f"limit {scores['max_drop']:g}" + (", passed" if scores["drop"] > scores["max_drop"] else "")

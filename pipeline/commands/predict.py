@@ -83,7 +83,7 @@ def predict_paths(
     from pipeline.session import Result
     from stages.evaluation.film import name_videos, predict_videos
     from stages.evaluation.frames import check_sources
-    from stages.evaluation.predict import predict_files, write_records
+    from stages.evaluation.predict import check_legend, predict_files, write_records
     from stages.evaluation.sources import find_sources
     from stages.evaluation.views import choose_views
 
@@ -95,6 +95,7 @@ def predict_paths(
     sources = find_sources(paths)
     check_sources(sources.videos, sources.cameras)
     model = open_model(session, reference, device, format_name)
+    check_legend(out, model.class_names)
     meaning = describe_depth(model) if depth else ""
     segmenter = build_segmenter(model, tile=tile, margin=margin, views=views, depth=depth, probabilities=probabilities)
     names, palette = model.class_names, model.palette

@@ -324,7 +324,8 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
     path = Path(recipe)
     if path.suffix != ".toml":
         if recipe not in recipe_names():
-            raise UserError(f"{unknown_name('recipe', recipe, recipe_names())}; or give the path of a .toml file")
+            file = nearest(recipe, map(str, path.parent.glob("*.toml")))
+            raise UserError(f"{unknown_name('recipe', recipe, recipe_names())}; or give the path of a .toml file{file}")
         path = Path(str(resources.files("pipeline") / "recipes" / f"{recipe}.toml"))
     tree = read_recipe_file(path)
     table = tree.pop("table", None)  # see ``own_tables``

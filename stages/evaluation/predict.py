@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -270,6 +271,20 @@ def write_records(
     with output.write(out) as temporary:
         temporary.write_text(json_text(facts, indent=1) + "\n", encoding="utf8")
     return out
+
+
+def check_legend(folder: Path, class_names: Sequence[str]) -> None:
+    """Raise UserError where predictions of other classes lie: their ids would be read as those of these classes."""
+    try:
+        found = json.loads((folder / RECORDS_FILE).read_text(encoding="utf8"))
+        model, classes = found["model"], found["classes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # there are none
+    if classes != list(class_names):
+        raise UserError(
+            f"{folder} holds predictions of other classes, by {model}, and one id would mean two of them; give another "
+            "--out, or remove that folder first"
+        )
 
 
 def name_outputs(files: Sequence[Path]) -> dict[Path, str]:

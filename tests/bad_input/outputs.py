@@ -12,6 +12,7 @@ import imageio_ffmpeg
 from PIL import Image
 
 from data_cache.outputs import SEAL, Inputs, OutputFolder, write_page
+from stages.evaluation.predict import Predictions, write_records
 from tests.bad_input.world import Answer, Case, World
 
 Prepare = Callable[[World], Sequence[str | Path]]
@@ -67,6 +68,12 @@ def _correct_by_hand(labels: Path, world: World) -> None:
     with output.write(labels) as temporary:
         shutil.copy(world.mask("val"), temporary)
     shutil.copy(world.mask("val", 1), labels)
+
+
+def _predict_beside_other_classes(world: World) -> Sequence[str | Path]:
+    output = OutputFolder(world.root / "out", Inputs())
+    write_records(Predictions([], [], [], []), output, model="runs/other", class_names=("sea", "land"))
+    return ["predict", world.export, world.user / "photo.png", "--out", output.folder, "--overwrite"]
 
 
 def _predict_beside_inputs(world: World) -> Sequence[str | Path]:
@@ -294,6 +301,11 @@ CASES = [
     ),
     Case("predict --out a name that is not UTF-8", _predict_to(lambda world: world.root / "o\udcff"), (), exit=0),
     Case("predict --out among the depth stores", _predict_to(lambda world: world.store()), ("program keeps",)),
+    Case(
+        "predict --out a folder with labels of other classes",
+        _predict_beside_other_classes,
+        ("out holds predictions of other classes", "runs/other", "another --out"),
+    ),
     Case("a mask in place of a label map", _predict_onto(_copy_mask), ("photo.png", "--overwrite")),
     Case("a label map that was corrected by hand", _predict_onto(_correct_by_hand), ("photo.png", "changed since")),
     Case(
