@@ -266,6 +266,11 @@ CASES = [
         ("50x70", "use 64x70"),
     ),
     Case(
+        "an export's folder, misspelt",
+        lambda world: ["predict", f"{world.export}t", world.user / "photo.png", "--out", world.root / "seen"],
+        ("exportt' is no run (did you mean '", "/export'"),
+    ),
+    Case(
         "a benchmark of a folder that is no export",
         lambda world: ["benchmark", world.user],
         ("cannot read", "proof.json", AGAIN),

@@ -97,6 +97,11 @@ def _given(make: Callable[[Path], object]) -> Prepare:
 
 CASES = [
     # what is no recipe
+    Case(
+        "a recipe's file without its suffix",
+        lambda world: ["plan", "--recipe", world.recipe.with_suffix(".tml")],
+        ("unknown recipe", "did you mean '", "recipe.toml"),
+    ),
     Case("a pipe as recipe", _place(os.mkfifo), ("own.toml", "it is no file")),
     Case("a device as recipe", _place(lambda path: path.symlink_to("/dev/zero")), ("own.toml", "it is no file")),
     Case("a folder as recipe", _place(Path.mkdir), ("own.toml", "it is no file")),
