@@ -58,7 +58,7 @@ def network_lines(measured: Mapping[str, str]) -> Iterator[str]:
 
 
 def reliability_lines() -> Iterator[str]:
-    """Yield how many kills the last ``make test-crash`` survived, and how many bad inputs ``make test`` tries."""
+    """Yield how many kills the last ``make test-crash`` survived, and how many bad inputs are tried."""
     measured = json.loads(KILLS.read_text(encoding="utf8"))
     rows = measured["rows"]
     ways = list(dict.fromkeys(row["how"] for row in rows))
@@ -79,7 +79,9 @@ def reliability_lines() -> Iterator[str]:
         exits = [case.exit for kind, case in cases if heading in (kind, "all")]
         yield f"| {heading} | {len(exits)} | {sum(map(bool, exits))} | {exits.count(0)} |"
     yield ""
-    yield "`pytest tests/bad_input`, part of `make test`; row by row in [bad input](bad-input.md)."
+    slow = sum(case.slow for _, case in cases)
+    yield f"`pytest tests/bad_input`; {slow} that start Ray are left to `make test-all`. Row by row in"
+    yield "[bad input](bad-input.md)."
 
 
 def speed_lines() -> Iterator[str]:

@@ -29,7 +29,7 @@ def find_sources(named: Iterable[Path]) -> Sources:
     What lies there under a name is that, whatever else the name could mean.
 
     Raises:
-        UserError: nothing is left, or a pattern fits nothing.
+        UserError: nothing is left, a pattern fits nothing, or none of the files is there.
     """
     images: dict[str, Path] = {}
     videos: dict[str, Path] = {}
@@ -47,6 +47,9 @@ def find_sources(named: Iterable[Path]) -> Sources:
     if not (images or videos or cameras):
         suffixes = ", ".join(IMAGE_SUFFIXES)
         raise UserError(f"no image to predict; name image files, or folders with files ending in {suffixes}")
+    files = [*images.values(), *videos.values()]
+    if not cameras and not any(map(os.path.lexists, files)):
+        raise UserError(f"{files[0]} is missing (seen from {Path.cwd()}); check the name of what is to be predicted")
     return Sources(list(images.values()), list(videos.values()), list(cameras))
 
 

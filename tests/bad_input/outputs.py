@@ -218,6 +218,12 @@ CASES = [
         check=_nothing_is_written,
     ),
     Case(
+        "files to predict of which none is there",
+        lambda world: ["predict", world.export, world.user / "foto.png", "holiday/", "--out", world.root / "out"],
+        ("foto.png is missing", "seen from", "check the name"),
+        check=_nothing_is_written,
+    ),
+    Case(
         "depth of an export, which has no depth branch",
         _predict_to(lambda world: world.root / "out", "--depth"),
         ("--depth", "no depth branch", "name the run"),
