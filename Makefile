@@ -14,7 +14,7 @@ PYTEST    := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest 
 RECIPE_ARGS = --recipe $(RECIPE) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pseudo-depth train table results docs export report test test-crash check audit bench bench-gpu clean
+.PHONY: help install demo pseudo-depth train table results docs export report test test-all test-crash check audit bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,7 +53,10 @@ docs: $(INSTALLED)  ## tables of the docs that come from code: schedules, networ
 report: $(INSTALLED)  ## one self-contained page about all runs
 	$(BIN)/pipeline report $(ARGS)
 
-test: $(INSTALLED)  ## all tests (no GPU, no network)
+test: $(INSTALLED)  ## the tests, in minutes (no GPU, no network)
+	$(PYTEST) -m "not exhaustive" $(ARGS)
+
+test-all: $(INSTALLED)  ## these, and further entries of long lists: all networks in all formats, clusters, kills
 	$(PYTEST) $(ARGS)
 
 test-crash: $(INSTALLED)  ## kill real commands some 340 times, and prove that repeating them ends the same
@@ -63,7 +66,7 @@ check: $(INSTALLED)  ## lint, types, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not exhaustive" $(ARGS)
 
 audit: $(INSTALLED)  ## look up the pinned versions in the database of known vulnerabilities (needs a network)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[audit]'

@@ -11,7 +11,7 @@ import torch
 from tests.benchmarks import gpu
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_line_runs_on_a_cpu(tmp_path: Path) -> None:
     assert gpu.main(["--device", "cpu", "--small", "--json", str(tmp_path / "figures.json")]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_whatever_stops_a_command_repeating_it_ends_as_if_undisturbed():
     command = [sys.executable, "-m", "tests.crash", "--kills", "4", "--only", "labelling", "--only", "training"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -62,7 +62,7 @@ def assert_same(batches, others):
 
 @pytest.mark.parametrize(
     ("method", "workers", "others"),
-    [("fork", 0, 0), ("fork", 2, 2), pytest.param("spawn", 1, 0, marks=pytest.mark.slow)],
+    [("fork", 0, 0), ("fork", 2, 2), pytest.param("spawn", 1, 0, marks=pytest.mark.exhaustive)],
 )
 def test_epochs_after_the_first_read_no_file_and_change_no_bit(tmp_path, method, workers, others):
     dataset = Noise(tmp_path / "gone")

@@ -132,7 +132,7 @@ def test_depth_and_labels_tell_the_same_story(source):
             assert torch.equal((depth > 0.5)[sure], (labels == 1)[sure])
 
 
-@pytest.mark.parametrize(("method", "workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("method", "workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.exhaustive)])
 def test_workers_change_nothing(source, method, workers):
     usual = multiprocessing.get_start_method()
     multiprocessing.set_start_method(method, force=True)

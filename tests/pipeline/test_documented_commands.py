@@ -53,6 +53,7 @@ NOT_RUN = {
 """Documented commands, as patterns, that this test does not run -> why, and where the same is tested."""
 SMALL = {
     "export": "--no-benchmark",
+    "export --out": "--formats safetensors",
     "select": "--budget 5 --by depth-map",
     "pseudo-depth --recipe plain.toml": "--set data.options.counts={train=8,val=4,test=4}",
     "run --recipe plain.toml": (
@@ -194,7 +195,7 @@ class Reader:
         return self._call(*words, as_json=False)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_documented_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Answer]) -> None:
     """One after another, as somebody would who reads the pages from top to bottom."""
     monkeypatch.chdir(tmp_path)

@@ -55,7 +55,7 @@ def after_more_steps(work: Path, process: subprocess.Popen[str]) -> Iterator[Non
     yield
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ranks_are_stopped_killed_and_continued_by_one_process(call: Callable[..., Answer], tmp_path: Path) -> None:
     work, words = tmp_path / "work", ["--workdir", str(tmp_path / "work"), "--json", *WORDS]
     torchrun = start([*TORCHRUN, *words])

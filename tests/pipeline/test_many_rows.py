@@ -125,6 +125,7 @@ def test_a_table_in_two_jobs_of_which_one_is_killed_is_that_of_one_process(work:
     assert what_came_of(work) == alone
 
 
+@pytest.mark.exhaustive
 def test_the_jobs_of_a_slurm_array_share_the_work(labelled: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
     work, script = tmp_path / 'it\'s "my" $HOME' / "work", tmp_path / "my jobs.sh"
     shutil.copytree(labelled, work)
@@ -149,6 +150,7 @@ def test_a_slurm_job_on_a_machine_with_another_work_directory_is_refused(tmp_pat
     assert not list((tmp_path / "work").iterdir())
 
 
+@pytest.mark.exhaustive
 def test_an_interruption_keeps_what_every_job_has_done(work: Path) -> None:
     process = start(work, *TABLE, "--jobs", "2", "--iterations", "100000", threads=2)
     wait_for_training(work, process)
@@ -161,6 +163,7 @@ def test_an_interruption_keeps_what_every_job_has_done(work: Path) -> None:
     assert not list(work.glob("nodes/*/.lock"))
 
 
+@pytest.mark.exhaustive
 def test_a_table_on_ray_whose_worker_is_killed_is_that_of_one_process(work: Path, alone: dict[str, bytes]) -> None:
     process = start(work, *TABLE, "--on", "ray", "--address", "local", threads=2)
     os.kill(wait_for_training(work, process), signal.SIGKILL)

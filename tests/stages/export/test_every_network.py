@@ -50,9 +50,13 @@ def build(name, options):
     return network
 
 
-@pytest.mark.parametrize("place", range(len(CASES)), ids=lambda place: case_name(CASES[place]))
+def mark_place(place):
+    """Return a parameter; the first is the U-Net, and all the others take many minutes."""
+    return pytest.param(place, id=case_name(CASES[place]), marks=pytest.mark.exhaustive if place else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("place", list(map(mark_place, range(len(CASES)))))
 @pytest.mark.filterwarnings("ignore:PSPNet's pyramid")
-@pytest.mark.slow
 def test_every_network_ships_in_every_installed_format(place, tmp_path):
     """Parity at odd sizes, in batches and on images is what an export itself proves, from folded batch norm."""
     name, options = CASES[place]

@@ -4,10 +4,18 @@ import copy
 
 import pytest
 import torch
-from small_networks import CASES, IN_FULL, NUM_CLASSES, SMALL_ENCODER, case_name, small_smp_options
+from small_networks import (
+    CASES,
+    IN_FULL,
+    NETWORKS_OR_UNET,
+    NUM_CLASSES,
+    SMALL_ENCODER,
+    case_name,
+    small_smp_options,
+)
 
 from data_cache.errors import UserError
-from stages.networks import NETWORKS, build_network, count_parameters, segmentation_only, strip_depth
+from stages.networks import build_network, count_parameters, segmentation_only, strip_depth
 from stages.networks.contract import LAWS, Subject, any_size_works_and_every_weight_learns
 from stages.networks.interface import Network
 from stages.networks.parts import Part
@@ -43,7 +51,7 @@ def test_every_network_keeps_every_law(subject, law):
     law(subject)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS_OR_UNET)
 def test_the_papers_network_takes_any_size_and_every_weight_learns(name):
     """At the default options, which are the papers' except for the weights."""
     any_size_works_and_every_weight_learns(Subject(name, {}))

@@ -39,12 +39,12 @@ def correlations() -> np.ndarray:
     return np.array(found)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_correlation_with_true_inverse_depth(correlations):
     assert correlations.mean() >= 0.95
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_card_states_what_is_measured(correlations):
     card = (BUNDLED_FOLDER / "README.md").read_text()
     stated = re.search(r"mean per-image correlation \*\*(0\.\d+)\*\*", card)

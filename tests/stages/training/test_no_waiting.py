@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 
 import pytest
 import torch
 import toy_network
-from small_networks import NUM_CLASSES, SMALL_OPTIONS
+from small_networks import NETWORKS_OR_UNET, NUM_CLASSES, SMALL_OPTIONS
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -23,7 +24,7 @@ from toy_network import build_toy
 
 from data_cache.sample import PackedBatch
 from data_cache.unpacking import unpack
-from stages.networks import NETWORKS, build_network
+from stages.networks import build_network
 from stages.networks.precision import autocast
 from stages.pseudo_depth.depth_losses import metric_depth_loss, relative_depth_loss
 from stages.training.freezing import training_parts
@@ -36,12 +37,13 @@ from stages.training.settings import REGION_LOSSES, LossSettings, TrainingSettin
 from stages.training.trainer import PhaseTrainer
 from stages.training.weighting import WEIGHTINGS, build_weighting
 
+WITHOUT_WAITING = [name for name in SEG_LOSSES if name != "lovasz"]
+"""The loss of Lovász waits, and says so."""
 LOSSES = [
-    (seg, depth, tuple(WEIGHTINGS)[(row + column) % len(WEIGHTINGS)])
-    for row, seg in enumerate(name for name in SEG_LOSSES if name != "lovasz")
-    for column, depth in enumerate(DEPTH_LOSSES)
+    (WITHOUT_WAITING[row % len(WITHOUT_WAITING)], [*DEPTH_LOSSES][row % len(DEPTH_LOSSES)], weighting)
+    for row, weighting in zip(range(max(len(WITHOUT_WAITING), len(DEPTH_LOSSES))), itertools.cycle(WEIGHTINGS))
 ]
-"""Each loss beside each of the other task, and under each weighting; that of Lovász waits, and says so."""
+"""Each loss of either task, beside one of the other: none knows of its neighbour."""
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:PSPNet's pyramid"),
@@ -126,7 +128,7 @@ def build_small(name):
     return copy.deepcopy(_build_once(name))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS_OR_UNET)
 def test_a_step_of_every_network_asks_for_no_value(name, request):
     network = build_small(name)
     request.getfixturevalue("no_values")
@@ -215,7 +217,7 @@ def compute_losses(network, phase, device, losses, side=64):
     return total
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS_OR_UNET)
 def test_forward_and_losses_of_every_network_stay_on_the_gpu(name, request):
     """Tensors of two devices in one operation raise."""
     network = build_small(name)
