@@ -79,8 +79,8 @@ def reliability_lines() -> Iterator[str]:
         exits = [case.exit for kind, case in cases if heading in (kind, "all")]
         yield f"| {heading} | {len(exits)} | {sum(map(bool, exits))} | {exits.count(0)} |"
     yield ""
-    slow = sum(case.slow for _, case in cases)
-    yield f"`pytest tests/bad_input`; {slow} that start Ray are left to `make test-all`. Row by row in"
+    left = sum(case.exhaustive for _, case in cases)
+    yield f"`pytest tests/bad_input`; {left} that start Ray are left to `make test-all`. Row by row in"
     yield "[bad input](bad-input.md)."
 
 

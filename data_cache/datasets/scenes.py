@@ -90,11 +90,11 @@ class Scenes(SegmentationDataset):
         self.size = _check_size(size)
         self.seed = _check_seed(seed)
         self._count = _check_counts(counts, split)
-        self.image_ids = tuple(f"{split}-{index:05d}" for index in range(self._count))
         self._folder = None if root is None else Path(root) / self._folder_name()
         self._arrays: dict[str, NDArray[Any]] = {}
         if self._folder is not None and not self._folder.is_dir():
             self._render_into(self._folder)
+        self.image_ids = tuple(f"{split}-{index:05d}" for index in range(self._count))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the memory maps behind: pickled, they would travel as whole arrays."""

@@ -267,9 +267,9 @@ CASES = [
     ),
     Case("counts of scenes as a list", _file(OWN, "--set", "data.options.counts=[4, 2]"), ("counts", "a table")),
     Case(
-        "10^6 scenes, for which the disk has no room",
-        _file(OWN, "--set", "data.options={size=[4096, 4096], counts={train=1000000, val=1, test=1}}"),
-        ("1000000 drawn scenes", "GB are free", "--workdir"),
+        "10^7 scenes, for which the disk has no room",
+        _file(OWN, "--set", "data.options={size=[4096, 4096], counts={train=10000000, val=1, test=1}}"),
+        ("10000000 drawn scenes", "GB are free", "--workdir"),
     ),
     Case(
         "a folder without its dataset", lambda world: ["datasets", "--data-root", world.data], ("which dataset", "NAME")

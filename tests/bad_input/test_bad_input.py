@@ -59,7 +59,9 @@ def files_of_the_user(world: World, changes: tuple[str, ...]) -> dict[str, bytes
 
 def mark(kind: str, case: Case) -> Any:
     """Return the parameters of one test."""
-    return pytest.param(kind, case, id=f"{kind}: {case.input}", marks=[pytest.mark.exhaustive] if case.slow else [])
+    return pytest.param(
+        kind, case, id=f"{kind}: {case.input}", marks=[pytest.mark.exhaustive] if case.exhaustive else []
+    )
 
 
 @pytest.mark.timeout(90, func_only=True)  # the first case of a process also waits for the world it copies

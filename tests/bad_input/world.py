@@ -159,7 +159,7 @@ class Case:
     """What else must hold, above all where the input is legitimate and the exit status 0."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables with which the command runs as a process of its own (seconds: use sparingly)."""
-    slow: bool = False
+    exhaustive: bool = False
     """Whether that process loads or waits for what takes many seconds; `make test-all` tries those."""
     changes: tuple[str, ...] = ()
     """Files of the user's, relative to the world, that the command may write."""

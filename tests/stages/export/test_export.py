@@ -174,6 +174,7 @@ def test_names_are_text_on_the_card(report):
     assert page.count(name) == card.count("\\*y\\*") == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["unet", pytest.param("upernet", marks=pytest.mark.exhaustive)])
 def test_dynamic_files_are_proven_at_four_sizes_one_of_them_odd(tmp_path, architecture):
     """UPerNet has the adaptive pooling that exporters get wrong at sizes other than the traced one; it pads inside."""

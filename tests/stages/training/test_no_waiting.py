@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
 
 import pytest
 import torch
@@ -40,10 +39,14 @@ from stages.training.weighting import WEIGHTINGS, build_weighting
 WITHOUT_WAITING = [name for name in SEG_LOSSES if name != "lovasz"]
 """The loss of Lovász waits, and says so."""
 LOSSES = [
-    (WITHOUT_WAITING[row % len(WITHOUT_WAITING)], [*DEPTH_LOSSES][row % len(DEPTH_LOSSES)], weighting)
-    for row, weighting in zip(range(max(len(WITHOUT_WAITING), len(DEPTH_LOSSES))), itertools.cycle(WEIGHTINGS))
-]
-"""Each loss of either task, beside one of the other: none knows of its neighbour."""
+    pytest.param(
+        seg, depth, tuple(WEIGHTINGS)[(row + column) % len(WEIGHTINGS)],
+        marks=[] if column == row % len(DEPTH_LOSSES) else pytest.mark.exhaustive,
+    )
+    for row, seg in enumerate(WITHOUT_WAITING)
+    for column, depth in enumerate(DEPTH_LOSSES)
+]  # fmt: skip
+"""Each loss beside each of the other task, and under each weighting; first of all, each beside one."""
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:PSPNet's pyramid"),
